@@ -1,0 +1,73 @@
+"""What a model costs: parameters, FLOPs, KV-cache bytes, receptive field. Pure arithmetic, no torch.
+
+Model FLOPs a token = 6 x matmul parameters (head included, embedding look-up not) + 3 x forward
+attention; forward attention = 4 x head_dim x heads x visible pairs a token (PaLM, Chowdhery et al. 2022,
+appendix B, with pairs counted inside the window only).
+"""
+
+from dataclasses import dataclass
+
+from windowlm.attention.window import visible_pairs
+from windowlm.model.config import ModelConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelCost:
+    """Cost of one model at one sequence length.
+
+    Attributes:
+        parameters: all parameters, a tied matrix counted once.
+        matmul_parameters: parameters in matrix products (head included, embedding look-up not).
+        attention_flops_per_token: forward attention FLOPs a token, mean over the sequence.
+        flops_per_token: model FLOPs a token, forward and backward.
+        kv_cache_bytes_per_token: bytes of keys and values that one token adds to the cache of all layers.
+        kv_cache_bytes: bytes of the cache at the sequence length; windowed layers hold at most W tokens.
+        receptive_field: tokens that can influence an output; None when a layer sees everything.
+    """
+
+    parameters: int
+    matmul_parameters: int
+    attention_flops_per_token: float
+    flops_per_token: float
+    kv_cache_bytes_per_token: int
+    kv_cache_bytes: int
+    receptive_field: int | None
+
+
+def model_cost(
+    config: ModelConfig, vocabulary_size: int, sequence_length: int, bytes_per_element: int
+) -> ModelCost:
+    """Cost of ``config`` on unpacked sequences of ``sequence_length`` tokens.
+
+    Args:
+        config: shape of the model.
+        vocabulary_size: rows of the embedding and the head.
+        sequence_length: tokens in a sequence.
+        bytes_per_element: bytes of one cached number, 4 for float32, 2 for bfloat16.
+    """
+    windows = config.layer_windows()
+    attention_width = config.heads * config.head_dim
+    kv_width = config.kv_heads * config.head_dim
+    block = config.dim * (2 * attention_width + 2 * kv_width) + 3 * config.dim * config.feed_forward_dim
+    norms = 2 * config.dim + (2 * config.head_dim if config.qk_norm else 0)
+    embedding = vocabulary_size * config.dim
+    matmul_parameters = config.layers * block + embedding
+    parameters = matmul_parameters + config.layers * norms + config.dim
+    if not config.tied_embeddings:
+        parameters += embedding
+    pairs_per_token = sum(visible_pairs(sequence_length, window) for window in windows) / sequence_length
+    attention_flops = 4 * attention_width * pairs_per_token
+    kv_bytes = 2 * kv_width * bytes_per_element
+    finite = [window for window in windows if window is not None]
+    return ModelCost(
+        parameters=parameters,
+        matmul_parameters=matmul_parameters,
+        attention_flops_per_token=attention_flops,
+        flops_per_token=6 * matmul_parameters + 3 * attention_flops,
+        kv_cache_bytes_per_token=kv_bytes * config.layers,
+        kv_cache_bytes=sum(
+            kv_bytes * (sequence_length if window is None else min(window, sequence_length))
+            for window in windows
+        ),
+        receptive_field=1 + sum(window - 1 for window in finite) if len(finite) == len(windows) else None,
+    )

@@ -1,0 +1,105 @@
+"""The decoder: embedding, pre-norm blocks of windowed attention and a gated MLP, output head.
+
+Shape letters: B batch, T sequence, D model width, V vocabulary.
+"""
+
+import torch
+from torch import nn
+
+from windowlm.attention.layers import SlidingWindowAttention
+from windowlm.attention.window import Visibility
+from windowlm.model.config import ModelConfig
+from windowlm.model.feed_forward import FeedForward
+from windowlm.model.initialization import initialize
+
+
+class Block(nn.Module):
+    """One pre-norm residual block: windowed attention, then the feed-forward network."""
+
+    def __init__(self, config: ModelConfig, window: int | None) -> None:
+        super().__init__()
+        self.attention_norm = nn.RMSNorm(config.dim, eps=config.norm_epsilon)
+        self.attention = SlidingWindowAttention(
+            config.dim,
+            heads=config.heads,
+            dim_head=config.head_dim,
+            window_size=window,
+            dropout=config.attention_dropout,
+            kv_heads=config.kv_heads,
+            qk_norm=config.qk_norm,
+            rotary=config.rotary,
+            backend=config.backend,
+        )
+        self.feed_forward_norm = nn.RMSNorm(config.dim, eps=config.norm_epsilon)
+        self.feed_forward = FeedForward(config.dim, config.feed_forward_dim)
+
+    def forward(
+        self, hidden_BTD: torch.Tensor, visibility: Visibility, positions_BT: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Map ``[B, T, D]`` to the same shape."""
+        attended_BTD = self.attention(
+            self.attention_norm(hidden_BTD), positions_BT=positions_BT, visibility=visibility
+        )
+        hidden_BTD = hidden_BTD + attended_BTD
+        output_BTD: torch.Tensor = hidden_BTD + self.feed_forward(self.feed_forward_norm(hidden_BTD))
+        return output_BTD
+
+
+class Decoder(nn.Module):
+    """Decoder-only language model (pre-RMSNorm, rotary positions, grouped-query windowed attention).
+
+    Args:
+        config: shape of the model.
+        vocabulary_size: rows of the embedding and of the head, V.
+    """
+
+    def __init__(self, config: ModelConfig, vocabulary_size: int) -> None:
+        super().__init__()
+        self.config = config
+        self.vocabulary_size = vocabulary_size
+        self.layer_windows = config.layer_windows()
+        self.embedding = nn.Embedding(vocabulary_size, config.dim)
+        self.blocks = nn.ModuleList(Block(config, window) for window in self.layer_windows)
+        self.final_norm = nn.RMSNorm(config.dim, eps=config.norm_epsilon)
+        self.head = nn.Linear(config.dim, vocabulary_size, bias=False)
+        if config.tied_embeddings:
+            self.head.weight = self.embedding.weight
+        initialize(self, config.layers)
+
+    def forward(
+        self,
+        tokens_BT: torch.Tensor,
+        documents_BT: torch.Tensor | None = None,
+        positions_BT: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Logits of the next token.
+
+        Args:
+            tokens_BT: token ids.
+            documents_BT: document of each token, -1 for padding; tokens of one document never see
+                another's. None: each row is one document.
+            positions_BT: position of each token in its document; None counts along the row, which is
+                the same for windowed rotary attention but not bit for bit.
+
+        Returns:
+            ``[B, T, V]`` in the dtype of the weights (or of autocast).
+        """
+        logits_BTV: torch.Tensor = self.head(self.hidden(tokens_BT, documents_BT, positions_BT))
+        return logits_BTV
+
+    def hidden(
+        self,
+        tokens_BT: torch.Tensor,
+        documents_BT: torch.Tensor | None = None,
+        positions_BT: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Final normed states ``[B, T, D]``, for callers that apply the head in pieces."""
+        hidden_BTD = self.embedding(tokens_BT)
+        visibilities = {
+            window: Visibility.build(window=window, documents_BT=documents_BT, positions_BT=positions_BT)
+            for window in set(self.layer_windows)
+        }
+        for block, window in zip(self.blocks, self.layer_windows, strict=True):
+            hidden_BTD = block(hidden_BTD, visibilities[window], positions_BT)
+        output_BTD: torch.Tensor = self.final_norm(hidden_BTD)
+        return output_BTD

@@ -1,0 +1,23 @@
+"""Gated feed-forward network (SwiGLU, Shazeer 2020, arXiv:2002.05202).
+
+Shape letters: B batch, T sequence, D model width.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+class FeedForward(nn.Module):
+    """``down(silu(gate(x)) * up(x))``, without biases; maps ``[B, T, D]`` to the same shape."""
+
+    def __init__(self, dim: int, hidden_dim: int) -> None:
+        super().__init__()
+        self.gate = nn.Linear(dim, hidden_dim, bias=False)
+        self.up = nn.Linear(dim, hidden_dim, bias=False)
+        self.down = nn.Linear(hidden_dim, dim, bias=False)
+
+    def forward(self, hidden_BTD: torch.Tensor) -> torch.Tensor:
+        """Apply the network to each position on its own."""
+        output_BTD: torch.Tensor = self.down(F.silu(self.gate(hidden_BTD)) * self.up(hidden_BTD))
+        return output_BTD

@@ -1,0 +1,155 @@
+"""Settings of optimizer, trainer, checkpoints and logger."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+DEFAULT_BUDGET_SECONDS = 180.0
+
+Precision = Literal["32-true", "16-mixed", "bf16-mixed", "bf16-true"]
+BYTES_PER_ELEMENT: dict[str, int] = {"32-true": 4, "16-mixed": 2, "bf16-mixed": 2, "bf16-true": 2}
+
+
+def _at_least(owner: object, minimum: float, names: tuple[str, ...]) -> None:
+    for name in names:
+        value = getattr(owner, name)
+        if value is not None and not value >= minimum:
+            raise ValueError(f"{name}={value}: must be at least {minimum:g}; try {name}={minimum:g}")
+
+
+def _inside(owner: object, names: tuple[str, ...], good: float) -> None:
+    for name in names:
+        value = getattr(owner, name)
+        if not 0 <= value <= 1:
+            raise ValueError(f"{name}={value}: must lie between 0 and 1; try {name}={good:g}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW (Loshchilov and Hutter 2019) and the learning-rate schedule over the budget.
+
+    Args:
+        lr: peak learning rate.
+        betas: decay of the running mean and mean square of the gradients.
+        epsilon: added to the root of the mean square.
+        weight_decay: decoupled decay, on matrices only.
+        gradient_clip: largest norm of the whole gradient; null leaves it as it is.
+        schedule: ``cosine`` (warm-up, then half a cosine), ``warmup_stable_decay`` (warm-up, plateau,
+            linear decay) or ``constant`` (after the warm-up).
+        warmup_fraction: share of the budget over which the rate rises linearly from 0.
+        decay_fraction: share of the budget over which ``warmup_stable_decay`` falls.
+        final_lr_fraction: last rate as a share of ``lr``.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+
+    lr: float = 4e-3
+    betas: tuple[float, float] = (0.9, 0.95)
+    epsilon: float = 1e-8
+    weight_decay: float = 0.1
+    gradient_clip: float | None = 1.0
+    schedule: Literal["cosine", "warmup_stable_decay", "constant"] = "cosine"
+    warmup_fraction: float = 0.02
+    decay_fraction: float = 0.3
+    final_lr_fraction: float = 0.05
+
+    def __post_init__(self) -> None:
+        for name in ("lr", "epsilon", "gradient_clip"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < float("inf"):
+                raise ValueError(f"{name}={value}: must be a finite number above 0; try {name}=0.001")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas={list(self.betas)}: each must lie in [0, 1); try betas=[0.9,0.95]")
+        _at_least(self, 0, ("weight_decay",))
+        _inside(self, ("warmup_fraction", "decay_fraction", "final_lr_fraction"), 0.1)
+        if self.schedule == "warmup_stable_decay" and self.warmup_fraction + self.decay_fraction > 1:
+            raise ValueError(
+                f"decay_fraction={self.decay_fraction}: with warmup_fraction={self.warmup_fraction} the two take "
+                f"more than the whole budget; try decay_fraction={1 - self.warmup_fraction:g}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainerConfig:
+    """Budget, device and rhythm of a run.
+
+    Args:
+        max_steps: budget in optimizer steps.
+        max_tokens: budget in trained tokens.
+        max_seconds: budget in seconds of training; the schedule follows the clock. With none of the three
+            given a run takes 180 seconds.
+        max_time: wall-clock limit in seconds for the whole command; the run then stops between two steps,
+            saves and exits with status 75, and ``resume=auto`` goes on.
+        device: ``auto`` takes a GPU where there is one.
+        accumulate_batches: batches per optimizer step.
+        validate_every_n_steps: steps between two validations; null validates about eight times a run.
+        log_every_n_steps: steps between two logged rows.
+        progress_bar: ``auto`` shows it on an interactive terminal only.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+
+    max_steps: int | None = None
+    max_tokens: int | None = None
+    max_seconds: float | None = None
+    max_time: float | None = None
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    accumulate_batches: int = 1
+    validate_every_n_steps: int | None = None
+    log_every_n_steps: int = 10
+    progress_bar: Literal["auto", "on", "off"] = "auto"
+
+    def __post_init__(self) -> None:
+        given = [name for name in ("max_steps", "max_tokens", "max_seconds") if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise ValueError(
+                f"{given[1]}={getattr(self, given[1])}: the budget is one of max_steps, max_tokens and max_seconds, "
+                f"and {given[0]}={getattr(self, given[0])} is given too; try {given[1]}=null"
+            )
+        _at_least(
+            self,
+            1,
+            ("max_steps", "max_tokens", "accumulate_batches", "validate_every_n_steps", "log_every_n_steps"),
+        )
+        for name in ("max_seconds", "max_time"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < float("inf"):
+                raise ValueError(f"{name}={value}: must be a finite number of seconds above 0; try {name}=60")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """Args:
+    every_n_steps: steps between two saves of the last state; it is saved at the end as well.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+
+    every_n_steps: int = 250
+
+    def __post_init__(self) -> None:
+        _at_least(self, 1, ("every_n_steps",))
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoggerConfig:
+    """Where metrics go besides ``metrics.jsonl``, which every run writes.
+
+    Args:
+        kind: ``wandb``, ``csv`` (the same rows as ``metrics.csv``) or ``none``.
+        project: W&B project.
+        entity: W&B team or user; null is the account's default.
+        group: W&B group; null is the sweep's folder name under ``-m`` and none otherwise.
+        name: W&B run name; null is the run folder's name.
+        tags: W&B tags.
+        mode: ``auto`` is online when a key is configured and offline otherwise.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+
+    kind: Literal["wandb", "csv", "none"] = "wandb"
+    project: str = "windowlm"
+    entity: str | None = None
+    group: str | None = None
+    name: str | None = None
+    tags: list[str] | None = None
+    mode: Literal["auto", "online", "offline"] = "auto"
