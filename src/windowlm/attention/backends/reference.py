@@ -1,0 +1,44 @@
+"""The oracle: attention written as its definition, with the whole T x S matrix of weights.
+
+Shapes: B batch, T queries, S keys, K key-value heads, G query heads a key-value head, D head dimension.
+"""
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
+
+from ..window import Visibility
+from .capability import Capabilities
+
+CAPABILITIES = Capabilities(
+    purpose="the oracle; memory grows with T x S",
+    dtypes=frozenset({torch.float64, torch.float32, torch.bfloat16, torch.float16}),
+    bidirectional=True,
+    sinks=True,
+    documents=True,
+    separate_keys=True,
+    dropout=True,
+    gradients=True,
+)
+
+
+def attend(
+    query_BTHD: Tensor,
+    key_BSKD: Tensor,
+    value_BSKD: Tensor,
+    visibility: Visibility,
+    *,
+    scale: float,
+    dropout: float,
+) -> Tensor:
+    """Softmax attention in float32, or in float64 where the query has it; returns [B, T, H, D]."""
+    dtype = torch.promote_types(query_BTHD.dtype, torch.float32)
+    query = rearrange(query_BTHD, "b t (k g) d -> b k g t d", k=key_BSKD.shape[2]).to(dtype)
+    key, value = (rearrange(tensor, "b s k d -> b k 1 s d").to(dtype) for tensor in (key_BSKD, value_BSKD))
+    visible = visibility.mask(query_BTHD.shape[1], key_BSKD.shape[1], query_BTHD.device)[:, None, None]
+    with torch.autocast(query.device.type, enabled=False):
+        scores = (query @ key.mT * scale).masked_fill(~visible, -torch.inf)
+        weights = scores.softmax(-1).masked_fill(~visible, 0.0)
+        output = F.dropout(weights, dropout) @ value
+    return rearrange(output, "b k g t d -> b t (k g) d").to(query_BTHD.dtype)

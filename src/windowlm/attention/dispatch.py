@@ -1,0 +1,171 @@
+"""One attention function over all backends: checks the call, chooses who computes it, and says so once.
+
+Shapes: B batch, T queries, S keys, H query heads, K key-value heads, D head dimension.
+"""
+
+import logging
+from functools import cache
+from importlib import import_module
+from types import ModuleType
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .backends.capability import Capabilities, Request
+from .config import BACKENDS
+from .window import Visibility
+
+log = logging.getLogger(__name__)
+
+FASTEST_FIRST = ("banded", "reference")
+
+
+class Choice(NamedTuple):
+    """The backend of a call and why it serves it."""
+
+    name: str
+    reason: str
+
+
+def attention(
+    query_BTHD: Tensor,
+    key_BSKD: Tensor,
+    value_BSKD: Tensor,
+    visibility: Visibility,
+    *,
+    backend: str = "auto",
+    dropout: float = 0.0,
+    scale: float | None = None,
+) -> Tensor:
+    """Softmax attention of each query over the keys that `visibility` shows it.
+
+    Query head h reads key-value head `h // (H // K)`; keys and values are not repeated in memory. A query
+    that sees nothing gets zeros.
+
+    Args:
+        query_BTHD: [B, T, H, D], floating point.
+        key_BSKD: [B, S, K, D] of the same dtype and device; without positions of their own in `visibility`
+            the queries are the last T of the S keys.
+        value_BSKD: like `key_BSKD`.
+        visibility: window, documents, padding and positions.
+        backend: a name of `config.BACKENDS`; "auto" takes the fastest that supports the call.
+        dropout: probability of dropping an attention weight.
+        scale: factor on the scores, default `D ** -0.5`.
+
+    Returns:
+        [B, T, H, D] in the dtype of the query.
+
+    Raises:
+        ValueError: where shapes, dtypes, devices or settings do not fit, or the named backend cannot
+            honour the call.
+    """
+    _check_tensors(query_BTHD, key_BSKD, value_BSKD, visibility)
+    if not 0.0 <= dropout < 1.0:
+        raise ValueError(
+            f"dropout={dropout!r}: a probability from 0 up to but not including 1 is allowed; try 0.1"
+        )
+    request = Request(
+        device=query_BTHD.device.type,
+        dtype=query_BTHD.dtype,
+        head_dim=query_BTHD.shape[-1],
+        window=visibility.window,
+        causal=visibility.causal,
+        sinks=visibility.sinks,
+        documents=visibility.documents is not None,
+        separate_keys=visibility.separate_keys,
+        dropout=dropout,
+        gradients=torch.is_grad_enabled()
+        and (query_BTHD.requires_grad or key_BSKD.requires_grad or value_BSKD.requires_grad),
+    )
+    choice = choose_backend(backend, request)
+    if not torch.compiler.is_compiling():
+        _report(choice, request.device)
+    output_BTHD: Tensor = _module(choice.name).attend(
+        query_BTHD,
+        key_BSKD,
+        value_BSKD,
+        visibility,
+        scale=query_BTHD.shape[-1] ** -0.5 if scale is None else scale,
+        dropout=dropout,
+    )
+    return output_BTHD
+
+
+def choose_backend(backend: str, request: Request) -> Choice:
+    """Name the backend that serves the request, and the reason in words for a log or a plan.
+
+    Raises:
+        ValueError: for an unknown name, or one that cannot honour the request, with the reason and the
+            backends that can.
+    """
+    if backend not in BACKENDS:
+        raise ValueError(f"backend={backend!r}: {', '.join(BACKENDS)} are allowed; try backend=auto")
+    refusals = {name: capabilities(name).refusal(request) for name in FASTEST_FIRST}
+    able = [name for name in FASTEST_FIRST if refusals[name] is None]
+    if not able:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in refusals.items())
+        raise ValueError(f"backend={backend!r}: no backend can serve this call ({reasons})")
+    if backend == "auto":
+        passed_over = FASTEST_FIRST[: FASTEST_FIRST.index(able[0])]
+        reason = "".join(f"; not {name}: {refusals[name]}" for name in passed_over)
+        return Choice(able[0], f"fastest that supports the call ({capabilities(able[0]).purpose}){reason}")
+    if refusals[backend] is not None:
+        raise ValueError(
+            f"backend={backend!r} cannot serve this call: {refusals[backend]}; "
+            f"{', '.join(able)} can; try backend={able[0]}"
+        )
+    return Choice(backend, "asked for by name")
+
+
+def capabilities(name: str) -> Capabilities:
+    """What the backend declares to support."""
+    declared: Capabilities = _module(name).CAPABILITIES
+    return declared
+
+
+def _module(name: str) -> ModuleType:
+    return import_module(f".backends.{name}", __package__)
+
+
+@cache
+def _report(choice: Choice, device: str) -> None:
+    log.info("attention on %s: backend %s, %s", device, choice.name, choice.reason)
+
+
+def _check_tensors(query_BTHD: Tensor, key_BSKD: Tensor, value_BSKD: Tensor, visibility: Visibility) -> None:
+    named = {"query": query_BTHD, "key": key_BSKD, "value": value_BSKD}
+    for name, tensor in named.items():
+        if tensor.dim() != 4:
+            raise ValueError(
+                f"{name} has shape {tuple(tensor.shape)}: "
+                "four dimensions [batch, tokens, heads, head dimension] are allowed"
+            )
+        if not tensor.is_floating_point():
+            raise ValueError(f"{name} has dtype {tensor.dtype}: a floating-point dtype is allowed")
+        if tensor.dtype != query_BTHD.dtype or tensor.device != query_BTHD.device:
+            raise ValueError(
+                f"{name} is {tensor.dtype} on {tensor.device}, "
+                f"query {query_BTHD.dtype} on {query_BTHD.device}: give all three one dtype and device"
+            )
+        if 0 in tensor.shape:
+            raise ValueError(f"{name} has shape {tuple(tensor.shape)}: sizes from 1 on are allowed")
+    batch, _, heads, head_dim = query_BTHD.shape
+    if key_BSKD.shape != value_BSKD.shape:
+        raise ValueError(
+            f"key has shape {tuple(key_BSKD.shape)}, value {tuple(value_BSKD.shape)}: give equal shapes"
+        )
+    if key_BSKD.shape[0] != batch or key_BSKD.shape[3] != head_dim:
+        raise ValueError(
+            f"query has shape {tuple(query_BTHD.shape)}, key {tuple(key_BSKD.shape)}: "
+            "give one batch size and one head dimension"
+        )
+    if heads % key_BSKD.shape[2]:
+        raise ValueError(
+            f"{heads} query heads over {key_BSKD.shape[2]} key-value heads: give a divisor of {heads}"
+        )
+    described = visibility.documents if visibility.positions is None else visibility.positions
+    if described is not None and described.shape[0] not in (1, batch):
+        raise ValueError(
+            f"visibility describes {described.shape[0]} rows, the query has {batch}; give one a row"
+        )

@@ -1,0 +1,186 @@
+"""The attention layer: projections, rotary embedding and windowed attention.
+
+Shapes: B batch, T tokens, H query heads, K key-value heads, D head dimension.
+"""
+
+from typing import Any
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from .config import RotaryConfig
+from .dispatch import attention
+from .rotary import RotaryEmbedding, Rotation
+from .window import Visibility, check_window
+
+DEFAULT_ROTARY = RotaryConfig()
+
+
+class SlidingWindowAttention(nn.Module):
+    """Multi-head attention in which a token sees the last `window_size` tokens, itself included.
+
+    With window_size=2, rows are tokens and 1 marks what they see:
+
+        1 0 0 0
+        1 1 0 0
+        0 1 1 0
+        0 0 1 1
+
+    Args:
+        dim: size of the hidden states.
+        heads: query heads.
+        dim_head: size of a head; a multiple of 2 with rotary embedding.
+        window_size: tokens seen, the own one included; None for all.
+        dropout: probability of dropping an attention weight, in training only.
+        kv_heads: key-value heads, a divisor of `heads` (Ainslie et al. 2023, https://arxiv.org/abs/2305.13245);
+            None for as many as `heads`.
+        causal: hide later tokens; False shows `window_size - 1` tokens on both sides.
+        backend: who computes, a name of `config.BACKENDS`.
+        rotary: rotary position embedding; None for no positions at all.
+        qk_norm: RMS-normalise each head's queries and keys before the rotation
+            (Henry et al. 2020, https://arxiv.org/abs/2010.04245; with RMS as in Qwen 3 and OLMo 2).
+
+    Raises:
+        ValueError: where a size is out of range, naming it.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int = 8,
+        dim_head: int = 64,
+        window_size: int | None = 512,
+        dropout: float = 0.1,
+        *,
+        kv_heads: int | None = None,
+        causal: bool = True,
+        backend: str = "auto",
+        rotary: RotaryConfig | None = DEFAULT_ROTARY,
+        qk_norm: bool = False,
+    ) -> None:
+        super().__init__()
+        kv_heads = heads if kv_heads is None else kv_heads
+        for name, size in (("dim", dim), ("heads", heads), ("dim_head", dim_head), ("kv_heads", kv_heads)):
+            if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+                raise ValueError(f"{name}={size!r}: a whole number from 1 on is allowed; try {name}=8")
+        if heads % kv_heads:
+            raise ValueError(
+                f"kv_heads={kv_heads}: a divisor of heads={heads} is allowed; try kv_heads={heads}"
+            )
+        if not 0.0 <= dropout < 1.0:
+            raise ValueError(
+                f"dropout={dropout!r}: from 0 up to but not including 1 is allowed; try dropout=0.1"
+            )
+        self.window_size = check_window(window_size, "window_size")
+        self.heads, self.kv_heads, self.dim_head = heads, kv_heads, dim_head
+        self.dropout, self.causal, self.backend = dropout, causal, backend
+        self.query = nn.Linear(dim, heads * dim_head, bias=False)
+        self.key = nn.Linear(dim, kv_heads * dim_head, bias=False)
+        self.value = nn.Linear(dim, kv_heads * dim_head, bias=False)
+        self.output = nn.Linear(heads * dim_head, dim, bias=False)
+        self.rotary = None if rotary is None else RotaryEmbedding(dim_head, rotary)
+        self.query_norm = nn.RMSNorm(dim_head) if qk_norm else None
+        self.key_norm = nn.RMSNorm(dim_head) if qk_norm else None
+
+    def extra_repr(self) -> str:
+        """Say what `print(model)` would not show."""
+        return (
+            f"heads={self.heads}, kv_heads={self.kv_heads}, window_size={self.window_size}, "
+            f"causal={self.causal}, dropout={self.dropout}, backend={self.backend}"
+        )
+
+    def forward(
+        self,
+        hidden_BTD: Tensor,
+        mask: Tensor | None = None,
+        *,
+        positions_BT: Tensor | None = None,
+        visibility: Visibility | None = None,
+    ) -> Tensor:
+        """Mix each token with those it sees.
+
+        Args:
+            hidden_BTD: [B, T, dim].
+            mask: bool [B, T], True where there is a token, False for padding.
+            positions_BT: whole-number positions for the rotation, default 0 .. T-1.
+            visibility: built once a batch and shared by layers of one window; without it the layer builds
+                its own from `mask`.
+
+        Returns:
+            [B, T, dim]; zeros where a token sees nothing.
+
+        Raises:
+            ValueError: for a hidden state of other rank or size, a mask beside a visibility, or a
+                visibility of another window or direction.
+        """
+        if hidden_BTD.dim() != 3 or hidden_BTD.shape[-1] != self.query.in_features:
+            raise ValueError(
+                f"hidden_BTD has shape {tuple(hidden_BTD.shape)}: "
+                f"[batch, tokens, {self.query.in_features}] is allowed"
+            )
+        visibility = self._visibility(hidden_BTD, mask, visibility)
+        query_BTHD = rearrange(self.query(hidden_BTD), "b t (h d) -> b t h d", h=self.heads)
+        key_BTKD = rearrange(self.key(hidden_BTD), "b t (k d) -> b t k d", k=self.kv_heads)
+        value_BTKD = rearrange(self.value(hidden_BTD), "b t (k d) -> b t k d", k=self.kv_heads)
+        if self.query_norm is not None and self.key_norm is not None:
+            dtype = self.query_norm.weight.dtype
+            query_BTHD = self.query_norm(query_BTHD.to(dtype)).to(value_BTKD.dtype)
+            key_BTKD = self.key_norm(key_BTKD.to(dtype)).to(value_BTKD.dtype)
+        if self.rotary is not None:
+            rotation = self._rotation(self.rotary, hidden_BTD, positions_BT, visibility)
+            query_BTHD = self.rotary.rotate(query_BTHD, rotation)
+            key_BTKD = self.rotary.rotate(key_BTKD, rotation)
+        mixed_BTHD = attention(
+            query_BTHD,
+            key_BTKD,
+            value_BTKD,
+            visibility,
+            backend=self.backend,
+            dropout=self.dropout if self.training else 0.0,
+        )
+        mixed: Tensor = self.output(rearrange(mixed_BTHD, "b t h d -> b t (h d)"))
+        return mixed
+
+    def _visibility(
+        self, hidden_BTD: Tensor, mask: Tensor | None, visibility: Visibility | None
+    ) -> Visibility:
+        if visibility is None:
+            if mask is not None and mask.shape != hidden_BTD.shape[:2]:
+                raise ValueError(
+                    f"mask has shape {tuple(mask.shape)}: {tuple(hidden_BTD.shape[:2])} is allowed"
+                )
+            return Visibility.build(window=self.window_size, causal=self.causal, mask_BT=mask)
+        if mask is not None:
+            raise ValueError("mask beside visibility: give the mask to Visibility.build(mask_BT=...) instead")
+        if (visibility.window, visibility.causal) != (self.window_size, self.causal):
+            raise ValueError(
+                f"visibility has window={visibility.window}, causal={visibility.causal}, the layer "
+                f"window_size={self.window_size}, causal={self.causal}; build one for each window"
+            )
+        return visibility
+
+    def _rotation(
+        self, rotary: RotaryEmbedding, hidden_BTD: Tensor, positions_BT: Tensor | None, visibility: Visibility
+    ) -> Rotation:
+        positions_BT = visibility.positions if positions_BT is None else positions_BT
+        if positions_BT is None:
+            positions_BT = torch.arange(hidden_BTD.shape[1], device=hidden_BTD.device)[None]
+            return visibility.once(
+                ("rotation", rotary.config, rotary.rotated, hidden_BTD.shape[1], hidden_BTD.device),
+                lambda: rotary.rotation(positions_BT),
+            )
+        if positions_BT is visibility.positions:
+            return visibility.once(
+                ("rotation", rotary.config, rotary.rotated), lambda: rotary.rotation(positions_BT)
+            )
+        return rotary.rotation(positions_BT)
+
+
+class FlashAttention(SlidingWindowAttention):
+    """`SlidingWindowAttention` without a window: every token sees all tokens before it, and itself."""
+
+    def __init__(
+        self, dim: int, heads: int = 8, dim_head: int = 64, dropout: float = 0.0, **options: Any
+    ) -> None:
+        super().__init__(dim, heads, dim_head, None, dropout, **options)

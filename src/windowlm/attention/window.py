@@ -1,0 +1,315 @@
+"""What a query may see: the one definition of the window, and the only file that computes a mask bound.
+
+A window of W counts the keys a query may see, itself included. Key j is visible to query i iff
+`0 <= i - j < W` (causal) or `|i - j| < W` (bidirectional); `None` is no window. W = 3 over six tokens:
+
+    causal         bidirectional
+    1 0 0 0 0 0    1 1 1 0 0 0
+    1 1 0 0 0 0    1 1 1 1 0 0
+    1 1 1 0 0 0    1 1 1 1 1 0
+    0 1 1 1 0 0    0 1 1 1 1 1
+    0 0 1 1 1 0    0 0 1 1 1 1
+    0 0 0 1 1 1    0 0 0 1 1 1
+
+Shapes: B batch, T queries, S keys; a leading 1 stands for any batch.
+"""
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Self, TypeVar
+
+import torch
+from torch import Tensor
+
+PADDING = -1
+Prepared = TypeVar("Prepared")
+
+
+def check_window(window: object, name: str = "window") -> int | None:
+    """Return the window if it is None or a whole number from 1 on.
+
+    Raises:
+        ValueError: for zero, negative numbers, fractions, booleans and anything else.
+    """
+    if window is None:
+        return None
+    if isinstance(window, bool) or not isinstance(window, int) or window < 1:
+        raise ValueError(
+            f"{name}={window!r}: a whole number from 1 on (keys seen, the query's own included) "
+            f"or null for no window is allowed; try {name}=512"
+        )
+    return window
+
+
+def within_window(distance: Tensor, window: int | None, causal: bool) -> Tensor:
+    """Whether a key at `distance = query position - key position` lies in the window (bool, same shape)."""
+    if causal:
+        visible = distance >= 0
+        return visible if window is None else visible & (distance < window)
+    return torch.ones_like(distance, dtype=torch.bool) if window is None else distance.abs() < window
+
+
+def reach(window: int, causal: bool) -> tuple[int, int]:
+    """How many keys behind and ahead of itself a query sees; also the `window_size` tuple of flash-attn."""
+    return window - 1, 0 if causal else window - 1
+
+
+def visible_pairs(length: int, window: int | None) -> int:
+    """Query-key pairs that a causal window shows in one document of `length` tokens."""
+    full = length if window is None else min(window, length)
+    return full * (full + 1) // 2 + (length - full) * full
+
+
+def receptive_field(windows: Sequence[int | None]) -> int | None:
+    """Tokens that can influence an output of stacked layers, `1 + sum(W - 1)`; None where one sees all."""
+    reach_of_all = 1
+    for window in windows:
+        if window is None:
+            return None
+        reach_of_all += window - 1
+    return reach_of_all
+
+
+class Places(NamedTuple):
+    """Where queries and keys stand: position within the document, and the document (None: all the same)."""
+
+    query_positions: Tensor
+    key_positions: Tensor
+    query_documents: Tensor | None
+    key_documents: Tensor | None
+
+
+@dataclass(frozen=True, eq=False)
+class Visibility:
+    """What each query of a batch may see; build it once a batch and share it over layers of one window.
+
+    A key is visible iff it is within the window (or among the first `sinks` tokens of the document), in
+    the query's document, not padding and, if `causal`, not in the future. Positions decide, not indices.
+
+    Create it with `Visibility.build`, which checks its arguments.
+
+    Attributes:
+        window: keys a query may see, itself included; None for no window.
+        causal: whether keys of later positions are hidden.
+        sinks: how many first tokens of a document stay visible to all of it.
+        positions: [B, T], place of each query in its document; None: from the documents or the order.
+        documents: int32 [B, T], document of each query, -1 for padding; None: one document, no padding.
+        key_positions, key_documents: [B, S], the same for keys that are not the queries' own tokens
+            (a cache). Without them the queries are the last T of the S keys.
+    """
+
+    window: int | None = None
+    causal: bool = True
+    sinks: int = 0
+    positions: Tensor | None = None
+    documents: Tensor | None = None
+    key_positions: Tensor | None = None
+    key_documents: Tensor | None = None
+    _prepared: dict[Hashable, Any] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def build(
+        cls,
+        *,
+        window: int | None,
+        causal: bool = True,
+        sinks: int = 0,
+        documents_BT: Tensor | None = None,
+        positions_BT: Tensor | None = None,
+        mask_BT: Tensor | None = None,
+        key_documents_BS: Tensor | None = None,
+        key_positions_BS: Tensor | None = None,
+    ) -> Self:
+        """Check the arguments and combine `mask_BT` (bool, True = token) with the documents.
+
+        The values of tensors are checked too, except inside a compiled graph.
+
+        Raises:
+            ValueError: for a bad window or sinks, wrong ranks, shapes or dtypes, documents whose numbers
+                decrease, and positions that do not advance with the tokens of their document.
+        """
+        check_window(window)
+        if isinstance(sinks, bool) or not isinstance(sinks, int) or sinks < 0:
+            raise ValueError(f"sinks={sinks!r}: a whole number from 0 on is allowed; try sinks=4")
+        if mask_BT is not None:
+            _check_matrix("mask_BT", mask_BT, torch.bool)
+            documents_BT = (
+                torch.zeros_like(mask_BT, dtype=torch.int32) if documents_BT is None else documents_BT
+            )
+            _check_same_shape("documents_BT", documents_BT, "mask_BT", mask_BT)
+            documents_BT = documents_BT.masked_fill(~mask_BT, PADDING)
+        for name, tensor in (
+            ("documents_BT", documents_BT),
+            ("positions_BT", positions_BT),
+            ("key_documents_BS", key_documents_BS),
+            ("key_positions_BS", key_positions_BS),
+        ):
+            if tensor is not None:
+                _check_matrix(name, tensor, torch.int32, torch.int64)
+        if positions_BT is not None and documents_BT is not None:
+            _check_same_shape("positions_BT", positions_BT, "documents_BT", documents_BT)
+        if key_positions_BS is None and key_documents_BS is not None:
+            raise ValueError("key_documents_BS without key_positions_BS: give the keys' positions too")
+        if key_positions_BS is not None:
+            if positions_BT is None:
+                raise ValueError("key_positions_BS without positions_BT: give the queries' positions too")
+            if (documents_BT is None) != (key_documents_BS is None):
+                raise ValueError("documents_BT and key_documents_BS: give both or neither")
+            if key_documents_BS is not None:
+                _check_same_shape("key_documents_BS", key_documents_BS, "key_positions_BS", key_positions_BS)
+        elif not torch.compiler.is_compiling():
+            _check_order(documents_BT, positions_BT)
+        return cls(window, causal, sinks, positions_BT, documents_BT, key_positions_BS, key_documents_BS)
+
+    @property
+    def separate_keys(self) -> bool:
+        """Whether the keys carry positions of their own and may stand in any order."""
+        return self.key_positions is not None
+
+    def covers(self, keys: int) -> bool:
+        """Whether the window hides none of so many keys, so that attention is full."""
+        return self.window is None or self.window >= keys
+
+    def once(self, name: Hashable, prepare: Callable[[], Prepared]) -> Prepared:
+        """Return what `prepare` made when first called under this name: work done once a batch."""
+        if name in self._prepared:
+            prepared: Prepared = self._prepared[name]
+            return prepared
+        prepared = prepare()
+        if not torch.compiler.is_compiling():
+            self._prepared[name] = prepared
+        return prepared
+
+    def places(self, queries: int, keys: int, device: torch.device) -> Places:
+        """Positions [B, T] and [B, S] and documents (or None) of queries and keys.
+
+        Raises:
+            ValueError: where the tensors' lengths are not those of the call, or there are fewer keys than
+                queries and no positions of the keys to say where they stand.
+        """
+        return self.once(("places", queries, keys, device), lambda: self._places(queries, keys, device))
+
+    def _places(self, queries: int, keys: int, device: torch.device) -> Places:
+        for name, tensor, length in (
+            ("documents_BT", self.documents, queries),
+            ("positions_BT", self.positions, queries),
+            ("key_positions_BS", self.key_positions, keys),
+            ("key_documents_BS", self.key_documents, keys),
+        ):
+            if tensor is not None and tensor.shape[1] != length:
+                raise ValueError(
+                    f"{name} has length {tensor.shape[1]}, the call has {length}; give one a token"
+                )
+            if tensor is not None and tensor.device != device:
+                raise ValueError(f"{name} is on {tensor.device}, the call on {device}; move it with .to()")
+        if self.key_positions is not None:
+            assert self.positions is not None
+            return Places(self.positions, self.key_positions, self.documents, self.key_documents)
+        if self.documents is None and self.positions is None:
+            if keys < queries:
+                raise ValueError(
+                    f"{keys} keys for {queries} queries: at least as many keys are allowed; "
+                    "give key_positions_BS to say where fewer keys stand"
+                )
+            positions_1S = torch.arange(keys, device=device)[None]
+            return Places(positions_1S[:, keys - queries :], positions_1S, None, None)
+        if keys != queries:
+            raise ValueError(
+                f"{keys} keys for {queries} queries with documents or positions: "
+                "give key_positions_BS (and key_documents_BS) to say where the keys stand"
+            )
+        positions_BT = self.positions
+        if positions_BT is None:
+            assert self.documents is not None
+            positions_BT = positions_in_documents(self.documents)
+        return Places(positions_BT, positions_BT, self.documents, self.documents)
+
+    def between(self, places: Places) -> Tensor:
+        """Whether each query sees each key of `places`, [..., T, S] from [..., T] and [..., S]; bool."""
+        distance_BTS = places.query_positions[..., :, None] - places.key_positions[..., None, :]
+        visible_BTS = within_window(distance_BTS, self.window, self.causal)
+        if self.sinks:
+            visible_BTS = visible_BTS | (
+                within_window(distance_BTS, None, self.causal)
+                & (places.key_positions < self.sinks)[..., None, :]
+            )
+        if places.query_documents is not None:
+            assert places.key_documents is not None
+            same_BTS = places.query_documents[..., :, None] == places.key_documents[..., None, :]
+            visible_BTS = visible_BTS & same_BTS & (places.key_documents != PADDING)[..., None, :]
+        return visible_BTS
+
+    def mask(self, queries: int, keys: int, device: torch.device) -> Tensor:
+        """The whole mask [B or 1, T, S], bool: for the reference, tests and pictures."""
+        return self.between(self.places(queries, keys, device))
+
+
+def positions_in_documents(documents_BT: Tensor) -> Tensor:
+    """Position of each token counted from its document's first, int64 [B, T]; padding inside counts on."""
+    index_T = torch.arange(documents_BT.shape[1], device=documents_BT.device)
+    previous_BT = _previous_token(documents_BT)
+    previous_document_BT = documents_BT.gather(1, previous_BT.clamp(min=0))
+    starts_BT = (documents_BT != PADDING) & ((previous_BT < 0) | (documents_BT != previous_document_BT))
+    return index_T - torch.where(starts_BT, index_T, 0).cummax(1).values
+
+
+def _previous_token(documents_BT: Tensor) -> Tensor:
+    """Index of the last token before each place that is not padding, -1 where there is none; [B, T]."""
+    index_T = torch.arange(documents_BT.shape[1], device=documents_BT.device)
+    latest_BT = torch.where(documents_BT != PADDING, index_T, -1).cummax(1).values
+    return torch.nn.functional.pad(latest_BT, (1, 0), value=-1)[:, :-1]
+
+
+def _check_order(documents_BT: Tensor | None, positions_BT: Tensor | None) -> None:
+    if documents_BT is None and positions_BT is None:
+        return
+    if documents_BT is None:
+        assert positions_BT is not None
+        documents_BT = torch.zeros_like(positions_BT)
+    if documents_BT.numel() == 0:
+        return
+    if int(documents_BT.min()) < PADDING:
+        raise ValueError(
+            f"documents_BT holds {int(documents_BT.min())}: numbers from 0 on and -1 for padding are allowed"
+        )
+    previous_BT = _previous_token(documents_BT)
+    follows_BT = (previous_BT >= 0) & (documents_BT != PADDING)
+    previous_BT = previous_BT.clamp(min=0)
+    previous_document_BT = documents_BT.gather(1, previous_BT)
+    _refuse_where(
+        follows_BT & (documents_BT < previous_document_BT),
+        "documents_BT decreases",
+        "the tokens of a document must stand together, numbered upwards from left to right",
+    )
+    if positions_BT is not None:
+        index_T = torch.arange(documents_BT.shape[1], device=documents_BT.device)
+        advance_BT = positions_BT - positions_BT.gather(1, previous_BT)
+        _refuse_where(
+            follows_BT & (documents_BT == previous_document_BT) & (advance_BT != index_T - previous_BT),
+            "positions_BT does not advance by one a token",
+            "positions may restart only where documents_BT changes; "
+            "for keys in another order give key_positions_BS",
+        )
+
+
+def _refuse_where(wrong_BT: Tensor, what: str, allowed: str) -> None:
+    if wrong_BT.any():
+        row, column = wrong_BT.nonzero()[0].tolist()
+        raise ValueError(f"{what} at row {row}, token {column}: {allowed}")
+
+
+def _check_matrix(name: str, tensor: Tensor, *dtypes: torch.dtype) -> None:
+    if tensor.dim() != 2:
+        raise ValueError(
+            f"{name} has shape {tuple(tensor.shape)}: two dimensions [batch, tokens] are allowed"
+        )
+    if tensor.dtype not in dtypes:
+        allowed = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+        raise ValueError(f"{name} has dtype {tensor.dtype}: {allowed} is allowed")
+
+
+def _check_same_shape(name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
+    if tensor.shape != other.shape:
+        raise ValueError(
+            f"{name} has shape {tuple(tensor.shape)}, {other_name} {tuple(other.shape)}: give equal ones"
+        )

@@ -1,0 +1,93 @@
+"""Which backend serves a call, what is refused, and that the choice is said once."""
+
+import logging
+from typing import Any
+
+import pytest
+import torch
+
+from windowlm.attention import dispatch
+from windowlm.attention.backends.capability import Capabilities, Request
+from windowlm.attention.config import BACKENDS
+from windowlm.attention.dispatch import attention, choose_backend
+from windowlm.attention.window import Visibility
+
+
+def test_every_named_backend_is_ranked_for_auto() -> None:
+    assert {"auto", *dispatch.FASTEST_FIRST} == set(BACKENDS)
+
+
+def test_auto_takes_the_fastest_that_can_and_says_why_it_passed_over_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    able = dispatch.capabilities("reference")
+    unable = Capabilities(**{**vars(able), "dropout": False})
+    declared = {"banded": unable, "reference": able}
+    monkeypatch.setattr(dispatch, "capabilities", declared.__getitem__)
+    assert choose_backend("auto", Request()).name == "banded"
+    choice = choose_backend("auto", Request(dropout=0.1))
+    assert choice.name == "reference"
+    assert "not banded: it has no dropout" in choice.reason
+    with pytest.raises(ValueError, match=r"backend='banded' .*no dropout.*; try backend=reference$"):
+        choose_backend("banded", Request(dropout=0.1))
+
+
+@pytest.mark.parametrize(
+    ("limits", "request_", "reason"),
+    [
+        ({"devices": frozenset({"cuda"})}, {}, "does not run on cpu"),
+        ({"dtypes": frozenset({torch.bfloat16})}, {}, "does not compute in torch.float32"),
+        ({"head_dim_limit": 32}, {"head_dim": 64}, "head dimensions up to 32"),
+        ({"bidirectional": False}, {"causal": False}, "no bidirectional"),
+        ({"sinks": False}, {"sinks": 4}, "no sinks"),
+        ({"documents": False}, {"documents": True}, "no documents"),
+        ({"separate_keys": False}, {"separate_keys": True}, "no keys with positions"),
+        ({"gradients": False}, {"gradients": True}, "no gradients"),
+    ],
+)
+def test_a_missing_capability_is_refused_with_its_name(
+    limits: dict[str, Any], request_: dict[str, Any], reason: str
+) -> None:
+    everything = vars(dispatch.capabilities("reference"))
+    assert Capabilities(**everything).refusal(Request(**request_)) is None
+    refusal = Capabilities(**{**everything, **limits}).refusal(Request(**request_))
+    assert refusal is not None
+    assert reason in refusal
+
+
+def test_the_choice_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    dispatch._report.cache_clear()
+    heads = torch.randn(1, 4, 1, 8)
+    with caplog.at_level(logging.INFO, logger=dispatch.__name__):
+        for _ in range(3):
+            attention(heads, heads, heads, Visibility.build(window=2))
+    assert len(caplog.records) == 1
+    assert "backend banded, fastest that supports the call" in caplog.text
+
+
+def test_an_unknown_backend_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"backend='flush': auto, .* are allowed; try backend=auto"):
+        choose_backend("flush", Request())
+
+
+@pytest.mark.parametrize(
+    ("query", "key", "message"),
+    [
+        (torch.ones(2, 3, 4), torch.ones(1, 2, 3, 4), "query has shape"),
+        (torch.ones(1, 2, 3, 4), torch.ones(1, 2, 3, 4).double(), "key is torch.float64"),
+        (torch.ones(1, 2, 3, 4).int(), torch.ones(1, 2, 3, 4), "query has dtype torch.int32"),
+        (torch.ones(1, 2, 3, 4), torch.ones(1, 2, 2, 4), "3 query heads over 2 key-value heads"),
+        (torch.ones(1, 2, 3, 4), torch.ones(2, 2, 3, 4), "give one batch size"),
+        (torch.ones(1, 0, 3, 4), torch.ones(1, 0, 3, 4), "sizes from 1 on"),
+    ],
+)
+def test_tensors_that_do_not_fit_are_refused(query: torch.Tensor, key: torch.Tensor, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        attention(query, key, key, Visibility.build(window=2))
+
+
+def test_a_visibility_of_another_batch_is_refused() -> None:
+    heads = torch.randn(3, 4, 1, 8)
+    visibility = Visibility.build(window=2, documents_BT=torch.zeros(2, 4, dtype=torch.int32))
+    with pytest.raises(ValueError, match="visibility describes 2 rows, the query has 3"):
+        attention(heads, heads, heads, visibility)

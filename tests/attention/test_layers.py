@@ -1,0 +1,156 @@
+"""The layer: the interface it keeps, its options, and that only the past is seen."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import windowlm.attention
+from windowlm import FlashAttention, SlidingWindowAttention
+from windowlm.attention.config import RotaryConfig
+from windowlm.attention.window import Visibility
+
+
+def test_the_usage_of_the_original_repository_runs() -> None:
+    attn = SlidingWindowAttention(dim=512, heads=8, dim_head=64, window_size=512, dropout=0.1)
+    assert attn(torch.randn(1, 1024, 512)).shape == (1, 1024, 512)
+
+
+def test_short_sequences_are_exactly_full_attention() -> None:
+    torch.manual_seed(0)
+    windowed = SlidingWindowAttention(32, 4, 8, window_size=50, dropout=0.0, kv_heads=2)
+    full = FlashAttention(32, 4, 8, kv_heads=2)
+    full.load_state_dict(windowed.state_dict())
+    hidden_BTD = torch.randn(2, 50, 32)
+    assert torch.equal(windowed(hidden_BTD), full(hidden_BTD))
+
+
+@pytest.mark.parametrize("window", [7, None])
+def test_editing_the_last_token_leaves_earlier_outputs_bit_identical(window: int | None) -> None:
+    torch.manual_seed(0)
+    layer = SlidingWindowAttention(32, 4, 8, window, dropout=0.0, qk_norm=True)
+    hidden_BTD = torch.randn(2, 40, 32)
+    edited_BTD = hidden_BTD.clone()
+    edited_BTD[:, -1] += 1
+    before, after = layer(hidden_BTD), layer(edited_BTD)
+    assert torch.equal(before[:, :-1], after[:, :-1])
+    assert not torch.equal(before[:, -1], after[:, -1])
+
+
+def test_the_bidirectional_layer_sees_both_sides() -> None:
+    layer = SlidingWindowAttention(16, 2, 8, window_size=3, dropout=0.0, causal=False)
+    hidden_BTD = torch.randn(1, 12, 16, requires_grad=True)
+    (gradient,) = torch.autograd.grad(layer(hidden_BTD)[0, 5].sum(), hidden_BTD)
+    assert (gradient[0].abs().sum(-1) > 0).nonzero()[:, 0].tolist() == [3, 4, 5, 6, 7]
+
+
+@pytest.mark.parametrize("window", [5, None])
+def test_padding_changes_nothing_and_gives_zeros(window: int | None) -> None:
+    torch.manual_seed(0)
+    layer = SlidingWindowAttention(16, 2, 8, window, dropout=0.0)
+    hidden_BTD = torch.randn(1, 12, 16)
+    mask = torch.tensor([[True] * 12 + [False] * 4])
+    padded = layer(torch.cat([hidden_BTD, torch.randn(1, 4, 16)], 1), mask=mask)
+    torch.testing.assert_close(padded[:, :12], layer(hidden_BTD))
+    assert (padded[:, 12:] == 0).all()
+    left = layer(torch.cat([torch.randn(1, 4, 16), hidden_BTD], 1), mask=mask.flip(1))
+    torch.testing.assert_close(left[:, 4:], layer(hidden_BTD))
+
+
+@pytest.mark.parametrize("window", [5, None])
+def test_a_packed_document_equals_itself_alone(window: int | None) -> None:
+    torch.manual_seed(0)
+    layer = SlidingWindowAttention(16, 2, 8, window, dropout=0.0)
+    hidden_BTD = torch.randn(1, 30, 16)
+    documents_BT = (torch.arange(30) >= 11).int()[None]
+    positions_BT = torch.cat([torch.arange(11), torch.arange(19)])[None]
+    visibility = Visibility.build(window=window, documents_BT=documents_BT, positions_BT=positions_BT)
+    packed = layer(hidden_BTD, visibility=visibility)
+    torch.testing.assert_close(packed[:, :11], layer(hidden_BTD[:, :11]))
+    torch.testing.assert_close(packed[:, 11:], layer(hidden_BTD[:, 11:]))
+
+
+def test_dropout_acts_in_training_only() -> None:
+    layer = SlidingWindowAttention(16, 2, 8, 5, dropout=0.5)
+    hidden_BTD = torch.randn(1, 12, 16)
+    assert not torch.equal(layer(hidden_BTD), layer(hidden_BTD))
+    layer.eval()
+    assert torch.equal(layer(hidden_BTD), layer(hidden_BTD))
+
+
+def test_without_rotation_order_beyond_the_mask_does_not_matter() -> None:
+    layer = SlidingWindowAttention(16, 2, 8, None, dropout=0.0, causal=False, rotary=None)
+    hidden_BTD = torch.randn(1, 12, 16)
+    order = torch.randperm(12)
+    torch.testing.assert_close(layer(hidden_BTD)[:, order], layer(hidden_BTD[:, order]))
+
+
+def test_the_rotation_follows_the_positions_given() -> None:
+    layer = SlidingWindowAttention(16, 2, 8, None, dropout=0.0, rotary=RotaryConfig(base=500.0))
+    hidden_BTD = torch.randn(1, 12, 16)
+    shifted = layer(hidden_BTD, positions_BT=torch.arange(12)[None] + 1000)
+    torch.testing.assert_close(shifted, layer(hidden_BTD), atol=1e-5, rtol=1e-4)
+    stretched = layer(hidden_BTD, positions_BT=torch.arange(12)[None] * 3)
+    assert not torch.allclose(stretched, layer(hidden_BTD), atol=1e-3)
+
+
+@pytest.mark.parametrize("qk_norm", [False, True])
+def test_the_layer_runs_under_autocast_and_in_low_and_double_precision(qk_norm: bool) -> None:
+    layer = SlidingWindowAttention(16, 2, 8, 5, dropout=0.0, qk_norm=qk_norm)
+    hidden_BTD = torch.randn(1, 12, 16)
+    expected = layer(hidden_BTD)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = layer(hidden_BTD)
+    assert mixed.dtype == torch.bfloat16
+    torch.testing.assert_close(mixed.float(), expected, atol=0.02, rtol=0.05)
+    mixed.sum().backward()
+    torch.testing.assert_close(layer.double()(hidden_BTD.double()).float(), expected)
+    low = layer.bfloat16()(hidden_BTD.bfloat16())
+    assert low.dtype == torch.bfloat16
+    torch.testing.assert_close(low.float(), expected, atol=0.02, rtol=0.05)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"kv_heads": 3}, "kv_heads=3"),
+        ({"heads": 0}, "heads=0"),
+        ({"window_size": True}, "window_size=True"),
+        ({"dropout": 1.0}, "dropout=1.0"),
+        ({"dim_head": 7}, "an even number"),
+    ],
+)
+def test_bad_sizes_are_refused_by_name(options: dict[str, int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        SlidingWindowAttention(16, **options)  # type: ignore[arg-type]
+
+
+def test_inputs_that_do_not_fit_are_refused() -> None:
+    layer = SlidingWindowAttention(16, 2, 8, 5)
+    hidden_BTD = torch.randn(1, 12, 16)
+    with pytest.raises(ValueError, match="hidden_BTD has shape"):
+        layer(hidden_BTD[0])
+    with pytest.raises(ValueError, match="mask has shape"):
+        layer(hidden_BTD, mask=torch.ones(1, 11, dtype=torch.bool))
+    with pytest.raises(ValueError, match="visibility has window=6"):
+        layer(hidden_BTD, visibility=Visibility.build(window=6))
+    with pytest.raises(ValueError, match="mask beside visibility"):
+        layer(hidden_BTD, torch.ones(1, 12, dtype=torch.bool), visibility=Visibility.build(window=5))
+
+
+def test_the_folder_copied_alone_into_another_project_works(tmp_path: Path) -> None:
+    source = Path(windowlm.attention.__path__[0])
+    shutil.copytree(source, tmp_path / "other" / "borrowed")
+    (tmp_path / "other" / "__init__.py").write_text("")
+    program = """
+import sys
+sys.modules["windowlm"] = None
+import torch
+from other.borrowed.layers import SlidingWindowAttention
+layer = SlidingWindowAttention(16, 2, 8, 5)
+layer(torch.randn(1, 12, 16)).sum().backward()
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=tmp_path)

@@ -1,0 +1,117 @@
+"""The definition of the window, of documents, padding, sinks and positions, against plain loops."""
+
+import pytest
+import torch
+
+from windowlm.attention.window import Visibility, check_window, positions_in_documents
+
+CPU = torch.device("cpu")
+
+
+def visible_by_loop(
+    tokens: int, window: int | None, causal: bool, sinks: int, documents: list[int]
+) -> list[list[bool]]:
+    """The definition in words, token by token, for documents that stand together."""
+    rows = []
+    for query in range(tokens):
+        row = []
+        for key in range(tokens):
+            same = documents[query] == documents[key] != -1
+            past = query >= key or not causal
+            near = window is None or abs(query - key) < window
+            sink = key - documents.index(documents[key]) < sinks
+            row.append(same and past and (near or sink))
+        rows.append(row)
+    return rows
+
+
+@pytest.mark.parametrize("window", [1, 2, 3, 7, None])
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("sinks", [0, 2])
+@pytest.mark.parametrize("documents", [[0] * 7, [0, 0, 0, 1, 1, 1, 1], [-1, -1, 3, 3, 5, -1, -1]])
+def test_the_mask_is_the_definition(
+    window: int | None, causal: bool, sinks: int, documents: list[int]
+) -> None:
+    visibility = Visibility.build(
+        window=window,
+        causal=causal,
+        sinks=sinks,
+        documents_BT=torch.tensor([documents], dtype=torch.int32),
+    )
+    assert visibility.mask(7, 7, CPU)[0].tolist() == visible_by_loop(7, window, causal, sinks, documents)
+
+
+def test_a_query_sees_as_many_keys_as_the_window_says_itself_included() -> None:
+    seen = Visibility.build(window=4).mask(10, 10, CPU)[0].sum(-1)
+    assert seen.tolist() == [1, 2, 3, 4, 4, 4, 4, 4, 4, 4]
+
+
+def test_queries_are_the_last_of_more_keys() -> None:
+    whole = Visibility.build(window=3).mask(9, 9, CPU)[0]
+    last = Visibility.build(window=3).mask(2, 9, CPU)[0]
+    assert torch.equal(last, whole[-2:])
+
+
+def test_keys_with_positions_of_their_own_may_stand_in_any_order() -> None:
+    order = torch.tensor([4, 2, 0, 1, 3])
+    whole = Visibility.build(window=2).mask(5, 5, CPU)
+    visibility = Visibility.build(window=2, positions_BT=torch.arange(5)[None], key_positions_BS=order[None])
+    assert torch.equal(visibility.mask(5, 5, CPU), whole[:, :, order])
+
+
+def test_a_mask_is_padding_and_joins_the_documents() -> None:
+    mask_BT = torch.tensor([[True, True, True, False]])
+    documents_BT = torch.tensor([[0, 1, 1, 1]], dtype=torch.int32)
+    visibility = Visibility.build(window=None, documents_BT=documents_BT, mask_BT=mask_BT)
+    assert visibility.mask(4, 4, CPU)[0].int().tolist() == [
+        [1, 0, 0, 0],
+        [0, 1, 0, 0],
+        [0, 1, 1, 0],
+        [0, 0, 0, 0],
+    ]
+
+
+def test_positions_restart_at_documents_and_count_padding_inside() -> None:
+    documents_BT = torch.tensor([[-1, 0, 0, -1, 0, 2, 2], [7, 7, 8, 8, 8, -1, -1]])
+    positions_BT = positions_in_documents(documents_BT)
+    token_BT = documents_BT != -1
+    assert positions_BT[token_BT].tolist() == [0, 1, 3, 0, 1, 0, 1, 0, 1, 2]
+
+
+def test_work_named_once_is_done_once() -> None:
+    visibility = Visibility.build(window=3)
+    assert visibility.once("work", object) is visibility.once("work", object)
+
+
+@pytest.mark.parametrize("window", [0, -1, 1.5, True, "8", float("nan")])
+def test_bad_windows_are_refused_by_name(window: object) -> None:
+    with pytest.raises(ValueError, match=r"^window=.*; try window=512$"):
+        check_window(window)
+
+
+def test_bad_batches_are_refused_with_the_argument_named() -> None:
+    documents_BT = torch.tensor([[0, 1, 1, 0]], dtype=torch.int32)
+    with pytest.raises(ValueError, match="documents_BT decreases at row 0, token 3"):
+        Visibility.build(window=2, documents_BT=documents_BT)
+    with pytest.raises(ValueError, match="documents_BT holds -2"):
+        Visibility.build(window=2, documents_BT=documents_BT - 2)
+    with pytest.raises(ValueError, match="documents_BT has shape"):
+        Visibility.build(window=2, documents_BT=documents_BT[0])
+    with pytest.raises(ValueError, match=r"documents_BT has dtype torch\.float32"):
+        Visibility.build(window=2, documents_BT=documents_BT.float())
+    with pytest.raises(ValueError, match=r"mask_BT has dtype torch\.float32"):
+        Visibility.build(window=2, mask_BT=torch.tensor([[1.0, float("nan")]]))
+    with pytest.raises(ValueError, match="positions_BT does not advance by one a token at row 0, token 2"):
+        Visibility.build(window=2, positions_BT=torch.tensor([[0, 1, 0, 1]]))
+    with pytest.raises(ValueError, match="sinks=-1"):
+        Visibility.build(window=2, sinks=-1)
+    with pytest.raises(ValueError, match="key_positions_BS without positions_BT"):
+        Visibility.build(window=2, key_positions_BS=torch.arange(3)[None])
+
+
+def test_a_call_of_another_length_is_refused() -> None:
+    visibility = Visibility.build(window=2, documents_BT=torch.zeros(1, 4, dtype=torch.int32))
+    with pytest.raises(ValueError, match="documents_BT has length 4, the call has 5"):
+        visibility.mask(5, 5, CPU)
+    with pytest.raises(ValueError, match="3 keys for 4 queries"):
+        Visibility.build(window=2).mask(4, 3, CPU)
