@@ -1,0 +1,1 @@
+"""Documents from disk or the hub to batches of packed sequences."""

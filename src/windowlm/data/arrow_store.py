@@ -1,0 +1,59 @@
+"""Arrow stores of `datasets`: written once by one process, read by all through the memory map.
+
+`Dataset.from_generator` with a fingerprint locks the store while it is written and renames it into place when
+it is whole, so an interruption leaves nothing that is taken for data, and a second process waits and reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import datasets
+
+from windowlm.data.errors import DataError
+
+_ROWS_A_BATCH = 256  # rows are up to 64 Ki characters: 16 MiB in memory while writing
+
+
+def build_or_open(
+    folder: Path, key: str, features: datasets.Features, rows: Callable[[], Iterator[dict[str, Any]]]
+) -> datasets.Dataset:
+    """Open the store of this key, written first from `rows` where there is none.
+
+    Args:
+        folder: Folder of all stores.
+        key: Hash of all that decides the rows.
+        features: Names and types of the columns.
+        rows: Gives the rows.
+
+    Raises:
+        DataError: As raised while the rows were made.
+    """
+    with quiet_datasets():
+        try:
+            return datasets.Dataset.from_generator(
+                rows,
+                features=features,
+                cache_dir=str(folder),
+                fingerprint=key,
+                writer_batch_size=_ROWS_A_BATCH,
+            )
+        except datasets.exceptions.DatasetGenerationError as error:
+            if isinstance(error.__cause__, DataError):
+                raise error.__cause__ from None
+            raise
+
+
+@contextmanager
+def quiet_datasets() -> Iterator[None]:
+    """Keep `datasets` from drawing progress bars beside ours."""
+    enabled = not datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if enabled:
+            datasets.enable_progress_bars()

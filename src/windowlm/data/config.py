@@ -1,0 +1,84 @@
+"""Settings of the data."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which documents, how they are split, and how they become batches.
+
+    Attributes:
+        name: `stdlib` is the source code of the running Python's standard library, `text` the user's own
+            documents at `path`, the others are data sets of the Hugging Face hub.
+        path: File, folder or glob of text, JSON lines or parquet. With a hub data set, a local copy of its
+            repository.
+        text_column: Column of JSON lines and parquet that holds the document.
+        title_column: Column of the title, where there is one.
+        author_column: Column of the author, where there is one.
+        documents: Take only this many documents (of the training split where splits are given).
+        exclude: JSON file of documents to leave out, a list of `{"author": ..., "title": ...}`; a field that
+            is left away matches all.
+        revision: Branch, tag or commit of a hub data set; null is the preset's.
+        validation_fraction: Share of the documents, or of the bytes of a single document, for validation.
+        test_fraction: Share for the test.
+        split_seed: Another seed gives other splits.
+        sequence_length: Inputs of a training sequence, in tokens.
+        batch_size: Sequences a batch and device.
+        validation_tokens: Tokens of the validation split that validation during training reads; null is all.
+        workers: Processes that assemble batches beside the training process.
+        cache_dir: Where prepared data goes; null is `data/` of the clone.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+
+    name: Literal["stdlib", "text", "pg19", "wikitext-103", "enwik8", "tinystories", "fineweb-edu"] = "stdlib"
+    path: str | None = None
+    text_column: str = "text"
+    title_column: str = "title"
+    author_column: str = "author"
+    documents: int | None = None
+    exclude: str | None = None
+    revision: str | None = None
+    validation_fraction: float = 0.05
+    test_fraction: float = 0.05
+    split_seed: int = 0
+    sequence_length: int = 1024
+    batch_size: int = 8
+    validation_tokens: int | None = 262_144
+    workers: int = 0
+    cache_dir: str | None = None
+
+    def __post_init__(self) -> None:
+        """Check ranges and relations.
+
+        Raises:
+            ValueError: A value out of range, or settings that contradict each other.
+        """
+        for field, smallest, good in (
+            ("documents", 1, 10_000),
+            ("sequence_length", 1, 1024),
+            ("batch_size", 1, 8),
+            ("validation_tokens", 2, 262_144),
+            ("workers", 0, 0),
+            ("split_seed", 0, 0),
+        ):
+            value = getattr(self, field)
+            if value is not None and value < smallest:
+                raise ValueError(f"{field}={value!r}: at least {smallest}; try {field}={good}")
+        for field in ("validation_fraction", "test_fraction"):
+            value = getattr(self, field)
+            if not 0 < value < 0.5:
+                raise ValueError(f"{field}={value!r}: between 0 and 0.5, both excluded; try {field}=0.05")
+        if self.name == "text" and not self.path:
+            raise ValueError(
+                f"path={self.path!r}: data=text reads a file, folder or glob; try path=my_documents"
+            )
+        if self.name == "stdlib" and self.path is not None:
+            raise ValueError(f"path={self.path!r}: data=stdlib finds its own files; try path=null")
+        if self.revision is not None and (self.name in ("stdlib", "text") or self.path is not None):
+            raise ValueError(f"revision={self.revision!r}: only data of the hub has one; try revision=null")
+        if self.name == "fineweb-edu" and self.documents is None:
+            raise ValueError(
+                "documents=None: fineweb-edu is streamed up to a stated number; try documents=10000"
+            )

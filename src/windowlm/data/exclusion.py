@@ -1,0 +1,50 @@
+"""Leaves documents out by author and title."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from windowlm.data.errors import DataError
+from windowlm.data.text_store import TextStore
+
+
+def excluded_documents(path: str, texts: TextStore) -> NDArray[np.bool_]:
+    """Which documents a list leaves out.
+
+    A document that a listed one duplicates is left out with it.
+
+    Args:
+        path: JSON file, a list of `{"author": ..., "title": ...}` with one of the two or both, compared
+            without regard to case and surrounding white space.
+        texts: The documents.
+
+    Returns:
+        bool `[documents]`.
+
+    Raises:
+        DataError: The file is missing or not such a list.
+    """
+    try:
+        entries = json.loads(Path(path).expanduser().read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"data.exclude={path!r}: not a readable JSON file: {error}") from error
+    wanted: set[tuple[str | None, str | None]] = set()
+    for entry in entries if isinstance(entries, list) else [entries]:
+        if not isinstance(entry, dict) or not entry or not entry.keys() <= {"author", "title"}:
+            raise DataError(
+                f"data.exclude={path!r}: {entry!r} is not allowed; the file is a list of "
+                '{"author": ..., "title": ...} with one of the two or both'
+            )
+        wanted.add((_plain(entry.get("author")), _plain(entry.get("title"))))
+    hashes = set()
+    for document, digest in enumerate(texts.hashes):
+        author, title = _plain(texts.author(document)), _plain(texts.title(document))
+        if wanted & {(author, title), (author, None), (None, title)}:
+            hashes.add(digest)
+    return np.array([digest in hashes for digest in texts.hashes], dtype=bool)
+
+
+def _plain(text: object) -> str | None:
+    return None if text is None else str(text).strip().casefold()

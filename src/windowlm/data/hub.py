@@ -1,0 +1,208 @@
+"""Data sets of the Hugging Face hub, from repositories that hold parquet files.
+
+`data.path` may name a local copy of such a repository, for machines without a network.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Literal
+
+from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError
+
+from windowlm.atomic_write import write_atomically
+from windowlm.data.config import DataConfig
+from windowlm.data.documents import Document, Source, Split
+from windowlm.data.errors import DataError
+from windowlm.data.identity import file_states, hash_of
+from windowlm.data.readers import InMemory, TextFile, parquet_rows
+
+_TIMEOUT_SECONDS = 10
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Where a data set lies and how its rows become documents.
+
+    Attributes:
+        repository: Name on the hub.
+        files: Glob of the parquet files of each split, in the order of reading: where splits share a
+            document, the first keeps it. `train` alone is split by document hash.
+        revision: Branch, tag or commit that is read unless `data.revision` says otherwise.
+        title_column: Column of the document's title.
+        rows: `documents` where a row is one, `articles` where rows are lines of Wikipedia articles,
+            `one` where all rows are one document, cut by position.
+        streamed: Read over the network instead of downloading all files first.
+    """
+
+    repository: str
+    files: dict[Split, str]
+    revision: str = "main"
+    title_column: str | None = None
+    rows: Literal["documents", "articles", "one"] = "documents"
+    streamed: bool = False
+
+
+def _three_splits(folder: str) -> dict[Split, str]:
+    return {
+        "test": f"{folder}/test-*.parquet",
+        "validation": f"{folder}/validation-*.parquet",
+        "train": f"{folder}/train-*.parquet",
+    }
+
+
+PRESETS = {
+    "pg19": Preset("emozilla/pg19", _three_splits("data"), title_column="short_book_title"),
+    "wikitext-103": Preset("Salesforce/wikitext", _three_splits("wikitext-103-raw-v1"), rows="articles"),
+    "enwik8": Preset(
+        # The hub's own conversion to parquet: the repository itself holds a script.
+        "LTCB/enwik8",
+        {"train": "enwik8-raw/train/*.parquet"},
+        revision="refs/convert/parquet",
+        rows="one",
+    ),
+    "tinystories": Preset(
+        "roneneldan/TinyStories",
+        {"validation": "data/validation-*.parquet", "train": "data/train-*.parquet"},
+    ),
+    "fineweb-edu": Preset("HuggingFaceFW/fineweb-edu", {"train": "sample/10BT/*.parquet"}, streamed=True),
+}
+
+
+def find_hub_source(data: DataConfig, folder: Path) -> Source:
+    """The documents of a preset, from the hub or from a local copy.
+
+    Args:
+        data: The settings; `data.name` is a key of PRESETS.
+        folder: Cache folder, where resolved revisions are recorded.
+
+    Raises:
+        DataError: The local copy lacks files, or the hub cannot be reached.
+    """
+    preset = PRESETS[data.name]
+    if data.path is not None:
+        return _local_source(data, preset, Path(data.path).expanduser())
+    commit = _resolve_revision(preset.repository, data.revision or preset.revision, folder)
+    return Source(
+        name=f"{preset.repository} at {commit[:12]}",
+        key=hash_of(preset, commit, data.text_column),
+        documents=lambda: _hub_documents(data, preset, commit),
+        revision=commit,
+    )
+
+
+def _local_source(data: DataConfig, preset: Preset, path: Path) -> Source:
+    if preset.rows == "one" and path.is_file():
+        files = [path]
+        document = Document(read=TextFile(path), title=path.name)
+        key = hash_of(preset, file_states(files))
+        return Source(name=str(path), key=key, documents=lambda: iter([document]))
+    files = [file for pattern in preset.files.values() for file in sorted(path.glob(pattern))]
+    for split, pattern in preset.files.items():
+        if not any(path.glob(pattern)):
+            raise DataError(
+                f"data.path={data.path!r}: no file {pattern} for the {split} split; with data={data.name} "
+                f"the path is a local copy of {preset.repository} (leave data.path away to download it)"
+            )
+    return Source(
+        name=f"{data.name} at {path}",
+        key=hash_of(preset, file_states(files), data.text_column),
+        documents=lambda: _documents(str(path), preset, data),
+    )
+
+
+def _hub_documents(data: DataConfig, preset: Preset, commit: str) -> Iterator[Document]:
+    """Documents over the network, or of files that the hub's own cache keeps."""
+    if preset.streamed:
+        return _documents(f"hf://datasets/{preset.repository}@{commit}", preset, data)
+    patterns = list(preset.files.values())
+    try:
+        folder = snapshot_download(
+            preset.repository, repo_type="dataset", revision=commit, allow_patterns=patterns
+        )
+    except (HfHubHTTPError, OSError) as error:
+        raise DataError(_unreachable(preset.repository, error)) from error
+    return _documents(folder, preset, data)
+
+
+def _documents(root: str, preset: Preset, data: DataConfig) -> Iterator[Document]:
+    for split, pattern in preset.files.items():
+        stated = split if len(preset.files) > 1 else None
+        rows = parquet_rows(f"{root}/{pattern}")
+        if preset.rows == "one":
+            yield Document(read=_JoinedRows(f"{root}/{pattern}", data.text_column), title=data.name)
+        elif preset.rows == "articles":
+            for title, text in join_articles(row[data.text_column] for row in rows):
+                yield Document(read=InMemory(text), title=title, split=stated)
+        else:
+            for row in rows:
+                name = row[preset.title_column] if preset.title_column else None
+                yield Document(read=InMemory(row[data.text_column]), title=name, split=stated)
+
+
+@dataclass(frozen=True)
+class _JoinedRows:
+    """Reads all rows as the lines of one document."""
+
+    files: str
+    text_column: str
+
+    def __call__(self) -> Iterator[str]:
+        for number, row in enumerate(parquet_rows(self.files)):
+            yield ("\n" if number else "") + row[self.text_column]
+
+
+_ARTICLE_HEADING = re.compile(r" = (?!= )(.*\S) = \n?")
+
+
+def join_articles(lines: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Reassemble WikiText's articles (Merity et al. 2016), whose rows are lines.
+
+    An article starts at a heading of the first level, ` = Title = `, between blank lines. The rows of blank
+    lines are empty on the hub and ` \\n` in the original file, which is what comes back.
+
+    Yields:
+        Title and text of each article.
+    """
+    rows = iter(lines)
+    title: str | None = None
+    article: list[str] = []
+    before, line = "", next(rows, "")
+    for after in chain(rows, [""]):
+        heading = _ARTICLE_HEADING.fullmatch(line)
+        if heading and not before.strip() and not after.strip():
+            if title is not None:
+                yield title, "".join(article)
+                article = []
+            title = heading[1]
+        article.append(line or " \n")
+        before, line = line, after
+    if title is not None:
+        yield title, "".join(article)
+
+
+def _resolve_revision(repository: str, revision: str, folder: Path) -> str:
+    """The commit of a revision; without a network, the one that an earlier run resolved it to."""
+    record = folder / "revisions" / f"{hash_of(repository, revision)}.json"
+    try:
+        commit = HfApi().dataset_info(repository, revision=revision, timeout=_TIMEOUT_SECONDS).sha
+    except (HfHubHTTPError, OSError) as error:
+        if record.is_file():
+            return str(json.loads(record.read_text(encoding="utf-8"))["commit"])
+        raise DataError(_unreachable(repository, error)) from error
+    resolved = {"repository": repository, "revision": revision, "commit": commit}
+    write_atomically(record, json.dumps(resolved).encode("utf-8"))
+    return str(commit)
+
+
+def _unreachable(repository: str, error: Exception) -> str:
+    return (
+        f"data: {repository} could not be read from the hub ({type(error).__name__}: {error}); connect to a "
+        "network, or set data.path to a local copy of the repository"
+    )

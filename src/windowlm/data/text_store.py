@@ -1,0 +1,158 @@
+"""Documents of a source as an Arrow store: cut into pieces, hashed, duplicates found.
+
+One row is a piece of a document, so that memory stays flat whatever the length of a document. A document that
+repeats an earlier one is a row without text that is marked as a duplicate: the store says what was left out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from windowlm.data import documents as documents_module
+from windowlm.data import hub as hub_module
+from windowlm.data import readers as readers_module
+from windowlm.data import sources as sources_module
+from windowlm.data.arrow_store import build_or_open
+from windowlm.data.config import DataConfig
+from windowlm.data.documents import Document, Source, cut_by_position, hash_document
+from windowlm.data.errors import DataError
+from windowlm.data.identity import code_version, hash_of
+from windowlm.data.progress import progress_bar
+from windowlm.tokenization import pieces as pieces_module
+from windowlm.tokenization.pieces import split_text
+
+_CODE = (documents_module, hub_module, pieces_module, readers_module, sources_module)
+_FEATURES = datasets.Features(
+    {
+        "document": datasets.Value("int64"),
+        "text": datasets.Value("string"),
+        "hash": datasets.Value("string"),
+        "title": datasets.Value("string"),
+        "author": datasets.Value("string"),
+        "split": datasets.Value("string"),
+        "cut": datasets.Value("string"),
+        "duplicate": datasets.Value("bool"),
+    }
+)
+
+
+class TextStore:
+    """The documents of a source, in its order, duplicates included as documents without text.
+
+    Attributes:
+        first_rows: int64 `[documents + 1]`, the row where each document starts; the last entry ends the last.
+        hashes: Hexadecimal hash of each document's text.
+        byte_counts: int64 `[documents]`, UTF-8 bytes; 0 for duplicates.
+        is_duplicate: bool `[documents]`.
+        splits: Split that the source states for each document, or None.
+        cuts: What was cut out of a larger document, in words.
+        identity: Hash of all texts and their order.
+    """
+
+    def __init__(self, dataset: datasets.Dataset) -> None:
+        self.dataset = dataset
+        table = dataset.data.table
+        document_of_row = table.column("document").to_numpy()
+        starts = np.flatnonzero(np.diff(document_of_row, prepend=-1))
+        self.first_rows: NDArray[np.int64] = np.append(starts, len(document_of_row))
+        first = table.select(["hash", "split", "cut", "duplicate", "title", "author"]).take(starts)
+        self.hashes: list[str] = first.column("hash").to_pylist()
+        self.splits: list[str | None] = first.column("split").to_pylist()
+        self.cuts: list[str] = first.column("cut").drop_null().to_pylist()
+        self.is_duplicate: NDArray[np.bool_] = np.array(first.column("duplicate").to_pylist(), dtype=bool)
+        self._titles, self._authors = first.column("title"), first.column("author")
+        piece_bytes = pc.binary_length(table.column("text")).to_numpy().astype(np.int64)
+        self.byte_counts: NDArray[np.int64] = np.add.reduceat(piece_bytes, starts)
+        self.identity = hashlib.sha256("".join(self.hashes).encode("ascii")).hexdigest()
+
+    def __len__(self) -> int:
+        """Number of documents, duplicates included."""
+        return len(self.hashes)
+
+    def title(self, document: int) -> str | None:
+        """Title or path of a document."""
+        title: str | None = self._titles[document].as_py()
+        return title
+
+    def author(self, document: int) -> str | None:
+        """Author of a document, where the source states one."""
+        author: str | None = self._authors[document].as_py()
+        return author
+
+    def pieces(self, rows: NDArray[np.int64] | range) -> Iterator[str]:
+        """Text of the rows, one by one."""
+        column = self.dataset.data.table.column("text")
+        for row in rows:
+            yield column[int(row)].as_py()
+
+    def text(self, document: int) -> Iterator[str]:
+        """Text of a document, in pieces."""
+        return self.pieces(range(int(self.first_rows[document]), int(self.first_rows[document + 1])))
+
+
+def open_text_store(source: Source, data: DataConfig, folder: Path) -> TextStore:
+    """Open the documents of a source, read once into the cache folder.
+
+    Raises:
+        DataError: The source holds no text, or something that is not text.
+    """
+    settings = [source.key, data.documents, data.validation_fraction, data.test_fraction]
+    key = hash_of(*settings, code_version(*_CODE))
+    with progress_bar("reading documents", source.byte_count) as advance:
+        return TextStore(
+            build_or_open(folder / "documents", key, _FEATURES, lambda: _rows(source, data, advance))
+        )
+
+
+def _rows(source: Source, data: DataConfig, advance: Callable[[int], None]) -> Iterator[dict[str, Any]]:
+    first_with_hash: set[str] = set()
+    for index, document in enumerate(_cut_if_single(_first(source.documents(), data.documents), data)):
+        digest, size = hash_document(document)
+        about = {
+            "document": index,
+            "hash": digest,
+            "title": document.title,
+            "author": document.author,
+            "split": document.split,
+            "cut": document.cut,
+            "duplicate": digest in first_with_hash,
+        }
+        if digest in first_with_hash:
+            yield about | {"text": ""}
+        else:
+            for piece in split_text(document.read()):
+                yield about | {"text": piece}
+        first_with_hash.add(digest)
+        advance(size)
+    if not first_with_hash:
+        raise DataError(f"data.path={source.name!r}: no document holds text; give a path with text in it")
+
+
+def _first(documents: Iterator[Document], limit: int | None) -> Iterator[Document]:
+    """The first documents; stated validation and test documents do not count."""
+    taken = 0
+    for document in documents:
+        if document.split in (None, "train"):
+            if taken == limit:
+                return
+            taken += 1
+        yield document
+
+
+def _cut_if_single(documents: Iterator[Document], data: DataConfig) -> Iterator[Document]:
+    """Cut a document that is alone by position, so that all splits have text."""
+    beginning = list(islice(documents, 2))
+    if len(beginning) == 1 and beginning[0].split is None:
+        size = hash_document(beginning[0])[1]
+        parts = cut_by_position(beginning[0], size, data.validation_fraction, data.test_fraction)
+        return iter(parts)
+    return chain(beginning, documents)

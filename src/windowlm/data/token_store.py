@@ -1,0 +1,342 @@
+"""Prepared tokens: every document is encoded once, stored with Arrow, and read through the memory map."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import tokenizers
+from numpy.typing import NDArray
+
+from windowlm.data.arrow_store import build_or_open
+from windowlm.data.config import DataConfig
+from windowlm.data.errors import DataError
+from windowlm.data.exclusion import excluded_documents
+from windowlm.data.identity import code_version, hash_of
+from windowlm.data.progress import progress_bar
+from windowlm.data.sources import find_source
+from windowlm.data.splits import TEST, TRAIN, VALIDATION, split_by_hash
+from windowlm.data.text_store import TextStore, open_text_store
+from windowlm.tokenization import training as training_module
+from windowlm.tokenization.config import TokenizerConfig
+from windowlm.tokenization.tokenizer import BytePairTokenizer, BytesTokenizer, Tokenizer
+from windowlm.tokenization.training import train_bpe
+
+_FEATURES = datasets.Features({"tokens": datasets.Value("binary")})
+_PIECES_AT_ONCE = 32  # the library encodes them on all cores
+_SPLIT_NUMBERS = {"train": TRAIN, "validation": VALIDATION, "test": TEST}
+_LEFT_OUT = -1
+
+
+class TokenStream:
+    """All tokens of a store as one sequence, read from the memory map without copying where it can be.
+
+    Args:
+        dataset: One column `tokens` of little-endian binary, a row for a piece of a document.
+        dtype: uint16 or uint32.
+
+    Attributes:
+        row_starts: int64 `[rows + 1]`, position of each row's first token.
+    """
+
+    def __init__(self, dataset: datasets.Dataset, dtype: np.dtype[Any]) -> None:
+        self._dataset = dataset
+        self._dtype = dtype
+        self._map_blocks()
+
+    def _map_blocks(self) -> None:
+        self._blocks: list[NDArray[Any]] = []
+        row_ends = [np.zeros(1, dtype=np.int64)]
+        end = 0
+        for block in self._dataset.data.table.column("tokens").chunks:
+            _, offsets_buffer, values_buffer = block.buffers()
+            offsets = np.frombuffer(offsets_buffer, dtype=np.int32)[block.offset :][: len(block) + 1]
+            values = np.frombuffer(values_buffer or b"", dtype=np.uint8)[offsets[0] : offsets[-1]]
+            self._blocks.append(values.view(self._dtype))
+            row_ends.append(end + (offsets[1:] - offsets[0]).astype(np.int64) // self._dtype.itemsize)
+            end += len(self._blocks[-1])
+        self.row_starts: NDArray[np.int64] = np.concatenate(row_ends)
+        self._block_ends = np.cumsum([len(block) for block in self._blocks])
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickle as the path of the store, not as its content."""
+        return {"_dataset": self._dataset, "_dtype": self._dtype}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Map the store again."""
+        self.__dict__.update(state)
+        self._map_blocks()
+
+    def read(self, start: int, stop: int) -> NDArray[Any]:
+        """Tokens from `start` up to `stop`, `[stop - start]` of uint16 or uint32."""
+        parts = []
+        number = int(np.searchsorted(self._block_ends, start, side="right"))
+        while start < stop:
+            block = self._blocks[number]
+            block_start = int(self._block_ends[number]) - len(block)
+            parts.append(block[start - block_start : stop - block_start])
+            start += len(parts[-1])
+            number += 1
+        if len(parts) == 1:
+            return parts[0]
+        return np.concatenate(parts) if parts else np.zeros(0, dtype=self._dtype)
+
+
+class TokenSplit:
+    """The documents of one split and their tokens.
+
+    Attributes:
+        lengths: int64 `[documents]`, tokens of each document, end mark included.
+        byte_counts: int64 `[documents]`, UTF-8 bytes of each document.
+    """
+
+    def __init__(
+        self, name: str, texts: TextStore, stream: TokenStream, documents: NDArray[np.int64]
+    ) -> None:
+        self.name = name
+        self._texts = texts
+        self._stream = stream
+        self._documents = documents
+        self._starts = stream.row_starts[texts.first_rows[documents]]
+        self.lengths: NDArray[np.int64] = stream.row_starts[texts.first_rows[documents + 1]] - self._starts
+        self.byte_counts: NDArray[np.int64] = texts.byte_counts[documents]
+
+    def __len__(self) -> int:
+        """Number of documents."""
+        return len(self._documents)
+
+    def tokens(self, document: int) -> NDArray[Any]:
+        """All tokens of a document, `[lengths[document]]` of uint16 or uint32, the end mark last."""
+        return self.read(document, 0, int(self.lengths[document]))
+
+    def read(self, document: int, start: int, stop: int) -> NDArray[Any]:
+        """Tokens `[start, stop)` of a document; of a long one only this part is touched."""
+        first = int(self._starts[document])
+        return self._stream.read(first + start, first + min(stop, int(self.lengths[document])))
+
+    def text(self, document: int) -> str:
+        """The text of a document."""
+        return "".join(self._texts.text(int(self._documents[document])))
+
+    def document_hash(self, document: int) -> str:
+        """Hexadecimal hash of a document's text."""
+        return self._texts.hashes[int(self._documents[document])]
+
+    def title(self, document: int) -> str | None:
+        """Title or path of a document."""
+        return self._texts.title(int(self._documents[document]))
+
+    def author(self, document: int) -> str | None:
+        """Author of a document, where the source states one."""
+        return self._texts.author(int(self._documents[document]))
+
+    @property
+    def token_count(self) -> int:
+        """Tokens of all documents, end marks included."""
+        return int(self.lengths.sum())
+
+    @property
+    def byte_count(self) -> int:
+        """UTF-8 bytes of all documents."""
+        return int(self.byte_counts.sum())
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """Tokens of all splits, ready for training and evaluation.
+
+    Attributes:
+        tokenizer: The tokenizer that made the tokens.
+        train: Training split.
+        validation: Validation split.
+        test: Test split; without documents where the source has none.
+        source: What a person calls the data.
+        source_identity: Hash of the texts of all splits and which split each is in.
+        revision: Commit of a hub data set.
+        duplicates_dropped: Documents left out because an earlier one has the same text.
+        excluded: Documents left out by `data.exclude`.
+        cuts: What was cut out of a single document, in words, one entry a split.
+    """
+
+    tokenizer: Tokenizer
+    train: TokenSplit
+    validation: TokenSplit
+    test: TokenSplit
+    source: str
+    source_identity: str
+    revision: str | None = None
+    duplicates_dropped: int = 0
+    excluded: int = 0
+    cuts: list[str] = field(default_factory=list)
+
+    def summary(self) -> dict[str, Any]:
+        """Numbers for the report, as JSON can hold them."""
+        splits = {
+            split.name: {
+                "documents": len(split),
+                "bytes": split.byte_count,
+                "tokens": split.token_count,
+            }
+            for split in (self.train, self.validation, self.test)
+        }
+        return {
+            "source": self.source,
+            "source_identity": self.source_identity,
+            "revision": self.revision,
+            "vocabulary_size": self.tokenizer.vocabulary_size,
+            "tokenizer_identity": self.tokenizer.identity,
+            **splits,
+            "duplicates_dropped": self.duplicates_dropped,
+            "excluded": self.excluded,
+            "cuts": self.cuts,
+        }
+
+
+def prepare_tokens(data: DataConfig, tokenizer: TokenizerConfig) -> PreparedData:
+    """Read, split and encode the documents of the settings, or open what an earlier run prepared.
+
+    Raises:
+        DataError: The data are missing, unreadable, not text, or too small for the settings.
+        ValueError: The tokenizer's file cannot be used.
+    """
+    folder = cache_folder(data)
+    source = find_source(data, folder)
+    texts = open_text_store(source, data, folder)
+    splits, excluded = _assign_splits(texts, data)
+    documents = {name: np.flatnonzero(splits == number) for name, number in _SPLIT_NUMBERS.items()}
+    for name in ("train", "validation"):
+        if not len(documents[name]):
+            raise DataError(
+                f"data.path={source.name!r}: no document is left for the {name} split "
+                f"({len(texts)} found, {int(texts.is_duplicate.sum())} duplicates, {excluded} excluded); "
+                "give more documents, or one that is longer"
+            )
+    identity = hash_of(texts.identity, splits.tolist())
+    applied = _prepare_tokenizer(tokenizer, texts, documents["train"], folder)
+    stream = _open_token_stream(texts, applied, folder)
+    prepared = PreparedData(
+        tokenizer=applied,
+        train=TokenSplit("train", texts, stream, documents["train"]),
+        validation=TokenSplit("validation", texts, stream, documents["validation"]),
+        test=TokenSplit("test", texts, stream, documents["test"]),
+        source=source.name,
+        source_identity=identity,
+        revision=source.revision,
+        duplicates_dropped=int(texts.is_duplicate.sum()),
+        excluded=excluded,
+        cuts=texts.cuts,
+    )
+    if prepared.train.token_count <= data.sequence_length:
+        raise DataError(
+            f"data.sequence_length={data.sequence_length}: the training split has only "
+            f"{prepared.train.token_count} tokens; try data.sequence_length="
+            f"{max(1, prepared.train.token_count // 8)} or give more text"
+        )
+    return prepared
+
+
+def cache_folder(data: DataConfig) -> Path:
+    """Folder of prepared data: `data.cache_dir`, else `data/` of the clone or of the working folder."""
+    if data.cache_dir is not None:
+        return Path(data.cache_dir).expanduser()
+    clone = Path(__file__).resolve().parents[3]
+    return (clone if (clone / "pyproject.toml").is_file() else Path.cwd()) / "data"
+
+
+def _assign_splits(texts: TextStore, data: DataConfig) -> tuple[NDArray[np.int8], int]:
+    """Split number of each document, -1 for those left out, and how many `data.exclude` left out."""
+    kept = ~texts.is_duplicate
+    excluded = excluded_documents(data.exclude, texts) if data.exclude else np.zeros(len(texts), dtype=bool)
+    splits = np.full(len(texts), _LEFT_OUT, dtype=np.int8)
+    if any(split is not None for split in texts.splits):
+        splits[:] = [_SPLIT_NUMBERS[str(split)] for split in texts.splits]
+    else:
+        hashes = [texts.hashes[document] for document in np.flatnonzero(kept)]
+        splits[kept] = split_by_hash(hashes, data.validation_fraction, data.test_fraction, data.split_seed)
+    splits[~kept | excluded] = _LEFT_OUT
+    return splits, int((excluded & kept).sum())
+
+
+def _prepare_tokenizer(
+    config: TokenizerConfig, texts: TextStore, training_documents: NDArray[np.int64], folder: Path
+) -> Tokenizer:
+    """The tokenizer of the settings; a BPE is trained on the training split, once."""
+    if config.kind == "bytes":
+        return BytesTokenizer()
+    if config.kind == "file":
+        return BytePairTokenizer.from_file(Path(str(config.path)).expanduser(), config.end_mark)
+    hashes = [texts.hashes[document] for document in training_documents]
+    settings = [config.vocabulary_size, config.training_bytes, config.end_mark, tokenizers.__version__]
+    target = folder / "tokenizers" / hash_of(hashes, *settings, code_version(training_module))
+    if not target.is_dir():
+        rows = np.concatenate([np.arange(*texts.first_rows[[d, d + 1]]) for d in training_documents])
+        size = int(texts.byte_counts[training_documents].sum())
+        sample = rows[:: -(-size // config.training_bytes)]
+        with progress_bar("training the tokenizer", min(size, config.training_bytes)) as advance:
+            pieces = _advancing(texts.pieces(sample), advance)
+            trained = BytePairTokenizer(
+                train_bpe(pieces, config.vocabulary_size, config.end_mark), config.end_mark
+            )
+        _save_whole(trained, target)
+    return Tokenizer.load(target)
+
+
+def _advancing(pieces: Iterator[str], advance: Callable[[int], None]) -> Iterator[str]:
+    for piece in pieces:
+        yield piece
+        advance(len(piece))
+
+
+def _save_whole(tokenizer: Tokenizer, target: Path) -> None:
+    """Save under another name and rename, so that no half-written tokenizer is ever found."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = Path(tempfile.mkdtemp(dir=target.parent, prefix="unfinished-"))
+    try:
+        tokenizer.save(unfinished)
+        os.replace(unfinished, target)
+    except OSError:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        if not target.is_dir():  # else another process was first, with the same result
+            raise
+
+
+def _open_token_stream(texts: TextStore, tokenizer: Tokenizer, folder: Path) -> TokenStream:
+    """Tokens of all documents, row by row as in the text store, an end mark after each document."""
+    dtype = np.dtype("<u2" if tokenizer.vocabulary_size <= 1 << 16 else "<u4")
+    key = hash_of(texts.identity, tokenizer.identity, code_version(sys.modules[__name__]))
+    with progress_bar("encoding documents", int(texts.byte_counts.sum())) as advance:
+        store = build_or_open(
+            folder / "tokens", key, _FEATURES, lambda: _token_rows(texts, tokenizer, dtype, advance)
+        )
+    return TokenStream(store, dtype)
+
+
+def _rest_of_document(texts: TextStore, row: int) -> str:
+    """A whole document at its first row, nothing at its other rows."""
+    document = int(np.searchsorted(texts.first_rows, row, side="right")) - 1
+    return "".join(texts.text(document)) if texts.first_rows[document] == row else ""
+
+
+def _token_rows(
+    texts: TextStore, tokenizer: Tokenizer, dtype: np.dtype[Any], advance: Callable[[int], None]
+) -> Iterator[dict[str, bytes]]:
+    end_mark = np.array([tokenizer.end_of_document], dtype=dtype).tobytes()
+    last_row_of_document = set((texts.first_rows[1:][~texts.is_duplicate] - 1).tolist())
+    rows = len(texts.dataset)
+    for start in range(0, rows, _PIECES_AT_ONCE):
+        batch = range(start, min(start + _PIECES_AT_ONCE, rows))
+        pieces = list(texts.pieces(batch))
+        if not tokenizer.splits_pieces:
+            pieces = [_rest_of_document(texts, row) for row in batch]
+        for row, ids in zip(batch, tokenizer.encode_batch(pieces), strict=True):
+            tokens = ids.astype(dtype).tobytes()
+            yield {"tokens": tokens + end_mark if row in last_row_of_document else tokens}
+        advance(sum(map(len, pieces)))

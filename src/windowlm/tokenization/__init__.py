@@ -1,0 +1,1 @@
+"""Text to tokens and back, with the exact number of UTF-8 bytes behind every token."""

@@ -1,0 +1,212 @@
+"""The tokenizers: bytes, and byte-level BPE trained here or read from a file.
+
+Both stand for exact bytes: the `token_bytes_V` of a text's tokens sum to its UTF-8 bytes, which bits per byte
+divide by. So everything that changes text before it is cut into tokens (normalisation, a space in front,
+lower case) is refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tokenizers
+from numpy.typing import NDArray
+
+from windowlm.tokenization.training import BYTE_ALPHABET, PRE_TOKENIZER
+
+# Without an explicit choice the library warns at every later fork, such as a data loader's workers.
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+
+_DESCRIPTION = "tokenizer_description.json"
+_TOKENIZER = "tokenizer.json"
+_GPT2_PRE_TOKENIZER = {
+    "type": "ByteLevel",
+    "add_prefix_space": False,
+    "trim_offsets": True,
+    "use_regex": True,
+}
+
+
+class Tokenizer(ABC):
+    """Maps text to token ids and back without loss.
+
+    Attributes:
+        vocabulary_size: Number of ids, V.
+        end_of_document: Id of the end mark, which no text encodes to.
+        token_bytes_V: int64 `[V]`, UTF-8 bytes that each token stands for; 0 for the end mark.
+        identity: Hash of all that decides the ids; equal for equal tokenizers.
+        splits_pieces: Whether the pieces of `pieces.split_text`, encoded one by one, give the text's ids.
+    """
+
+    vocabulary_size: int
+    end_of_document: int
+    token_bytes_V: NDArray[np.int64]  # noqa: N815
+    identity: str
+    splits_pieces: bool
+
+    @abstractmethod
+    def encode(self, text: str) -> NDArray[np.uint32]:
+        """Ids of the text, without an end mark; text that spells the end mark gives ordinary ids."""
+
+    def encode_batch(self, texts: list[str]) -> list[NDArray[np.uint32]]:
+        """`encode` of each text."""
+        return [self.encode(text) for text in texts]
+
+    @abstractmethod
+    def decode(self, ids: Iterable[int] | NDArray[Any]) -> str:
+        """Text of the ids; end marks vanish, bytes that are not UTF-8 (a cut character) become U+FFFD."""
+
+    @abstractmethod
+    def save(self, folder: Path) -> None:
+        """Write the tokenizer as JSON files into the folder, which is made if it is missing."""
+
+    @staticmethod
+    def load(folder: Path) -> Tokenizer:
+        """Read a tokenizer that `save` wrote.
+
+        Raises:
+            ValueError: The folder holds no tokenizer, or one that is not byte-level.
+        """
+        path = Path(folder) / _DESCRIPTION
+        if not path.is_file():
+            raise ValueError(f"{str(folder)!r} holds no tokenizer: {_DESCRIPTION} is missing")
+        description = json.loads(path.read_text(encoding="utf-8"))
+        if description["kind"] == "bytes":
+            return BytesTokenizer()
+        return BytePairTokenizer.from_file(Path(folder) / _TOKENIZER, description["end_mark"])
+
+
+class BytesTokenizer(Tokenizer):
+    """Every UTF-8 byte is a token; 0xFF, which UTF-8 never holds, ends documents."""
+
+    vocabulary_size = 256
+    end_of_document = 0xFF
+    identity = "bytes"
+    splits_pieces = True
+
+    def __init__(self) -> None:
+        self.token_bytes_V = np.ones(256, dtype=np.int64)
+        self.token_bytes_V[self.end_of_document] = 0
+
+    def encode(self, text: str) -> NDArray[np.uint32]:  # noqa: D102
+        return np.frombuffer(text.encode("utf-8"), dtype=np.uint8).astype(np.uint32)
+
+    def decode(self, ids: Iterable[int] | NDArray[Any]) -> str:  # noqa: D102
+        values = np.asarray(ids if isinstance(ids, np.ndarray) else list(ids), dtype=np.int64)
+        kept = values[values != self.end_of_document].astype(np.uint8)
+        text: str = kept.tobytes().decode("utf-8", errors="replace")
+        return text
+
+    def save(self, folder: Path) -> None:  # noqa: D102
+        _write_description(folder, {"kind": "bytes"})
+
+
+class BytePairTokenizer(Tokenizer):
+    """Byte-level byte-pair encoding (Sennrich et al. 2016 over bytes, as in GPT-2) of the tokenizers library.
+
+    Args:
+        tokenizer: A byte-level tokenizer; the end mark is added to it where it is absent.
+        end_mark: The special token that ends documents.
+
+    Raises:
+        ValueError: The tokenizer changes text or does not cover all bytes.
+    """
+
+    def __init__(self, tokenizer: tokenizers.Tokenizer, end_mark: str) -> None:
+        _check_byte_level(json.loads(tokenizer.to_str()))
+        tokenizer.add_special_tokens([tokenizers.AddedToken(end_mark, special=True, normalized=False)])
+        tokenizer.encode_special_tokens = True
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        self._tokenizer = tokenizer
+        self._end_mark = end_mark
+        self.end_of_document = tokenizer.get_vocab(with_added_tokens=True)[end_mark]
+        self.vocabulary_size = max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+        self.token_bytes_V = self._count_token_bytes()
+        content = json.dumps([json.loads(tokenizer.to_str()), end_mark], sort_keys=True)
+        self.identity = hashlib.sha256(content.encode("utf-8")).hexdigest()
+        pre_tokenizer = json.loads(tokenizer.to_str())["pre_tokenizer"]
+        added_text = [token for token in tokenizer.get_added_tokens_decoder().values() if not token.special]
+        self.splits_pieces = pre_tokenizer in (PRE_TOKENIZER, _GPT2_PRE_TOKENIZER) and not added_text
+
+    @classmethod
+    def from_file(cls, path: Path, end_mark: str) -> BytePairTokenizer:
+        """Read a tokenizer.json of the tokenizers library.
+
+        Raises:
+            ValueError: The file is missing, not a tokenizer.json, or not byte-level.
+        """
+        if not path.is_file():
+            raise ValueError(f"tokenizer.path={str(path)!r}: no such file; give a tokenizer.json")
+        try:
+            tokenizer = tokenizers.Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises bare Exception
+            raise ValueError(f"tokenizer.path={str(path)!r}: not a tokenizer.json: {error}") from error
+        try:
+            return cls(tokenizer, end_mark)
+        except ValueError as error:
+            raise ValueError(
+                f"tokenizer.path={str(path)!r}: {error}, so bytes per token would not be exact; "
+                "use a byte-level BPE (GPT-2, Llama 3 and Qwen have one) or tokenizer=bpe"
+            ) from error
+
+    def encode(self, text: str) -> NDArray[np.uint32]:  # noqa: D102
+        return np.array(self._tokenizer.encode(text, add_special_tokens=False).ids, dtype=np.uint32)
+
+    def encode_batch(self, texts: list[str]) -> list[NDArray[np.uint32]]:
+        """`encode` of each text, on all cores."""
+        encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        return [np.array(encoding.ids, dtype=np.uint32) for encoding in encodings]
+
+    def decode(self, ids: Iterable[int] | NDArray[Any]) -> str:  # noqa: D102
+        return str(self._tokenizer.decode([int(token) for token in ids], skip_special_tokens=True))
+
+    def save(self, folder: Path) -> None:  # noqa: D102
+        _write_description(folder, {"kind": "bpe", "end_mark": self._end_mark})
+        self._tokenizer.save(str(Path(folder) / _TOKENIZER))
+
+    def _count_token_bytes(self) -> NDArray[np.int64]:
+        # In the byte alphabet one character stands for one byte; added tokens are spelled as they are.
+        bytes_V = np.zeros(self.vocabulary_size, dtype=np.int64)
+        for token, index in self._tokenizer.get_vocab(with_added_tokens=False).items():
+            bytes_V[index] = len(token)
+        for index, added in self._tokenizer.get_added_tokens_decoder().items():
+            bytes_V[index] = 0 if added.special else len(added.content.encode("utf-8"))
+        return bytes_V
+
+
+def _check_byte_level(description: dict[str, Any]) -> None:
+    """Raise ValueError unless the tokenizer.json keeps every byte of the text."""
+    model = description["model"]
+    if model["type"] != "BPE":
+        raise ValueError(f"its model is {model['type']}, not BPE")
+    if missing := BYTE_ALPHABET - model["vocab"].keys():
+        raise ValueError(f"it is not byte-level: {len(missing)} of the 256 bytes have no token")
+    if description["normalizer"] is not None:
+        raise ValueError(f"its normalizer {description['normalizer']['type']} changes the text")
+    if model.get("continuing_subword_prefix") or model.get("end_of_word_suffix") or model.get("dropout"):
+        raise ValueError("its model marks words or drops merges")
+    pre_tokenizer = description["pre_tokenizer"] or {"type": "none"}
+    steps = pre_tokenizer.get("pretokenizers", [pre_tokenizer])
+    if not any(step["type"] == "ByteLevel" for step in steps):
+        raise ValueError("it is not byte-level: its pre-tokenizer has no ByteLevel step")
+    for step in steps:
+        if step["type"] not in ("ByteLevel", "Split", "Digits") or step.get("behavior") == "Removed":
+            raise ValueError(f"its pre-tokenizer step {step['type']} may change the text")
+        if step.get("add_prefix_space"):
+            raise ValueError("it puts a space before the text (add_prefix_space)")
+    for added in description["added_tokens"]:
+        if not added["special"] and (added["lstrip"] or added["rstrip"]):
+            raise ValueError(f"its added token {added['content']!r} swallows white space")
+
+
+def _write_description(folder: Path, description: dict[str, str]) -> None:
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    (Path(folder) / _DESCRIPTION).write_text(json.dumps(description) + "\n", encoding="utf-8")
