@@ -1,0 +1,166 @@
+"""A trained model with its tokenizer and settings in one folder, as safetensors and JSON.
+
+``config.json`` holds ``format``, ``model`` (the fields of ``ModelConfig``), ``vocabulary_size``,
+``sequence_length``, ``source_identity``, ``tokenizer_identity``, ``data``, ``tokenizer`` and ``training``.
+"""
+
+import json
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import TypeAdapter, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+
+from windowlm.atomic_write import write_atomically
+from windowlm.errors import UserError
+from windowlm.model.config import ModelConfig
+from windowlm.model.cost import model_cost
+from windowlm.model.decoder import Decoder
+from windowlm.tokenization.tokenizer import Tokenizer
+
+FORMAT = 1
+MODEL_FOLDER = "model"
+WEIGHTS_NAME = "model.safetensors"
+CONFIG_NAME = "config.json"
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A model ready for use.
+
+    Attributes:
+        model: in evaluation mode, float32 weights; ``model(tokens_BT)`` gives logits ``[B, T, V]``.
+        tokenizer: encodes and decodes.
+        config: content of ``config.json``.
+        folder: where it was read from.
+    """
+
+    model: Decoder
+    tokenizer: Tokenizer
+    config: dict[str, Any]
+    folder: Path
+
+    @property
+    def receptive_field(self) -> int | None:
+        """Tokens that can influence an output; None when a layer sees everything."""
+        cost = model_cost(self.model.config, self.model.vocabulary_size, self.config["sequence_length"], 4)
+        return cost.receptive_field
+
+
+def save_bundle(
+    folder: Path, model_state: Mapping[str, torch.Tensor], config: Mapping[str, Any], tokenizer: Tokenizer
+) -> None:
+    """Write a bundle; each file is the old one or the new one, and the weights come last.
+
+    Args:
+        folder: made where it does not exist.
+        model_state: ``state_dict`` of the model; of tied tensors the first is written.
+        config: content of ``config.json`` without ``format``.
+        tokenizer: the model's tokenizer.
+    """
+    with tempfile.TemporaryDirectory() as staging:
+        tokenizer.save(Path(staging))
+        for file in sorted(Path(staging).iterdir()):
+            write_atomically(folder / file.name, file.read_bytes())
+    text = json.dumps({"format": FORMAT, **config}, indent=1, ensure_ascii=False, allow_nan=False)
+    write_atomically(folder / CONFIG_NAME, (text + "\n").encode())
+    write_atomically(folder / WEIGHTS_NAME, save(_untied(model_state)))
+
+
+def load(path: str | Path, device: str | torch.device = "cpu") -> Bundle:
+    """Read a bundle.
+
+    Args:
+        path: a run's folder or its model folder.
+        device: where the model goes.
+
+    Raises:
+        UserError: a file is missing or damaged, or a tensor does not fit the model of ``config.json``.
+    """
+    folder = _model_folder(Path(path))
+    config = _read_config(folder)
+    try:
+        shape = TypeAdapter(ModelConfig).validate_json(json.dumps(config["model"]), strict=True)
+        vocabulary_size = TypeAdapter(int).validate_python(config["vocabulary_size"], strict=True)
+    except KeyError as error:
+        raise UserError(f"{folder / CONFIG_NAME}: the key {error.args[0]} is missing") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, ("model", *first["loc"])))
+        raise UserError(f"{folder / CONFIG_NAME}: {key}: {first['msg']}") from None
+    try:
+        tokenizer = Tokenizer.load(folder)
+    except (ValueError, KeyError) as error:
+        raise UserError(f"{folder}: its tokenizer cannot be read: {error}") from None
+    if tokenizer.vocabulary_size != vocabulary_size:
+        raise UserError(
+            f"{folder}: the tokenizer has {tokenizer.vocabulary_size} tokens and config.json says "
+            f"vocabulary_size={vocabulary_size}; the files are of different models"
+        )
+    model = Decoder(shape, vocabulary_size)
+    _load_weights(model, folder / WEIGHTS_NAME)
+    return Bundle(model.to(device).eval(), tokenizer, config, folder)
+
+
+def _model_folder(path: Path) -> Path:
+    if not path.is_dir():
+        raise UserError(
+            f"checkpoint={path}: there is no such folder; give a run's folder or its model folder"
+        )
+    folder = path if (path / WEIGHTS_NAME).is_file() else path / MODEL_FOLDER
+    missing = [name for name in (WEIGHTS_NAME, CONFIG_NAME) if not (folder / name).is_file()]
+    if missing:
+        raise UserError(
+            f"checkpoint={path}: {folder / missing[0]} is missing; give the folder of a run that has "
+            "ended, or its model folder"
+        )
+    return folder
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    path = folder / CONFIG_NAME
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON: {error}") from None
+    if not isinstance(config, dict) or config.get("format") != FORMAT:
+        raise UserError(f"{path}: format must be {FORMAT}, the only one that this version of windowlm reads")
+    return config
+
+
+def _load_weights(model: Decoder, path: Path) -> None:
+    try:
+        state = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path}: not a readable safetensors file: {error}") from None
+    expected = model.state_dict()
+    written = {name for name, _ in model.named_parameters()} | {name for name, _ in model.named_buffers()}
+    for name in sorted(written & expected.keys()):
+        if name not in state:
+            raise UserError(f"{path}: the tensor {name} is missing; config.json is of another model")
+    for name, tensor in state.items():
+        if name not in expected:
+            raise UserError(f"{path}: the model has no tensor {name}; config.json is of another model")
+        if tensor.shape != expected[name].shape:
+            raise UserError(
+                f"{path}: {name} has shape {list(tensor.shape)} and config.json asks for "
+                f"{list(expected[name].shape)}; the files are of different models"
+            )
+    model.load_state_dict(state, strict=False)
+
+
+def _untied(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The state on the CPU with each tensor once, which is what safetensors can hold."""
+    unique: dict[str, torch.Tensor] = {}
+    seen: set[tuple[int, object]] = set()
+    for name, tensor in state.items():
+        identity = (tensor.untyped_storage().data_ptr(), tensor.storage_offset())
+        if identity not in seen:
+            seen.add(identity)
+            unique[name] = tensor.detach().cpu().contiguous()
+    return unique

@@ -1,0 +1,1 @@
+"""Perplexity against context length: fixed targets, float64 sums, paired differences."""

@@ -1,0 +1,168 @@
+"""Evaluated runs side by side: what differs in their settings and in their losses."""
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from windowlm.errors import UserError
+from windowlm.evaluation.paired_difference import paired_difference
+from windowlm.evaluation.result import Interval, LengthResult, bits_per_byte, interval
+from windowlm.evaluation.result_files import RESULT_NAME, read_result
+
+# Where a run goes and how it is logged does not change what it learns.
+UNCOMPARED = re.compile(r"run_dir|resume|plan|(logger|hydra)(\..*)?")
+ABSENT = "(absent)"
+MARKS_OF_A_RUN = ("run.json", ".hydra", f"evaluation/{RESULT_NAME}")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's folder, its settings by full key, and its result; None for a run that has not ended."""
+
+    folder: Path
+    settings: dict[str, Any]
+    result: LengthResult | None
+
+
+@dataclass(frozen=True)
+class PairedLength:
+    """Two runs at one context length: bits per byte of each, and second minus first over documents."""
+
+    context_length: int
+    first: float
+    second: float
+    difference: Interval
+    extrapolation: bool
+
+
+def runs_in(folder: Path) -> list[Run]:
+    """Runs in a folder and its subfolders, numbers in their names in numeric order.
+
+    Raises:
+        UserError: no such folder, or no run in it.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder}: there is no such folder; give the folder of a sweep, or two run folders")
+    runs = [read_run(path) for path in sorted(_run_folders(folder), key=_natural_order)]
+    if not runs:
+        raise UserError(
+            f"{folder}: no run is in it (a run holds {' or '.join(MARKS_OF_A_RUN)}); give the folder of a "
+            "sweep, or two run folders"
+        )
+    return runs
+
+
+def read_run(folder: Path) -> Run:
+    """Settings and result of a run folder.
+
+    Raises:
+        UserError: not a run, or a damaged file.
+    """
+    if not _is_run(folder):
+        raise UserError(f"{folder}: not a run: none of {', '.join(MARKS_OF_A_RUN)} is in it")
+    evaluated = (folder / "evaluation" / RESULT_NAME).is_file()
+    return Run(folder, _settings(folder), read_result(folder) if evaluated else None)
+
+
+def differing_settings(runs: Sequence[Run]) -> list[str]:
+    """Full keys whose values are not the same in all runs, in the order of the first run's settings."""
+    keys = dict.fromkeys(key for run in runs for key in run.settings if not UNCOMPARED.fullmatch(key))
+    return [
+        key
+        for key in keys
+        if any(run.settings.get(key, ABSENT) != runs[0].settings.get(key, ABSENT) for run in runs)
+    ]
+
+
+def paired_lengths(first: Run, second: Run) -> list[PairedLength]:
+    """Paired differences at every context length that both runs have.
+
+    Raises:
+        UserError: a run is not evaluated, or the two scored different text.
+    """
+    one, two = read_result(first.folder), read_result(second.folder)
+    if one["targets_hash"] != two["targets_hash"]:
+        raise UserError(_why_unpaired(first, one, second, two))
+    rows_one = {row["context_length"]: row for row in one["rows"]}
+    rows_two = {row["context_length"]: row for row in two["rows"]}
+    documents_two = {document["document_hash"]: document for document in two["documents"]}
+    pairs = []
+    for c in sorted(rows_one.keys() & rows_two.keys()):
+        byte_counts = [document["bytes"] for document in one["documents"]]
+        bits_one = bits_per_byte([document["nats"][str(c)] for document in one["documents"]], byte_counts)
+        bits_two = bits_per_byte(
+            [documents_two[document["document_hash"]]["nats"][str(c)] for document in one["documents"]],
+            byte_counts,
+        )
+        pairs.append(
+            PairedLength(
+                context_length=c,
+                first=rows_one[c]["bits_per_byte"],
+                second=rows_two[c]["bits_per_byte"],
+                difference=interval(paired_difference(bits_one, bits_two)),
+                extrapolation=rows_one[c]["extrapolation"] or rows_two[c]["extrapolation"],
+            )
+        )
+    assert pairs, "equal targets have equal longest contexts"
+    return pairs
+
+
+def _why_unpaired(first: Run, one: LengthResult, second: Run, two: LengthResult) -> str:
+    if one["tokenizer_identity"] != two["tokenizer_identity"]:
+        return (
+            f"{first.folder} and {second.folder} scored different text: their tokenizers differ, so as "
+            "many tokens end at other bytes. Their bits per byte may be read side by side; paired differences "
+            "need runs with one tokenizer"
+        )
+    shortest_reach = min(one["rows"][-1]["context_length"], two["rows"][-1]["context_length"])
+    lengths = [row["context_length"] for row in one["rows"] if row["context_length"] <= shortest_reach]
+    listed = ",".join(map(str, lengths or [shortest_reach]))
+    commands = "".join(
+        f"\n  python scripts/evaluate.py checkpoint={run.folder} data.path=TEXT "
+        f"evaluation.context_lengths=[{listed}]"
+        for run in (first, second)
+    )
+    return (
+        f"{first.folder} and {second.folder} scored different text (documents, longest context or "
+        f"evaluation.max_targets differ), so their losses cannot be paired; score both on the same:{commands}"
+    )
+
+
+def _run_folders(folder: Path) -> Iterator[Path]:
+    if _is_run(folder):
+        yield folder
+        return
+    for child in folder.iterdir():
+        if child.is_dir() and not child.name.startswith("."):
+            yield from _run_folders(child)
+
+
+def _is_run(folder: Path) -> bool:
+    return any((folder / mark).exists() for mark in MARKS_OF_A_RUN)
+
+
+def _natural_order(path: Path) -> list[tuple[int, str]]:
+    parts = re.split(r"(\d+)", str(path))
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts]
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    path = folder / "config.json"
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON: {error}") from None
+    return dict(_flat(content, ""))
+
+
+def _flat(content: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(content, dict) and content:
+        for key, value in content.items():
+            yield from _flat(value, f"{prefix}.{key}" if prefix else str(key))
+    elif prefix:
+        yield prefix, content

@@ -1,0 +1,53 @@
+"""Settings of the evaluation."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """Perplexity against context length.
+
+    Args:
+        context_lengths: tokens of context c, increasing; a target sees c to 2c - 1 tokens. Null takes five
+            powers of two that end at half the sequence length of the run (or lower, where documents are
+            short).
+        max_targets: tokens scored at each context length, spread over the documents; null scores every
+            token that has the longest context.
+        split: documents of the run's data to score.
+        precision: Lightning's name, or ``64-true``; 16-mixed needs a GPU.
+        batch_tokens: tokens in one forward pass; one window that is longer goes alone.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+
+    context_lengths: list[int] | None = None
+    max_targets: int | None = 32_768
+    split: Literal["validation", "test"] = "validation"
+    precision: Literal["32-true", "16-mixed", "bf16-mixed", "bf16-true", "64-true"] = "32-true"
+    batch_tokens: int = 16_384
+
+    def __post_init__(self) -> None:
+        """Check ranges.
+
+        Raises:
+            ValueError: a value out of range.
+        """
+        lengths = self.context_lengths
+        if lengths is not None and (not lengths or lengths[0] < 1 or lengths != sorted(set(lengths))):
+            good = sorted({length for length in lengths if length > 0}) or [64, 128, 256]
+            raise ValueError(
+                f"context_lengths={_listed(lengths)}: whole numbers from 1 on, each once, in increasing "
+                f"order; try context_lengths={_listed(good)}"
+            )
+        if self.max_targets is not None and self.max_targets < 1:
+            raise ValueError(
+                f"max_targets={self.max_targets}: at least 1, or null for every token that has the longest "
+                "context; try max_targets=32768"
+            )
+        if self.batch_tokens < 1:
+            raise ValueError(f"batch_tokens={self.batch_tokens}: at least 1; try batch_tokens=16384")
+
+
+def _listed(numbers: list[int]) -> str:
+    return "[" + ",".join(map(str, numbers)) + "]"

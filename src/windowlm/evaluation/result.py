@@ -1,0 +1,106 @@
+"""What ``length.json`` holds."""
+
+import math
+from typing import TypedDict
+
+import numpy as np
+import numpy.typing as npt
+
+from windowlm.evaluation.paired_difference import PairedDifference
+
+FORMAT = 1
+
+
+class Interval(TypedDict):
+    """A paired difference in bits per byte over documents; no interval with one document."""
+
+    mean: float
+    low: float | None
+    high: float | None
+    pairs: int
+
+
+class Row(TypedDict):
+    """One context length. ``naive_*`` are the same targets in non-overlapping windows of c tokens."""
+
+    context_length: int
+    targets: int
+    bytes: int
+    nats: float
+    perplexity: float
+    bits_per_byte: float
+    extrapolation: bool
+    change_from_shortest: Interval | None
+    naive_nats: float
+    naive_perplexity: float
+    naive_bits_per_byte: float
+
+
+class DocumentRow(TypedDict):
+    """One document; ``nats`` by context length."""
+
+    document_hash: str
+    title: str | None
+    author: str | None
+    targets: int
+    bytes: int
+    nats: dict[str, float]
+
+
+class Paired(Interval):
+    """Longest context minus shortest, in bits per byte over documents."""
+
+    shortest: int
+    longest: int
+    confidence: float
+
+
+class RunFacts(TypedDict):
+    """What a result says about the run besides its losses.
+
+    Attributes:
+        training_length: tokens of a training sequence; a window beyond it is extrapolation.
+        window: the setting ``model.window``.
+        receptive_field: tokens that can influence an output; None when a layer sees everything.
+        tokens_trained: tokens seen by these weights, where known.
+        tokenizer_identity: hash of the tokenizer.
+        source_identity: hash of the documents' source.
+        split: name of the documents scored.
+    """
+
+    training_length: int
+    window: int | list[int | None] | None
+    receptive_field: int | None
+    tokens_trained: int | None
+    tokenizer_identity: str
+    source_identity: str
+    split: str
+
+
+class LengthResult(RunFacts):
+    """What ``length.json`` holds."""
+
+    format: int
+    rows: list[Row]
+    paired: Paired | None
+    targets_hash: str
+    documents_too_short: int
+    documents_over_budget: int
+    precision: str
+    parameters: int
+    documents: list[DocumentRow]
+
+
+def bits_per_byte(nats: npt.ArrayLike, byte_counts: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    """Bits per UTF-8 byte from nats of the same text."""
+    return np.asarray(nats, dtype=np.float64) / math.log(2) / np.asarray(byte_counts, dtype=np.float64)
+
+
+def interval(difference: PairedDifference) -> Interval:
+    """A paired difference as it stands in JSON."""
+    return {
+        "mean": difference.mean,
+        "low": difference.low,
+        "high": difference.high,
+        "pairs": difference.pairs,
+    }

@@ -1,0 +1,193 @@
+"""The fixed target set: the same bytes at every context length and for every model.
+
+In a document of n tokens the targets are the tokens from position C on, where C is the longest context
+length, so that each of them has the longest context; end marks are not scored. At context length c windows
+of up to 2c tokens tile that region, and the second half of each is scored: a target has between c and
+2c - 1 tokens of context, all of its own document.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+
+class Documents(Protocol):
+    """What the evaluation reads of a split: documents of tokens, each with the end mark last."""
+
+    @property
+    def lengths(self) -> npt.NDArray[np.int64]:
+        """Tokens of each document, end mark included."""
+        ...
+
+    def __len__(self) -> int:
+        """Number of documents."""
+        ...
+
+    def read(self, document: int, start: int, stop: int) -> npt.NDArray[Any]:
+        """Token ids ``start`` to ``stop`` of a document."""
+        ...
+
+    def document_hash(self, document: int) -> str:
+        """Hash of a document's text."""
+        ...
+
+    def title(self, document: int) -> str | None:
+        """Title, where the source has one."""
+        ...
+
+    def author(self, document: int) -> str | None:
+        """Author, where the source has one."""
+        ...
+
+
+@dataclass(frozen=True)
+class TargetRegion:
+    """The targets of one document: tokens ``first`` to ``end``, one past the last.
+
+    ``first_byte`` and ``end_byte`` delimit the same text in UTF-8 bytes of the document.
+    """
+
+    document: int
+    document_hash: str
+    first: int
+    end: int
+    first_byte: int
+    end_byte: int
+
+
+@dataclass(frozen=True)
+class TargetSet:
+    """Regions in the order of the document hash, and how many documents have none."""
+
+    regions: tuple[TargetRegion, ...]
+    longest_context: int
+    documents_too_short: int
+    documents_over_budget: int
+
+    @property
+    def target_count(self) -> int:
+        """Tokens scored at each context length."""
+        return sum(region.end - region.first for region in self.regions)
+
+    @property
+    def byte_ranges(self) -> list[dict[str, Any]]:
+        """The targets as bytes of documents, which do not depend on the tokenizer."""
+        return [
+            {"document_hash": region.document_hash, "start": region.first_byte, "end": region.end_byte}
+            for region in self.regions
+        ]
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 of the byte ranges: two evaluations with the same hash scored the same text."""
+        canonical = json.dumps(self.byte_ranges, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class ScoredWindow:
+    """Tokens ``start`` to ``end`` of a document, of which ``first`` to ``end`` are scored."""
+
+    document: int
+    start: int
+    first: int
+    end: int
+
+
+def choose_targets(
+    documents: Documents, token_bytes_V: npt.NDArray[np.int64], longest_context: int, max_targets: int | None
+) -> TargetSet:
+    """Target regions of the documents that are longer than the longest context.
+
+    A budget goes to documents in the order of their hash, which is a random order that depends on nothing
+    but the documents: as many of them as can have ``longest_context`` targets each (or all theirs), then as
+    evenly as their lengths allow.
+
+    Args:
+        documents: the split.
+        token_bytes_V: UTF-8 bytes that each token stands for.
+        longest_context: tokens before the first target, C.
+        max_targets: largest number of targets; None for all.
+    """
+    available = np.asarray(documents.lengths, dtype=np.int64) - 1 - longest_context
+    order = sorted(np.flatnonzero(available > 0).tolist(), key=documents.document_hash)
+    shares = _spread(available[order], longest_context, max_targets)
+    regions = []
+    for index, share in zip(order, shares.tolist(), strict=True):
+        if share == 0:
+            continue
+        end = longest_context + share
+        bytes_up_to = np.cumsum(token_bytes_V[documents.read(index, 0, end)])
+        regions.append(
+            TargetRegion(
+                document=index,
+                document_hash=documents.document_hash(index),
+                first=longest_context,
+                end=end,
+                first_byte=int(bytes_up_to[longest_context - 1]),
+                end_byte=int(bytes_up_to[-1]),
+            )
+        )
+    return TargetSet(
+        regions=tuple(regions),
+        longest_context=longest_context,
+        documents_too_short=len(documents) - len(order),
+        documents_over_budget=len(order) - len(regions),
+    )
+
+
+def protocol_windows(regions: Sequence[TargetRegion], context_length: int) -> list[ScoredWindow]:
+    """Windows of up to 2c tokens whose second halves tile the regions."""
+    windows = [
+        ScoredWindow(region.document, first - context_length, first, min(first + context_length, region.end))
+        for region in regions
+        for first in range(region.first, region.end, context_length)
+    ]
+    assert_tiled(regions, windows)
+    return windows
+
+
+def naive_windows(regions: Sequence[TargetRegion], context_length: int) -> list[ScoredWindow]:
+    """The usual non-overlapping windows: a target sees 1 to c tokens, the first of a window only one."""
+    windows = [
+        ScoredWindow(region.document, first - 1, first, min(first + context_length, region.end))
+        for region in regions
+        for first in range(region.first, region.end, context_length)
+    ]
+    assert_tiled(regions, windows)
+    return windows
+
+
+def assert_tiled(regions: Sequence[TargetRegion], windows: Sequence[ScoredWindow]) -> None:
+    """Check that the windows score every token of the regions once, in order, and nothing else."""
+    remaining: Iterator[ScoredWindow] = iter(windows)
+    for region in regions:
+        position = region.first
+        while position < region.end:
+            window = next(remaining)
+            assert window.document == region.document
+            assert 0 <= window.start < window.first == position < window.end <= region.end
+            position = window.end
+    assert next(remaining, None) is None
+
+
+def _spread(available: npt.NDArray[np.int64], least: int, budget: int | None) -> npt.NDArray[np.int64]:
+    """Targets of each document: at most ``budget`` together, as even as ``available`` allows."""
+    if budget is None or available.sum() <= budget:
+        return available
+    chosen = max(1, int(np.searchsorted(np.cumsum(np.minimum(available, least)), budget, side="right")))
+    level, too_high = 0, budget + 1
+    while too_high - level > 1:
+        middle = (level + too_high) // 2
+        if np.minimum(available[:chosen], middle).sum() <= budget:
+            level = middle
+        else:
+            too_high = middle
+    shares = np.minimum(available, level)
+    shares[chosen:] = 0
+    return shares

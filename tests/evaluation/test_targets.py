@@ -1,0 +1,126 @@
+"""The fixed target set and the windows that score it."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from windowlm.evaluation.targets import (
+    ScoredWindow,
+    TargetRegion,
+    assert_tiled,
+    choose_targets,
+    naive_windows,
+    protocol_windows,
+)
+
+from .fakes import MemoryDocuments, one_byte_each, random_documents
+
+
+def scored_positions(windows):
+    return [(window.document, position) for window in windows for position in range(window.first, window.end)]
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    lengths=st.lists(st.integers(0, 200), min_size=1, max_size=6),
+    contexts=st.sets(st.integers(1, 40), min_size=1, max_size=4),
+    budget=st.none() | st.integers(1, 300),
+)
+def test_every_context_length_scores_the_same_tokens_with_c_to_2c_tokens_of_context(
+    lengths, contexts, budget
+):
+    documents = random_documents(lengths)
+    targets = choose_targets(documents, one_byte_each(), max(contexts), budget)
+    expected = [(region.document, p) for region in targets.regions for p in range(region.first, region.end)]
+    for c in contexts:
+        protocol, naive = protocol_windows(targets.regions, c), naive_windows(targets.regions, c)
+        assert scored_positions(protocol) == expected
+        assert scored_positions(naive) == expected
+        for window in protocol:
+            assert 0 <= window.start
+            assert window.end <= lengths[window.document]
+            assert window.first - window.start == c
+            assert window.end - window.start <= 2 * c
+        assert all(window.first - window.start == 1 and window.end - window.first <= c for window in naive)
+
+
+def test_without_a_budget_every_token_that_has_the_longest_context_is_a_target():
+    targets = choose_targets(random_documents([10, 30, 20]), one_byte_each(), 20, None)
+    assert [(r.document, r.first, r.end) for r in targets.regions] == [(1, 20, 30)]
+    assert (targets.target_count, targets.documents_too_short, targets.documents_over_budget) == (10, 2, 0)
+
+
+def test_the_end_mark_is_no_target():
+    documents = MemoryDocuments([[1, 2, 3]])
+    (region,) = choose_targets(documents, one_byte_each(), 1, None).regions
+    assert documents.read(0, region.first, region.end).tolist() == [2, 3]
+
+
+def test_byte_offsets_are_those_of_the_text_with_multi_byte_characters():
+    text = "aé漢😀b"
+    pieces = ["a", "é", "漢", "😀", "b"]
+    token_bytes_V = np.array([0] + [len(piece.encode()) for piece in pieces])
+    documents = MemoryDocuments([[1, 2, 3, 4, 5]])
+    (region,) = choose_targets(documents, token_bytes_V, 2, None).regions
+    assert text.encode()[region.first_byte : region.end_byte].decode() == "漢😀b"
+
+
+@settings(max_examples=50, deadline=None)
+@given(lengths=st.lists(st.integers(0, 300), min_size=1, max_size=12), budget=st.integers(1, 400))
+def test_a_budget_is_never_exceeded_and_nearly_used_up(lengths, budget):
+    available = [max(0, length - 16) for length in lengths]
+    targets = choose_targets(random_documents(lengths), one_byte_each(), 16, budget)
+    assert targets.target_count <= budget
+    if sum(available) <= budget:
+        assert targets.target_count == sum(available)
+    elif targets.regions:
+        by_document = {region.document: region.end - region.first for region in targets.regions}
+        smallest = min(
+            (count for document, count in by_document.items() if count < available[document]), default=None
+        )
+        if smallest is not None:
+            assert max(by_document.values()) == smallest, "the larger shares are equal"
+    counted = len(targets.regions) + targets.documents_too_short + targets.documents_over_budget
+    assert counted == len(lengths)
+
+
+def test_a_small_budget_goes_to_few_documents_so_that_long_contexts_stay_cheap():
+    targets = choose_targets(random_documents([500] * 20), one_byte_each(), 100, 1000)
+    assert [region.end - region.first for region in targets.regions] == [100] * 10
+    assert targets.documents_over_budget == 10
+
+
+def test_targets_do_not_depend_on_the_order_of_the_documents():
+    generator = np.random.default_rng(1)
+    texts = [generator.integers(1, 11, 150) for _ in range(8)]
+    forward = choose_targets(MemoryDocuments(texts), one_byte_each(), 32, 200)
+    backward = choose_targets(MemoryDocuments(texts[::-1]), one_byte_each(), 32, 200)
+    assert forward.hash == backward.hash
+    assert forward.byte_ranges == backward.byte_ranges
+
+
+@pytest.mark.parametrize("change", ["text", "context", "budget"])
+def test_other_targets_have_another_hash(change):
+    def chosen(text=3, context=8, budget=50):
+        return choose_targets(MemoryDocuments([[text] * 100]), one_byte_each(), context, budget).hash
+
+    assert chosen() == chosen()
+    assert chosen(**{change: 7}) != chosen()
+
+
+@pytest.mark.parametrize(
+    "windows",
+    [
+        [],
+        [ScoredWindow(0, 0, 4, 8), ScoredWindow(0, 4, 9, 10)],
+        [ScoredWindow(0, 0, 4, 8), ScoredWindow(0, 3, 7, 10)],
+        [ScoredWindow(0, 0, 4, 12)],
+        [ScoredWindow(1, 0, 4, 10)],
+        [ScoredWindow(0, 4, 4, 10)],
+    ],
+    ids=["nothing", "a gap", "twice", "too far", "another document", "no context"],
+)
+def test_windows_that_do_not_tile_the_targets_are_found_out(windows):
+    with pytest.raises((AssertionError, StopIteration)):
+        assert_tiled([TargetRegion(0, "hash", 4, 10, 4, 10)], windows)

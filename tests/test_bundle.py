@@ -1,0 +1,168 @@
+"""A model, its tokenizer and its settings in one folder."""
+
+import json
+from dataclasses import asdict
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from windowlm.bundle import load, save_bundle
+from windowlm.errors import UserError
+from windowlm.model.config import ModelConfig
+from windowlm.model.decoder import Decoder
+from windowlm.tokenization.tokenizer import BytesTokenizer
+
+SHAPE = {
+    "layers": 2,
+    "dim": 16,
+    "heads": 2,
+    "kv_heads": 1,
+    "head_dim": 8,
+    "feed_forward_dim": 24,
+    "window": [4, None],
+}
+
+
+def config_of(shape):
+    return {
+        "model": asdict(ModelConfig(**shape)),
+        "vocabulary_size": 256,
+        "sequence_length": 32,
+        "source_identity": "source",
+        "tokenizer_identity": "bytes",
+        "data": {},
+        "tokenizer": {"kind": "bytes"},
+        "training": {"tokens_trained": 10},
+    }
+
+
+def saved(folder, **changes):
+    shape = SHAPE | changes
+    torch.manual_seed(0)
+    model = Decoder(ModelConfig(**shape), 256).eval()
+    save_bundle(folder, model.state_dict(), config_of(shape), BytesTokenizer())
+    return model
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_loaded_model_gives_the_same_logits_to_the_bit(tmp_path, tied):
+    model = saved(tmp_path / "run" / "model", tied_embeddings=tied)
+    tokens_BT = torch.randint(256, (2, 12))
+    for path in (tmp_path / "run", tmp_path / "run" / "model", str(tmp_path / "run")):
+        bundle = load(path)
+        assert torch.equal(bundle.model(tokens_BT), model(tokens_BT))
+    assert not bundle.model.training
+    assert bundle.config == {"format": 1, **config_of(SHAPE | {"tied_embeddings": tied})}
+    assert bundle.tokenizer.decode(bundle.tokenizer.encode("Größe 😀")) == "Größe 😀"
+    assert (bundle.model.head.weight is bundle.model.embedding.weight) is tied
+
+
+def test_tied_weights_are_written_once(tmp_path):
+    saved(tmp_path, tied_embeddings=True)
+    assert len({"head.weight", "embedding.weight"} & load_file(tmp_path / "model.safetensors").keys()) == 1
+
+
+def test_the_receptive_field_is_that_of_the_windows(tmp_path):
+    saved(tmp_path / "a", window=4)
+    saved(tmp_path / "b", window=[4, None])
+    assert load(tmp_path / "a").receptive_field == 1 + 2 * 3
+    assert load(tmp_path / "b").receptive_field is None
+
+
+def test_weights_of_bfloat16_are_read_as_float32(tmp_path):
+    model = Decoder(ModelConfig(**SHAPE), 256).to(torch.bfloat16)
+    save_bundle(tmp_path, model.state_dict(), config_of(SHAPE), BytesTokenizer())
+    assert {parameter.dtype for parameter in load(tmp_path).model.parameters()} == {torch.float32}
+
+
+def test_saving_again_replaces_the_files_and_leaves_nothing_else(tmp_path):
+    saved(tmp_path / "model")
+    names = sorted(path.name for path in (tmp_path / "model").iterdir())
+    model = saved(tmp_path / "model", dim=20)
+    assert sorted(path.name for path in (tmp_path / "model").iterdir()) == names
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    assert torch.equal(load(tmp_path).model.embedding.weight, model.embedding.weight)
+
+
+def test_a_kill_before_the_weights_are_written_leaves_the_old_weights(tmp_path, monkeypatch):
+    model = saved(tmp_path / "model")
+
+    def killed(state):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("windowlm.bundle.save", killed)
+    with pytest.raises(KeyboardInterrupt):
+        saved(tmp_path / "model")
+    monkeypatch.undo()
+    assert torch.equal(load(tmp_path).model.embedding.weight, model.embedding.weight)
+
+
+def test_a_missing_folder_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"^checkpoint=.*nowhere: there is no such folder"):
+        load(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer_description.json"])
+def test_a_missing_file_is_named(tmp_path, name):
+    saved(tmp_path / "model")
+    (tmp_path / "model" / name).unlink()
+    with pytest.raises(UserError, match=rf"{name}.* is missing"):
+        load(tmp_path)
+
+
+def edit_config(folder, change):
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    change(config)
+    path.write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda config: config.pop("model"), "the key model is missing"),
+        (lambda config: config.pop("vocabulary_size"), "the key vocabulary_size is missing"),
+        (lambda config: config["model"].update(dim="wide"), r"model\.dim: .*integer"),
+        (lambda config: config["model"].update(wings=2), r"model\.wings: "),
+        (lambda config: config["model"].update(kv_heads=3), "kv_heads=3: must divide"),
+        (lambda config: config.update(format=7), "format must be 1"),
+        (lambda config: config.update(vocabulary_size=300), "the tokenizer has 256 tokens"),
+        (lambda config: config["model"].update(layers=3), r"the tensor blocks\.2\..* is missing"),
+        (lambda config: config["model"].update(layers=1), r"the model has no tensor blocks\.1\."),
+        (
+            lambda config: config["model"].update(feed_forward_dim=32),
+            r"has shape \[.*\] and config\.json asks for",
+        ),
+    ],
+)
+def test_a_config_that_does_not_fit_is_explained(tmp_path, change, message):
+    saved(tmp_path)
+    edit_config(tmp_path, change)
+    with pytest.raises(UserError, match=message):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+def test_a_damaged_file_is_named(tmp_path, name):
+    saved(tmp_path)
+    (tmp_path / name).write_bytes(b"\x00 not this")
+    with pytest.raises(UserError, match=name):
+        load(tmp_path)
+
+
+def test_weights_with_a_tensor_too_few_are_refused(tmp_path):
+    saved(tmp_path)
+    state = load_file(tmp_path / "model.safetensors")
+    state.pop("final_norm.weight")
+    save_file(state, tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match=r"the tensor final_norm\.weight is missing"):
+        load(tmp_path)
+
+
+def test_the_tokenizer_counts_bytes_as_the_text_does(tmp_path):
+    saved(tmp_path)
+    tokenizer = load(tmp_path).tokenizer
+    text = "naïve 漢字"
+    assert int(np.sum(tokenizer.token_bytes_V[tokenizer.encode(text)])) == len(text.encode())
