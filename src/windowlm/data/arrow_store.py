@@ -13,9 +13,18 @@ from typing import Any
 
 import datasets
 
+from windowlm.data.config import DataConfig
 from windowlm.data.errors import DataError
 
 _ROWS_A_BATCH = 256  # rows are up to 64 Ki characters: 16 MiB in memory while writing
+
+
+def cache_folder(data: DataConfig) -> Path:
+    """Folder of prepared data: `data.cache_dir`, else `data/` of the clone or of the working folder."""
+    if data.cache_dir is not None:
+        return Path(data.cache_dir).expanduser()
+    clone = Path(__file__).resolve().parents[3]
+    return (clone if (clone / "pyproject.toml").is_file() else Path.cwd()) / "data"
 
 
 def build_or_open(

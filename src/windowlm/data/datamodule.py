@@ -7,6 +7,7 @@ from itertools import count
 from typing import Any
 
 import lightning
+import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
@@ -69,13 +70,20 @@ class DocumentDataModule(lightning.LightningDataModule):
     def val_dataloader(self) -> DataLoader[Any]:
         """The first `validation_tokens` of the validation split, in order; the last batch may be smaller."""
         rank, devices = self._rank()
-        sequences = len(self.validation_sequences)
-        if self.data.validation_tokens is not None:
-            sequences = min(sequences, -(-self.data.validation_tokens // self.data.sequence_length))
-        positions = range(rank, sequences, devices)
+        positions = range(rank, self._validation_sequences(), devices)
         size = self.data.batch_size
         batches = [list(positions[start : start + size]) for start in range(0, len(positions), size)]
         return self._load(self.validation_sequences, batches)
+
+    def validation_bytes(self) -> Iterator[bytes]:
+        """The UTF-8 bytes that validation reads, document by document."""
+        split, left = self.prepared.validation, self._validation_sequences() * self.data.sequence_length + 1
+        for document in range(len(split)):
+            tokens = split.read(document, 0, left)
+            yield self.prepared.tokenizer.decode_bytes(tokens)
+            left -= len(tokens)
+            if not left:
+                return
 
     def state_dict(self) -> dict[str, int]:
         """The batch to train on next."""
@@ -84,6 +92,12 @@ class DocumentDataModule(lightning.LightningDataModule):
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         """Go on at the batch of the state; loaders made from now on start there."""
         self.next_batch = state_dict["next_batch"]
+
+    def _validation_sequences(self) -> int:
+        all_sequences = len(self.validation_sequences)
+        if self.data.validation_tokens is None:
+            return all_sequences
+        return min(all_sequences, -(-self.data.validation_tokens // self.data.sequence_length))
 
     def _pack(self, split: TokenSplit, seed: int | None) -> PackedSequences:
         padding_token = self.prepared.tokenizer.end_of_document
@@ -95,6 +109,7 @@ class DocumentDataModule(lightning.LightningDataModule):
             batch_sampler=batches,
             collate_fn=stack_sequences,
             num_workers=self.data.workers,
+            pin_memory=torch.cuda.is_available(),
             persistent_workers=self.data.workers > 0,
         )
 

@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from windowlm.data.errors import DataError
+
 Split = Literal["train", "validation", "test"]
 
 
@@ -47,10 +49,20 @@ class Source:
 
 
 def hash_document(document: Document) -> tuple[str, int]:
-    """The first 128 bits of the text's SHA-256 in hexadecimal, and its UTF-8 bytes."""
+    """The first 128 bits of the text's SHA-256 in hexadecimal, and its UTF-8 bytes.
+
+    Raises:
+        DataError: The text cannot be read, or holds half of a surrogate pair.
+    """
     digest, size = hashlib.sha256(), 0
     for chunk in document.read():
-        encoded = chunk.encode("utf-8")
+        try:
+            encoded = chunk.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise DataError(
+                f"data.path: document {document.title!r} is not Unicode text: {error.reason}; "
+                "mend it, or leave it away"
+            ) from error
         digest.update(encoded)
         size += len(encoded)
     return digest.hexdigest()[:32], size

@@ -17,6 +17,7 @@ from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
 
 from windowlm.atomic_write import write_atomically
+from windowlm.data.arrow_store import cache_folder
 from windowlm.data.config import DataConfig
 from windowlm.data.documents import Document, Source, Split
 from windowlm.data.errors import DataError
@@ -75,12 +76,8 @@ PRESETS = {
 }
 
 
-def find_hub_source(data: DataConfig, folder: Path) -> Source:
+def find_hub_source(data: DataConfig) -> Source:
     """The documents of a preset, from the hub or from a local copy.
-
-    Args:
-        data: The settings; `data.name` is a key of PRESETS.
-        folder: Cache folder, where resolved revisions are recorded.
 
     Raises:
         DataError: The local copy lacks files, or the hub cannot be reached.
@@ -88,7 +85,7 @@ def find_hub_source(data: DataConfig, folder: Path) -> Source:
     preset = PRESETS[data.name]
     if data.path is not None:
         return _local_source(data, preset, Path(data.path).expanduser())
-    commit = _resolve_revision(preset.repository, data.revision or preset.revision, folder)
+    commit = _resolve_revision(preset.repository, data.revision or preset.revision, cache_folder(data))
     return Source(
         name=f"{preset.repository} at {commit[:12]}",
         key=hash_of(preset, commit, data.text_column),

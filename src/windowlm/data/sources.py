@@ -30,12 +30,8 @@ class _File:
     split: Split | None = None
 
 
-def find_source(data: DataConfig, folder: Path) -> Source:
+def find_source(data: DataConfig) -> Source:
     """The source that the settings name.
-
-    Args:
-        data: The settings.
-        folder: Cache folder, where resolved revisions of hub data sets are recorded.
 
     Raises:
         DataError: The path is missing, empty or no file, folder or glob, or the hub cannot be reached.
@@ -46,7 +42,7 @@ def find_source(data: DataConfig, folder: Path) -> Source:
         return _source(name, _standard_library(), data)
     if data.name == "text":
         return _source(str(data.path), _files_of(str(data.path)), data)
-    return find_hub_source(data, folder)
+    return find_hub_source(data)
 
 
 def _source(name: str, files: list[_File], data: DataConfig) -> Source:

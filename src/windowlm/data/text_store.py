@@ -116,7 +116,7 @@ def open_text_store(source: Source, data: DataConfig, folder: Path) -> TextStore
 def _rows(source: Source, data: DataConfig, advance: Callable[[int], None]) -> Iterator[dict[str, Any]]:
     first_with_hash: set[str] = set()
     for index, document in enumerate(_cut_if_single(_first(source.documents(), data.documents), data)):
-        digest, size = hash_document(document)
+        digest, _ = hash_document(document)
         about = {
             "document": index,
             "hash": digest,
@@ -131,8 +131,8 @@ def _rows(source: Source, data: DataConfig, advance: Callable[[int], None]) -> I
         else:
             for piece in split_text(document.read()):
                 yield about | {"text": piece}
+                advance(len(piece))
         first_with_hash.add(digest)
-        advance(size)
     if not first_with_hash:
         raise DataError(f"data.path={source.name!r}: no document holds text; give a path with text in it")
 

@@ -7,7 +7,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,9 @@ import numpy as np
 import tokenizers
 from numpy.typing import NDArray
 
-from windowlm.data.arrow_store import build_or_open
+from windowlm.data.arrow_store import build_or_open, cache_folder
 from windowlm.data.config import DataConfig
+from windowlm.data.documents import Source
 from windowlm.data.errors import DataError
 from windowlm.data.exclusion import excluded_documents
 from windowlm.data.identity import code_version, hash_of
@@ -200,15 +201,19 @@ class PreparedData:
         }
 
 
-def prepare_tokens(data: DataConfig, tokenizer: TokenizerConfig) -> PreparedData:
+def prepare_tokens(data: DataConfig, tokenizer: TokenizerConfig | Tokenizer) -> PreparedData:
     """Read, split and encode the documents of the settings, or open what an earlier run prepared.
 
+    Args:
+        data: The settings.
+        tokenizer: Settings of a tokenizer, which may be trained here, or a tokenizer as it is.
+
     Raises:
-        DataError: The data are missing, unreadable, not text, or too small for the settings.
-        ValueError: The tokenizer's file cannot be used.
+        DataError: The data or the tokenizer's file are missing, unreadable or unsuited, or the
+            training split is shorter than a sequence.
     """
     folder = cache_folder(data)
-    source = find_source(data, folder)
+    source = find_source(data)
     texts = open_text_store(source, data, folder)
     splits, excluded = _assign_splits(texts, data)
     documents = {name: np.flatnonzero(splits == number) for name, number in _SPLIT_NUMBERS.items()}
@@ -219,8 +224,11 @@ def prepare_tokens(data: DataConfig, tokenizer: TokenizerConfig) -> PreparedData
                 f"({len(texts)} found, {int(texts.is_duplicate.sum())} duplicates, {excluded} excluded); "
                 "give more documents, or one that is longer"
             )
-    identity = hash_of(texts.identity, splits.tolist())
-    applied = _prepare_tokenizer(tokenizer, texts, documents["train"], folder)
+    applied = (
+        _prepare_tokenizer(tokenizer, texts, documents["train"], folder)
+        if isinstance(tokenizer, TokenizerConfig)
+        else tokenizer
+    )
     stream = _open_token_stream(texts, applied, folder)
     prepared = PreparedData(
         tokenizer=applied,
@@ -228,7 +236,7 @@ def prepare_tokens(data: DataConfig, tokenizer: TokenizerConfig) -> PreparedData
         validation=TokenSplit("validation", texts, stream, documents["validation"]),
         test=TokenSplit("test", texts, stream, documents["test"]),
         source=source.name,
-        source_identity=identity,
+        source_identity=hash_of(texts.identity, splits.tolist()),
         revision=source.revision,
         duplicates_dropped=int(texts.is_duplicate.sum()),
         excluded=excluded,
@@ -243,12 +251,30 @@ def prepare_tokens(data: DataConfig, tokenizer: TokenizerConfig) -> PreparedData
     return prepared
 
 
-def cache_folder(data: DataConfig) -> Path:
-    """Folder of prepared data: `data.cache_dir`, else `data/` of the clone or of the working folder."""
-    if data.cache_dir is not None:
-        return Path(data.cache_dir).expanduser()
-    clone = Path(__file__).resolve().parents[3]
-    return (clone if (clone / "pyproject.toml").is_file() else Path.cwd()) / "data"
+def prepare_all_documents(data: DataConfig, tokenizer: Tokenizer) -> tuple[TokenSplit, str]:
+    """All documents of the settings, whole and in no split, and the hash of their texts.
+
+    Raises:
+        DataError: The data are missing, unreadable or not text.
+    """
+    folder = cache_folder(data)
+    texts = open_text_store(_unsplit(find_source(data)), data, folder)
+    left_out = texts.is_duplicate
+    if data.exclude:
+        left_out = left_out | excluded_documents(data.exclude, texts)
+    stream = _open_token_stream(texts, tokenizer, folder)
+    return TokenSplit("all", texts, stream, np.flatnonzero(~left_out)), hash_of(
+        texts.identity, left_out.tobytes()
+    )
+
+
+def _unsplit(source: Source) -> Source:
+    """The source with all documents stated to be of one split, so that a single one is not cut either."""
+    return replace(
+        source,
+        key=hash_of(source.key, "unsplit"),
+        documents=lambda: (replace(document, split="train") for document in source.documents()),
+    )
 
 
 def _assign_splits(texts: TextStore, data: DataConfig) -> tuple[NDArray[np.int8], int]:
@@ -272,7 +298,10 @@ def _prepare_tokenizer(
     if config.kind == "bytes":
         return BytesTokenizer()
     if config.kind == "file":
-        return BytePairTokenizer.from_file(Path(str(config.path)).expanduser(), config.end_mark)
+        try:
+            return BytePairTokenizer.from_file(Path(str(config.path)).expanduser(), config.end_mark)
+        except ValueError as error:
+            raise DataError(str(error)) from error
     hashes = [texts.hashes[document] for document in training_documents]
     settings = [config.vocabulary_size, config.training_bytes, config.end_mark, tokenizers.__version__]
     target = folder / "tokenizers" / hash_of(hashes, *settings, code_version(training_module))

@@ -19,7 +19,7 @@ import numpy as np
 import tokenizers
 from numpy.typing import NDArray
 
-from windowlm.tokenization.training import BYTE_ALPHABET, PRE_TOKENIZER
+from windowlm.tokenization.training import BYTE_OF_CHARACTER, PRE_TOKENIZER
 
 # Without an explicit choice the library warns at every later fork, such as a data loader's workers.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
@@ -60,8 +60,12 @@ class Tokenizer(ABC):
         return [self.encode(text) for text in texts]
 
     @abstractmethod
+    def decode_bytes(self, ids: Iterable[int] | NDArray[Any]) -> bytes:
+        """Exact UTF-8 bytes of the ids, without end marks; cut ids may give a cut character."""
+
     def decode(self, ids: Iterable[int] | NDArray[Any]) -> str:
-        """Text of the ids; end marks vanish, bytes that are not UTF-8 (a cut character) become U+FFFD."""
+        """Text of the ids, without end marks; bytes that are not UTF-8 (a cut character) become U+FFFD."""
+        return self.decode_bytes(ids).decode("utf-8", errors="replace")
 
     @abstractmethod
     def save(self, folder: Path) -> None:
@@ -98,11 +102,8 @@ class BytesTokenizer(Tokenizer):
     def encode(self, text: str) -> NDArray[np.uint32]:  # noqa: D102
         return np.frombuffer(text.encode("utf-8"), dtype=np.uint8).astype(np.uint32)
 
-    def decode(self, ids: Iterable[int] | NDArray[Any]) -> str:  # noqa: D102
-        values = np.asarray(ids if isinstance(ids, np.ndarray) else list(ids), dtype=np.int64)
-        kept = values[values != self.end_of_document].astype(np.uint8)
-        text: str = kept.tobytes().decode("utf-8", errors="replace")
-        return text
+    def decode_bytes(self, ids: Iterable[int] | NDArray[Any]) -> bytes:  # noqa: D102
+        return bytes(int(token) for token in ids if token != self.end_of_document)
 
     def save(self, folder: Path) -> None:  # noqa: D102
         _write_description(folder, {"kind": "bytes"})
@@ -129,7 +130,8 @@ class BytePairTokenizer(Tokenizer):
         self._end_mark = end_mark
         self.end_of_document = tokenizer.get_vocab(with_added_tokens=True)[end_mark]
         self.vocabulary_size = max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
-        self.token_bytes_V = self._count_token_bytes()
+        self._bytes_of_token = self._spell_tokens()
+        self.token_bytes_V = np.array([len(spelled) for spelled in self._bytes_of_token], dtype=np.int64)
         content = json.dumps([json.loads(tokenizer.to_str()), end_mark], sort_keys=True)
         self.identity = hashlib.sha256(content.encode("utf-8")).hexdigest()
         pre_tokenizer = json.loads(tokenizer.to_str())["pre_tokenizer"]
@@ -165,21 +167,21 @@ class BytePairTokenizer(Tokenizer):
         encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
         return [np.array(encoding.ids, dtype=np.uint32) for encoding in encodings]
 
-    def decode(self, ids: Iterable[int] | NDArray[Any]) -> str:  # noqa: D102
-        return str(self._tokenizer.decode([int(token) for token in ids], skip_special_tokens=True))
+    def decode_bytes(self, ids: Iterable[int] | NDArray[Any]) -> bytes:  # noqa: D102
+        return b"".join(self._bytes_of_token[int(token)] for token in ids)
 
     def save(self, folder: Path) -> None:  # noqa: D102
         _write_description(folder, {"kind": "bpe", "end_mark": self._end_mark})
         self._tokenizer.save(str(Path(folder) / _TOKENIZER))
 
-    def _count_token_bytes(self) -> NDArray[np.int64]:
-        # In the byte alphabet one character stands for one byte; added tokens are spelled as they are.
-        bytes_V = np.zeros(self.vocabulary_size, dtype=np.int64)
+    def _spell_tokens(self) -> list[bytes]:
+        """The bytes of each id; special tokens stand for none."""
+        spelled = [b""] * self.vocabulary_size
         for token, index in self._tokenizer.get_vocab(with_added_tokens=False).items():
-            bytes_V[index] = len(token)
+            spelled[index] = bytes(BYTE_OF_CHARACTER[character] for character in token)
         for index, added in self._tokenizer.get_added_tokens_decoder().items():
-            bytes_V[index] = 0 if added.special else len(added.content.encode("utf-8"))
-        return bytes_V
+            spelled[index] = b"" if added.special else added.content.encode("utf-8")
+        return spelled
 
 
 def _check_byte_level(description: dict[str, Any]) -> None:
@@ -187,7 +189,7 @@ def _check_byte_level(description: dict[str, Any]) -> None:
     model = description["model"]
     if model["type"] != "BPE":
         raise ValueError(f"its model is {model['type']}, not BPE")
-    if missing := BYTE_ALPHABET - model["vocab"].keys():
+    if missing := BYTE_OF_CHARACTER.keys() - model["vocab"].keys():
         raise ValueError(f"it is not byte-level: {len(missing)} of the 256 bytes have no token")
     if description["normalizer"] is not None:
         raise ValueError(f"its normalizer {description['normalizer']['type']} changes the text")

@@ -26,7 +26,12 @@ PRE_TOKENIZER: dict[str, Any] = {
         {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False},
     ],
 }
-BYTE_ALPHABET = frozenset(pre_tokenizers.ByteLevel.alphabet())
+# Byte-level tokenizers write each byte as one visible character (Radford et al. 2019): printable Latin-1
+# as itself, the others in order from U+0100 on.
+_PRINTABLE = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+BYTE_OF_CHARACTER = {chr(byte): byte for byte in _PRINTABLE} | {
+    chr(0x100 + index): byte for index, byte in enumerate(sorted(set(range(256)) - _PRINTABLE))
+}
 
 
 def train_bpe(pieces: Iterable[str], vocabulary_size: int, end_mark: str) -> tokenizers.Tokenizer:
@@ -50,7 +55,7 @@ def train_bpe(pieces: Iterable[str], vocabulary_size: int, end_mark: str) -> tok
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary_size - 1,
-        initial_alphabet=sorted(BYTE_ALPHABET),
+        initial_alphabet=sorted(BYTE_OF_CHARACTER),
         special_tokens=[],
         show_progress=False,
     )
