@@ -35,10 +35,10 @@ def test_every_context_length_scores_the_same_tokens_with_c_to_2c_tokens_of_cont
     expected = [(region.document, p) for region in targets.regions for p in range(region.first, region.end)]
     for c in contexts:
         protocol, naive = protocol_windows(targets.regions, c), naive_windows(targets.regions, c)
-        assert scored_positions(protocol) == expected
-        assert scored_positions(naive) == expected
+        for windows in (protocol, naive):
+            assert scored_positions(windows) == expected
         for window in protocol:
-            assert 0 <= window.start
+            assert window.start >= 0
             assert window.end <= lengths[window.document]
             assert window.first - window.start == c
             assert window.end - window.start <= 2 * c

@@ -113,9 +113,9 @@ def paired_lengths(first: Run, second: Run) -> list[PairedLength]:
 def _why_unpaired(first: Run, one: LengthResult, second: Run, two: LengthResult) -> str:
     if one["tokenizer_identity"] != two["tokenizer_identity"]:
         return (
-            f"{first.folder} and {second.folder} scored different text: their tokenizers differ, so as "
-            "many tokens end at other bytes. Their bits per byte may be read side by side; paired differences "
-            "need runs with one tokenizer"
+            f"{first.folder} and {second.folder} scored different text, because their tokenizers differ and "
+            "as many tokens end at other bytes. Their bits per byte may be read side by side; paired "
+            "differences need runs with one tokenizer"
         )
     shortest_reach = min(one["rows"][-1]["context_length"], two["rows"][-1]["context_length"])
     lengths = [row["context_length"] for row in one["rows"] if row["context_length"] <= shortest_reach]

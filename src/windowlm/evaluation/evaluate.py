@@ -16,7 +16,7 @@ from windowlm.evaluation.length_sweep import length_sweep
 from windowlm.evaluation.report import length_plot, length_table
 from windowlm.evaluation.result import LengthResult, RunFacts
 from windowlm.evaluation.result_files import write_results
-from windowlm.evaluation.scored_documents import all_documents, own_split
+from windowlm.evaluation.scored_documents import scored_documents
 from windowlm.evaluation.targets import Documents
 
 
@@ -86,10 +86,7 @@ def evaluate_checkpoint(
     from rich.console import Console
 
     bundle = load(checkpoint, _device(device))
-    if "path" in data or "name" in data:
-        documents, source_identity = all_documents(bundle, data)
-    else:
-        documents, source_identity = own_split(bundle, evaluation.split, data)
+    documents, source_identity = scored_documents(bundle, evaluation.split, data)
     facts = RunFacts(
         training_length=bundle.config["sequence_length"],
         window=bundle.model.config.window,

@@ -1,0 +1,29 @@
+"""Measure the perplexity of a finished run against context length.
+
+python scripts/evaluate.py checkpoint=RUN_DIR [data.path=TEXT] [evaluation.context_lengths=[256,512,1024]]
+"""
+
+import sys
+from pathlib import Path
+
+from windowlm.command_line import Command, Invocation, main
+from windowlm.config import EvaluateConfig
+
+
+def evaluate(config: EvaluateConfig, invocation: Invocation) -> int:
+    """Import torch and the rest only once the settings are known to be right."""
+    from windowlm.evaluation.evaluate import evaluate_checkpoint
+
+    evaluate_checkpoint(
+        Path(config.checkpoint),
+        data=config.data,
+        evaluation=config.evaluation,
+        device=config.device,
+        output_dir=None if config.output_dir is None else Path(config.output_dir),
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    command = Command(name="evaluate", config_type=EvaluateConfig, task=evaluate)
+    sys.exit(main(command, Path(__file__), Path(__file__).parents[1] / "conf"))

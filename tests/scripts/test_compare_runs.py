@@ -1,0 +1,82 @@
+"""The command ``python scripts/compare_runs.py``."""
+
+import json
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "compare_runs.py"
+
+
+def compare(*arguments):
+    return subprocess.run(
+        [sys.executable, str(SCRIPT), *map(str, arguments)], capture_output=True, text=True, check=False
+    )
+
+
+def run_folder(path, window, bits):
+    """The least that an evaluated run holds."""
+    row = {
+        "context_length": 8,
+        "targets": 10,
+        "bytes": 10,
+        "nats": bits,
+        "perplexity": 2.0,
+        "bits_per_byte": bits,
+        "extrapolation": False,
+    }
+    result = {
+        "format": 1,
+        "rows": [row],
+        "targets_hash": "same",
+        "tokenizer_identity": "bytes",
+        "parameters": 1000,
+        "tokens_trained": 5,
+        "documents": [{"document_hash": name, "bytes": 5, "nats": {"8": bits}} for name in "ab"],
+    }
+    (path / "evaluation").mkdir(parents=True)
+    (path / "evaluation" / "length.json").write_text(json.dumps(result))
+    (path / "config.json").write_text(json.dumps({"model": {"window": window}}))
+
+
+def test_a_folder_of_runs_is_compared(tmp_path):
+    folder = tmp_path / "a sweep, with = in its name"
+    run_folder(folder / "0", 64, 1.5)
+    run_folder(folder / "1", None, 1.25)
+    done = compare(folder)
+    assert done.returncode == 0, done.stderr
+    assert "1.5000" in done.stdout
+    assert "1.2500" in done.stdout
+    assert (folder / "comparison.csv").is_file()
+    assert (folder / "comparison.png").is_file()
+
+
+def test_two_runs_are_compared(tmp_path):
+    run_folder(tmp_path / "0", 64, 1.5)
+    run_folder(tmp_path / "1", None, 1.25)
+    done = compare(tmp_path / "0", tmp_path / "1")
+    assert done.returncode == 0, done.stderr
+    assert "model.window" in done.stdout
+    # 0.25 nats fewer on 5 bytes in both documents.
+    assert "-0.0721 ± 0.0000" in done.stdout
+    assert not list(tmp_path.glob("*.png"))
+
+
+def test_mistakes_end_with_status_2_and_one_message(tmp_path, monkeypatch, capsys):
+    for arguments, message in [
+        ([tmp_path / "nowhere"], "there is no such folder"),
+        ([tmp_path], "no run is in it"),
+        ([tmp_path, tmp_path], "not a run"),
+        ([tmp_path] * 3, "give one folder of runs, or two run folders"),
+        ([], "required"),
+    ]:
+        monkeypatch.setattr(sys, "argv", [str(SCRIPT), *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_path(str(SCRIPT), run_name="__main__")
+        output = capsys.readouterr()
+        assert ended.value.code == 2
+        assert message in output.err
+        assert output.out == ""
