@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, ClassVar, TypeVar, get_args, get_type_hints
 
 from windowlm.data.config import DataConfig
+from windowlm.errors import UserError
 from windowlm.evaluation.config import EvaluationConfig
 from windowlm.model.config import ModelConfig
 from windowlm.tokenization.config import TokenizerConfig
@@ -87,7 +88,7 @@ class EvaluateConfig:
     output_dir: str | None = None
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError):
     """A user's mistake in a setting.
 
     Attributes:
@@ -169,7 +170,17 @@ def _first_error(config_type: type, errors: list[Any], values: Mapping[str, Any]
         return ConfigError(f"{full_key}={message}", key=full_key, correction=f"{prefix}{advice}")
     same_place = [error for error in errors if _key_of(error["loc"], values) == key]
     allowed = " or ".join(dict.fromkeys(_allowed(error) for error in same_place))
+    if _may_be_null(config_type, key):
+        allowed += " or null"
     return ConfigError(f"{key}={given}: allowed is {allowed}", key=key)
+
+
+def _may_be_null(config_type: type, key: str) -> bool:
+    hint: Any = config_type
+    for part in key.split("."):
+        groups = [choice for choice in (hint, *get_args(hint)) if is_dataclass(choice) and isinstance(choice, type)]
+        hint = get_type_hints(groups[0]).get(part) if groups else None
+    return type(None) in get_args(hint)
 
 
 def _key_of(location: tuple[Any, ...], values: Mapping[str, Any]) -> str:

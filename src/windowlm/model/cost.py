@@ -1,4 +1,4 @@
-"""What a model costs: parameters, FLOPs, KV-cache bytes, receptive field. Pure arithmetic, no torch.
+"""What a model costs: parameters, FLOPs, KV-cache bytes, receptive field.
 
 Model FLOPs a token = 6 x matmul parameters (head included, embedding look-up not) + 3 x forward
 attention; forward attention = 4 x head_dim x heads x visible pairs a token (PaLM, Chowdhery et al. 2022,
@@ -7,7 +7,7 @@ appendix B, with pairs counted inside the window only).
 
 from dataclasses import dataclass
 
-from windowlm.attention.window import visible_pairs
+from windowlm.attention.window import receptive_field, visible_pairs
 from windowlm.model.config import ModelConfig
 
 
@@ -58,7 +58,6 @@ def model_cost(
     pairs_per_token = sum(visible_pairs(sequence_length, window) for window in windows) / sequence_length
     attention_flops = 4 * attention_width * pairs_per_token
     kv_bytes = 2 * kv_width * bytes_per_element
-    finite = [window for window in windows if window is not None]
     return ModelCost(
         parameters=parameters,
         matmul_parameters=matmul_parameters,
@@ -69,5 +68,5 @@ def model_cost(
             kv_bytes * (sequence_length if window is None else min(window, sequence_length))
             for window in windows
         ),
-        receptive_field=1 + sum(window - 1 for window in finite) if len(finite) == len(windows) else None,
+        receptive_field=receptive_field(windows),
     )

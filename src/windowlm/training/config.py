@@ -81,7 +81,8 @@ class TrainerConfig:
             saves and exits with status 75, and ``resume=auto`` goes on.
         device: ``auto`` takes a GPU where there is one.
         accumulate_batches: batches per optimizer step.
-        validate_every_n_steps: steps between two validations; null validates about eight times a run.
+        validate_every_n_steps: steps between two validations; null validates up to eight times a run, as often as a tenth
+            of its work pays for, and at its end.
         log_every_n_steps: steps between two logged rows.
         progress_bar: ``auto`` shows it on an interactive terminal only.
     """

@@ -1,0 +1,72 @@
+"""Callback that saves the last and the best state, and the model beside them."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+
+LAST = "last.ckpt"
+BEST = "best.ckpt"
+
+
+class CheckpointWriter(pl.Callback):
+    """Save after every validation, every n steps and at the end.
+
+    A step that is both due and validated is saved after its validation: saved before, a run killed in
+    between would resume without that validation.
+
+    Args:
+        folder: where ``last.ckpt`` and ``best.ckpt`` go.
+        every_n_steps: steps between two saves.
+        validates_after: tells whether Lightning validates after this step.
+        save_model: writes the weights in the form that is read without Lightning.
+
+    Attributes:
+        best_bits_per_byte: lowest validation so far; kept over resumes.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        every_n_steps: int,
+        validates_after: Callable[[int], bool],
+        save_model: Callable[[], None],
+    ) -> None:
+        self.folder = folder
+        self.every_n_steps = every_n_steps
+        self.validates_after = validates_after
+        self.save_model = save_model
+        self.best_bits_per_byte = math.inf
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
+        """Save where a save is due and no validation follows."""
+        step, rest = divmod(pl_module.batches_trained, pl_module.accumulate_batches)
+        if rest or trainer.should_stop or self.validates_after(step):
+            return
+        if step % self.every_n_steps == 0:
+            self._save(trainer, LAST)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Save the last state, and the best where the validation says so."""
+        if trainer.state.fn != "fit":
+            return
+        is_best = pl_module.validation_bits_per_byte < self.best_bits_per_byte
+        if is_best:
+            self.best_bits_per_byte = pl_module.validation_bits_per_byte
+            self._save(trainer, BEST)
+        self._save(trainer, LAST)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best value."""
+        return {"best_bits_per_byte": self.best_bits_per_byte}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore it."""
+        self.best_bits_per_byte = state_dict["best_bits_per_byte"]
+
+    def _save(self, trainer: pl.Trainer, name: str) -> None:
+        trainer.save_checkpoint(self.folder / name)
+        if name == LAST and trainer.is_global_zero:
+            self.save_model()

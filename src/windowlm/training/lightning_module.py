@@ -1,0 +1,187 @@
+"""The LightningModule: loss, gradient scaling, learning rate, validation sums.
+
+Shape letters: B batch, T sequence, V vocabulary, N scored tokens.
+"""
+
+import math
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+
+from windowlm.model.decoder import Decoder
+from windowlm.training.config import OptimizerConfig
+from windowlm.training.loss_sums import IGNORED, LossSums
+from windowlm.training.optimizer import build_optimizer
+from windowlm.training.schedule import Budget, Spent, learning_rate_factor
+
+Batch = dict[str, torch.Tensor]
+
+
+class LanguageModelModule(pl.LightningModule):
+    """Next-token training of a decoder.
+
+    The gradient of a step is that of the summed loss over all its targets divided by their number, however
+    many batches the step is cut into: each batch is divided by a constant and the whole is rescaled once
+    before clipping. Averaging the means of batches, which hold different numbers of targets when documents
+    are packed, would be another loss.
+
+    Args:
+        model: the decoder.
+        optimizer: AdamW and schedule.
+        budget: what the schedule runs over.
+        token_bytes_V: UTF-8 bytes of each token; 0 for marks that are trained but not scored.
+        tokens_per_batch: B * T of a full batch.
+        accumulate_batches: batches per optimizer step.
+        seed: with the number of the batch, seeds dropout.
+        fused: use the fused optimizer; float16's loss scaling must see the gradients first.
+
+    Attributes:
+        batches_trained: batches whose gradient has been taken, over the whole run.
+        seconds_trained: clock of the run, kept over resumes.
+        learning_rate: rate of the running step.
+        gradient_norm: norm before clipping of the last step, a scalar tensor.
+        train_sums: losses since the last logged row.
+        visible_pairs: query-key pairs of all layers since the last logged row, a scalar tensor.
+    """
+
+    def __init__(
+        self,
+        model: Decoder,
+        optimizer: OptimizerConfig,
+        budget: Budget,
+        token_bytes_V: npt.NDArray[np.int64],
+        *,
+        tokens_per_batch: int,
+        accumulate_batches: int,
+        seed: int,
+        fused: bool = True,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.optimizer_config = optimizer
+        self.budget = budget
+        self.token_bytes_V = torch.from_numpy(np.ascontiguousarray(token_bytes_V))
+        self.tokens_per_batch = tokens_per_batch
+        self.accumulate_batches = accumulate_batches
+        self.seed = seed
+        self.fused = fused
+        self.batches_trained = 0
+        self.seconds_trained = 0.0
+        self.learning_rate = 0.0
+        self.gradient_norm = torch.tensor(math.nan)
+        self.train_sums = LossSums()
+        self.visible_pairs = torch.zeros((), dtype=torch.int64)
+        self._step_targets: list[torch.Tensor] = []
+        self._validation_sums = LossSums()
+        self.validation_loss = math.nan
+        self.validation_bits_per_byte = math.nan
+
+    def setup(self, stage: str) -> None:
+        """Move the table of token bytes to the model's device once."""
+        self.token_bytes_V = self.token_bytes_V.to(self.device)
+        self.visible_pairs = self.visible_pairs.to(self.device)
+
+    def spent(self) -> Spent:
+        """What the run has used so far."""
+        return Spent(
+            steps=self.batches_trained // self.accumulate_batches,
+            tokens=self.batches_trained * self.tokens_per_batch,
+            seconds=self.seconds_trained,
+        )
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Set the rate of the step and seed what is drawn in it."""
+        # Without a seed of its own each batch, dropout after a resume would differ.
+        torch.manual_seed((self.seed * 1_000_003 + self.batches_trained) % 2**63)
+        if self.batches_trained % self.accumulate_batches == 0:
+            factor = learning_rate_factor(self.optimizer_config, self.budget.progress(self.spent()))
+            self.learning_rate = self.optimizer_config.lr * factor
+            optimizer = self.optimizers()
+            for group in optimizer.param_groups:  # type: ignore[union-attr]
+                group["lr"] = self.learning_rate
+
+    def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
+        """Summed loss of the batch over a constant; see the class on how it is normalised."""
+        nats_BT = self._token_nats(batch)
+        targets_BT = batch["targets_BT"]
+        self.train_sums.add(nats_BT, targets_BT, self.token_bytes_V)
+        self._step_targets.append((targets_BT != IGNORED).sum())
+        self.visible_pairs = self.visible_pairs + self._count_pairs(batch)
+        self.batches_trained += 1
+        # Workers read ahead, so only training knows which batch comes next.
+        self.trainer.datamodule.next_batch = self.batches_trained  # type: ignore[attr-defined]
+        # Lightning divides by the number of accumulated batches; the rescaling undoes that as well.
+        return nats_BT.sum() / self.tokens_per_batch
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Rescale the gradient to the mean over the step's targets, and clip its norm."""
+        targets = torch.stack(self._step_targets).sum().clamp(min=1)
+        self._step_targets.clear()
+        scale = self.tokens_per_batch * self.accumulate_batches / targets.float()
+        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        gradients = [p.grad for p in parameters]
+        norm = torch.nn.utils.get_total_norm(gradients) * scale
+        self.gradient_norm = norm.detach()
+        limit = self.optimizer_config.gradient_clip
+        if limit is not None:
+            scale = scale * (limit / norm.clamp(min=limit))
+        torch._foreach_mul_(gradients, scale)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Add the batch to the sums."""
+        self._validation_sums.add(self._token_nats(batch), batch["targets_BT"], self.token_bytes_V)
+
+    def on_validation_epoch_start(self) -> None:
+        """Start the sums anew."""
+        self._validation_sums = LossSums()
+
+    def on_validation_epoch_end(self) -> None:
+        """Divide once."""
+        sums = self._validation_sums
+        self.validation_loss, self.validation_bits_per_byte = sums.loss(), sums.bits_per_byte()
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """AdamW; the rate is set at the start of every step."""
+        return build_optimizer(self.model, self.optimizer_config, fused=self.fused)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the run's own counters beside Lightning's."""
+        checkpoint["windowlm"] = {
+            "batches_trained": self.batches_trained,
+            "seconds_trained": self.seconds_trained,
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restore the counters."""
+        state = checkpoint["windowlm"]
+        self.batches_trained = state["batches_trained"]
+        self.seconds_trained = state["seconds_trained"]
+
+    def _count_pairs(self, batch: Batch) -> torch.Tensor:
+        """Pairs inside window and document, summed over the layers: position + 1 keys, at most W."""
+        visible_BT = (batch["positions_BT"] + 1) * (batch["documents_BT"] >= 0)
+        pairs = [
+            visible_BT.sum() if window is None else visible_BT.clamp(max=window).sum()
+            for window in self.model.layer_windows
+        ]
+        return torch.stack(pairs).sum()
+
+    def _token_nats(self, batch: Batch) -> torch.Tensor:
+        """Loss of each target in nats, 0 where there is none, ``[B, T]`` float32."""
+        logits_BTV = self.model(batch["tokens_BT"], batch["documents_BT"], batch["positions_BT"])
+        nats_BT = F.cross_entropy(
+            logits_BTV.flatten(0, 1).float(),
+            batch["targets_BT"].flatten(),
+            ignore_index=IGNORED,
+            reduction="none",
+        )
+        return nats_BT.view_as(batch["targets_BT"])

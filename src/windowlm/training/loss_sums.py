@@ -1,0 +1,50 @@
+"""Sums from which losses are divided once.
+
+Shape letters: B batch, T sequence, V vocabulary.
+"""
+
+import math
+
+import torch
+
+IGNORED = -100
+
+
+class LossSums:
+    """Nats, targets and bytes, summed on the device in float64 and read only when asked for.
+
+    They live outside any module: a buffer would be cast to bfloat16 under bf16-true.
+    """
+
+    def __init__(self) -> None:
+        self._nats: torch.Tensor | None = None
+        self._counts: torch.Tensor | None = None
+
+    def add(self, nats_BT: torch.Tensor, targets_BT: torch.Tensor, token_bytes_V: torch.Tensor) -> None:
+        """Add the targets of one batch.
+
+        Args:
+            nats_BT: loss of each target.
+            targets_BT: token ids, -100 where there is no target.
+            token_bytes_V: bytes of each token, 0 where it is not scored.
+        """
+        trained_BT = targets_BT != IGNORED
+        bytes_BT = token_bytes_V[targets_BT.clamp(min=0)] * trained_BT
+        scored_BT = bytes_BT > 0
+        double_BT = nats_BT.detach().double()
+        nats = torch.stack([double_BT.sum(), (double_BT * scored_BT).sum()])
+        counts = torch.stack([trained_BT.sum(), scored_BT.sum(), bytes_BT.sum()])
+        self._nats = nats if self._nats is None else self._nats + nats
+        self._counts = counts if self._counts is None else self._counts + counts
+
+    def loss(self) -> float:
+        """Nats a target, marks included."""
+        if self._nats is None or self._counts is None:
+            return math.nan
+        return float(self._nats[0] / self._counts[0])
+
+    def bits_per_byte(self) -> float:
+        """Bits a UTF-8 byte of the scored text, marks left out."""
+        if self._nats is None or self._counts is None:
+            return math.nan
+        return float(self._nats[1] / self._counts[2] / math.log(2))

@@ -1,0 +1,121 @@
+"""Callback that measures the run and writes its rows."""
+
+import resource
+import sys
+import time
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+
+from windowlm.model.cost import ModelCost
+from windowlm.training.lightning_module import LanguageModelModule
+from windowlm.training.loss_sums import LossSums
+from windowlm.training.metrics_log import MetricsLog
+
+
+class MetricsWriter(pl.Callback):
+    """Write a row every n steps, and one after each validation, to ``metrics.jsonl`` and to the logger.
+
+    Args:
+        log: the file.
+        every_n_steps: steps between two rows.
+        cost: FLOPs of the model outside attention.
+        flops_per_pair: forward FLOPs of one visible pair in one layer, 4 x heads x head_dim.
+        peak: dense peak of the device in FLOPs/s, None when it is not known.
+
+    Attributes:
+        last_row: the last row of training.
+    """
+
+    def __init__(
+        self, log: MetricsLog, every_n_steps: int, cost: ModelCost, flops_per_pair: int, peak: float | None
+    ) -> None:
+        self.metrics_log = log
+        self.every_n_steps = every_n_steps
+        self.cost = cost
+        self.flops_per_pair = flops_per_pair
+        self.peak = peak
+        self.last_row: dict[str, Any] = {}
+        self._row_started = self._idle_since = 0.0
+        self._waited = 0.0
+        self._tokens_at_row = 0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Start the clocks; the run may go on from an earlier step."""
+        self._start_row(pl_module)
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        """Count the time since the last batch as waiting for data."""
+        self._waited += time.monotonic() - self._idle_since
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
+        """Write the row that is due."""
+        step, rest = divmod(pl_module.batches_trained, pl_module.accumulate_batches)
+        if rest == 0 and (step % self.every_n_steps == 0 or trainer.should_stop):
+            self.last_row = self._row(pl_module, step)
+            self._write(trainer, self.last_row)
+            self._start_row(pl_module)
+        self._idle_since = time.monotonic()
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Stop the row's clock: validation is not training."""
+        self._validation_started = time.monotonic()
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Write the validation's row."""
+        if trainer.state.fn == "fit":
+            row = {
+                "step": pl_module.spent().steps,
+                "tokens": pl_module.spent().tokens,
+                "validation_loss": pl_module.validation_loss,
+                "validation_bits_per_byte": pl_module.validation_bits_per_byte,
+            }
+            self._write(trainer, row)
+        self._row_started += time.monotonic() - self._validation_started
+        self._idle_since = time.monotonic()
+
+    def _start_row(self, module: LanguageModelModule) -> None:
+        self._row_started = self._idle_since = time.monotonic()
+        self._waited = 0.0
+        self._tokens_at_row = module.spent().tokens
+        module.train_sums = LossSums()
+        module.visible_pairs = torch.zeros_like(module.visible_pairs)
+
+    def _row(self, module: LanguageModelModule, step: int) -> dict[str, Any]:
+        tokens = module.spent().tokens
+        loss = module.train_sums.loss()  # waits for the device, so the clock is read after it
+        elapsed = max(time.monotonic() - self._row_started, 1e-9)
+        flops = 6 * self.cost.matmul_parameters * (tokens - self._tokens_at_row)
+        flops += 3 * self.flops_per_pair * int(module.visible_pairs)
+        row = {
+            "step": step,
+            "tokens": tokens,
+            "train_loss": loss,
+            "train_bits_per_byte": module.train_sums.bits_per_byte(),
+            "learning_rate": module.learning_rate,
+            "gradient_norm": float(module.gradient_norm),
+            "seconds": module.seconds_trained,
+            "tokens_per_second": (tokens - self._tokens_at_row) / elapsed,
+            "model_flops_per_second": flops / elapsed,
+            "peak_memory_bytes": peak_memory_bytes(module.device),
+            "data_wait_fraction": min(self._waited / elapsed, 1.0),
+        }
+        if self.peak is not None:
+            row["mfu"] = flops / elapsed / self.peak
+        return row
+
+    def _write(self, trainer: pl.Trainer, row: dict[str, Any]) -> None:
+        if trainer.is_global_zero:
+            self.metrics_log.append(row)
+            if trainer.logger is not None:
+                metrics = {name: value for name, value in row.items() if name != "step"}
+                trainer.logger.log_metrics(metrics, step=row["step"])
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Largest memory so far: allocated on the GPU, or resident in the process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -1,0 +1,164 @@
+"""The screen before step one: what will be trained, on what, at which cost, and where results go."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.table import Table
+
+from windowlm.attention.backends.capability import Request
+from windowlm.attention.dispatch import choose_backend
+from windowlm.config import TrainConfig
+from windowlm.data.token_store import PreparedData
+from windowlm.model.config import ModelConfig
+from windowlm.model.cost import ModelCost
+from windowlm.training.calibration import Calibration
+from windowlm.training.peak_flops import dense_bf16_peak, device_name
+from windowlm.training.schedule import Budget
+
+COMPUTE_DTYPES = {
+    "32-true": torch.float32,
+    "16-mixed": torch.float16,
+    "bf16-mixed": torch.bfloat16,
+    "bf16-true": torch.bfloat16,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What is known before step one.
+
+    Attributes:
+        config: settings of the run.
+        cost: of its model at the training length.
+        data: prepared documents.
+        device: where it will run.
+        calibration: one batch, measured.
+        budget: what it may use.
+        run_dir: where results go.
+    """
+
+    config: TrainConfig
+    cost: ModelCost
+    data: PreparedData
+    device: torch.device
+    calibration: Calibration
+    budget: Budget
+    run_dir: Path
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Inputs of one optimizer step."""
+        data = self.config.data
+        return data.sequence_length * data.batch_size * self.config.trainer.accumulate_batches
+
+    @property
+    def validation_tokens(self) -> int:
+        """Tokens that one validation reads."""
+        limit = self.config.data.validation_tokens
+        tokens = self.data.validation.token_count
+        return tokens if limit is None else min(limit, tokens)
+
+    @property
+    def seconds_per_step(self) -> float:
+        """Measured on one batch, the optimizer left out."""
+        return self.calibration.seconds_per_batch * self.config.trainer.accumulate_batches
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps that the budget is expected to pay for."""
+        if self.budget.steps is not None:
+            return self.budget.steps
+        if self.budget.tokens is not None:
+            return -(-self.budget.tokens // self.tokens_per_step)
+        assert self.budget.seconds is not None
+        return max(1, round(self.budget.seconds / self.seconds_per_step))
+
+    @property
+    def seconds(self) -> float:
+        """Expected seconds of training."""
+        return self.budget.seconds if self.budget.seconds is not None else self.steps * self.seconds_per_step
+
+
+def plan_table(plan: Plan) -> Table:
+    """One screen of facts, a line each."""
+    config, cost, data = plan.config, plan.cost, plan.data
+    train = data.train
+    tokens = plan.steps * plan.tokens_per_step
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    peak = dense_bf16_peak(device_name(plan.device))
+    cached = f"{cost.kv_cache_bytes / 2**20:.2f} MiB for {config.data.sequence_length:,} tokens"
+    reach = "the whole document" if cost.receptive_field is None else f"{cost.receptive_field:,} tokens"
+    rows = {
+        "data": _documents(data),
+        "source hash": data.source_identity,
+        "tokenizer": f"{config.tokenizer.kind}, {data.tokenizer.vocabulary_size:,} symbols, "
+        f"{train.byte_count / max(train.token_count, 1):.2f} bytes a token",
+        "model": f"{_shape(config.model)}; {cost.parameters:,} parameters",
+        "attention": f"window {_window(config.model)}; receptive field {reach}",
+        "backend": ", ".join(_backends(config, plan.device)),
+        "KV cache": f"{cost.kv_cache_bytes_per_token:,} bytes a token; {cached}",
+        "FLOPs": f"{cost.flops_per_token / 1e6:,.1f} million a token, forward and backward",
+        "device": device_name(plan.device)
+        + (f"; dense bf16 peak {peak / 1e12:,.0f} TFLOP/s" if peak else "; peak not known, so no MFU"),
+        "precision": config.precision,
+        "budget": f"{plan.budget}: about {plan.steps:,} steps of {plan.tokens_per_step:,} tokens, "
+        f"{tokens / 1e6:,.2f} million tokens, {tokens / max(train.token_count, 1):.2f} epochs",
+        "expected": f"{_duration(plan.seconds)} of training, "
+        f"{plan.calibration.memory_bytes / 2**30:.2f} GiB for weights, optimizer and activations",
+        "results": str(plan.run_dir),
+    }
+    for name, value in rows.items():
+        table.add_row(name, value)
+    return table
+
+
+def _documents(data: PreparedData) -> str:
+    splits = "; ".join(
+        f"{split.name} {len(split):,} documents, {split.byte_count / 1e6:,.2f} MB"
+        for split in (data.train, data.validation, data.test)
+        if len(split)
+    )
+    dropped = f"; {data.duplicates_dropped:,} duplicates dropped" if data.duplicates_dropped else ""
+    cuts = "".join(f"; {cut}" for cut in data.cuts)
+    return f"{data.source}: {splits}{dropped}{cuts}"
+
+
+def _shape(model: ModelConfig) -> str:
+    return (
+        f"{model.layers} layers, width {model.dim}, {model.heads} query and {model.kv_heads} key-value heads of "
+        f"{model.head_dim}, MLP {model.feed_forward_dim}"
+    )
+
+
+def _window(model: ModelConfig) -> str:
+    names = ["full" if window is None else f"{window:,}" for window in model.layer_windows()]
+    return names[0] if len(set(names)) == 1 else " ".join(names) + " (by layer)"
+
+
+def _backends(config: TrainConfig, device: torch.device) -> list[str]:
+    """Each distinct choice over the layers, with its reason."""
+    model = config.model
+    choices = []
+    for window in dict.fromkeys(model.layer_windows()):
+        request = Request(
+            device=device.type,
+            dtype=COMPUTE_DTYPES[config.precision],
+            head_dim=model.head_dim,
+            window=window,
+            documents=True,
+            dropout=model.attention_dropout,
+        )
+        choice = choose_backend(model.backend, request)
+        choices.append(f"{choice.name} ({choice.reason})")
+    return list(dict.fromkeys(choices))
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    if seconds < 7200:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"

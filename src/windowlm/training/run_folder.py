@@ -1,0 +1,212 @@
+"""The folder of a run: what it holds, whether it may be written, and where a resumed run goes on.
+
+This module loads no torch: a folder that cannot be used is refused before any work.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from windowlm.atomic_write import write_atomically
+from windowlm.config import ConfigError, TrainConfig
+from windowlm.errors import UserError
+
+# Settings that a resumed run may change: they do not decide what is learnt from which text in which order.
+CHANGEABLE = (
+    "resume",
+    "plan",
+    "run_dir",
+    "logger",
+    "checkpoint",
+    "evaluation",
+    "data.workers",
+    "data.cache_dir",
+    "trainer.max_steps",
+    "trainer.max_tokens",
+    "trainer.max_seconds",
+    "trainer.max_time",
+    "trainer.device",
+    "trainer.log_every_n_steps",
+    "trainer.progress_bar",
+)
+
+CONTENTS = {
+    "model": "weights (safetensors), configuration and tokenizer, for windowlm.load",
+    "evaluation": "perplexity by context length: length.json, .csv, .png and the hashed targets",
+    "metrics.jsonl": "one JSON object a logged step",
+    "metrics.csv": "the same as a table",
+    "checkpoints": "last and best state of training, for resume=auto",
+    "config.json": "every setting of the run",
+    "run.json": "status, versions, git commit, data and tokenizer hashes",
+    ".hydra": "what was composed from which overrides",
+    "wandb": "the run as W&B keeps it",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """How a run begins.
+
+    Attributes:
+        checkpoint: state to go on from, None for a fresh start.
+        continues: the run in this folder goes on; otherwise the folder is new.
+        finished: it has nothing left to do.
+        wandb_id: id of the W&B run to continue.
+    """
+
+    checkpoint: Path | None = None
+    continues: bool = False
+    finished: bool = False
+    wandb_id: str | None = None
+
+
+class RunFolder:
+    """Paths and small JSON files of one run.
+
+    Args:
+        path: the folder.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "config.json"
+        self.record = path / "run.json"
+        self.metrics = path / "metrics.jsonl"
+        self.checkpoints = path / "checkpoints"
+        self.last_checkpoint = self.checkpoints / "last.ckpt"
+        self.model = path / "model"
+        self.evaluation = path / "evaluation"
+
+    def read_record(self) -> dict[str, Any]:
+        """``run.json``, empty where there is none.
+
+        Raises:
+            UserError: the file is damaged.
+        """
+        if not self.record.exists():
+            return {}
+        try:
+            record = json.loads(self.record.read_text(encoding="utf-8"))
+        except (ValueError, OSError) as error:
+            raise UserError(f"run_dir={self.path}: {self.record.name} cannot be read ({error})") from None
+        if not isinstance(record, dict):
+            raise UserError(f"run_dir={self.path}: {self.record.name} is not a run's record")
+        return record
+
+    def update_record(self, **values: Any) -> None:
+        """Change some entries of ``run.json``."""
+        write_json(self.record, {**self.read_record(), **values})
+
+    def write_config(self, config: TrainConfig) -> None:
+        """``config.json``: every setting."""
+        write_json(self.config, asdict(config))
+
+    def contents(self) -> list[tuple[str, str]]:
+        """Name and meaning of each entry that is there."""
+        return [(name, meaning) for name, meaning in CONTENTS.items() if (self.path / name).exists()]
+
+
+def write_json(path: Path, values: dict[str, Any]) -> None:
+    """Indented JSON, whole or not at all."""
+    write_atomically(path, (json.dumps(values, indent=2, allow_nan=False) + "\n").encode())
+
+
+def find_start(config: TrainConfig, path: Path) -> Start:
+    """Where the run begins.
+
+    Args:
+        config: settings of the new command.
+        path: folder of the run.
+
+    Raises:
+        ConfigError: the folder holds another run, or a checkpoint does not fit the settings.
+    """
+    folder = RunFolder(path)
+    if path.exists() and not path.is_dir():
+        raise ConfigError(f"run_dir={path}: is a file; give a folder", key="run_dir")
+    record = folder.read_record()
+    if record and config.resume != "auto":
+        raise ConfigError(
+            f"run_dir={path}: already holds a run ({record.get('status', 'unknown')}); go on with it or choose "
+            "another folder",
+            key="resume",
+            correction="resume=auto",
+        )
+    if config.resume not in (None, "auto"):
+        assert config.resume is not None
+        return Start(checkpoint=_foreign_checkpoint(config, Path(config.resume)))
+    if not record:
+        return Start()
+    _refuse_changes(config, folder)
+    finished = record.get("status") == "finished" and record.get("budget") == _budget(config)
+    return Start(
+        checkpoint=folder.last_checkpoint if folder.last_checkpoint.exists() else None,
+        continues=True,
+        finished=finished,
+        wandb_id=record.get("wandb_id"),
+    )
+
+
+def check_run_folder(config: TrainConfig, path: Path, is_sweep: bool) -> None:
+    """Refuse a folder that holds other runs; see ``find_start``."""
+    if not is_sweep:
+        find_start(config, path)
+    elif config.resume != "auto" and (held := sorted(path.glob("*/run.json"))):
+        raise ConfigError(
+            f"run_dir={path}: already holds {len(held)} runs of a sweep; go on with them or choose another folder",
+            key="resume",
+            correction="resume=auto",
+        )
+
+
+def _budget(config: TrainConfig) -> list[float | int | None]:
+    return [config.trainer.max_steps, config.trainer.max_tokens, config.trainer.max_seconds]
+
+
+def record_of(config: TrainConfig, status: Literal["running", "stopped", "finished"]) -> dict[str, Any]:
+    """Entries of ``run.json`` that decide whether a run is finished."""
+    return {"status": status, "budget": _budget(config)}
+
+
+def _foreign_checkpoint(config: TrainConfig, source: Path) -> Path:
+    folder = RunFolder(source)
+    if not folder.last_checkpoint.is_file() or not folder.config.is_file():
+        raise ConfigError(
+            f"resume={source}: holds no run with a checkpoint; give a run's folder, auto or null", key="resume"
+        )
+    _refuse_changes(config, folder, ("model.", "tokenizer."))
+    return folder.last_checkpoint
+
+
+def _refuse_changes(config: TrainConfig, folder: RunFolder, prefixes: tuple[str, ...] = ("",)) -> None:
+    """Refuse settings that differ from those of the run in ``folder``, but for the changeable ones."""
+    try:
+        old = _flat(json.loads(folder.config.read_text(encoding="utf-8")))
+    except (ValueError, OSError) as error:
+        raise ConfigError(f"{folder.config}: cannot be read ({error}); choose another run_dir") from None
+    new = _flat(json.loads(json.dumps(asdict(config))))
+    for key in sorted(old.keys() | new.keys()):
+        if not key.startswith(prefixes) or _is_changeable(key) or old.get(key) == new.get(key):
+            continue
+        given, before = json.dumps(new.get(key)), json.dumps(old.get(key))
+        raise ConfigError(
+            f"{key}={given}: the run in {folder.path} has {key}={before}; what may change when it goes on is "
+            f"{', '.join(CHANGEABLE)}",
+            key=key,
+            correction=f"{key}={before}",
+        )
+
+
+def _is_changeable(key: str) -> bool:
+    return any(key == name or key.startswith(f"{name}.") for name in CHANGEABLE)
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat

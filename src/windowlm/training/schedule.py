@@ -1,0 +1,73 @@
+"""Budget of a run and the learning rate as a function of the share of it that is spent."""
+
+import math
+from dataclasses import dataclass
+
+from windowlm.training.config import DEFAULT_BUDGET_SECONDS, OptimizerConfig, TrainerConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spent:
+    """What a run has used so far: optimizer steps, trained tokens, seconds of training."""
+
+    steps: int
+    tokens: int
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """Exactly one of the three is set."""
+
+    steps: int | None = None
+    tokens: int | None = None
+    seconds: float | None = None
+
+    @classmethod
+    def of(cls, config: TrainerConfig) -> "Budget":
+        """The budget that the settings give, or the default in seconds."""
+        if config.max_steps is None and config.max_tokens is None and config.max_seconds is None:
+            return cls(seconds=DEFAULT_BUDGET_SECONDS)
+        return cls(steps=config.max_steps, tokens=config.max_tokens, seconds=config.max_seconds)
+
+    def progress(self, spent: Spent) -> float:
+        """Share of the budget that is used; 1 or more when the run is done."""
+        if self.steps is not None:
+            return spent.steps / self.steps
+        if self.tokens is not None:
+            return spent.tokens / self.tokens
+        assert self.seconds is not None
+        return spent.seconds / self.seconds
+
+    def __str__(self) -> str:
+        if self.steps is not None:
+            return f"{self.steps:,} steps"
+        if self.tokens is not None:
+            return f"{self.tokens:,} tokens"
+        return f"{self.seconds:g} seconds"
+
+
+def learning_rate_factor(config: OptimizerConfig, progress: float) -> float:
+    """Learning rate as a share of the peak.
+
+    Warm-up rises linearly over ``warmup_fraction``. After it ``cosine`` is half a cosine (Loshchilov and
+    Hutter 2017, without restarts) and ``warmup_stable_decay`` a plateau and then a linear fall (Hu et al.
+    2024, MiniCPM), both down to ``final_lr_fraction``.
+
+    Args:
+        config: schedule, fractions.
+        progress: share of the budget used before the step.
+    """
+    progress = min(max(progress, 0.0), 1.0)
+    if progress < config.warmup_fraction:
+        return progress / config.warmup_fraction
+    if config.schedule == "constant":
+        return 1.0
+    final = config.final_lr_fraction
+    if config.schedule == "cosine":
+        fallen = (progress - config.warmup_fraction) / max(1 - config.warmup_fraction, 1e-12)
+        return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * fallen))
+    start = 1 - config.decay_fraction
+    if progress <= start:
+        return 1.0
+    return 1 - (1 - final) * (progress - start) / config.decay_fraction

@@ -1,0 +1,48 @@
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from windowlm.model.config import ModelConfig
+from windowlm.model.cost import model_cost
+from windowlm.model.decoder import Decoder
+
+
+def config(**changes: object) -> ModelConfig:
+    settings = {"layers": 3, "dim": 48, "heads": 4, "kv_heads": 2, "head_dim": 16, "feed_forward_dim": 80}
+    return ModelConfig(**{**settings, **changes})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("qk_norm", [True, False])
+def test_parameters_are_those_of_the_module(tied: bool, qk_norm: bool) -> None:
+    shape = config(tied_embeddings=tied, qk_norm=qk_norm)
+    counted = sum(parameter.numel() for parameter in Decoder(shape, 300).parameters())
+    assert model_cost(shape, 300, 64, 4).parameters == counted
+
+
+def test_flops_outside_attention_are_those_that_torch_counts() -> None:
+    shape = config(window=1, backend="reference")
+    model = Decoder(shape, 300)
+    with FlopCounterMode(display=False) as counter:
+        model(torch.zeros(1, 64, dtype=torch.int64))
+    products = counter.get_flop_counts()["Global"][torch.ops.aten.mm]
+    assert products == 2 * model_cost(shape, 300, 64, 4).matmul_parameters * 64
+
+
+def test_attention_counts_visible_pairs_only() -> None:
+    cost = model_cost(config(window=4), 300, 10, 4)
+    pairs = 1 + 2 + 3 + 4 * 7
+    assert cost.attention_flops_per_token == pytest.approx(3 * 4 * 4 * 16 * pairs / 10)
+    assert cost.flops_per_token == pytest.approx(6 * cost.matmul_parameters + 3 * cost.attention_flops_per_token)
+
+
+def test_the_cache_of_a_windowed_layer_stops_growing() -> None:
+    row = 2 * 2 * 16 * 4
+    cost = model_cost(config(window=[8, None, 20]), 300, 100, 4)
+    assert cost.kv_cache_bytes_per_token == 3 * row
+    assert cost.kv_cache_bytes == row * (8 + 100 + 20)
+    assert cost.receptive_field is None
+
+
+def test_receptive_fields_add_up() -> None:
+    assert model_cost(config(window=[8, 20]), 300, 100, 4).receptive_field == 1 + 7 + 19 + 7

@@ -1,0 +1,41 @@
+import math
+
+import torch
+from torch import nn
+
+from windowlm.model.config import ModelConfig
+from windowlm.model.decoder import Decoder
+
+
+def model(layers: int = 8, *, tied: bool = False) -> Decoder:
+    torch.manual_seed(0)
+    config = ModelConfig(
+        layers=layers, dim=256, heads=4, kv_heads=2, head_dim=64, feed_forward_dim=512, tied_embeddings=tied
+    )
+    return Decoder(config, 1000)
+
+
+def test_every_matrix_has_the_deviation_of_the_table() -> None:
+    built = model()
+    for name, module in built.named_modules():
+        if isinstance(module, nn.Linear):
+            kind = name.rpartition(".")[2]
+            expected = {"head": 0.02}.get(kind, module.in_features**-0.5)
+            if kind in ("output", "down"):
+                expected /= math.sqrt(2 * 8)
+            assert math.isclose(module.weight.std().item(), expected, rel_tol=0.03), name
+    assert math.isclose(built.embedding.weight.std().item(), 0.02, rel_tol=0.03)
+
+
+def test_the_residual_stream_does_not_grow_with_depth() -> None:
+    shallow, deep = (
+        model(layers).hidden.__self__ for layers in (2, 16)  # type: ignore[attr-defined]
+    )
+    spread = []
+    for built in (shallow, deep):
+        inputs: list[torch.Tensor] = []
+        built.final_norm.register_forward_pre_hook(lambda _, given, kept=inputs: kept.append(given[0]))
+        with torch.no_grad():
+            built(torch.randint(0, 1000, (2, 64)))
+        spread.append(inputs[0].std().item())
+    assert spread[1] < 1.5 * spread[0]

@@ -1,0 +1,150 @@
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from windowlm.config import ConfigError, TrainConfig, check_config, known_keys, unknown_key_error
+
+CONF = Path(__file__).parents[1] / "conf"
+GROUPS = [
+    (folder.name, option.stem)
+    for folder in sorted(CONF.iterdir())
+    if folder.is_dir()
+    for option in sorted(folder.glob("*.yaml"))
+]
+# What an option needs besides itself to be complete.
+COMPANIONS = {("data", "text"): ["data.path=README.md"], ("tokenizer", "file"): ["tokenizer.path=tokenizer.json"]}
+
+
+def composed(*overrides: str) -> dict[str, object]:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        values = OmegaConf.to_container(compose("train", ["run_dir=runs/test", *overrides]), resolve=True)
+    assert isinstance(values, dict)
+    return {str(key): value for key, value in values.items()}
+
+
+def error_of(**changes: object) -> ConfigError:
+    values: dict[str, object] = {"run_dir": "runs/test"}
+    for key, value in changes.items():
+        group, _, name = key.partition("__")
+        if name:
+            values.setdefault(group, {})[name] = value  # type: ignore[index]
+        else:
+            values[group] = value
+    with pytest.raises(ConfigError) as raised:
+        check_config(TrainConfig, values)
+    return raised.value
+
+
+@pytest.mark.parametrize(("group", "option"), GROUPS)
+def test_every_option_of_every_group_composes_and_validates(group: str, option: str) -> None:
+    config = check_config(TrainConfig, composed(f"{group}={option}", *COMPANIONS.get((group, option), [])))
+    assert config.run_dir == "runs/test"
+
+
+@pytest.mark.parametrize(("group", "option"), GROUPS)
+def test_every_setting_of_a_yaml_exists_in_its_dataclass(group: str, option: str) -> None:
+    if group in ("experiment", "hydra"):
+        return
+    loaded = OmegaConf.to_container(OmegaConf.load(CONF / group / f"{option}.yaml"))
+    assert isinstance(loaded, dict)
+    assert {f"{group}.{key}" for key in loaded} <= set(known_keys(TrainConfig))
+
+
+def test_the_yaml_defaults_equal_the_dataclass_defaults() -> None:
+    from_yaml = check_config(TrainConfig, composed())
+    from_code = TrainConfig(run_dir="runs/test")
+    assert json.dumps(asdict(from_yaml)) == json.dumps(asdict(from_code))
+
+
+@pytest.mark.parametrize("value", [0, -1])
+def test_a_window_below_one_names_the_allowed(value: int) -> None:
+    error = error_of(model__window=value)
+    assert error.key == "model.window"
+    assert "at least 1" in str(error)
+    assert error.correction == "model.window=256"
+
+
+@pytest.mark.parametrize("value", [1.5, True, "wide"])
+def test_a_window_of_another_type_names_the_allowed(value: object) -> None:
+    error = error_of(model__window=value)
+    assert error.key == "model.window"
+    assert "a whole number" in str(error)
+    assert "null" in str(error)
+
+
+def test_an_entry_of_a_window_pattern_is_checked() -> None:
+    assert error_of(model__window=[64, 0]).key == "model.window"
+    assert error_of(model__window=[64, 2.5]).key == "model.window"
+    assert error_of(model__window=[]).key == "model.window"
+
+
+def test_key_value_heads_must_divide_the_heads() -> None:
+    error = error_of(model__kv_heads=3)
+    assert (error.key, error.correction) == ("model.kv_heads", "model.kv_heads=2")
+    assert "1, 2, 4" in str(error)
+
+
+def test_an_unknown_key_offers_the_nearest() -> None:
+    error = error_of(model__windw=64)
+    assert "there is no setting model.windw" in str(error)
+    assert error.correction == "model.window=64"
+
+
+def test_a_key_in_the_wrong_group_offers_the_right_one() -> None:
+    assert unknown_key_error("window", "64", known_keys(TrainConfig)).correction == "model.window=64"
+    assert unknown_key_error("model.lr", "1", known_keys(TrainConfig)).correction == "optimizer.lr=1"
+
+
+def test_two_budgets_are_one_too_many() -> None:
+    error = error_of(trainer__max_steps=10, trainer__max_tokens=10)
+    assert error.key == "trainer.max_tokens"
+    assert error.correction == "trainer.max_tokens=null"
+
+
+def test_a_precision_that_does_not_exist_lists_those_that_do() -> None:
+    error = error_of(precision="fp8")
+    assert error.key == "precision"
+    for name in ("32-true", "16-mixed", "bf16-mixed", "bf16-true"):
+        assert name in str(error)
+
+
+def test_float16_on_a_cpu_is_refused() -> None:
+    error = error_of(precision="16-mixed", trainer__device="cpu")
+    assert error.correction == "precision=bf16-mixed"
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("optimizer__lr", 0),
+        ("optimizer__lr", float("inf")),
+        ("optimizer__lr", "fast"),
+        ("optimizer__warmup_fraction", 1.5),
+        ("optimizer__betas", [0.9, 1.0]),
+        ("optimizer__betas", [0.9]),
+        ("trainer__max_steps", 0),
+        ("trainer__max_steps", 1.5),
+        ("trainer__max_steps", True),
+        ("trainer__max_seconds", -3),
+        ("trainer__device", "tpu"),
+        ("data__sequence_length", 0),
+        ("data__batch_size", 0),
+        ("seed", -1),
+        ("seed", 2**32),
+        ("checkpoint__every_n_steps", 0),
+        ("logger__kind", "tensorboard"),
+        ("evaluation__context_lengths", [512, 256]),
+        ("evaluation__context_lengths", [0]),
+        ("model__attention_dropout", 1.0),
+        ("model__rotary", {"base": -1.0}),
+        ("model__layers", None),
+        ("model", 3),
+    ],
+)
+def test_a_bad_value_is_refused_by_its_key(key: str, value: object) -> None:
+    error = error_of(**{key: value})
+    assert str(error).startswith(key.replace("__", "."))

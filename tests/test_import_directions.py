@@ -1,0 +1,77 @@
+"""Imports go one way, read from the syntax trees."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parents[1] / "src" / "windowlm"
+
+# What each package may import of the project besides itself. Every package but attention may import errors
+# and atomic_write; a package's config module may be imported by the composed configuration.
+ALLOWED = {
+    "attention": set(),
+    "model": {"attention"},
+    "tokenization": set(),
+    "data": {"tokenization"},
+    "bundle": {"model", "tokenization"},
+    "evaluation": {"bundle", "data", "model", "tokenization"},
+    "training": {
+        "attention",
+        "bundle",
+        "command_line",
+        "config",
+        "data",
+        "evaluation",
+        "model",
+        "tokenization",
+    },
+    "config": {"data", "evaluation", "model", "tokenization", "training"},
+    "command_line": {"config"},
+    "errors": set(),
+    "atomic_write": set(),
+    "__init__": {"attention", "bundle"},
+}
+SHARED = {"errors", "atomic_write"}
+ONLY_IMPORTER = {"wandb": "training/wandb_run.py", "hydra": "command_line.py", "omegaconf": "command_line.py"}
+
+
+def imports_of(path: Path) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return names
+
+
+def owner(path: Path) -> str:
+    return path.relative_to(SOURCE).parts[0].removesuffix(".py")
+
+
+FILES = sorted(SOURCE.rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
+def test_a_file_imports_only_what_its_package_may(path: Path) -> None:
+    own = owner(path)
+    allowed = ALLOWED[own] | {own} | (SHARED if own != "attention" else set())
+    imported = {name.split(".")[1] for name in imports_of(path) if name.startswith("windowlm.")}
+    assert imported <= allowed, f"{path.name} imports {sorted(imported - allowed)}"
+
+
+@pytest.mark.parametrize("library", ONLY_IMPORTER)
+def test_a_library_at_the_border_is_imported_by_one_file(library: str) -> None:
+    importers = {
+        str(path.relative_to(SOURCE))
+        for path in FILES
+        if any(name.split(".")[0] == library for name in imports_of(path))
+    }
+    assert importers == {ONLY_IMPORTER[library]}
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if path.name == "config.py"], ids=owner)
+def test_settings_load_no_heavy_library(path: Path) -> None:
+    heavy = {"torch", "numpy", "lightning", "datasets", "tokenizers", "wandb"}
+    assert not heavy & {name.split(".")[0] for name in imports_of(path)}

@@ -1,0 +1,22 @@
+"""Train a windowed language model and measure its perplexity against context length."""
+
+import sys
+from pathlib import Path
+
+from windowlm.command_line import Command, Invocation, main
+from windowlm.config import TrainConfig
+from windowlm.training.run_folder import check_run_folder
+
+
+def train(config: TrainConfig, invocation: Invocation) -> int:
+    """Import torch and the rest only once the settings are known to be right."""
+    from windowlm.training.run import train
+
+    return train(config, invocation)
+
+
+if __name__ == "__main__":
+    command = Command(
+        name="train", config_type=TrainConfig, task=train, check=check_run_folder, fixes_run_dir=True
+    )
+    sys.exit(main(command, Path(__file__), Path(__file__).parent / "conf"))
