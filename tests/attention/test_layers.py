@@ -97,6 +97,30 @@ def test_the_rotation_follows_the_positions_given() -> None:
     assert not torch.allclose(stretched, layer(hidden_BTD), atol=1e-3)
 
 
+@pytest.mark.parametrize("window", [5, None])
+@pytest.mark.parametrize("given", ["nothing", "mask", "visibility", "positions_BT"])
+def test_the_layer_compiles_into_one_graph(window: int | None, given: str) -> None:
+    layer = SlidingWindowAttention(16, 2, 8, window, dropout=0.0, qk_norm=True)
+    hidden_BTD = torch.randn(1, 70, 16)
+    mask = torch.arange(70)[None] < 60
+    options = {
+        "nothing": None,
+        "mask": mask,
+        "visibility": Visibility.build(window=window, mask_BT=mask),
+        "positions_BT": torch.arange(70)[None] + 3,
+    }
+    keywords = {} if given == "nothing" else {given: options[given]}
+    expected = layer(hidden_BTD, **keywords)
+    expected.sum().backward()
+    gradient = layer.key.weight.grad.clone()
+    layer.zero_grad()
+    torch._dynamo.reset()
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")(hidden_BTD, **keywords)
+    compiled.sum().backward()
+    torch.testing.assert_close(compiled, expected)
+    torch.testing.assert_close(layer.key.weight.grad, gradient, atol=1e-5, rtol=1e-4)
+
+
 @pytest.mark.parametrize("qk_norm", [False, True])
 def test_the_layer_runs_under_autocast_and_in_low_and_double_precision(qk_norm: bool) -> None:
     layer = SlidingWindowAttention(16, 2, 8, 5, dropout=0.0, qk_norm=qk_norm)

@@ -5,20 +5,21 @@ Shapes: B batch, T queries, S keys, H query heads, K key-value heads, D head dim
 
 import logging
 from functools import cache
-from importlib import import_module
 from types import ModuleType
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from .backends import banded, reference
 from .backends.capability import Capabilities, Request
 from .config import BACKENDS
 from .window import Visibility
 
 log = logging.getLogger(__name__)
 
-FASTEST_FIRST = ("banded", "reference")
+MODULES: dict[str, ModuleType] = {"banded": banded, "reference": reference}
+FASTEST_FIRST = tuple(MODULES)
 
 
 class Choice(NamedTuple):
@@ -81,7 +82,7 @@ def attention(
     choice = choose_backend(backend, request)
     if not torch.compiler.is_compiling():
         _report(choice, request.device)
-    output_BTHD: Tensor = _module(choice.name).attend(
+    output_BTHD: Tensor = MODULES[choice.name].attend(
         query_BTHD,
         key_BSKD,
         value_BSKD,
@@ -120,12 +121,8 @@ def choose_backend(backend: str, request: Request) -> Choice:
 
 def capabilities(name: str) -> Capabilities:
     """What the backend declares to support."""
-    declared: Capabilities = _module(name).CAPABILITIES
+    declared: Capabilities = MODULES[name].CAPABILITIES
     return declared
-
-
-def _module(name: str) -> ModuleType:
-    return import_module(f".backends.{name}", __package__)
 
 
 @cache

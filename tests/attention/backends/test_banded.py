@@ -1,15 +1,24 @@
 """`banded` against the reference, and what must hold bit by bit."""
 
 import itertools
+from functools import partial
 
 import pytest
 import torch
 from torch import Tensor
 
+from windowlm.attention.backends import banded_blocks, banded_matmul
 from windowlm.attention.dispatch import attention
 from windowlm.attention.window import Visibility
 
 WINDOW = 130
+
+
+@pytest.fixture(autouse=True, params=["matmul", "blocks"])
+def way_over_the_band(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run every test over the CPU's own way and over its slow twin."""
+    if request.param == "blocks":
+        monkeypatch.setattr(banded_matmul, "attend", partial(banded_blocks.attend, dropout=0.0))
 
 
 def heads(

@@ -4,20 +4,17 @@ Time and memory grow with T x W, on any device; no T x S tensor is ever made. Fo
 full attention in one call; full attention document by document; blocks of queries with their band of keys;
 and, for keys in an order of their own (caches), blocks of queries with all keys.
 
-Shapes: B batch, T queries, S keys, H query heads, K key-value heads, D head dimension,
-N blocks, Q queries a block, L keys in reach of a block, A sinks.
+Shapes: B batch, T queries, S keys, H query heads, K key-value heads, D head dimension.
 """
 
-from dataclasses import dataclass
-from typing import NamedTuple, Self
-
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from ..window import PADDING, Places, Visibility, reach
+from ..window import PADDING, Visibility
+from . import banded_blocks, banded_matmul
 from .capability import Capabilities
+from .scaled_dot_product import scaled_dot_product
 
 CAPABILITIES = Capabilities(
     purpose="any device; time and memory grow with T x W",
@@ -30,7 +27,7 @@ CAPABILITIES = Capabilities(
     gradients=True,
 )
 
-SMALLEST_BLOCK = 128
+BLOCK = 128
 
 
 def attend(
@@ -50,7 +47,8 @@ def attend(
         far_sinks = not visibility.causal and visibility.sinks > (visibility.window or 0)
         way = _over_all_keys if far_sinks else _over_bands
     elif visibility.documents is not None:
-        way = _over_documents
+        # The documents' lengths are not known inside a compiled graph.
+        way = _over_all_keys if torch.compiler.is_compiling() else _over_documents
     elif visibility.causal and 1 < queries < keys:
         way = _over_all_keys
     else:
@@ -67,7 +65,7 @@ def _in_one_call(
     dropout: float,
 ) -> Tensor:
     causal = visibility.causal and query_BTHD.shape[1] > 1
-    return _scaled_dot_product(query_BTHD, key_BSKD, value_BSKD, None, causal, scale, dropout)
+    return scaled_dot_product(query_BTHD, key_BSKD, value_BSKD, None, causal, scale, dropout)
 
 
 def _over_documents(
@@ -84,7 +82,7 @@ def _over_documents(
     if not lengths:
         return _over_all_keys(query_BTHD, key_BSKD, value_BSKD, visibility, scale, dropout)
     outputs = [
-        _scaled_dot_product(query, key, value, None, visibility.causal, scale, dropout)
+        scaled_dot_product(query, key, value, None, visibility.causal, scale, dropout)
         for query, key, value in zip(
             *(
                 torch.split_with_sizes(rearrange(tensor, "b t h d -> 1 (b t) h d")[:, tokens], lengths, dim=1)
@@ -115,124 +113,11 @@ def _over_bands(
     scale: float,
     dropout: float,
 ) -> Tensor:
-    batch, queries = query_BTHD.shape[:2]
-    bands = _Bands.fit(visibility, queries, key_BSKD.shape[1])
-    masks = visibility.once(
-        ("bands", batch, bands, query_BTHD.device), lambda: bands.masks(visibility, batch, query_BTHD.device)
-    )
-    output = _scaled_dot_product(
-        bands.of_queries(query_BTHD),
-        bands.of_keys(key_BSKD, masks.sinks),
-        bands.of_keys(value_BSKD, masks.sinks),
-        masks.allowed,
-        False,
-        scale,
-        dropout,
-    )
-    output = output.masked_fill(masks.blind, 0.0)
-    return rearrange(output, "(b n) q h d -> b (n q) h d", b=batch)[:, :queries]
-
-
-class _BandMasks(NamedTuple):
-    """`allowed` [(B N), 1, Q, L + A], `blind` [(B N), Q, 1, 1], the key indices `sinks` [B, (N A)].
-
-    Blind queries see nothing. They are allowed everything, as a row without a key would divide by zero, and
-    their output is cleared.
-    """
-
-    allowed: Tensor
-    blind: Tensor
-    sinks: Tensor | None
-
-
-@dataclass(frozen=True)
-class _Bands:
-    """Cuts the queries into `count` blocks and gives each the `length` keys in reach of its queries."""
-
-    queries: int
-    keys: int
-    block: int
-    count: int
-    behind: int
-    ahead: int
-
-    @classmethod
-    def fit(cls, visibility: Visibility, queries: int, keys: int) -> Self:
-        assert visibility.window is not None
-        behind, ahead = reach(visibility.window, visibility.causal)
-        # A quarter of the window: a quarter more work than needed, and each key is held five times.
-        block = min(max(SMALLEST_BLOCK, visibility.window // 4 // 64 * 64), queries)
-        behind += -(behind + block + ahead) % 8  # fused kernels want rows of whole vectors
-        return cls(queries, keys, block, -(-queries // block), behind, ahead)
-
-    @property
-    def length(self) -> int:
-        return self.behind + self.block + self.ahead
-
-    def of_queries(self, heads_BTHD: Tensor, padding: float = 0.0) -> Tensor:
-        padded = F.pad(heads_BTHD, (0, 0, 0, 0, 0, self.count * self.block - self.queries), value=padding)
-        return rearrange(padded, "b (n q) h d -> (b n) q h d", q=self.block)
-
-    def of_keys(self, heads_BSKD: Tensor, sinks: Tensor | None) -> Tensor:
-        band = rearrange(
-            self._slide(heads_BSKD.flatten(2), 0.0), "b n (k d) l -> (b n) l k d", k=heads_BSKD.shape[2]
-        )
-        if sinks is None:
-            return band
-        index = sinks.expand(heads_BSKD.shape[0], -1)[:, :, None, None].expand(-1, -1, *heads_BSKD.shape[2:])
-        extra = rearrange(heads_BSKD.gather(1, index), "b (n a) k d -> (b n) a k d", n=self.count)
-        return torch.cat([band, extra], dim=1)
-
-    def _slide(self, tokens_BSC: Tensor, padding: float) -> Tensor:
-        """The keys in reach of each block, [B, N, C, L]."""
-        front = self.behind - (self.keys - self.queries)
-        back = self.count * self.block - self.queries + self.ahead
-        return F.pad(tokens_BSC, (0, 0, front, back), value=padding).unfold(1, self.length, self.block)
-
-    def masks(self, visibility: Visibility, batch: int, device: torch.device) -> _BandMasks:
-        places = visibility.places(self.queries, self.keys, device)
-        documents = places.key_documents
-        if documents is None:
-            documents = torch.zeros_like(places.key_positions)
-        key_positions = self._slide(places.key_positions[..., None], 0)[:, :, 0]
-        key_documents = self._slide(documents[..., None], PADDING)[:, :, 0]
-        sinks = None
-        if visibility.sinks:
-            sink_BNA, sink_documents = self._sinks(places.key_positions, documents, visibility.sinks)
-            sinks = sink_BNA.flatten(1)
-            key_positions = torch.cat(
-                [key_positions, places.key_positions.gather(1, sinks).view_as(sink_BNA)], -1
-            )
-            key_documents = torch.cat([key_documents, sink_documents], -1)
-        in_bands = Places(
-            self._queries(places.query_positions, 0),
-            key_positions,
-            self._queries(documents[:, self.keys - self.queries :], PADDING),
-            key_documents,
-        )
-        visible = visibility.between(in_bands).expand(batch, -1, -1, -1).flatten(0, 1)[:, None]
-        blind = ~visible.any(-1)
-        return _BandMasks(visible | blind[..., None], blind.mT[..., None], sinks)
-
-    def _queries(self, tokens_BT: Tensor, padding: int) -> Tensor:
-        padded = F.pad(tokens_BT, (0, self.count * self.block - self.queries), value=padding)
-        return rearrange(padded, "b (n q) -> b n q", q=self.block)
-
-    def _sinks(self, positions_BS: Tensor, documents_BS: Tensor, sinks: int) -> tuple[Tensor, Tensor]:
-        """Index and document [B, N, A] of the sinks before each band; PADDING hides those that are not.
-
-        Only one document can have sinks there: the one that reaches across the band's start.
-        """
-        index_S = torch.arange(self.keys, device=positions_BS.device)
-        start_N = torch.arange(self.count, device=positions_BS.device) * self.block
-        start_N = start_N + self.keys - self.queries - self.behind
-        latest_BS = torch.where(documents_BS != PADDING, index_S, -1).cummax(1).values
-        before_BN = latest_BS[:, start_N.clamp(0)].clamp(0)
-        first_BN = before_BN - positions_BS.gather(1, before_BN)
-        sink_BNA = first_BN[..., None] + torch.arange(sinks, device=positions_BS.device)
-        before_band = (sink_BNA >= 0) & (sink_BNA < start_N[:, None])
-        document_BN = documents_BS.gather(1, before_BN)
-        return sink_BNA.clamp(0, self.keys - 1), torch.where(before_band, document_BN[..., None], PADDING)
+    # Which blocks need a mask of their own is not known inside a compiled graph.
+    traced_documents = torch.compiler.is_compiling() and visibility.documents is not None
+    if query_BTHD.device.type == "cpu" and not (visibility.sinks or dropout or traced_documents):
+        return banded_matmul.attend(query_BTHD, key_BSKD, value_BSKD, visibility, scale=scale)
+    return banded_blocks.attend(query_BTHD, key_BSKD, value_BSKD, visibility, scale=scale, dropout=dropout)
 
 
 def _over_all_keys(
@@ -245,37 +130,15 @@ def _over_all_keys(
 ) -> Tensor:
     places = visibility.places(query_BTHD.shape[1], key_BSKD.shape[1], query_BTHD.device)
     outputs: list[Tensor] = []
-    for start in range(0, query_BTHD.shape[1], SMALLEST_BLOCK):
-        block = slice(start, start + SMALLEST_BLOCK)
+    for start in range(0, query_BTHD.shape[1], BLOCK):
+        block = slice(start, start + BLOCK)
         documents = None if places.query_documents is None else places.query_documents[:, block]
         visible = visibility.between(
             places._replace(query_positions=places.query_positions[:, block], query_documents=documents)
         )[:, None]
         blind = ~visible.any(-1, keepdim=True)
-        output = _scaled_dot_product(
+        output = scaled_dot_product(
             query_BTHD[:, block], key_BSKD, value_BSKD, visible | blind, False, scale, dropout
         )
         outputs.append(output.masked_fill(rearrange(blind, "b 1 q 1 -> b q 1 1"), 0.0))
     return torch.cat(outputs, dim=1)
-
-
-def _scaled_dot_product(
-    query_BTHD: Tensor,
-    key_BSKD: Tensor,
-    value_BSKD: Tensor,
-    allowed_B1TS: Tensor | None,
-    causal: bool,
-    scale: float,
-    dropout: float,
-) -> Tensor:
-    output_BHTD = F.scaled_dot_product_attention(
-        query_BTHD.transpose(1, 2),
-        key_BSKD.transpose(1, 2),
-        value_BSKD.transpose(1, 2),
-        attn_mask=allowed_B1TS,
-        is_causal=causal,
-        scale=scale,
-        dropout_p=dropout,
-        enable_gqa=query_BTHD.shape[2] != key_BSKD.shape[2],
-    )
-    return output_BHTD.transpose(1, 2)

@@ -1,0 +1,273 @@
+"""The CPU's way over the band: one block of queries at a time, all heads in one batched matrix product.
+
+Keys and values are read in place through strided views, the scores of a block stay in the processor's cache,
+and the backward pass keeps nothing but query, key and value: it computes the weights again. The two
+operators are opaque to torch.compile. `banded_blocks` computes the same through torch's own attention.
+
+Shapes: B batch, T queries, S keys, K key-value heads, G query heads a key-value head, D head dimension,
+N blocks, Q queries a block, L keys in reach of a block, M blocks with a mask of their own,
+P = G Q rows of a block.
+"""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from ..window import PADDING, Places, Visibility, reach, within_window
+
+BLOCK = 64
+VECTOR = 16
+
+
+def attend(
+    query_BTHD: Tensor, key_BSKD: Tensor, value_BSKD: Tensor, visibility: Visibility, *, scale: float
+) -> Tensor:
+    """Attention where the keys are in order, without sinks and dropout; returns [B, T, H, D]."""
+    queries, keys = query_BTHD.shape[1], key_BSKD.shape[1]
+    plan = visibility.once(("banded matmul", queries, keys), lambda: make_plan(visibility, queries, keys))
+    output: Tensor = _attend(query_BTHD, key_BSKD, value_BSKD, *plan, scale)
+    return output
+
+
+class Plan(NamedTuple):
+    """Which keys each block of queries meets, and under which mask.
+
+    Attributes:
+        blocks: int64 [B or 1, N, 4]: first and last + 1 of the keys, the column of the mask that the first
+            key stands in, and the number of the block's own mask (-1: the common one).
+        common: [Q, L], added to the scores: 0 where visible, -inf elsewhere.
+        hidden: bool [M, Q, L], the masks of blocks that meet the edge of a document or padding.
+        blind: bool [M, Q], queries of such blocks that see nothing; their rows of `hidden` are open.
+    """
+
+    blocks: Tensor
+    common: Tensor
+    hidden: Tensor
+    blind: Tensor
+
+
+def make_plan(visibility: Visibility, queries: int, keys: int) -> Plan:
+    """Lay out the blocks; only those that meet the edge of a document or padding get a mask of their own."""
+    assert visibility.window is not None
+    behind, ahead = reach(visibility.window, visibility.causal)
+    behind += -behind % VECTOR
+    column_L = torch.arange(behind + BLOCK + ahead)
+    row_Q = torch.arange(BLOCK)
+    hidden_QL = ~within_window(row_Q[:, None] + behind - column_L, visibility.window, visibility.causal)
+    common = torch.zeros(hidden_QL.shape).masked_fill(hidden_QL, -torch.inf)
+
+    first_query_N = torch.arange(0, queries, BLOCK)
+    first_key_N = first_query_N + keys - queries - behind
+    start_N, stop_N = first_key_N.clamp(min=0), (first_key_N + len(column_L)).clamp(max=keys)
+    blocks_1N4 = torch.stack([start_N, stop_N, start_N - first_key_N, torch.full_like(start_N, -1)], -1)[None]
+    if visibility.documents is None:
+        nothing = hidden_QL.new_empty(0, 0)
+        return Plan(blocks_1N4, common, nothing[None], nothing)
+
+    documents_BT = visibility.documents
+    changes_BT = (documents_BT.diff(dim=1, prepend=documents_BT[:, :1]) != 0).cumsum(1)
+    edges_BN = (changes_BT[:, start_N] != changes_BT[:, stop_N - 1]) | (documents_BT[:, start_N] == PADDING)
+    row_M, block_M = edges_BN.nonzero(as_tuple=True)
+    places = visibility.places(queries, keys, documents_BT.device)
+    query_MQ = first_query_N[block_M, None] + row_Q
+    key_ML = first_key_N[block_M, None] + column_L
+    inside_MQ, inside_ML = query_MQ < queries, (key_ML >= 0) & (key_ML < keys)
+    query_MQ, key_ML, row_M1 = query_MQ.clamp(max=queries - 1), key_ML.clamp(0, keys - 1), row_M[:, None]
+    visible_MQL = visibility.between(
+        Places(
+            places.query_positions[row_M1, query_MQ],
+            places.key_positions[row_M1, key_ML],
+            documents_BT[row_M1, query_MQ],
+            documents_BT[row_M1, key_ML],
+        )
+    )
+    visible_MQL &= inside_MQ[:, :, None] & inside_ML[:, None, :]
+    seen_ML = visible_MQL.any(1)
+    first_M = seen_ML.int().argmax(1)
+    last_M = len(column_L) - 1 - seen_ML.flip(1).int().argmax(1)
+    blocks_BN4 = blocks_1N4.repeat(len(documents_BT), 1, 1)
+    blocks_BN4[row_M, block_M] = torch.stack(
+        [
+            first_key_N[block_M] + first_M,
+            first_key_N[block_M] + torch.where(seen_ML.any(1), last_M + 1, first_M),
+            first_M,
+            torch.arange(len(row_M)),
+        ],
+        dim=-1,
+    )
+    blind_MQ = ~visible_MQL.any(2)
+    return Plan(blocks_BN4, common, ~(visible_MQL | blind_MQ[:, :, None]), blind_MQ)
+
+
+class _Block(NamedTuple):
+    """A block's place in its row, its mask `bias` [P, L], and `blind` [P, 1] (None where all rows see)."""
+
+    queries: slice
+    keys: slice
+    bias: Tensor
+    blind: Tensor | None
+
+
+def _blocks(plan: Plan, row: int, queries: int, groups: int, dtype: torch.dtype) -> Iterator[_Block]:
+    common_PL = plan.common.to(dtype).repeat(groups, 1)
+    some_blind = plan.blind.any(1).tolist()
+    rows = plan.blocks[min(row, len(plan.blocks) - 1)].tolist()
+    for first_query, (start, stop, column, own) in zip(range(0, queries, BLOCK), rows, strict=True):
+        last_query = min(first_query + BLOCK, queries)
+        size, columns = last_query - first_query, slice(column, column + stop - start)
+        if start == stop:
+            continue
+        blind_P1 = None
+        if own >= 0:
+            bias_QL = plan.common.new_zeros(size, stop - start, dtype=dtype)
+            bias_PL = bias_QL.masked_fill_(plan.hidden[own, :size, columns], -torch.inf).repeat(groups, 1)
+            if some_blind[own]:
+                blind_P1 = plan.blind[own, :size].repeat(groups)[:, None]
+        elif size == BLOCK:
+            bias_PL = common_PL[:, columns]
+        else:
+            bias_PL = plan.common[:size, columns].to(dtype).repeat(groups, 1)
+        yield _Block(slice(first_query, last_query), slice(start, stop), bias_PL, blind_P1)
+
+
+class _Row:
+    """Query, key and value of one row of the batch in the dtype of the computation, and room for scores."""
+
+    def __init__(
+        self, query_THD: Tensor, key_SKD: Tensor, value_SKD: Tensor, plan: Plan, scale: float
+    ) -> None:
+        dtype = torch.promote_types(query_THD.dtype, torch.float32)
+        self.query_THD, self.key_SKD, self.value_SKD = (
+            tensor.to(dtype) for tensor in (query_THD, key_SKD, value_SKD)
+        )
+        self.kv_heads, self.scale, self.dtype = key_SKD.shape[1], scale, dtype
+        self.room = query_THD.shape[1] * BLOCK * plan.common.shape[1]
+        self.scores = self.query_THD.new_empty(self.room)
+
+    def by_head(self, heads_QHD: Tensor) -> Tensor:
+        """Rows of all query heads that share a key-value head, [K, P, D]; a view where each has its own."""
+        return rearrange(heads_QHD, "q (k g) d -> k (g q) d", k=self.kv_heads)
+
+    def by_token(self, heads_KPD: Tensor, queries: int) -> Tensor:
+        """The inverse of `by_head`."""
+        return rearrange(heads_KPD, "k (g q) d -> q (k g) d", q=queries)
+
+    def weights(self, block: _Block) -> Tensor:
+        """Softmax weights [K, P, L] of a block; they live until the next call."""
+        query_KPD = self.by_head(self.query_THD[block.queries])
+        key_KLD = self.key_SKD[block.keys].transpose(0, 1)
+        shape = (self.kv_heads, *block.bias.shape)
+        scores_KPL = self.scores[: shape[0] * shape[1] * shape[2]].view(shape)
+        torch.baddbmm(block.bias, query_KPD, key_KLD.mT, alpha=self.scale, out=scores_KPL)
+        torch.softmax(scores_KPL, -1, out=scores_KPL)
+        return scores_KPL if block.blind is None else scores_KPL.masked_fill_(block.blind, 0.0)
+
+
+def _like(heads_BTHD: Tensor, plan: Plan) -> Tensor:
+    """Contiguous room for a result; zeros where blocks may be passed over."""
+    allocate = torch.zeros if len(plan.hidden) else torch.empty
+    return allocate(heads_BTHD.shape, dtype=heads_BTHD.dtype)
+
+
+_NAMESPACE = __name__.replace(".", "_")
+
+
+@torch.library.custom_op(f"{_NAMESPACE}::attend", mutates_args=())
+def _attend(
+    query_BTHD: Tensor,
+    key_BSKD: Tensor,
+    value_BSKD: Tensor,
+    blocks: Tensor,
+    common: Tensor,
+    hidden: Tensor,
+    blind: Tensor,
+    scale: float,
+) -> Tensor:
+    plan = Plan(blocks, common, hidden, blind)
+    batch, queries, heads = query_BTHD.shape[:3]
+    output_BTHD = _like(query_BTHD, plan)
+    with torch.autocast("cpu", enabled=False):
+        for index in range(batch):
+            row = _Row(query_BTHD[index], key_BSKD[index], value_BSKD[index], plan, scale)
+            for block in _blocks(plan, index, queries, heads // row.kv_heads, row.dtype):
+                mixed_KPD = torch.bmm(row.weights(block), row.value_SKD[block.keys].transpose(0, 1))
+                target_QHD = output_BTHD[index, block.queries]
+                target_QHD.copy_(row.by_token(mixed_KPD, len(target_QHD)))
+    return output_BTHD
+
+
+@torch.library.custom_op(f"{_NAMESPACE}::attend_backward", mutates_args=())
+def _attend_backward(
+    gradient_BTHD: Tensor,
+    query_BTHD: Tensor,
+    key_BSKD: Tensor,
+    value_BSKD: Tensor,
+    blocks: Tensor,
+    common: Tensor,
+    hidden: Tensor,
+    blind: Tensor,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    plan = Plan(blocks, common, hidden, blind)
+    batch, queries, heads = query_BTHD.shape[:3]
+    query_gradient_BTHD = _like(query_BTHD, plan)
+    key_gradient_BSKD, value_gradient_BSKD = (
+        torch.zeros(key_BSKD.shape, dtype=key_BSKD.dtype) for _ in range(2)
+    )
+    with torch.autocast("cpu", enabled=False):
+        for index in range(batch):
+            row = _Row(query_BTHD[index], key_BSKD[index], value_BSKD[index], plan, scale)
+            gradient_THD = gradient_BTHD[index].to(row.dtype)
+            key_gradient_SKD = key_gradient_BSKD[index].to(row.dtype)
+            value_gradient_SKD = value_gradient_BSKD[index].to(row.dtype)
+            room = torch.empty_like(row.scores)
+            for block in _blocks(plan, index, queries, heads // row.kv_heads, row.dtype):
+                weights_KPL = row.weights(block)
+                gradient_KPD = row.by_head(gradient_THD[block.queries])
+                query_KPD = row.by_head(row.query_THD[block.queries])
+                key_KLD, value_KLD, key_gradient_KLD, value_gradient_KLD = (
+                    tensor_SKD[block.keys].transpose(0, 1)
+                    for tensor_SKD in (row.key_SKD, row.value_SKD, key_gradient_SKD, value_gradient_SKD)
+                )
+                value_gradient_KLD.baddbmm_(weights_KPL.mT, gradient_KPD)
+                scores_gradient_KPL = room[: weights_KPL.numel()].view_as(weights_KPL)
+                torch.bmm(gradient_KPD, value_KLD.mT, out=scores_gradient_KPL)
+                torch.ops.aten._softmax_backward_data.out(
+                    scores_gradient_KPL, weights_KPL, -1, row.dtype, grad_input=scores_gradient_KPL
+                )
+                key_gradient_KLD.baddbmm_(scores_gradient_KPL.mT, query_KPD, alpha=scale)
+                mixed_KPD = torch.bmm(scores_gradient_KPL, key_KLD).mul_(scale)
+                target_QHD = query_gradient_BTHD[index, block.queries]
+                target_QHD.copy_(row.by_token(mixed_KPD, len(target_QHD)))
+            key_gradient_BSKD[index] = key_gradient_SKD
+            value_gradient_BSKD[index] = value_gradient_SKD
+    return query_gradient_BTHD, key_gradient_BSKD, value_gradient_BSKD
+
+
+@_attend.register_fake
+def _fake_attend(query_BTHD: Tensor, *_: object) -> Tensor:
+    return query_BTHD.new_empty(query_BTHD.shape)
+
+
+@_attend_backward.register_fake
+def _fake_attend_backward(
+    gradient_BTHD: Tensor, query_BTHD: Tensor, key_BSKD: Tensor, *_: object
+) -> tuple[Tensor, Tensor, Tensor]:
+    query, key, value = (tensor.new_empty(tensor.shape) for tensor in (query_BTHD, key_BSKD, key_BSKD))
+    return query, key, value
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    *tensors, ctx.scale = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _differentiate(ctx: Any, gradient_BTHD: Tensor) -> tuple[Tensor | None, ...]:
+    gradients = _attend_backward(gradient_BTHD, *ctx.saved_tensors, ctx.scale)
+    return *gradients, None, None, None, None, None
+
+
+_attend.register_autograd(_differentiate, setup_context=_save)
