@@ -102,7 +102,7 @@ def test_the_head_in_pieces_equals_the_head_at_once(monkeypatch):
             sizes.append(len(piece_ND))
             return head(piece_ND)
 
-        monkeypatch.setattr(token_loss, "LOGITS_AT_ONCE", 13 * 7)
+        monkeypatch.setitem(token_loss.LOGITS_AT_ONCE, "cpu", 13 * 7)
         nats = nats_of_targets(counted, hidden_ND, targets_N)
     assert max(sizes) == 7
     np.testing.assert_allclose(nats, expected, rtol=0, atol=1e-13)
