@@ -51,6 +51,15 @@ def test_tables_keep_their_dtype():
         assert scored.table.dtype is torch.float32
 
 
+def test_what_a_model_keeps_from_scoring_can_be_trained_with():
+    kept = []
+    with scoring(small_model(), "32-true"):
+        kept.append(torch.ones(4))
+    weight = torch.ones(4, requires_grad=True)
+    (weight * kept[0]).sum().backward()
+    assert torch.equal(weight.grad, torch.ones(4))
+
+
 def test_float32_products_are_not_tf32():
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high")

@@ -59,7 +59,8 @@ def scoring(model: Model, precision: str) -> Iterator[Model]:
         else contextlib.nullcontext()
     )
     try:
-        with torch.inference_mode(), autocast:
+        # Not inference_mode: tables that a model keeps from here on could not be trained with later.
+        with torch.no_grad(), autocast:
             yield scored
     finally:
         torch.set_float32_matmul_precision(matmul_precision)
