@@ -16,7 +16,7 @@ import datasets
 from windowlm.data.config import DataConfig
 from windowlm.data.errors import DataError
 
-_ROWS_A_BATCH = 256  # rows are up to 64 Ki characters: 16 MiB in memory while writing
+_ROWS_A_BATCH = 256  # pieces of some 16 Ki characters: 4 MiB wait in memory while writing
 
 
 def cache_folder(data: DataConfig) -> Path:

@@ -38,12 +38,12 @@ def excluded_documents(path: str, texts: TextStore) -> NDArray[np.bool_]:
                 '{"author": ..., "title": ...} with one of the two or both'
             )
         wanted.add((_plain(entry.get("author")), _plain(entry.get("title"))))
-    hashes = set()
-    for document, digest in enumerate(texts.hashes):
+    left_out = set()
+    for document in range(len(texts)):
         author, title = _plain(texts.author(document)), _plain(texts.title(document))
         if wanted & {(author, title), (author, None), (None, title)}:
-            hashes.add(digest)
-    return np.array([digest in hashes for digest in texts.hashes], dtype=bool)
+            left_out.add(texts.hash(document))
+    return np.array([texts.hash(document) in left_out for document in range(len(texts))], dtype=bool)
 
 
 def _plain(text: object) -> str | None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
@@ -27,6 +28,7 @@ from windowlm.data.documents import Document, Source, cut_by_position, hash_docu
 from windowlm.data.errors import DataError
 from windowlm.data.identity import code_version, hash_of
 from windowlm.data.progress import progress_bar
+from windowlm.data.splits import SPLIT_NAMES
 from windowlm.tokenization import pieces as pieces_module
 from windowlm.tokenization.pieces import split_text
 
@@ -50,10 +52,10 @@ class TextStore:
 
     Attributes:
         first_rows: int64 `[documents + 1]`, the row where each document starts; the last entry ends the last.
-        hashes: Hexadecimal hash of each document's text.
+        digests: uint8 `[documents, 16]`, hash of each document's text.
         byte_counts: int64 `[documents]`, UTF-8 bytes; 0 for duplicates.
         is_duplicate: bool `[documents]`.
-        splits: Split that the source states for each document, or None.
+        splits: int8 `[documents]`, the split that the source states: TRAIN, VALIDATION, TEST, or -1 for none.
         cuts: What was cut out of a larger document, in words.
         identity: Hash of all texts and their order.
     """
@@ -65,18 +67,26 @@ class TextStore:
         starts = np.flatnonzero(np.diff(document_of_row, prepend=-1))
         self.first_rows: NDArray[np.int64] = np.append(starts, len(document_of_row))
         first = table.select(["hash", "split", "cut", "duplicate", "title", "author"]).take(starts)
-        self.hashes: list[str] = first.column("hash").to_pylist()
-        self.splits: list[str | None] = first.column("split").to_pylist()
+        self.digests: NDArray[np.uint8] = np.frombuffer(
+            bytes.fromhex("".join(first.column("hash").to_pylist())), dtype=np.uint8
+        ).reshape(-1, 16)
+        numbers = pc.index_in(first.column("split"), value_set=pa.array(SPLIT_NAMES))
+        self.splits: NDArray[np.int8] = pc.fill_null(numbers, -1).to_numpy().astype(np.int8)
         self.cuts: list[str] = first.column("cut").drop_null().to_pylist()
-        self.is_duplicate: NDArray[np.bool_] = np.array(first.column("duplicate").to_pylist(), dtype=bool)
+        self.is_duplicate: NDArray[np.bool_] = first.column("duplicate").to_numpy()
         self._titles, self._authors = first.column("title"), first.column("author")
         piece_bytes = pc.binary_length(table.column("text")).to_numpy().astype(np.int64)
         self.byte_counts: NDArray[np.int64] = np.add.reduceat(piece_bytes, starts)
-        self.identity = hashlib.sha256("".join(self.hashes).encode("ascii")).hexdigest()
+        self.identity = hashlib.sha256(self.digests.tobytes()).hexdigest()
 
     def __len__(self) -> int:
         """Number of documents, duplicates included."""
-        return len(self.hashes)
+        return len(self.digests)
+
+    def hash(self, document: int) -> str:
+        """Hexadecimal hash of a document's text."""
+        digest: bytes = self.digests[document].tobytes()
+        return digest.hex()
 
     def title(self, document: int) -> str | None:
         """Title or path of a document."""

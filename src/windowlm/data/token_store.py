@@ -129,7 +129,7 @@ class TokenSplit:
 
     def document_hash(self, document: int) -> str:
         """Hexadecimal hash of a document's text."""
-        return self._texts.hashes[int(self._documents[document])]
+        return self._texts.hash(int(self._documents[document]))
 
     def title(self, document: int) -> str | None:
         """Title or path of a document."""
@@ -282,11 +282,11 @@ def _assign_splits(texts: TextStore, data: DataConfig) -> tuple[NDArray[np.int8]
     kept = ~texts.is_duplicate
     excluded = excluded_documents(data.exclude, texts) if data.exclude else np.zeros(len(texts), dtype=bool)
     splits = np.full(len(texts), _LEFT_OUT, dtype=np.int8)
-    if any(split is not None for split in texts.splits):
-        splits[:] = [_SPLIT_NUMBERS[str(split)] for split in texts.splits]
+    if (texts.splits >= 0).all():
+        splits[:] = texts.splits
     else:
-        hashes = [texts.hashes[document] for document in np.flatnonzero(kept)]
-        splits[kept] = split_by_hash(hashes, data.validation_fraction, data.test_fraction, data.split_seed)
+        fractions = data.validation_fraction, data.test_fraction
+        splits[kept] = split_by_hash(texts.digests[kept], *fractions, data.split_seed)
     splits[~kept | excluded] = _LEFT_OUT
     return splits, int((excluded & kept).sum())
 
@@ -302,9 +302,12 @@ def _prepare_tokenizer(
             return BytePairTokenizer.from_file(Path(str(config.path)).expanduser(), config.end_mark)
         except ValueError as error:
             raise DataError(str(error)) from error
-    hashes = [texts.hashes[document] for document in training_documents]
     settings = [config.vocabulary_size, config.training_bytes, config.end_mark, tokenizers.__version__]
-    target = folder / "tokenizers" / hash_of(hashes, *settings, code_version(training_module))
+    target = (
+        folder
+        / "tokenizers"
+        / hash_of(texts.digests[training_documents].tobytes(), *settings, code_version(training_module))
+    )
     if not target.is_dir():
         rows = np.concatenate([np.arange(*texts.first_rows[[d, d + 1]]) for d in training_documents])
         size = int(texts.byte_counts[training_documents].sum())

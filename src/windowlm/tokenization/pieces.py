@@ -14,7 +14,7 @@ version since 3.0 has, because Python and the tokenizer may follow different ver
 import re
 from collections.abc import Iterable, Iterator
 
-PIECE_CHARACTERS = 65_536
+PIECE_CHARACTERS = 16_384
 
 _LETTER_OR_DIGIT = (
     "0-9A-Za-z\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u021f\u03b1-\u03c9\u0410-\u044f\u05d0-\u05ea\u0621-\u063a"

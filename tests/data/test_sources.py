@@ -1,0 +1,179 @@
+"""Where documents come from."""
+
+import json
+import sysconfig
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tests.data.corpus import settings, write_documents
+from windowlm.data.config import DataConfig
+from windowlm.data.documents import Document
+from windowlm.data.errors import DataError
+from windowlm.data.sources import find_source
+
+
+def documents(path: Path | str, tmp_path: Path, **others: Any) -> list[Document]:
+    return list(find_source(settings(path, tmp_path / "cache", **others)).documents())
+
+
+def read(document: Document) -> str:
+    return "".join(document.read())
+
+
+def test_the_standard_library_is_read_without_its_tests() -> None:
+    source = find_source(DataConfig())
+    root = Path(sysconfig.get_path("stdlib"))
+    titles = [str(document.title) for document in source.documents()]
+    assert titles == sorted(titles)
+    assert {"argparse.py", "json/decoder.py"} <= set(titles)
+    folders = {part for title in titles for part in title.split("/")[:-1]}
+    assert not folders & {"test", "tests", "idle_test", "site-packages", "__pycache__"}
+    argparse = next(document for document in source.documents() if document.title == "argparse.py")
+    assert read(argparse).encode() == (root / "argparse.py").read_bytes()
+    assert "test folders left out" in source.name
+
+
+def test_a_file_is_one_document_with_every_byte_kept(tmp_path: Path) -> None:
+    text = "line\r\nline\n\ttab \ufeff é\r"
+    (tmp_path / "a.txt").write_bytes(text.encode())
+    [document] = documents(tmp_path / "a.txt", tmp_path)
+    assert read(document) == text
+    assert document.title == "a.txt"
+    assert document.split is None
+
+
+def test_a_folder_is_read_in_order_without_hidden_and_empty_files(tmp_path: Path) -> None:
+    folder = tmp_path / "docs"
+    for name in ("b.txt", "a.md", "sub/c.txt", ".hidden.txt", ".git/d.txt"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(name)
+    (folder / "empty.txt").touch()
+    assert [document.title for document in documents(folder, tmp_path)] == ["a.md", "b.txt", "sub/c.txt"]
+
+
+def test_a_glob_takes_what_it_matches(tmp_path: Path) -> None:
+    write_documents(tmp_path / "docs" / "deep", 2)
+    (tmp_path / "docs" / "image.png").write_bytes(b"\x89PNG\0")
+    found = documents(f"{tmp_path}/docs/**/*.txt", tmp_path)
+    assert [Path(str(document.title)).name for document in found] == ["000.txt", "001.txt"]
+
+
+@pytest.mark.parametrize(
+    "name", ["a b.txt", "a,b.txt", "it's.txt", 'a"b.txt', "a=b.txt", "a[1]*.txt", "é{}.txt"]
+)
+@pytest.mark.parametrize("suffix", [".txt", ".parquet"])
+def test_names_may_hold_any_character(tmp_path: Path, name: str, suffix: str) -> None:
+    path = tmp_path / "folder, a=[b]" / name.replace(".txt", suffix)
+    path.parent.mkdir()
+    if suffix == ".parquet":
+        pq.write_table(pa.table({"text": ["text"]}), path)
+    else:
+        path.write_text("text")
+    assert [read(document) for document in documents(path, tmp_path)] == ["text"]
+    assert [read(document) for document in documents(path.parent, tmp_path)] == ["text"]
+
+
+def test_json_lines_and_parquet_give_a_document_a_row(tmp_path: Path) -> None:
+    rows = [
+        {"text": "one", "title": "One", "author": "A"},
+        {"text": "two", "title": None, "author": None},
+        {"text": "", "title": "nothing", "author": "B"},
+    ]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n\n")
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
+    for name in ("a.jsonl", "a.parquet"):
+        found = documents(tmp_path / name, tmp_path)
+        assert [(read(d), d.title, d.author) for d in found] == [
+            ("one", "One", "A"),
+            ("two", f"{name}:2", None),
+        ]
+
+
+def test_other_columns_can_hold_the_text(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text(json.dumps({"body": "one", "writer": "A", "name": "N"}))
+    columns = {"text_column": "body", "title_column": "name", "author_column": "writer"}
+    [document] = documents(tmp_path / "a.jsonl", tmp_path, **columns)
+    assert (read(document), document.title, document.author) == ("one", "N", "A")
+    with pytest.raises(DataError, match=r"no text in column 'text'.*'body'.*set data\.text_column"):
+        documents(tmp_path / "a.jsonl", tmp_path)
+
+
+def test_files_named_by_split_keep_their_split(tmp_path: Path) -> None:
+    for name in ("train.txt", "validation.jsonl", "test.txt", "train-2.txt", "notes.txt"):
+        (tmp_path / name).write_text(json.dumps({"text": name}))
+    found = documents(tmp_path, tmp_path)
+    assert [(d.title, d.split) for d in found] == [
+        ("test.txt", "test"),
+        ("validation.jsonl:1", "validation"),
+        ("train-2.txt", "train"),
+        ("train.txt", "train"),
+    ]
+
+
+def test_a_folder_with_a_test_file_but_no_validation_file_is_refused(tmp_path: Path) -> None:
+    for name in ("train.txt", "test.txt"):
+        (tmp_path / name).write_text("text")
+    with pytest.raises(DataError, match=r"validation\.\* is missing"):
+        documents(tmp_path, tmp_path)
+
+
+def test_the_key_follows_content_and_settings_but_needs_no_reading(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps({"text": "one", "body": "uno"}))
+
+    def key(**others: Any) -> str:
+        return find_source(settings(path, tmp_path, **others)).key
+
+    first = key()
+    assert key() == first
+    assert key(text_column="body") != first
+    path.write_text(json.dumps({"text": "other", "body": "uno"}))
+    assert key() != first
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.txt", b"text\0text", "'.*a.txt' is binary, not text .it holds zero bytes"),
+        ("a.txt", "é".encode("latin-1"), "'.*a.txt' is binary, not text .not UTF-8"),
+        ("a.jsonl", b'{"text": "a"}\n{"text": ', "line 2 is not JSON"),
+        ("a.jsonl", b"[1]", "line 1 is not a JSON object"),
+        ("a.jsonl", b"\xff", "is binary, not text"),
+        ("a.parquet", b"no parquet", "not readable as parquet"),
+    ],
+)
+def test_content_that_is_not_text_is_named(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=rf"data\.path: .*{message}"):
+        list(map(read, documents(tmp_path / name, tmp_path)))
+
+
+def test_missing_and_empty_paths_are_named(tmp_path: Path) -> None:
+    (tmp_path / "empty.txt").touch()
+    (tmp_path / "nothing").mkdir()
+    for path, message in (
+        ("missing.txt", "no such file or folder"),
+        ("*.md", "no such file or folder, and no file matches"),
+        ("empty.txt", "empty; give a path with text"),
+        ("nothing", "empty; give a path with text"),
+    ):
+        with pytest.raises(DataError, match=rf"data\.path='.*': {message}"):
+            find_source(settings(tmp_path / path, tmp_path))
+    with pytest.raises(DataError, match="neither a file nor a folder"):
+        find_source(settings("/dev/null", tmp_path))
+
+
+def test_an_unreadable_file_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_documents(tmp_path / "docs", 1)
+    source = find_source(settings(tmp_path / "docs", tmp_path))
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(DataError, match=r"000\.txt' is not readable: Permission denied"):
+        read(next(source.documents()))
