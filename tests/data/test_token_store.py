@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tokenizers import pre_tokenizers
 
 from tests.data.corpus import all_texts, prepare, settings, text, texts_of, write_documents
-from windowlm.data import text_store, token_store
+from windowlm.data import text_store, trained_tokenizer
 from windowlm.data.errors import DataError
 from windowlm.data.token_store import prepare_all_documents, prepare_tokens
 from windowlm.tokenization.config import TokenizerConfig
@@ -112,9 +113,7 @@ def test_the_vocabulary_can_be_of_a_sample(tmp_path: Path) -> None:
 
 def test_a_tokenizer_whose_words_are_not_known_encodes_documents_whole(tmp_path: Path) -> None:
     library = train_bpe([text(0)], 300, "<|endoftext|>")
-    library.pre_tokenizer = token_store.tokenizers.pre_tokenizers.ByteLevel(
-        add_prefix_space=False, use_regex=False
-    )
+    library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     library.save(str(tmp_path / "tokenizer.json"))
     folder = write_documents(tmp_path / "docs", 3, words=9000)
     config = TokenizerConfig(kind="file", path=str(tmp_path / "tokenizer.json"))
@@ -156,7 +155,7 @@ def test_a_second_run_reads_no_text_and_encodes_nothing(
         raise AssertionError("done again")
 
     monkeypatch.setattr(text_store, "hash_document", refuse)
-    monkeypatch.setattr(token_store, "train_bpe", refuse)
+    monkeypatch.setattr(trained_tokenizer, "train_bpe", refuse)
     monkeypatch.setattr(BytePairTokenizer, "encode_batch", refuse)
     second = prepare(folder, tmp_path / "cache", "bpe")
     assert second.summary() == first.summary()

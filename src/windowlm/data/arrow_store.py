@@ -39,7 +39,7 @@ def build_or_open(
         rows: Gives the rows.
 
     Raises:
-        DataError: As raised while the rows were made.
+        DataError: As raised while the rows were made, or the folder cannot be written.
     """
     with quiet_datasets():
         try:
@@ -53,7 +53,17 @@ def build_or_open(
         except datasets.exceptions.DatasetGenerationError as error:
             if isinstance(error.__cause__, DataError):
                 raise error.__cause__ from None
+            if isinstance(error.__cause__, OSError):
+                raise _not_writable(folder, error.__cause__) from error
             raise
+        except OSError as error:
+            raise _not_writable(folder, error) from error
+
+
+def _not_writable(folder: Path, error: OSError) -> DataError:
+    return DataError(
+        f"data.cache_dir: {str(folder)!r} cannot be written: {error}; set another data.cache_dir"
+    )
 
 
 @contextmanager

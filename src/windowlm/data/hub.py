@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
@@ -15,6 +16,7 @@ from typing import Literal
 
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.utils.tqdm import disable_progress_bars
 
 from windowlm.atomic_write import write_atomically
 from windowlm.data.arrow_store import cache_folder
@@ -118,6 +120,8 @@ def _hub_documents(data: DataConfig, preset: Preset, commit: str) -> Iterator[Do
     """Documents over the network, or of files that the hub's own cache keeps."""
     if preset.streamed:
         return _documents(f"hf://datasets/{preset.repository}@{commit}", preset, data)
+    if not sys.stderr.isatty():
+        disable_progress_bars()
     patterns = list(preset.files.values())
     try:
         folder = snapshot_download(

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,7 +10,6 @@ from typing import Any
 
 import datasets
 import numpy as np
-import tokenizers
 from numpy.typing import NDArray
 
 from windowlm.data.arrow_store import build_or_open, cache_folder
@@ -26,69 +22,15 @@ from windowlm.data.progress import progress_bar
 from windowlm.data.sources import find_source
 from windowlm.data.splits import TEST, TRAIN, VALIDATION, split_by_hash
 from windowlm.data.text_store import TextStore, open_text_store
-from windowlm.tokenization import training as training_module
+from windowlm.data.token_stream import TokenStream
+from windowlm.data.trained_tokenizer import prepare_tokenizer
 from windowlm.tokenization.config import TokenizerConfig
-from windowlm.tokenization.tokenizer import BytePairTokenizer, BytesTokenizer, Tokenizer
-from windowlm.tokenization.training import train_bpe
+from windowlm.tokenization.tokenizer import Tokenizer
 
 _FEATURES = datasets.Features({"tokens": datasets.Value("binary")})
 _PIECES_AT_ONCE = 32  # the library encodes them on all cores
 _SPLIT_NUMBERS = {"train": TRAIN, "validation": VALIDATION, "test": TEST}
 _LEFT_OUT = -1
-
-
-class TokenStream:
-    """All tokens of a store as one sequence, read from the memory map without copying where it can be.
-
-    Args:
-        dataset: One column `tokens` of little-endian binary, a row for a piece of a document.
-        dtype: uint16 or uint32.
-
-    Attributes:
-        row_starts: int64 `[rows + 1]`, position of each row's first token.
-    """
-
-    def __init__(self, dataset: datasets.Dataset, dtype: np.dtype[Any]) -> None:
-        self._dataset = dataset
-        self._dtype = dtype
-        self._map_blocks()
-
-    def _map_blocks(self) -> None:
-        self._blocks: list[NDArray[Any]] = []
-        row_ends = [np.zeros(1, dtype=np.int64)]
-        end = 0
-        for block in self._dataset.data.table.column("tokens").chunks:
-            _, offsets_buffer, values_buffer = block.buffers()
-            offsets = np.frombuffer(offsets_buffer, dtype=np.int32)[block.offset :][: len(block) + 1]
-            values = np.frombuffer(values_buffer or b"", dtype=np.uint8)[offsets[0] : offsets[-1]]
-            self._blocks.append(values.view(self._dtype))
-            row_ends.append(end + (offsets[1:] - offsets[0]).astype(np.int64) // self._dtype.itemsize)
-            end += len(self._blocks[-1])
-        self.row_starts: NDArray[np.int64] = np.concatenate(row_ends)
-        self._block_ends = np.cumsum([len(block) for block in self._blocks])
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Pickle as the path of the store, not as its content."""
-        return {"_dataset": self._dataset, "_dtype": self._dtype}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Map the store again."""
-        self.__dict__.update(state)
-        self._map_blocks()
-
-    def read(self, start: int, stop: int) -> NDArray[Any]:
-        """Tokens from `start` up to `stop`, `[stop - start]` of uint16 or uint32."""
-        parts = []
-        number = int(np.searchsorted(self._block_ends, start, side="right"))
-        while start < stop:
-            block = self._blocks[number]
-            block_start = int(self._block_ends[number]) - len(block)
-            parts.append(block[start - block_start : stop - block_start])
-            start += len(parts[-1])
-            number += 1
-        if len(parts) == 1:
-            return parts[0]
-        return np.concatenate(parts) if parts else np.zeros(0, dtype=self._dtype)
 
 
 class TokenSplit:
@@ -225,7 +167,7 @@ def prepare_tokens(data: DataConfig, tokenizer: TokenizerConfig | Tokenizer) -> 
                 "give more documents, or one that is longer"
             )
     applied = (
-        _prepare_tokenizer(tokenizer, texts, documents["train"], folder)
+        prepare_tokenizer(tokenizer, texts, documents["train"], folder)
         if isinstance(tokenizer, TokenizerConfig)
         else tokenizer
     )
@@ -289,55 +231,6 @@ def _assign_splits(texts: TextStore, data: DataConfig) -> tuple[NDArray[np.int8]
         splits[kept] = split_by_hash(texts.digests[kept], *fractions, data.split_seed)
     splits[~kept | excluded] = _LEFT_OUT
     return splits, int((excluded & kept).sum())
-
-
-def _prepare_tokenizer(
-    config: TokenizerConfig, texts: TextStore, training_documents: NDArray[np.int64], folder: Path
-) -> Tokenizer:
-    """The tokenizer of the settings; a BPE is trained on the training split, once."""
-    if config.kind == "bytes":
-        return BytesTokenizer()
-    if config.kind == "file":
-        try:
-            return BytePairTokenizer.from_file(Path(str(config.path)).expanduser(), config.end_mark)
-        except ValueError as error:
-            raise DataError(str(error)) from error
-    settings = [config.vocabulary_size, config.training_bytes, config.end_mark, tokenizers.__version__]
-    target = (
-        folder
-        / "tokenizers"
-        / hash_of(texts.digests[training_documents].tobytes(), *settings, code_version(training_module))
-    )
-    if not target.is_dir():
-        rows = np.concatenate([np.arange(*texts.first_rows[[d, d + 1]]) for d in training_documents])
-        size = int(texts.byte_counts[training_documents].sum())
-        sample = rows[:: -(-size // config.training_bytes)]
-        with progress_bar("training the tokenizer", min(size, config.training_bytes)) as advance:
-            pieces = _advancing(texts.pieces(sample), advance)
-            trained = BytePairTokenizer(
-                train_bpe(pieces, config.vocabulary_size, config.end_mark), config.end_mark
-            )
-        _save_whole(trained, target)
-    return Tokenizer.load(target)
-
-
-def _advancing(pieces: Iterator[str], advance: Callable[[int], None]) -> Iterator[str]:
-    for piece in pieces:
-        yield piece
-        advance(len(piece))
-
-
-def _save_whole(tokenizer: Tokenizer, target: Path) -> None:
-    """Save under another name and rename, so that no half-written tokenizer is ever found."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(dir=target.parent, prefix="unfinished-"))
-    try:
-        tokenizer.save(unfinished)
-        os.replace(unfinished, target)
-    except OSError:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        if not target.is_dir():  # else another process was first, with the same result
-            raise
 
 
 def _open_token_stream(texts: TextStore, tokenizer: Tokenizer, folder: Path) -> TokenStream:
