@@ -16,7 +16,7 @@ def evaluate(config: EvaluateConfig, invocation: Invocation) -> int:
 
     evaluate_checkpoint(
         Path(config.checkpoint),
-        data=config.data,
+        data=config.data.given(),
         evaluation=config.evaluation,
         device=config.device,
         output_dir=None if config.output_dir is None else Path(config.output_dir),

@@ -6,7 +6,14 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from windowlm.config import ConfigError, TrainConfig, check_config, known_keys, unknown_key_error
+from windowlm.config import (
+    ConfigError,
+    EvaluateConfig,
+    TrainConfig,
+    check_config,
+    known_keys,
+    unknown_key_error,
+)
 
 CONF = Path(__file__).parents[1] / "conf"
 GROUPS = [
@@ -16,7 +23,10 @@ GROUPS = [
     for option in sorted(folder.glob("*.yaml"))
 ]
 # What an option needs besides itself to be complete.
-COMPANIONS = {("data", "text"): ["data.path=README.md"], ("tokenizer", "file"): ["tokenizer.path=tokenizer.json"]}
+COMPANIONS = {
+    ("data", "text"): ["data.path=README.md"],
+    ("tokenizer", "file"): ["tokenizer.path=tokenizer.json"],
+}
 
 
 def composed(*overrides: str) -> dict[str, object]:
@@ -148,3 +158,14 @@ def test_float16_on_a_cpu_is_refused() -> None:
 def test_a_bad_value_is_refused_by_its_key(key: str, value: object) -> None:
     error = error_of(**{key: value})
     assert str(error).startswith(key.replace("__", "."))
+
+
+def test_the_evaluation_command_composes_and_validates() -> None:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        values = OmegaConf.to_container(
+            compose("evaluate", ["checkpoint=run", "data.path=book.txt"]), resolve=True
+        )
+    assert isinstance(values, dict)
+    config = check_config(EvaluateConfig, {str(key): value for key, value in values.items()})
+    assert config.data.given() == {"path": "book.txt"}
+    assert config.evaluation.max_targets is None

@@ -6,6 +6,7 @@ complaints included, ends with one message and exit status 2.
 
 import difflib
 import os
+import re
 import shlex
 import sys
 import time
@@ -90,7 +91,7 @@ def main(command: Command[Any], script: Path, conf: Path, arguments: Sequence[st
 def _run(command: Command[Any], script: Path, conf: Path, words: list[str]) -> int:
     from hydra._internal.utils import get_args_parser
 
-    known, unknown_options = get_args_parser().parse_known_args(words)
+    known, unknown_options = get_args_parser().parse_known_intermixed_args(words)
     if unknown_options:
         raise ConfigError(f"{unknown_options[0]}: no such option; python {script.name} --help lists them")
     overrides = [_quote(word, sweep=known.multirun) for word in known.overrides]
@@ -109,7 +110,7 @@ def _run(command: Command[Any], script: Path, conf: Path, words: list[str]) -> i
             if command.check is not None:
                 command.check(configs[0], folder, known.multirun)
             overrides += _keep_old_state(folder / "0" if known.multirun else folder)
-    return _hand_to_hydra(command, script, conf, options + overrides, shlex.join(words))
+    return _hand_to_hydra(command, script, conf, options, overrides, shlex.join(words))
 
 
 def _sweep_dir(overrides: list[str]) -> str | None:
@@ -127,7 +128,8 @@ def _quote(word: str, *, sweep: bool) -> str:
         return word
     if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"" and not Path(value).exists():
         value = value[1:-1]
-    escaped = value.replace("\\", "\\\\").replace("'", "\\'").replace("${", "\\${")
+    # A backslash is an escape only before a quote or at the end; elsewhere it stands for itself.
+    escaped = re.sub(r"(\\*)('|$)", lambda match: match[1] * 2 + ("\\'" if match[2] else ""), value)
     return f"{key}='{escaped}'"
 
 
@@ -231,7 +233,12 @@ def _shortest(path: Path) -> Path:
 
 
 def _hand_to_hydra(
-    command: Command[Any], script: Path, conf: Path, arguments: list[str], command_line: str
+    command: Command[Any],
+    script: Path,
+    conf: Path,
+    options: list[str],
+    overrides: list[str],
+    command_line: str,
 ) -> int:
     import hydra
     from hydra.core.hydra_config import HydraConfig
@@ -264,11 +271,11 @@ def _hand_to_hydra(
 
     # Hydra would print tracebacks of its own and exit with 1.
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    saved, sys.argv = sys.argv, [script.name, f"hydra.job.name={command.name}", *arguments]
+    saved, sys.argv = sys.argv, [script.name, *options, f"hydra.job.name={command.name}", *overrides]
     try:
         hydra.main(config_path=str(conf.resolve()), config_name=command.name, version_base="1.3")(task)()
     except (HydraException, OmegaConfBaseException) as error:
-        raise _explain(error, command, conf, arguments) from None
+        raise _explain(error, command, conf, overrides) from None
     finally:
         sys.argv = saved
     if mistakes:

@@ -10,11 +10,11 @@ import difflib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
-from typing import Any, ClassVar, TypeVar, get_args, get_type_hints
+from typing import Any, ClassVar, Literal, TypeVar, get_args, get_type_hints
 
 from windowlm.data.config import DataConfig
 from windowlm.errors import UserError
-from windowlm.evaluation.config import EvaluationConfig
+from windowlm.evaluation.config import EvaluationConfig, ScoredDataConfig
 from windowlm.model.config import ModelConfig
 from windowlm.tokenization.config import TokenizerConfig
 from windowlm.training.config import (
@@ -73,18 +73,18 @@ class EvaluateConfig:
 
     Args:
         checkpoint: run folder, or a model folder with its safetensors, config and tokenizer.
-        data: settings that replace the run's own, such as ``path``; empty scores the run's own split.
+        data: documents to score; nothing given scores the run's own split.
         evaluation: context lengths, targets, precision.
         device: ``auto`` takes a GPU where there is one.
-        output_dir: folder of the results; null is chosen from the checkpoint and the data.
+        output_dir: folder of the results; null is ``evaluation`` in the run's folder.
     """
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
     checkpoint: str
-    data: dict[str, Any] = field(default_factory=dict)
+    data: ScoredDataConfig = field(default_factory=ScoredDataConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
-    device: str = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
     output_dir: str | None = None
 
 
@@ -178,7 +178,9 @@ def _first_error(config_type: type, errors: list[Any], values: Mapping[str, Any]
 def _may_be_null(config_type: type, key: str) -> bool:
     hint: Any = config_type
     for part in key.split("."):
-        groups = [choice for choice in (hint, *get_args(hint)) if is_dataclass(choice) and isinstance(choice, type)]
+        groups = [
+            choice for choice in (hint, *get_args(hint)) if is_dataclass(choice) and isinstance(choice, type)
+        ]
         hint = get_type_hints(groups[0]).get(part) if groups else None
     return type(None) in get_args(hint)
 

@@ -33,7 +33,9 @@ def test_attention_counts_visible_pairs_only() -> None:
     cost = model_cost(config(window=4), 300, 10, 4)
     pairs = 1 + 2 + 3 + 4 * 7
     assert cost.attention_flops_per_token == pytest.approx(3 * 4 * 4 * 16 * pairs / 10)
-    assert cost.flops_per_token == pytest.approx(6 * cost.matmul_parameters + 3 * cost.attention_flops_per_token)
+    assert cost.flops_per_token == pytest.approx(
+        6 * cost.matmul_parameters + 3 * cost.attention_flops_per_token
+    )
 
 
 def test_the_cache_of_a_windowed_layer_stops_growing() -> None:

@@ -10,7 +10,15 @@ VOCABULARY = 61
 
 def small(**changes: object) -> Decoder:
     torch.manual_seed(0)
-    settings = {"layers": 2, "dim": 32, "heads": 4, "kv_heads": 2, "head_dim": 8, "feed_forward_dim": 48, "window": 5}
+    settings = {
+        "layers": 2,
+        "dim": 32,
+        "heads": 4,
+        "kv_heads": 2,
+        "head_dim": 8,
+        "feed_forward_dim": 48,
+        "window": 5,
+    }
     return Decoder(ModelConfig(**{**settings, **changes}), VOCABULARY).eval()  # type: ignore[arg-type]
 
 
@@ -72,7 +80,9 @@ def test_positions_are_counted_when_only_documents_are_given() -> None:
     documents_BT = torch.tensor([[0] * 8 + [1] * 12], dtype=torch.int32)
     positions_BT = torch.cat([torch.arange(8), torch.arange(12)])[None]
     with torch.no_grad():
-        assert torch.allclose(model(rows_BT, documents_BT), model(rows_BT, documents_BT, positions_BT), atol=1e-5)
+        assert torch.allclose(
+            model(rows_BT, documents_BT), model(rows_BT, documents_BT, positions_BT), atol=1e-5
+        )
 
 
 def test_tied_embeddings_share_one_matrix() -> None:

@@ -29,7 +29,8 @@ def test_every_matrix_has_the_deviation_of_the_table() -> None:
 
 def test_the_residual_stream_does_not_grow_with_depth() -> None:
     shallow, deep = (
-        model(layers).hidden.__self__ for layers in (2, 16)  # type: ignore[attr-defined]
+        model(layers).hidden.__self__
+        for layers in (2, 16)  # type: ignore[attr-defined]
     )
     spread = []
     for built in (shallow, deep):

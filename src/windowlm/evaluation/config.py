@@ -49,5 +49,38 @@ class EvaluationConfig:
             raise ValueError(f"batch_tokens={self.batch_tokens}: at least 1; try batch_tokens=16384")
 
 
+@dataclass(frozen=True, kw_only=True)
+class ScoredDataConfig:
+    """Documents that a finished run is scored on; null takes the run's own setting.
+
+    Args:
+        name: a data set by name, all of its documents.
+        path: file, folder or glob, all of its documents.
+        text_column: column of JSON lines and parquet that holds the document.
+        title_column: column of the title.
+        author_column: column of the author.
+        documents: take only this many.
+        exclude: JSON file of documents to leave out.
+        revision: branch, tag or commit of a hub data set.
+        cache_dir: where prepared data goes.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+
+    name: str | None = None
+    path: str | None = None
+    text_column: str | None = None
+    title_column: str | None = None
+    author_column: str | None = None
+    documents: int | None = None
+    exclude: str | None = None
+    revision: str | None = None
+    cache_dir: str | None = None
+
+    def given(self) -> dict[str, str | int]:
+        """The settings that are not null."""
+        return {name: value for name, value in vars(self).items() if value is not None}
+
+
 def _listed(numbers: list[int]) -> str:
     return "[" + ",".join(map(str, numbers)) + "]"

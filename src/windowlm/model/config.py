@@ -35,7 +35,7 @@ class ModelConfig:
     kv_heads: int = 2
     head_dim: int = 48
     feed_forward_dim: int = 512
-    window: int | None | list[int | None] = 256
+    window: int | list[int | None] | None = 256
     qk_norm: bool = True
     tied_embeddings: bool = True
     attention_dropout: float = 0.0
@@ -56,7 +56,8 @@ class ModelConfig:
             )
         if self.rotary is not None and self.head_dim % 2:
             raise ValueError(
-                f"head_dim={self.head_dim}: must be even for rotary positions; try head_dim={self.head_dim + 1}"
+                f"head_dim={self.head_dim}: must be even for rotary positions; "
+                f"try head_dim={self.head_dim + 1}"
             )
         if isinstance(self.window, list) and not self.window:
             raise ValueError("window=[]: a pattern holds at least one entry; try window=256")

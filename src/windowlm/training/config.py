@@ -63,8 +63,8 @@ class OptimizerConfig:
         _inside(self, ("warmup_fraction", "decay_fraction", "final_lr_fraction"), 0.1)
         if self.schedule == "warmup_stable_decay" and self.warmup_fraction + self.decay_fraction > 1:
             raise ValueError(
-                f"decay_fraction={self.decay_fraction}: with warmup_fraction={self.warmup_fraction} the two take "
-                f"more than the whole budget; try decay_fraction={1 - self.warmup_fraction:g}"
+                f"decay_fraction={self.decay_fraction}: with warmup_fraction={self.warmup_fraction} the two "
+                f"take more than the whole budget; try decay_fraction={1 - self.warmup_fraction:g}"
             )
 
 
@@ -81,8 +81,8 @@ class TrainerConfig:
             saves and exits with status 75, and ``resume=auto`` goes on.
         device: ``auto`` takes a GPU where there is one.
         accumulate_batches: batches per optimizer step.
-        validate_every_n_steps: steps between two validations; null validates up to eight times a run, as often as a tenth
-            of its work pays for, and at its end.
+        validate_every_n_steps: steps between two validations; null validates up to eight times a run, as
+            often as a tenth of its work pays for, and at its end.
         log_every_n_steps: steps between two logged rows.
         progress_bar: ``auto`` shows it on an interactive terminal only.
     """
@@ -100,11 +100,13 @@ class TrainerConfig:
     progress_bar: Literal["auto", "on", "off"] = "auto"
 
     def __post_init__(self) -> None:
-        given = [name for name in ("max_steps", "max_tokens", "max_seconds") if getattr(self, name) is not None]
+        given = [
+            name for name in ("max_steps", "max_tokens", "max_seconds") if getattr(self, name) is not None
+        ]
         if len(given) > 1:
             raise ValueError(
-                f"{given[1]}={getattr(self, given[1])}: the budget is one of max_steps, max_tokens and max_seconds, "
-                f"and {given[0]}={getattr(self, given[0])} is given too; try {given[1]}=null"
+                f"{given[1]}={getattr(self, given[1])}: the budget is one of max_steps, max_tokens and "
+                f"max_seconds, and {given[0]}={getattr(self, given[0])} is given too; try {given[1]}=null"
             )
         _at_least(
             self,

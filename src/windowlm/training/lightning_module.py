@@ -126,7 +126,7 @@ class LanguageModelModule(pl.LightningModule):
         """Rescale the gradient to the mean over the step's targets, and clip its norm."""
         targets = torch.stack(self._step_targets).sum().clamp(min=1)
         self._step_targets.clear()
-        scale = self.tokens_per_batch * self.accumulate_batches / targets.float()
+        scale = self.tokens_per_batch * self.accumulate_batches / targets.double()
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         gradients = [p.grad for p in parameters]
         norm = torch.nn.utils.get_total_norm(gradients) * scale
@@ -179,7 +179,7 @@ class LanguageModelModule(pl.LightningModule):
         """Loss of each target in nats, 0 where there is none, ``[B, T]`` float32."""
         logits_BTV = self.model(batch["tokens_BT"], batch["documents_BT"], batch["positions_BT"])
         nats_BT = F.cross_entropy(
-            logits_BTV.flatten(0, 1).float(),
+            logits_BTV.flatten(0, 1).to(torch.promote_types(logits_BTV.dtype, torch.float32)),
             batch["targets_BT"].flatten(),
             ignore_index=IGNORED,
             reduction="none",

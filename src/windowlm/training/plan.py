@@ -128,8 +128,8 @@ def _documents(data: PreparedData) -> str:
 
 def _shape(model: ModelConfig) -> str:
     return (
-        f"{model.layers} layers, width {model.dim}, {model.heads} query and {model.kv_heads} key-value heads of "
-        f"{model.head_dim}, MLP {model.feed_forward_dim}"
+        f"{model.layers} layers, width {model.dim}, {model.heads} query and {model.kv_heads} key-value heads "
+        f"of {model.head_dim}, MLP {model.feed_forward_dim}"
     )
 
 

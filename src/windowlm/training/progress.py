@@ -66,7 +66,9 @@ class ProgressDisplay(pl.Callback):
         """Close the bar."""
         self.bar.stop()
 
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
         """Give the terminal back."""
         self.bar.stop()
 

@@ -18,10 +18,10 @@ from windowlm.config import ConfigError, TrainConfig
 from windowlm.data.compression import compressed_bits_per_byte
 from windowlm.data.datamodule import DocumentDataModule
 from windowlm.data.token_store import PreparedData, prepare_tokens
-from windowlm.evaluation.length_sweep import RunFacts, length_sweep, plan_targets
-from windowlm.evaluation.report import length_plot, length_table
-from windowlm.evaluation.result import LengthResult
-from windowlm.evaluation.result_files import write_results
+from windowlm.evaluation.evaluate import evaluate_model
+from windowlm.evaluation.length_sweep import plan_targets
+from windowlm.evaluation.report import length_table
+from windowlm.evaluation.result import LengthResult, RunFacts
 from windowlm.model.cost import model_cost
 from windowlm.model.decoder import Decoder
 from windowlm.training.calibration import calibrate
@@ -90,7 +90,10 @@ class TrainingRun:
         data = prepare_tokens(config.data, config.tokenizer)
         data_module = DocumentDataModule(data, config.data, seed=config.seed)
         plan_targets(
-            self._scored_split(data), data.tokenizer.token_bytes_V, config.evaluation, config.data.sequence_length
+            self._scored_split(data),
+            data.tokenizer.token_bytes_V,
+            config.evaluation,
+            config.data.sequence_length,
         )
         model = Decoder(config.model, data.tokenizer.vocabulary_size)
         plan = self._plan(model, data, data_module)
@@ -202,7 +205,12 @@ class TrainingRun:
             num_sanity_val_steps=0,
             logger=wandb_run.logger if wandb_run is not None else False,
             # Stopping comes first: the others act on the decision to stop.
-            callbacks=[stopping, metrics, writer, ProgressDisplay(metrics, self.console, config.trainer.progress_bar)],
+            callbacks=[
+                stopping,
+                metrics,
+                writer,
+                ProgressDisplay(metrics, self.console, config.trainer.progress_bar),
+            ],
             plugins=[AtomicCheckpointIO()],
             enable_checkpointing=False,
             enable_progress_bar=False,
@@ -273,21 +281,24 @@ class TrainingRun:
             source_identity=data.source_identity,
             split=config.evaluation.split,
         )
-        with self.console.status("perplexity by context length"):
-            result, targets = length_sweep(
-                module.model.to(self.device),
-                self._scored_split(data),
-                data.tokenizer.token_bytes_V,
-                config.evaluation,
-                facts,
-            )
-        write_results(self.folder.evaluation, result, targets, length_plot(result))
+        result, _ = evaluate_model(
+            module.model.to(self.device),
+            self._scored_split(data),
+            data.tokenizer.token_bytes_V,
+            config.evaluation,
+            facts,
+            self.folder.evaluation,
+        )
         if wandb_run is not None:
             wandb_run.log_length(result, self.folder.evaluation / "length.png")
         return result
 
     def _report(
-        self, module: LanguageModelModule, data: PreparedData, result: LengthResult, wandb_run: WandbRun | None
+        self,
+        module: LanguageModelModule,
+        data: PreparedData,
+        result: LengthResult,
+        wandb_run: WandbRun | None,
     ) -> None:
         console, folder = self.console, self.folder
         console.print()
@@ -337,8 +348,8 @@ def _device(config: TrainConfig) -> torch.device:
     device = torch.device("cuda" if available and config.trainer.device != "cpu" else "cpu")
     if config.precision == "16-mixed" and device.type == "cpu":
         raise ConfigError(
-            "precision=16-mixed: float16 training needs a GPU and this run is on a CPU; allowed there: 32-true, "
-            "bf16-mixed, bf16-true",
+            "precision=16-mixed: float16 training needs a GPU and this run is on a CPU; allowed there: "
+            "32-true, bf16-mixed, bf16-true",
             key="precision",
             correction="precision=bf16-mixed",
         )
@@ -352,8 +363,8 @@ def _check_shapes(module: LanguageModelModule, saved: dict[str, torch.Tensor], p
     if wrong:
         name = wrong[0]
         raise ConfigError(
-            f"resume: {path} holds another model: {name} is {other.get(name)} there and {own.get(name)} here; "
-            "give the model settings of that run",
+            f"resume: {path} holds another model: {name} is {other.get(name)} there and {own.get(name)} "
+            "here; give the model settings of that run",
             key="resume",
         )
 
@@ -362,5 +373,7 @@ def _quiet_lightning() -> None:
     """Keep advice that does not apply, and advertisements, off the run's screen."""
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     logging.getLogger("lightning.fabric").setLevel(logging.ERROR)
+    # The plan names the backend and the reason.
+    logging.getLogger("windowlm.attention").setLevel(logging.WARNING)
     for message in (".*does not have many workers.*", ".*LeafSpec.*", ".*`max_epochs`.*"):
         warnings.filterwarnings("ignore", message=message)

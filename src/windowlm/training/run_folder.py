@@ -128,8 +128,8 @@ def find_start(config: TrainConfig, path: Path) -> Start:
     record = folder.read_record()
     if record and config.resume != "auto":
         raise ConfigError(
-            f"run_dir={path}: already holds a run ({record.get('status', 'unknown')}); go on with it or choose "
-            "another folder",
+            f"run_dir={path}: already holds a run ({record.get('status', 'unknown')}); go on with it or "
+            "choose another folder",
             key="resume",
             correction="resume=auto",
         )
@@ -154,7 +154,8 @@ def check_run_folder(config: TrainConfig, path: Path, is_sweep: bool) -> None:
         find_start(config, path)
     elif config.resume != "auto" and (held := sorted(path.glob("*/run.json"))):
         raise ConfigError(
-            f"run_dir={path}: already holds {len(held)} runs of a sweep; go on with them or choose another folder",
+            f"run_dir={path}: already holds {len(held)} runs of a sweep; go on with them or choose "
+            "another folder",
             key="resume",
             correction="resume=auto",
         )
@@ -173,7 +174,8 @@ def _foreign_checkpoint(config: TrainConfig, source: Path) -> Path:
     folder = RunFolder(source)
     if not folder.last_checkpoint.is_file() or not folder.config.is_file():
         raise ConfigError(
-            f"resume={source}: holds no run with a checkpoint; give a run's folder, auto or null", key="resume"
+            f"resume={source}: holds no run with a checkpoint; give a run's folder, auto or null",
+            key="resume",
         )
     _refuse_changes(config, folder, ("model.", "tokenizer."))
     return folder.last_checkpoint

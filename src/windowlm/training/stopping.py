@@ -57,7 +57,9 @@ class Stopping(pl.Callback):
         """Give the signals back."""
         self._release()
 
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
         """Give the signals back."""
         self._release()
 

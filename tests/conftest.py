@@ -1,0 +1,94 @@
+"""Documents to train on, and one finished run that many tests look at."""
+
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).parents[1]
+SENTENCE = "the small window sees few keys and the cache stays short while long text waits outside"
+WORDS = SENTENCE.split()
+
+# A model that trains in seconds.
+SMALL_RUN = (
+    "tokenizer=bytes",
+    "model.layers=1",
+    "model.dim=32",
+    "model.heads=2",
+    "model.kv_heads=1",
+    "model.head_dim=16",
+    "model.feed_forward_dim=32",
+    "model.window=16",
+    "data.sequence_length=64",
+    "data.batch_size=2",
+    "data.validation_tokens=512",
+    "evaluation.max_targets=512",
+    "trainer.log_every_n_steps=2",
+    "trainer.progress_bar=off",
+)
+
+
+def write_documents(folder: Path, count: int = 40) -> Path:
+    """Text files of some hundred bytes each, the same every time."""
+    folder.mkdir(parents=True)
+    draw = random.Random(0)
+    for number in range(count):
+        text = " ".join(draw.choices(WORDS, k=80))
+        (folder / f"document {number:02d}.txt").write_text(f"{number} {text} ü€\n", encoding="utf-8")
+    return folder
+
+
+def run_script(
+    script: str, *arguments: str, cwd: Path, timeout: int = 240
+) -> subprocess.CompletedProcess[str]:
+    """Run a script of the clone as a user would, from another folder."""
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith(("WANDB", "HYDRA"))
+    }
+    return subprocess.run(
+        [sys.executable, str(PROJECT / script), *arguments],
+        cwd=cwd,
+        env={**environment, "HOME": str(cwd), "COLUMNS": "120"},
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        timeout=timeout,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="session")
+def documents(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder whose name holds every character that command lines dislike."""
+    return write_documents(tmp_path_factory.mktemp("text") / "it's a [folder], k=v")
+
+
+@pytest.fixture(scope="session")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where runs and caches of the tests go."""
+    return tmp_path_factory.mktemp("workplace")
+
+
+@pytest.fixture(scope="session")
+def small_run(documents: Path, workplace: Path) -> tuple[str, ...]:
+    """Overrides of a run that takes seconds."""
+    return (*SMALL_RUN, f"data.path={documents}", f"data.cache_dir={workplace / 'cache'}")
+
+
+@pytest.fixture(scope="session")
+def finished_run(small_run: tuple[str, ...], workplace: Path) -> tuple[Path, str]:
+    """Folder and screen of a run of twelve steps."""
+    folder = workplace / "finished run, 1"
+    done = run_script(
+        "train.py",
+        *small_run,
+        "trainer.max_steps=12",
+        f"run_dir={folder}",
+        "logger.tags=[test]",
+        cwd=workplace,
+    )
+    assert done.returncode == 0, done.stderr
+    return folder, done.stdout

@@ -1,0 +1,134 @@
+import lightning.pytorch as pl
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from windowlm.model.config import ModelConfig
+from windowlm.model.decoder import Decoder
+from windowlm.training.config import OptimizerConfig
+from windowlm.training.lightning_module import LanguageModelModule
+from windowlm.training.loss_sums import IGNORED
+from windowlm.training.schedule import Budget
+
+VOCABULARY, LENGTH = 23, 16
+SHAPE = ModelConfig(layers=1, dim=16, heads=2, kv_heads=1, head_dim=8, feed_forward_dim=16, window=4)
+
+
+def gradient_of(model: Decoder) -> torch.Tensor:
+    return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]).clone()
+
+
+def rows(count: int) -> dict[str, torch.Tensor]:
+    """Packed rows with very different numbers of targets."""
+    draw = torch.Generator().manual_seed(5)
+    tokens_BT = torch.randint(0, VOCABULARY, (count, LENGTH), generator=draw)
+    targets_BT = tokens_BT.roll(-1, 1)
+    for row in range(count):
+        targets_BT[row, 2 + 2 * row :] = IGNORED
+    return {
+        "tokens_BT": tokens_BT,
+        "targets_BT": targets_BT,
+        "documents_BT": torch.zeros(count, LENGTH, dtype=torch.int32),
+        "positions_BT": torch.arange(LENGTH).repeat(count, 1),
+    }
+
+
+class Rows(pl.LightningDataModule):
+    def __init__(self, batch_size: int, order: list[int]) -> None:
+        super().__init__()
+        self.batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+        self.next_batch = 0
+
+    def train_dataloader(self) -> DataLoader[dict[str, torch.Tensor]]:
+        whole = rows(6)
+        batches = [{name: tensor[batch] for name, tensor in whole.items()} for batch in self.batches]
+        return DataLoader(batches, batch_size=None)  # type: ignore[arg-type]
+
+
+def gradient_after_one_step(batch_size: int, order: list[int], clip: float | None) -> torch.Tensor:
+    torch.manual_seed(0)
+    model = Decoder(
+        ModelConfig(layers=1, dim=16, heads=2, kv_heads=1, head_dim=8, feed_forward_dim=16, window=4),
+        VOCABULARY,
+    ).double()
+    accumulate = 6 // batch_size
+    module = LanguageModelModule(
+        model,
+        OptimizerConfig(gradient_clip=clip),
+        Budget(steps=2),
+        np.ones(VOCABULARY, dtype=np.int64),
+        tokens_per_batch=batch_size * LENGTH,
+        accumulate_batches=accumulate,
+        seed=0,
+    )
+    gradients: list[torch.Tensor] = []
+    step = module.optimizer_step
+
+    def recording_step(*arguments: object, **options: object) -> None:
+        step(*arguments, **options)  # type: ignore[arg-type]
+        gradients.append(
+            torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]).clone()
+        )
+
+    module.optimizer_step = recording_step  # type: ignore[method-assign,assignment]
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        max_epochs=1,
+        accumulate_grad_batches=accumulate,
+        precision="64-true",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(module, datamodule=Rows(batch_size, order))
+    assert len(gradients) == 1
+    return gradients[0]
+
+
+@pytest.mark.parametrize("clip", [None, 0.01])
+def test_the_gradient_does_not_depend_on_how_a_step_is_cut(clip: float | None) -> None:
+    whole = gradient_after_one_step(6, [0, 1, 2, 3, 4, 5], clip)
+    for batch_size, order in ((3, [5, 1, 0, 2, 4, 3]), (2, [0, 1, 2, 3, 4, 5]), (1, [3, 5, 4, 2, 1, 0])):
+        assert torch.allclose(gradient_after_one_step(batch_size, order, clip), whole, rtol=1e-9, atol=1e-14)
+
+
+def test_the_gradient_is_that_of_the_mean_over_targets() -> None:
+    torch.manual_seed(0)
+    model = Decoder(
+        ModelConfig(layers=1, dim=16, heads=2, kv_heads=1, head_dim=8, feed_forward_dim=16, window=4),
+        VOCABULARY,
+    ).double()
+    batch = rows(6)
+    logits = model(batch["tokens_BT"], batch["documents_BT"], batch["positions_BT"])
+    loss = torch.nn.functional.cross_entropy(
+        logits.flatten(0, 1), batch["targets_BT"].flatten(), ignore_index=IGNORED
+    )
+    loss.backward()
+    expected = gradient_of(model)
+    assert torch.allclose(gradient_after_one_step(2, list(range(6)), None), expected, rtol=1e-5, atol=1e-9)
+
+
+def test_clipping_limits_the_norm_of_the_whole_gradient() -> None:
+    assert gradient_after_one_step(2, list(range(6)), 0.01).norm().item() == pytest.approx(0.01, rel=1e-5)
+
+
+def test_visible_pairs_are_counted_inside_window_and_document() -> None:
+    model = Decoder(ModelConfig(layers=2, window=[3, None]), VOCABULARY)
+    module = LanguageModelModule(
+        model,
+        OptimizerConfig(),
+        Budget(steps=1),
+        np.ones(VOCABULARY, dtype=np.int64),
+        tokens_per_batch=8,
+        accumulate_batches=1,
+        seed=0,
+    )
+    batch = {
+        "documents_BT": torch.tensor([[0, 0, 0, 0, 0, 1, 1, -1]]),
+        "positions_BT": torch.tensor([[0, 1, 2, 3, 4, 0, 1, 0]]),
+    }
+    windowed = (1 + 2 + 3 + 3 + 3) + (1 + 2)
+    full = (1 + 2 + 3 + 4 + 5) + (1 + 2)
+    assert int(module._count_pairs(batch)) == windowed + full

@@ -1,0 +1,29 @@
+import math
+
+import pytest
+import torch
+
+from windowlm.training.loss_sums import IGNORED, LossSums
+
+
+def test_nats_are_divided_once_and_marks_are_not_scored() -> None:
+    token_bytes_V = torch.tensor([1, 4, 0])
+    sums = LossSums()
+    sums.add(torch.tensor([[1.0, 2.0, 0.0]]), torch.tensor([[0, 1, IGNORED]]), token_bytes_V)
+    sums.add(torch.tensor([[9.0]]), torch.tensor([[2]]), token_bytes_V)
+    assert sums.loss() == pytest.approx(12 / 3)
+    assert sums.bits_per_byte() == pytest.approx(3 / 5 / math.log(2))
+
+
+def test_many_small_losses_are_not_rounded_away() -> None:
+    sums = LossSums()
+    token_bytes_V = torch.tensor([1])
+    sums.add(torch.full((1, 1), 2.0**24), torch.zeros(1, 1, dtype=torch.int64), token_bytes_V)
+    for _ in range(100):
+        sums.add(torch.full((1, 1), 0.5), torch.zeros(1, 1, dtype=torch.int64), token_bytes_V)
+    assert sums.loss() * 101 == 2**24 + 50
+
+
+def test_nothing_summed_is_not_a_number() -> None:
+    assert math.isnan(LossSums().loss())
+    assert math.isnan(LossSums().bits_per_byte())
