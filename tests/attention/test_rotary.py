@@ -5,8 +5,15 @@ import math
 import pytest
 import torch
 
-from windowlm.attention.config import RotaryConfig
-from windowlm.attention.rotary import RotaryEmbedding
+from windowlm.attention.config import (
+    LinearScaling,
+    Llama3Scaling,
+    NtkScaling,
+    RotaryConfig,
+    RotaryScaling,
+    YarnScaling,
+)
+from windowlm.attention.rotary import RotaryEmbedding, rotary_frequencies, rotary_magnitude
 
 
 def test_each_half_split_pair_turns_by_position_times_frequency() -> None:
@@ -79,3 +86,100 @@ def test_a_fraction_leaves_the_remaining_dimensions_alone() -> None:
 def test_an_odd_or_empty_rotation_is_refused(dim: int, fraction: float) -> None:
     with pytest.raises(ValueError, match=r"an even number from 2 on is allowed"):
         RotaryEmbedding(dim, RotaryConfig(fraction=fraction))
+
+
+SCALINGS = [
+    (
+        LinearScaling(kind="linear", factor=4.0),
+        {"rope_type": "linear", "factor": 4.0},
+    ),
+    (
+        YarnScaling(kind="yarn", factor=8.0, original_length=2048),
+        {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 2048},
+    ),
+    (
+        YarnScaling(kind="yarn", factor=4.0, original_length=512, fast=16.0, slow=2.0, attention_factor=1.2),
+        {
+            "rope_type": "yarn",
+            "factor": 4.0,
+            "original_max_position_embeddings": 512,
+            "beta_fast": 16.0,
+            "beta_slow": 2.0,
+            "attention_factor": 1.2,
+        },
+    ),
+    (
+        Llama3Scaling(kind="llama3"),
+        {
+            "rope_type": "llama3",
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 8192,
+        },
+    ),
+]
+
+
+@pytest.mark.parametrize(("scaling", "theirs"), SCALINGS)
+@pytest.mark.parametrize(("base", "fraction"), [(10_000.0, 1.0), (500_000.0, 0.5)])
+def test_frequencies_and_attention_factors_equal_those_of_transformers(
+    scaling: RotaryScaling, theirs: dict[str, float], base: float, fraction: float
+) -> None:
+    transformers = pytest.importorskip("transformers")
+    rope = pytest.importorskip("transformers.modeling_rope_utils")
+    config = transformers.LlamaConfig(
+        head_dim=64,
+        max_position_embeddings=16_384,
+        rope_parameters={**theirs, "rope_theta": base, "partial_rotary_factor": fraction},
+    )
+    frequencies, factor = rope.ROPE_INIT_FUNCTIONS[theirs["rope_type"]](config, "cpu")
+    ours = RotaryConfig(base=base, fraction=fraction, scaling=scaling)
+    assert rotary_frequencies(int(64 * fraction), ours) == pytest.approx(frequencies.tolist(), rel=1e-5)
+    assert rotary_magnitude(ours) == pytest.approx(factor)
+
+
+def test_ntk_scaling_slows_the_slowest_pair_by_the_factor_and_leaves_the_fastest() -> None:
+    plain = rotary_frequencies(64, RotaryConfig())
+    scaled = rotary_frequencies(64, RotaryConfig(scaling=NtkScaling(kind="ntk", factor=4.0)))
+    assert scaled[0] == plain[0] == 1.0
+    assert scaled[-1] == pytest.approx(plain[-1] / 4.0)
+
+
+def test_llama3_scaling_divides_slow_pairs_and_keeps_fast_ones() -> None:
+    plain = rotary_frequencies(128, RotaryConfig(base=500_000.0))
+    scaled = rotary_frequencies(
+        128, RotaryConfig(base=500_000.0, scaling=Llama3Scaling(kind="llama3", factor=8.0))
+    )
+    turns = [8192 * frequency / (2 * math.pi) for frequency in plain]
+    for before, after, turned in zip(plain, scaled, turns, strict=True):
+        if turned >= 4:
+            assert after == before
+        elif turned <= 1:
+            assert after == pytest.approx(before / 8)
+        else:
+            assert before / 8 < after < before
+
+
+def test_yarn_scales_fast_pairs_not_at_all_slow_ones_fully_and_all_by_its_attention_factor() -> None:
+    scaling = YarnScaling(kind="yarn", factor=16.0, original_length=4096)
+    plain = rotary_frequencies(64, RotaryConfig())
+    scaled = rotary_frequencies(64, RotaryConfig(scaling=scaling))
+    assert scaled[0] == plain[0]
+    assert scaled[-1] == pytest.approx(plain[-1] / 16)
+    rotation = RotaryEmbedding(64, RotaryConfig(scaling=scaling)).rotation(torch.tensor([[0]]))
+    assert rotation.cosine[0, 0].tolist() == pytest.approx([0.1 * math.log(16) + 1] * 32)
+
+
+def test_the_rotation_survives_compilation_autocast_and_reloading() -> None:
+    rotary = RotaryEmbedding(16)
+    heads_BTHD = torch.randn(1, 9, 2, 16)
+    expected = rotary(heads_BTHD)
+    torch._dynamo.reset()
+    compiled = torch.compile(rotary, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(heads_BTHD), expected, atol=0, rtol=0)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(rotary(heads_BTHD), expected)
+    reloaded = RotaryEmbedding(16)
+    reloaded.load_state_dict(rotary.state_dict())
+    assert torch.equal(reloaded(heads_BTHD), expected)

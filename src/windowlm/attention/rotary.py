@@ -6,12 +6,13 @@ by 1e-2 at position 1,048,576. Nothing is kept in buffers, so no cast, reload or
 Shapes: B batch, T tokens, H heads, D head dimension, R rotated dimensions, F = R / 2 frequencies.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from .config import RotaryConfig
+from .config import LinearScaling, Llama3Scaling, NtkScaling, RotaryConfig, YarnScaling
 
 
 class Rotation(NamedTuple):
@@ -22,8 +23,48 @@ class Rotation(NamedTuple):
 
 
 def rotary_frequencies(rotated: int, config: RotaryConfig) -> list[float]:
-    """Angle a token in radians of each of the `rotated / 2` pairs: base^(-2 f / rotated)."""
-    return [config.base ** (-2 * pair / rotated) for pair in range(rotated // 2)]
+    """Angle a token in radians of each of the `rotated / 2` pairs: base^(-2 f / rotated), then scaled."""
+    base, scaling = config.base, config.scaling
+    if isinstance(scaling, NtkScaling):
+        base *= scaling.factor ** (rotated / max(rotated - 2, 1))
+    frequencies = [base ** (-2 * pair / rotated) for pair in range(rotated // 2)]
+    if isinstance(scaling, LinearScaling):
+        return [frequency / scaling.factor for frequency in frequencies]
+    if isinstance(scaling, YarnScaling):
+        kept = _yarn_kept(rotated, base, scaling)
+    elif isinstance(scaling, Llama3Scaling):
+        kept = [_llama3_kept(frequency, scaling) for frequency in frequencies]
+    else:
+        return frequencies
+    return [
+        share * frequency + (1 - share) * frequency / scaling.factor
+        for share, frequency in zip(kept, frequencies, strict=True)
+    ]
+
+
+def rotary_magnitude(config: RotaryConfig) -> float:
+    """Factor on cosines and sines, so on queries and keys: YaRN's attention factor, otherwise 1."""
+    if not isinstance(config.scaling, YarnScaling):
+        return 1.0
+    given = config.scaling.attention_factor
+    return 0.1 * math.log(config.scaling.factor) + 1 if given is None else given
+
+
+def _yarn_kept(rotated: int, base: float, scaling: YarnScaling) -> list[float]:
+    """Share of each pair that keeps its frequency: 1 up to the pair of `fast` turns, 0 from that of `slow`."""
+
+    def pair_of(turns: float) -> float:
+        return rotated * math.log(scaling.original_length / (turns * 2 * math.pi)) / (2 * math.log(base))
+
+    low = max(math.floor(pair_of(scaling.fast)), 0)
+    high = min(math.ceil(pair_of(scaling.slow)), rotated - 1)
+    width = high - low if high != low else 0.001
+    return [1 - min(max((pair - low) / width, 0.0), 1.0) for pair in range(rotated // 2)]
+
+
+def _llama3_kept(frequency: float, scaling: Llama3Scaling) -> float:
+    turns = scaling.original_length * frequency / (2 * math.pi)
+    return min(max((turns - scaling.slow) / (scaling.fast - scaling.slow), 0.0), 1.0)
 
 
 class RotaryEmbedding(nn.Module):
@@ -31,7 +72,7 @@ class RotaryEmbedding(nn.Module):
 
     Args:
         dim: head dimension D.
-        config: base and fraction; R is `fraction * dim`, and dimensions from R on pass unchanged.
+        config: base, fraction and scaling; R is `fraction * dim`, and dimensions from R on pass unchanged.
 
     Raises:
         ValueError: where `fraction * dim` is not an even number from 2 on.
@@ -58,7 +99,10 @@ class RotaryEmbedding(nn.Module):
             rotary_frequencies(self.rotated, self.config), dtype=torch.float64, device=positions_BT.device
         )
         angles_BTF = positions_BT.to(torch.float64)[..., None] * frequencies_F
-        return Rotation(angles_BTF.cos().to(torch.float32), angles_BTF.sin().to(torch.float32))
+        magnitude = rotary_magnitude(self.config)
+        return Rotation(
+            (magnitude * angles_BTF.cos()).to(torch.float32), (magnitude * angles_BTF.sin()).to(torch.float32)
+        )
 
     def rotate(self, heads_BTHD: Tensor, rotation: Rotation) -> Tensor:
         """Rotate in at least float32, then return to the dtype of `heads_BTHD`."""

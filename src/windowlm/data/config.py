@@ -44,8 +44,8 @@ class DataConfig:
     test_fraction: float = 0.05
     split_seed: int = 0
     sequence_length: int = 1024
-    batch_size: int = 8
-    validation_tokens: int | None = 262_144
+    batch_size: int = 4
+    validation_tokens: int | None = 65_536
     workers: int = 0
     cache_dir: str | None = None
 
@@ -58,8 +58,8 @@ class DataConfig:
         for field, smallest, good in (
             ("documents", 1, 10_000),
             ("sequence_length", 1, 1024),
-            ("batch_size", 1, 8),
-            ("validation_tokens", 2, 262_144),
+            ("batch_size", 1, 4),
+            ("validation_tokens", 2, 65_536),
             ("workers", 0, 0),
             ("split_seed", 0, 0),
         ):

@@ -132,7 +132,7 @@ class TrainingRun:
         result = self._evaluate(module, data, wandb_run)
         self.folder.update_record(**record_of(config, "finished"))
         self._finish_wandb(wandb_run)
-        self._report(module, data, result, wandb_run)
+        self._report(module, data_module, result, wandb_run)
         return 0
 
     def _plan(self, model: Decoder, data: PreparedData, data_module: DocumentDataModule) -> Plan:
@@ -296,18 +296,17 @@ class TrainingRun:
     def _report(
         self,
         module: LanguageModelModule,
-        data: PreparedData,
+        data_module: DocumentDataModule,
         result: LengthResult,
         wandb_run: WandbRun | None,
     ) -> None:
         console, folder = self.console, self.folder
         console.print()
         console.print(length_table(result))
-        split = data.validation
-        compressed = compressed_bits_per_byte(split.text(i).encode() for i in range(len(split)))
+        compressed = compressed_bits_per_byte(data_module.validation_bytes())
         console.print(
             f"validation: {module.validation_bits_per_byte:.3f} bits per byte "
-            f"(gzip -9 {compressed['gzip']:.3f}, xz -9 {compressed['xz']:.3f} on the whole split); "
+            f"(gzip -9 {compressed['gzip']:.3f}, xz -9 {compressed['xz']:.3f} on the same bytes); "
             f"{module.spent().tokens:,} tokens in {module.seconds_trained:.0f} s",
             highlight=False,
             soft_wrap=True,

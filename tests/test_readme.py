@@ -1,0 +1,30 @@
+import ast
+import re
+
+from tests.conftest import PROJECT
+
+README = (PROJECT / "README.md").read_text(encoding="utf-8")
+SOURCE = PROJECT / "src" / "windowlm"
+
+
+def listed() -> dict[str, str]:
+    return dict(re.findall(r"^\| `([\w/]+\.py)` \| (.+) \|$", README, flags=re.MULTILINE))
+
+
+def test_the_file_map_lists_every_file_and_no_other() -> None:
+    files = {str(path.relative_to(SOURCE)) for path in SOURCE.rglob("*.py")}
+    packages = {name for name in files if name.endswith("/__init__.py")}
+    scripts = {str(path.relative_to(PROJECT)) for path in (PROJECT / "scripts").glob("*.py")}
+    assert set(listed()) == (files - packages) | scripts | {"train.py"}
+
+
+def test_the_file_map_says_what_the_files_say() -> None:
+    for name, line in listed().items():
+        path = SOURCE / name if (SOURCE / name).exists() else PROJECT / name
+        first = (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").split("\n\n")[0]
+        assert " ".join(first.split()).rstrip(".") == line
+
+
+def test_links_of_the_readme_lead_somewhere() -> None:
+    for target in re.findall(r"\]\((?!http)([^)#]+)\)", README):
+        assert (PROJECT / target).exists(), target
