@@ -51,7 +51,7 @@ def rotary_magnitude(config: RotaryConfig) -> float:
 
 
 def _yarn_kept(rotated: int, base: float, scaling: YarnScaling) -> list[float]:
-    """Share of each pair that keeps its frequency: 1 up to the pair of `fast` turns, 0 from that of `slow`."""
+    """How far each pair keeps its frequency: 1 up to the pair of `fast` turns, 0 from that of `slow`."""
 
     def pair_of(turns: float) -> float:
         return rotated * math.log(scaling.original_length / (turns * 2 * math.pi)) / (2 * math.log(base))

@@ -1,0 +1,51 @@
+"""Five hundred drawn calls of every backend, and that the comparison notices what it should."""
+
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+import torch
+
+from windowlm.attention.backends import banded, banded_blocks, banded_matmul
+from windowlm.attention.dispatch import FASTEST_FIRST
+
+from .cases import draw, mismatches, supported
+
+CASES, AT_ONCE = 500, 50
+
+
+@pytest.mark.parametrize("first", range(0, CASES, AT_ONCE))
+@pytest.mark.parametrize("backend", [name for name in FASTEST_FIRST if name != "reference"])
+def test_a_backend_equals_the_reference_on_all_cases_it_claims(backend: str, first: int) -> None:
+    for seed in range(first, first + AT_ONCE):
+        case = draw(seed)
+        if supported(case, backend):
+            assert not mismatches(case, backend), case
+
+
+def test_the_slow_twin_of_banded_equals_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(banded_matmul, "attend", partial(banded_blocks.attend, dropout=0.0))
+    for seed in range(CASES, CASES + AT_ONCE):
+        case = draw(seed)
+        assert not mismatches(case, "banded"), case
+
+
+@pytest.mark.parametrize(
+    ("fault", "complaint"),
+    [
+        (lambda output: output * 1.01, "output errs"),
+        (lambda output: output + 1e-3, "is not zero where nothing is seen"),
+        (lambda output: output + 0 * output.sum() + output.roll(1, 1), "reads"),
+        (lambda output: output + output.mean(1, keepdim=True).detach(), "changes with what it cannot see"),
+    ],
+)
+def test_the_comparison_notices_faults(
+    fault: Callable[[torch.Tensor], torch.Tensor], complaint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = banded.attend
+    monkeypatch.setattr(
+        banded, "attend", lambda *tensors, **options: fault(right(*tensors, **options)), raising=True
+    )
+    cases = [draw(seed) for seed in range(AT_ONCE)]
+    padded = next(case for case in cases if case.documents and -1 in case.documents[0] and case.window)
+    assert any(complaint in mismatch for mismatch in mismatches(padded, "banded"))
