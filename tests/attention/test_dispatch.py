@@ -86,6 +86,13 @@ def test_tensors_that_do_not_fit_are_refused(query: torch.Tensor, key: torch.Ten
         attention(query, key, key, Visibility.build(window=2))
 
 
+@pytest.mark.parametrize("options", [{"dropout": 1.0}, {"dropout": float("nan")}, {"scale": float("nan")}])
+def test_numbers_out_of_range_are_refused_by_name(options: dict[str, float]) -> None:
+    heads = torch.randn(1, 4, 1, 8)
+    with pytest.raises(ValueError, match=rf"^{next(iter(options))}="):
+        attention(heads, heads, heads, Visibility.build(window=2), **options)  # type: ignore[arg-type]
+
+
 def test_a_visibility_of_another_batch_is_refused() -> None:
     heads = torch.randn(3, 4, 1, 8)
     visibility = Visibility.build(window=2, documents_BT=torch.zeros(2, 4, dtype=torch.int32))

@@ -159,6 +159,11 @@ def test_inputs_that_do_not_fit_are_refused() -> None:
         layer(hidden_BTD[0])
     with pytest.raises(ValueError, match="mask has shape"):
         layer(hidden_BTD, mask=torch.ones(1, 11, dtype=torch.bool))
+    with pytest.raises(ValueError, match=r"dtype torch\.float32: .* bool"):
+        layer(hidden_BTD, mask=torch.full((1, 12), torch.nan))
+    for positions_BT in (torch.arange(12), torch.arange(13)[None], torch.arange(12.0)[None]):
+        with pytest.raises(ValueError, match="positions_BT has shape"):
+            layer(hidden_BTD, positions_BT=positions_BT)
     with pytest.raises(ValueError, match="visibility has window=6"):
         layer(hidden_BTD, visibility=Visibility.build(window=6))
     with pytest.raises(ValueError, match="mask beside visibility"):

@@ -103,6 +103,8 @@ def test_bad_batches_are_refused_with_the_argument_named() -> None:
         Visibility.build(window=2, mask_BT=torch.tensor([[1.0, float("nan")]]))
     with pytest.raises(ValueError, match="positions_BT does not advance by one a token at row 0, token 2"):
         Visibility.build(window=2, positions_BT=torch.tensor([[0, 1, 0, 1]]))
+    with pytest.raises(ValueError, match="documents_BT is a list"):
+        Visibility.build(window=2, documents_BT=[[0, 1]])  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="sinks=-1"):
         Visibility.build(window=2, sinks=-1)
     with pytest.raises(ValueError, match="key_positions_BS without positions_BT"):

@@ -4,6 +4,7 @@ Shapes: B batch, T queries, S keys, H query heads, K key-value heads, D head dim
 """
 
 import logging
+import math
 from functools import cache
 from types import ModuleType
 from typing import NamedTuple
@@ -66,6 +67,9 @@ def attention(
         raise ValueError(
             f"dropout={dropout!r}: a probability from 0 up to but not including 1 is allowed; try 0.1"
         )
+    scale = query_BTHD.shape[-1] ** -0.5 if scale is None else scale
+    if not math.isfinite(scale):
+        raise ValueError(f"scale={scale!r}: a finite number is allowed; try scale=None")
     request = Request(
         device=query_BTHD.device.type,
         dtype=query_BTHD.dtype,
@@ -87,7 +91,7 @@ def attention(
         key_BSKD,
         value_BSKD,
         visibility,
-        scale=query_BTHD.shape[-1] ** -0.5 if scale is None else scale,
+        scale=scale,
         dropout=dropout,
     )
     return output_BTHD

@@ -114,11 +114,14 @@ class SlidingWindowAttention(nn.Module):
             ValueError: for a hidden state of other rank or size, a mask beside a visibility, or a
                 visibility of another window or direction.
         """
-        if hidden_BTD.dim() != 3 or hidden_BTD.shape[-1] != self.query.in_features:
+        dim = self.query.in_features
+        if hidden_BTD.dim() != 3 or hidden_BTD.shape[-1] != dim or not hidden_BTD.is_floating_point():
             raise ValueError(
-                f"hidden_BTD has shape {tuple(hidden_BTD.shape)}: "
-                f"[batch, tokens, {self.query.in_features}] is allowed"
+                f"hidden_BTD has shape {tuple(hidden_BTD.shape)} and dtype {hidden_BTD.dtype}: "
+                f"[batch, tokens, {dim}] and a floating-point dtype are allowed"
             )
+        if positions_BT is not None:
+            _check_positions(positions_BT, *hidden_BTD.shape[:2])
         visibility = self._visibility(hidden_BTD, mask, visibility)
         query_BTHD = rearrange(self.query(hidden_BTD), "b t (h d) -> b t h d", h=self.heads)
         key_BTKD = rearrange(self.key(hidden_BTD), "b t (k d) -> b t k d", k=self.kv_heads)
@@ -146,9 +149,10 @@ class SlidingWindowAttention(nn.Module):
         self, hidden_BTD: Tensor, mask: Tensor | None, visibility: Visibility | None
     ) -> Visibility:
         if visibility is None:
-            if mask is not None and mask.shape != hidden_BTD.shape[:2]:
+            if mask is not None and (mask.shape != hidden_BTD.shape[:2] or mask.dtype != torch.bool):
                 raise ValueError(
-                    f"mask has shape {tuple(mask.shape)}: {tuple(hidden_BTD.shape[:2])} is allowed"
+                    f"mask has shape {tuple(mask.shape)} and dtype {mask.dtype}: "
+                    f"{tuple(hidden_BTD.shape[:2])} and bool (True for a token) are allowed"
                 )
             return Visibility.build(window=self.window_size, causal=self.causal, mask_BT=mask)
         if mask is not None:
@@ -175,6 +179,14 @@ class SlidingWindowAttention(nn.Module):
                 ("rotation", rotary.config, rotary.rotated), lambda: rotary.rotation(positions_BT)
             )
         return rotary.rotation(positions_BT)
+
+
+def _check_positions(positions_BT: Tensor, batch: int, tokens: int) -> None:
+    if positions_BT.is_floating_point() or positions_BT.shape not in ((1, tokens), (batch, tokens)):
+        raise ValueError(
+            f"positions_BT has shape {tuple(positions_BT.shape)} and dtype {positions_BT.dtype}: "
+            f"{(batch, tokens)} and whole numbers are allowed"
+        )
 
 
 class FlashAttention(SlidingWindowAttention):

@@ -133,9 +133,9 @@ class Visibility:
             raise ValueError(f"sinks={sinks!r}: a whole number from 0 on is allowed; try sinks=4")
         if mask_BT is not None:
             _check_matrix("mask_BT", mask_BT, torch.bool)
-            documents_BT = (
-                torch.zeros_like(mask_BT, dtype=torch.int32) if documents_BT is None else documents_BT
-            )
+            if documents_BT is None:
+                documents_BT = torch.zeros_like(mask_BT, dtype=torch.int32)
+            _check_matrix("documents_BT", documents_BT, torch.int32, torch.int64)
             _check_same_shape("documents_BT", documents_BT, "mask_BT", mask_BT)
             documents_BT = documents_BT.masked_fill(~mask_BT, PADDING)
         for name, tensor in (
@@ -298,7 +298,9 @@ def _refuse_where(wrong_BT: Tensor, what: str, allowed: str) -> None:
         raise ValueError(f"{what} at row {row}, token {column}: {allowed}")
 
 
-def _check_matrix(name: str, tensor: Tensor, *dtypes: torch.dtype) -> None:
+def _check_matrix(name: str, tensor: object, *dtypes: torch.dtype) -> None:
+    if not isinstance(tensor, Tensor):
+        raise ValueError(f"{name} is a {type(tensor).__name__}: a torch tensor is allowed")
     if tensor.dim() != 2:
         raise ValueError(
             f"{name} has shape {tuple(tensor.shape)}: two dimensions [batch, tokens] are allowed"
