@@ -196,3 +196,19 @@ def test_dropout_keeps_the_mean_and_drops_some() -> None:
     output = attention(query, key, value, Visibility.build(window=70), backend="banded", dropout=0.5)
     assert output.mean().item() == pytest.approx(1.0, abs=0.05)
     assert output.std() > 0.01
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+def test_threads_change_nothing_and_their_number_is_restored(kv_heads: int) -> None:
+    documents_BT = (torch.arange(300) >= 170).int().expand(2, -1)
+    visibility = Visibility.build(window=50, documents_BT=documents_BT)
+    tensors = heads(2, 300, kv_heads=kv_heads, dtype=torch.float32)
+    alone = output_and_gradients(tensors, visibility, "banded")
+    torch.set_num_threads(3)
+    try:
+        together = output_and_gradients(tensors, visibility, "banded")
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(1)
+    for ours, expected in zip(together, alone, strict=True):
+        torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-5)

@@ -9,7 +9,9 @@ N blocks, Q queries a block, L keys in reach of a block, M blocks with a mask of
 P = G Q rows of a block.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from threading import Lock
 from typing import Any, NamedTuple
 
 import torch
@@ -111,10 +113,11 @@ class _Block(NamedTuple):
     blind: Tensor | None
 
 
-def _blocks(plan: Plan, row: int, queries: int, groups: int, dtype: torch.dtype) -> Iterator[_Block]:
+def _blocks(plan: Plan, index: int, row: "_Row") -> Iterator[_Block]:
+    queries, groups, dtype = len(row.query_THD), row.query_THD.shape[1] // row.kv_heads, row.dtype
     common_PL = plan.common.to(dtype).repeat(groups, 1)
     some_blind = plan.blind.any(1).tolist()
-    rows = plan.blocks[min(row, len(plan.blocks) - 1)].tolist()
+    rows = plan.blocks[min(index, len(plan.blocks) - 1)].tolist()
     for first_query, (start, stop, column, own) in zip(range(0, queries, BLOCK), rows, strict=True):
         last_query = min(first_query + BLOCK, queries)
         size, columns = last_query - first_query, slice(column, column + stop - start)
@@ -172,6 +175,44 @@ def _like(heads_BTHD: Tensor, plan: Plan) -> Tensor:
     return allocate(heads_BTHD.shape, dtype=heads_BTHD.dtype)
 
 
+_ONE_AT_A_TIME = Lock()
+
+
+def _in_parallel(fill: Callable[[int, slice, slice], None], query_BTHD: Tensor, key_BSKD: Tensor) -> None:
+    """Fill the rows of the batch and shares of their heads, each share by a thread of its own.
+
+    The operations on a block are too short to share: each would wait for the slower thread. The number
+    of threads is one for the process meanwhile, as matrix products know no other.
+    """
+    batch, kv_heads = key_BSKD.shape[0], key_BSKD.shape[2]
+    groups = query_BTHD.shape[2] // kv_heads
+    with _ONE_AT_A_TIME, torch.autocast("cpu", enabled=False):
+        threads = torch.get_num_threads()
+        share = -(-kv_heads // threads)
+        tasks = [
+            (index, slice(first, first + share), slice(first * groups, (first + share) * groups))
+            for index in range(batch)
+            for first in range(0, kv_heads, share)
+        ]
+        if threads == 1 or len(tasks) == 1:
+            for task in tasks:
+                fill(*task)
+            return
+
+        def alone(task: tuple[int, slice, slice]) -> None:
+            with torch.no_grad(), torch.autocast("cpu", enabled=False):
+                fill(*task)
+
+        torch.set_num_threads(1)
+        try:
+            with ThreadPoolExecutor(
+                min(threads, len(tasks)), initializer=torch.set_num_threads, initargs=(1,)
+            ) as pool:
+                list(pool.map(alone, tasks))
+        finally:
+            torch.set_num_threads(threads)
+
+
 _NAMESPACE = __name__.replace(".", "_")
 
 
@@ -187,15 +228,22 @@ def _attend(
     scale: float,
 ) -> Tensor:
     plan = Plan(blocks, common, hidden, blind)
-    batch, queries, heads = query_BTHD.shape[:3]
     output_BTHD = _like(query_BTHD, plan)
-    with torch.autocast("cpu", enabled=False):
-        for index in range(batch):
-            row = _Row(query_BTHD[index], key_BSKD[index], value_BSKD[index], plan, scale)
-            for block in _blocks(plan, index, queries, heads // row.kv_heads, row.dtype):
-                mixed_KPD = torch.bmm(row.weights(block), row.value_SKD[block.keys].transpose(0, 1))
-                target_QHD = output_BTHD[index, block.queries]
-                target_QHD.copy_(row.by_token(mixed_KPD, len(target_QHD)))
+
+    def fill(index: int, kv_heads: slice, q_heads: slice) -> None:
+        row = _Row(
+            query_BTHD[index, :, q_heads],
+            key_BSKD[index, :, kv_heads],
+            value_BSKD[index, :, kv_heads],
+            plan,
+            scale,
+        )
+        for block in _blocks(plan, index, row):
+            mixed_KPD = torch.bmm(row.weights(block), row.value_SKD[block.keys].transpose(0, 1))
+            target_QHD = output_BTHD[index, block.queries, q_heads]
+            target_QHD.copy_(row.by_token(mixed_KPD, len(target_QHD)))
+
+    _in_parallel(fill, query_BTHD, key_BSKD)
     return output_BTHD
 
 
@@ -212,38 +260,45 @@ def _attend_backward(
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     plan = Plan(blocks, common, hidden, blind)
-    batch, queries, heads = query_BTHD.shape[:3]
     query_gradient_BTHD = _like(query_BTHD, plan)
     key_gradient_BSKD, value_gradient_BSKD = (
         torch.zeros(key_BSKD.shape, dtype=key_BSKD.dtype) for _ in range(2)
     )
-    with torch.autocast("cpu", enabled=False):
-        for index in range(batch):
-            row = _Row(query_BTHD[index], key_BSKD[index], value_BSKD[index], plan, scale)
-            gradient_THD = gradient_BTHD[index].to(row.dtype)
-            key_gradient_SKD = key_gradient_BSKD[index].to(row.dtype)
-            value_gradient_SKD = value_gradient_BSKD[index].to(row.dtype)
-            room = torch.empty_like(row.scores)
-            for block in _blocks(plan, index, queries, heads // row.kv_heads, row.dtype):
-                weights_KPL = row.weights(block)
-                gradient_KPD = row.by_head(gradient_THD[block.queries])
-                query_KPD = row.by_head(row.query_THD[block.queries])
-                key_KLD, value_KLD, key_gradient_KLD, value_gradient_KLD = (
-                    tensor_SKD[block.keys].transpose(0, 1)
-                    for tensor_SKD in (row.key_SKD, row.value_SKD, key_gradient_SKD, value_gradient_SKD)
-                )
-                value_gradient_KLD.baddbmm_(weights_KPL.mT, gradient_KPD)
-                scores_gradient_KPL = room[: weights_KPL.numel()].view_as(weights_KPL)
-                torch.bmm(gradient_KPD, value_KLD.mT, out=scores_gradient_KPL)
-                torch.ops.aten._softmax_backward_data.out(
-                    scores_gradient_KPL, weights_KPL, -1, row.dtype, grad_input=scores_gradient_KPL
-                )
-                key_gradient_KLD.baddbmm_(scores_gradient_KPL.mT, query_KPD, alpha=scale)
-                mixed_KPD = torch.bmm(scores_gradient_KPL, key_KLD).mul_(scale)
-                target_QHD = query_gradient_BTHD[index, block.queries]
-                target_QHD.copy_(row.by_token(mixed_KPD, len(target_QHD)))
-            key_gradient_BSKD[index] = key_gradient_SKD
-            value_gradient_BSKD[index] = value_gradient_SKD
+
+    def fill(index: int, kv_heads: slice, q_heads: slice) -> None:
+        row = _Row(
+            query_BTHD[index, :, q_heads],
+            key_BSKD[index, :, kv_heads],
+            value_BSKD[index, :, kv_heads],
+            plan,
+            scale,
+        )
+        gradient_THD = gradient_BTHD[index, :, q_heads].to(row.dtype)
+        key_gradient_SKD = key_gradient_BSKD[index, :, kv_heads].to(row.dtype)
+        value_gradient_SKD = value_gradient_BSKD[index, :, kv_heads].to(row.dtype)
+        room = torch.empty_like(row.scores)
+        for block in _blocks(plan, index, row):
+            weights_KPL = row.weights(block)
+            gradient_KPD = row.by_head(gradient_THD[block.queries])
+            query_KPD = row.by_head(row.query_THD[block.queries])
+            key_KLD, value_KLD, key_gradient_KLD, value_gradient_KLD = (
+                tensor_SKD[block.keys].transpose(0, 1)
+                for tensor_SKD in (row.key_SKD, row.value_SKD, key_gradient_SKD, value_gradient_SKD)
+            )
+            value_gradient_KLD.baddbmm_(weights_KPL.mT, gradient_KPD)
+            scores_gradient_KPL = room[: weights_KPL.numel()].view_as(weights_KPL)
+            torch.bmm(gradient_KPD, value_KLD.mT, out=scores_gradient_KPL)
+            torch.ops.aten._softmax_backward_data.out(
+                scores_gradient_KPL, weights_KPL, -1, row.dtype, grad_input=scores_gradient_KPL
+            )
+            key_gradient_KLD.baddbmm_(scores_gradient_KPL.mT, query_KPD, alpha=scale)
+            mixed_KPD = torch.bmm(scores_gradient_KPL, key_KLD).mul_(scale)
+            target_QHD = query_gradient_BTHD[index, block.queries, q_heads]
+            target_QHD.copy_(row.by_token(mixed_KPD, len(target_QHD)))
+        key_gradient_BSKD[index, :, kv_heads] = key_gradient_SKD
+        value_gradient_BSKD[index, :, kv_heads] = value_gradient_SKD
+
+    _in_parallel(fill, query_BTHD, key_BSKD)
     return query_gradient_BTHD, key_gradient_BSKD, value_gradient_BSKD
 
 
