@@ -23,6 +23,11 @@ def test_a_backend_equals_the_reference_on_all_cases_it_claims(backend: str, fir
             assert not mismatches(case, backend), case
 
 
+@pytest.mark.parametrize("seed", [5713, 7545])
+def test_padding_among_the_sinks_stays_hidden(seed: int) -> None:
+    assert not mismatches(draw(seed), "banded")
+
+
 def test_the_slow_twin_of_banded_equals_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(banded_matmul, "attend", partial(banded_blocks.attend, dropout=0.0))
     for seed in range(CASES, CASES + AT_ONCE):

@@ -147,5 +147,6 @@ class _Bands:
         first_BN = before_BN - positions_BS.gather(1, before_BN)
         sink_BNA = first_BN[..., None] + torch.arange(sinks, device=positions_BS.device)
         before_band = (sink_BNA >= 0) & (sink_BNA < start_N[:, None])
-        document_BN = documents_BS.gather(1, before_BN)
-        return sink_BNA.clamp(0, self.keys - 1), torch.where(before_band, document_BN[..., None], PADDING)
+        sink_BNA = sink_BNA.clamp(0, self.keys - 1)
+        document_BNA = documents_BS.gather(1, sink_BNA.flatten(1)).view_as(sink_BNA)
+        return sink_BNA, torch.where(before_band, document_BNA, PADDING)
