@@ -7,6 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+# Tensors here are tiny: more threads only wait for one another, and long where cores are shared.
+torch.set_num_threads(1)
 
 PROJECT = Path(__file__).parents[1]
 SENTENCE = "the small window sees few keys and the cache stays short while long text waits outside"
@@ -51,7 +55,7 @@ def run_script(
     return subprocess.run(
         [sys.executable, str(PROJECT / script), *arguments],
         cwd=cwd,
-        env={**environment, "HOME": str(cwd), "COLUMNS": "120"},
+        env={**environment, "HOME": str(cwd), "COLUMNS": "120", "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         stdin=subprocess.DEVNULL,

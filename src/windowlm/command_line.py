@@ -75,6 +75,9 @@ def main(command: Command[Any], script: Path, conf: Path, arguments: Sequence[st
         The exit status: the task's, or 2 for a user's mistake.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
+    # Threads that spin while they wait make a step many times slower where other processes share the cores.
+    # OpenMP reads this when torch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         return _run(command, script, conf, words)
     except ConfigError as error:

@@ -22,7 +22,7 @@ class EvaluationConfig:
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
     context_lengths: list[int] | None = None
-    max_targets: int | None = 32_768
+    max_targets: int | None = 16_384
     split: Literal["validation", "test"] = "validation"
     precision: Literal["32-true", "16-mixed", "bf16-mixed", "bf16-true", "64-true"] = "32-true"
     batch_tokens: int = 16_384
@@ -43,7 +43,7 @@ class EvaluationConfig:
         if self.max_targets is not None and self.max_targets < 1:
             raise ValueError(
                 f"max_targets={self.max_targets}: at least 1, or null for every token that has the longest "
-                "context; try max_targets=32768"
+                "context; try max_targets=16384"
             )
         if self.batch_tokens < 1:
             raise ValueError(f"batch_tokens={self.batch_tokens}: at least 1; try batch_tokens=16384")
