@@ -1,8 +1,9 @@
 """Attention over the band alone: blocks of queries, each with the keys within its reach.
 
-Time and memory grow with T x W, on any device; no T x S tensor is ever made. Four ways, by what is visible:
-full attention in one call; full attention document by document; blocks of queries with their band of keys;
-and, for keys in an order of their own (caches), blocks of queries with all keys.
+Time and memory grow with T x W, on any device; no T x S tensor is ever made. The ways, by what is visible:
+full attention in one call; full attention document by document; blocks of queries with their band of keys,
+behind the queries that see all before them in one call where a CPU gains by it; and, for keys in an order of
+their own (caches), blocks of queries with all keys.
 
 Shapes: B batch, T queries, S keys, H query heads, K key-value heads, D head dimension.
 """
@@ -28,6 +29,7 @@ CAPABILITIES = Capabilities(
 )
 
 BLOCK = 128
+WIDE = 2048
 
 
 def attend(
@@ -46,6 +48,8 @@ def attend(
     elif not visibility.covers(keys):
         far_sinks = not visibility.causal and visibility.sinks > (visibility.window or 0)
         way = _over_all_keys if far_sinks else _over_bands
+        if _mostly_full(query_BTHD, keys, visibility, dropout):
+            way = _full_then_bands
     elif visibility.documents is not None:
         # The documents' lengths are not known inside a compiled graph.
         way = _over_all_keys if torch.compiler.is_compiling() else _over_documents
@@ -54,6 +58,14 @@ def attend(
     else:
         way = _in_one_call
     return way(query_BTHD, key_BSKD, value_BSKD, visibility, scale, dropout)
+
+
+def _mostly_full(query_BTHD: Tensor, keys: int, visibility: Visibility, dropout: float) -> bool:
+    window, queries = visibility.window, query_BTHD.shape[1]
+    assert window is not None
+    plain = visibility.causal and not visibility.sinks and visibility.documents is None and not dropout
+    on_cpu = query_BTHD.device.type == "cpu"
+    return on_cpu and plain and queries == keys and window >= WIDE and queries <= 2 * window
 
 
 def _in_one_call(
@@ -115,9 +127,28 @@ def _over_bands(
 ) -> Tensor:
     # Which blocks need a mask of their own is not known inside a compiled graph.
     traced_documents = torch.compiler.is_compiling() and visibility.documents is not None
-    if query_BTHD.device.type == "cpu" and not (visibility.sinks or dropout or traced_documents):
-        return banded_matmul.attend(query_BTHD, key_BSKD, value_BSKD, visibility, scale=scale)
-    return banded_blocks.attend(query_BTHD, key_BSKD, value_BSKD, visibility, scale=scale, dropout=dropout)
+    placed = visibility.documents is not None or visibility.positions is not None
+    in_place = query_BTHD.device.type == "cpu" and not (traced_documents or (visibility.sinks and placed))
+    attend = banded_matmul.attend if in_place else banded_blocks.attend
+    return attend(query_BTHD, key_BSKD, value_BSKD, visibility, scale=scale, dropout=dropout)
+
+
+def _full_then_bands(
+    query_BTHD: Tensor,
+    key_BSKD: Tensor,
+    value_BSKD: Tensor,
+    visibility: Visibility,
+    scale: float,
+    dropout: float,
+) -> Tensor:
+    """The queries that see all before them go to torch's attention, faster than long bands on a CPU."""
+    window = visibility.window
+    assert window is not None
+    first_BTHD = _in_one_call(
+        query_BTHD[:, :window], key_BSKD[:, :window], value_BSKD[:, :window], visibility, scale, dropout
+    )
+    rest_BTHD = _over_bands(query_BTHD[:, window:], key_BSKD, value_BSKD, visibility, scale, dropout)
+    return torch.cat([first_BTHD, rest_BTHD], dim=1)
 
 
 def _over_all_keys(

@@ -1,7 +1,7 @@
 """Any device's way over the band: each block of queries and its keys become a row of torch's own attention.
 
 The keys of neighbouring blocks overlap and are copied. `banded_matmul` computes the same on the CPU without
-copies; this is its slow twin, and serves sinks and dropout.
+copies; this is its slow twin, and serves sinks of packed documents.
 
 Shapes: B batch, T queries, S keys, H query heads, K key-value heads, D head dimension,
 N blocks, Q queries a block, L keys in reach of a block, A sinks.

@@ -9,28 +9,40 @@ N blocks, Q queries a block, L keys in reach of a block, M blocks with a mask of
 P = G Q rows of a block.
 """
 
+import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from threading import Lock
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
 from ..window import PADDING, Places, Visibility, reach, within_window
 
 BLOCK = 64
+# From here on the keys of a block no longer fit in the cache: more queries share each reading of them.
+WIDE, WIDE_BLOCK = 2048, 128
 VECTOR = 16
 
 
 def attend(
-    query_BTHD: Tensor, key_BSKD: Tensor, value_BSKD: Tensor, visibility: Visibility, *, scale: float
+    query_BTHD: Tensor,
+    key_BSKD: Tensor,
+    value_BSKD: Tensor,
+    visibility: Visibility,
+    *,
+    scale: float,
+    dropout: float,
 ) -> Tensor:
-    """Attention where the keys are in order, without sinks and dropout; returns [B, T, H, D]."""
+    """Attention where the keys are in order, with sinks or documents, not both; returns [B, T, H, D]."""
     queries, keys = query_BTHD.shape[1], key_BSKD.shape[1]
     plan = visibility.once(("banded matmul", queries, keys), lambda: make_plan(visibility, queries, keys))
-    output: Tensor = _attend(query_BTHD, key_BSKD, value_BSKD, *plan, scale)
+    seed = torch.randint(2**62, ()) if dropout else torch.zeros((), dtype=torch.int64)
+    output: Tensor = _attend(query_BTHD, key_BSKD, value_BSKD, *plan, scale, dropout, seed)
     return output
 
 
@@ -43,36 +55,46 @@ class Plan(NamedTuple):
         common: [Q, L], added to the scores: 0 where visible, -inf elsewhere.
         hidden: bool [M, Q, L], the masks of blocks that meet the edge of a document or padding.
         blind: bool [M, Q], queries of such blocks that see nothing; their rows of `hidden` are open.
+        sinks: how many first keys are visible to all; those before a block's keys are met besides.
     """
 
     blocks: Tensor
     common: Tensor
     hidden: Tensor
     blind: Tensor
+    sinks: int
 
 
 def make_plan(visibility: Visibility, queries: int, keys: int) -> Plan:
-    """Lay out the blocks; only those that meet the edge of a document or padding get a mask of their own."""
+    """Lay out the blocks; those that meet the edge of a document, padding or sinks get masks of their own."""
     assert visibility.window is not None
     behind, ahead = reach(visibility.window, visibility.causal)
     behind += -behind % VECTOR
-    column_L = torch.arange(behind + BLOCK + ahead)
-    row_Q = torch.arange(BLOCK)
+    block = WIDE_BLOCK if visibility.window >= WIDE else BLOCK
+    column_L = torch.arange(behind + block + ahead)
+    row_Q = torch.arange(block)
     hidden_QL = ~within_window(row_Q[:, None] + behind - column_L, visibility.window, visibility.causal)
     common = torch.zeros(hidden_QL.shape).masked_fill(hidden_QL, -torch.inf)
 
-    first_query_N = torch.arange(0, queries, BLOCK)
+    first_query_N = torch.arange(0, queries, block)
     first_key_N = first_query_N + keys - queries - behind
     start_N, stop_N = first_key_N.clamp(min=0), (first_key_N + len(column_L)).clamp(max=keys)
     blocks_1N4 = torch.stack([start_N, stop_N, start_N - first_key_N, torch.full_like(start_N, -1)], -1)[None]
-    if visibility.documents is None:
-        nothing = hidden_QL.new_empty(0, 0)
-        return Plan(blocks_1N4, common, nothing[None], nothing)
-
     documents_BT = visibility.documents
-    changes_BT = (documents_BT.diff(dim=1, prepend=documents_BT[:, :1]) != 0).cumsum(1)
-    edges_BN = (changes_BT[:, start_N] != changes_BT[:, stop_N - 1]) | (documents_BT[:, start_N] == PADDING)
-    row_M, block_M = edges_BN.nonzero(as_tuple=True)
+    if documents_BT is None and not visibility.sinks:
+        nothing = hidden_QL.new_empty(0, 0)
+        return Plan(blocks_1N4, common, nothing[None], nothing, 0)
+    if documents_BT is None:
+        assert visibility.positions is None
+        documents_BT = torch.zeros(1, keys, dtype=torch.int32)
+        block_M = torch.arange(len(range(keys - queries - behind, visibility.sinks, block)))[: len(start_N)]
+        row_M = torch.zeros_like(block_M)
+    else:
+        assert not visibility.sinks
+        changes_BT = (documents_BT.diff(dim=1, prepend=documents_BT[:, :1]) != 0).cumsum(1)
+        changing_BN = changes_BT[:, start_N] != changes_BT[:, stop_N - 1]
+        edges_BN = changing_BN | (documents_BT[:, start_N] == PADDING)
+        row_M, block_M = edges_BN.nonzero(as_tuple=True)
     places = visibility.places(queries, keys, documents_BT.device)
     query_MQ = first_query_N[block_M, None] + row_Q
     key_ML = first_key_N[block_M, None] + column_L
@@ -101,13 +123,17 @@ def make_plan(visibility: Visibility, queries: int, keys: int) -> Plan:
         dim=-1,
     )
     blind_MQ = ~visible_MQL.any(2)
-    return Plan(blocks_BN4, common, ~(visible_MQL | blind_MQ[:, :, None]), blind_MQ)
+    return Plan(blocks_BN4, common, ~(visible_MQL | blind_MQ[:, :, None]), blind_MQ, visibility.sinks)
 
 
 class _Block(NamedTuple):
-    """A block's place in its row, its mask `bias` [P, L], and `blind` [P, 1] (None where all rows see)."""
+    """A block's place in its row, its mask `bias` [P, L], and `blind` [P, 1] (None where all rows see).
+
+    The first `sinks` keys of the row stand before `keys` in the L columns.
+    """
 
     queries: slice
+    sinks: int
     keys: slice
     bias: Tensor
     blind: Tensor | None
@@ -115,40 +141,51 @@ class _Block(NamedTuple):
 
 def _blocks(plan: Plan, index: int, row: "_Row") -> Iterator[_Block]:
     queries, groups, dtype = len(row.query_THD), row.query_THD.shape[1] // row.kv_heads, row.dtype
-    common_PL = plan.common.to(dtype).repeat(groups, 1)
+    block_size = len(plan.common)
+    common_PL = F.pad(plan.common.to(dtype), (plan.sinks, 0)).repeat(groups, 1)
     some_blind = plan.blind.any(1).tolist()
     rows = plan.blocks[min(index, len(plan.blocks) - 1)].tolist()
-    for first_query, (start, stop, column, own) in zip(range(0, queries, BLOCK), rows, strict=True):
-        last_query = min(first_query + BLOCK, queries)
+    for first_query, (start, stop, column, own) in zip(range(0, queries, block_size), rows, strict=True):
+        last_query = min(first_query + block_size, queries)
         size, columns = last_query - first_query, slice(column, column + stop - start)
+        sinks = min(plan.sinks, start)
         if start == stop:
             continue
         blind_P1 = None
-        if own >= 0:
-            bias_QL = plan.common.new_zeros(size, stop - start, dtype=dtype)
-            bias_PL = bias_QL.masked_fill_(plan.hidden[own, :size, columns], -torch.inf).repeat(groups, 1)
-            if some_blind[own]:
-                blind_P1 = plan.blind[own, :size].repeat(groups)[:, None]
-        elif size == BLOCK:
-            bias_PL = common_PL[:, columns]
+        if own < 0 and size == block_size and not (sinks and column):
+            bias_PL = common_PL[:, column : column + sinks + stop - start]
         else:
-            bias_PL = plan.common[:size, columns].to(dtype).repeat(groups, 1)
-        yield _Block(slice(first_query, last_query), slice(start, stop), bias_PL, blind_P1)
+            bias_QL = plan.common[:size, columns].to(dtype)
+            if own >= 0:
+                hidden_QL = plan.hidden[own, :size, columns]
+                bias_QL = torch.zeros_like(bias_QL).masked_fill_(hidden_QL, -torch.inf)
+                if some_blind[own]:
+                    blind_P1 = plan.blind[own, :size].repeat(groups)[:, None]
+            bias_PL = F.pad(bias_QL, (sinks, 0)).repeat(groups, 1)
+        yield _Block(slice(first_query, last_query), sinks, slice(start, stop), bias_PL, blind_P1)
 
 
 class _Row:
     """Query, key and value of one row of the batch in the dtype of the computation, and room for scores."""
 
     def __init__(
-        self, query_THD: Tensor, key_SKD: Tensor, value_SKD: Tensor, plan: Plan, scale: float
+        self,
+        query_THD: Tensor,
+        key_SKD: Tensor,
+        value_SKD: Tensor,
+        plan: Plan,
+        scale: float,
+        drop: "_Drop | None",
     ) -> None:
         dtype = torch.promote_types(query_THD.dtype, torch.float32)
         self.query_THD, self.key_SKD, self.value_SKD = (
             tensor.to(dtype) for tensor in (query_THD, key_SKD, value_SKD)
         )
         self.kv_heads, self.scale, self.dtype = key_SKD.shape[1], scale, dtype
-        self.room = query_THD.shape[1] * BLOCK * plan.common.shape[1]
+        self.room = query_THD.shape[1] * len(plan.common) * (plan.sinks + plan.common.shape[1])
         self.scores = self.query_THD.new_empty(self.room)
+        self.drop = drop
+        self.factors = self.query_THD.new_empty(0 if drop is None else self.room)
 
     def by_head(self, heads_QHD: Tensor) -> Tensor:
         """Rows of all query heads that share a key-value head, [K, P, D]; a view where each has its own."""
@@ -158,15 +195,71 @@ class _Row:
         """The inverse of `by_head`."""
         return rearrange(heads_KPD, "k (g q) d -> q (k g) d", q=queries)
 
+    def keys_of(self, block: _Block, tokens_SKD: Tensor) -> Tensor:
+        """The block's keys or values, [K, L, D]; a view where it has no sinks."""
+        near_LKD = tokens_SKD[block.keys]
+        if block.sinks:
+            near_LKD = torch.cat([tokens_SKD[: block.sinks], near_LKD])
+        return near_LKD.transpose(0, 1)
+
+    def add_to_keys(
+        self, block: _Block, total_SKD: Tensor, left_KLP: Tensor, right_KPD: Tensor, scale: float = 1.0
+    ) -> None:
+        """Add the product, times `scale`, to the gradient of the block's keys or values."""
+        if not block.sinks:
+            total_SKD[block.keys].transpose(0, 1).baddbmm_(left_KLP, right_KPD, alpha=scale)
+            return
+        sum_LKD = torch.bmm(left_KLP, right_KPD).transpose(0, 1)
+        total_SKD[: block.sinks].add_(sum_LKD[: block.sinks], alpha=scale)
+        total_SKD[block.keys].add_(sum_LKD[block.sinks :], alpha=scale)
+
     def weights(self, block: _Block) -> Tensor:
         """Softmax weights [K, P, L] of a block; they live until the next call."""
         query_KPD = self.by_head(self.query_THD[block.queries])
-        key_KLD = self.key_SKD[block.keys].transpose(0, 1)
+        key_KLD = self.keys_of(block, self.key_SKD)
         shape = (self.kv_heads, *block.bias.shape)
         scores_KPL = self.scores[: shape[0] * shape[1] * shape[2]].view(shape)
         torch.baddbmm(block.bias, query_KPD, key_KLD.mT, alpha=self.scale, out=scores_KPL)
         torch.softmax(scores_KPL, -1, out=scores_KPL)
         return scores_KPL if block.blind is None else scores_KPL.masked_fill_(block.blind, 0.0)
+
+    def dropout_factors(self, weights_KPL: Tensor) -> Tensor | None:
+        """What dropout multiplies the weights of the next block by; None where nothing is dropped."""
+        if self.drop is None:
+            return None
+        return self.drop.factors(self.factors[: weights_KPL.numel()].view_as(weights_KPL))
+
+
+class _Drop:
+    """Draws of dropout for some heads of a row: the backward pass draws again what the forward drew.
+
+    Each head has a generator of its own, so that the draws do not depend on how threads share the heads.
+    Sixteen random bits a weight, as drawing them takes a sixth of the time of `bernoulli_`; the probability
+    is rounded to a multiple of 2^-16, and the weights kept are scaled by what is then expected.
+    """
+
+    STEPS = 2**16
+
+    def __init__(self, probability: float, seeds: range) -> None:
+        self.dropped = min(round(probability * self.STEPS), self.STEPS - 1)
+        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+
+    def factors(self, room_KPL: Tensor) -> Tensor:
+        """Fill the room with 0 for a dropped weight and the inverse of the share kept for others."""
+        per_head = room_KPL[0].numel()
+        words = torch.empty(len(self.generators), -(-per_head // 4), dtype=torch.int64)
+        for words_of_head, generator in zip(words, self.generators, strict=True):
+            words_of_head.random_(-(2**63), None, generator=generator)
+        bits_KPL = words.view(torch.int16)[:, :per_head].reshape(room_KPL.shape)
+        torch.ge(bits_KPL, self.dropped - self.STEPS // 2, out=room_KPL)
+        return room_KPL.mul_(self.STEPS / (self.STEPS - self.dropped))
+
+
+def _drop(dropout: float, seed: Tensor, index: int, kv_heads: slice, all_kv_heads: int) -> _Drop | None:
+    if not dropout:
+        return None
+    first = int(seed) + index * all_kv_heads
+    return _Drop(dropout, range(first + kv_heads.start, first + min(kv_heads.stop, all_kv_heads)))
 
 
 def _like(heads_BTHD: Tensor, plan: Plan) -> Tensor:
@@ -176,6 +269,12 @@ def _like(heads_BTHD: Tensor, plan: Plan) -> Tensor:
 
 
 _ONE_AT_A_TIME = Lock()
+
+
+@cache
+def _pool(threads: int, process: int) -> ThreadPoolExecutor:
+    """Threads that are kept, as a new one takes a millisecond; a forked process needs its own."""
+    return ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
 
 
 def _in_parallel(fill: Callable[[int, slice, slice], None], query_BTHD: Tensor, key_BSKD: Tensor) -> None:
@@ -205,10 +304,7 @@ def _in_parallel(fill: Callable[[int, slice, slice], None], query_BTHD: Tensor, 
 
         torch.set_num_threads(1)
         try:
-            with ThreadPoolExecutor(
-                min(threads, len(tasks)), initializer=torch.set_num_threads, initargs=(1,)
-            ) as pool:
-                list(pool.map(alone, tasks))
+            list(_pool(threads, os.getpid()).map(alone, tasks))
         finally:
             torch.set_num_threads(threads)
 
@@ -225,9 +321,12 @@ def _attend(
     common: Tensor,
     hidden: Tensor,
     blind: Tensor,
+    sinks: int,
     scale: float,
+    dropout: float,
+    seed: Tensor,
 ) -> Tensor:
-    plan = Plan(blocks, common, hidden, blind)
+    plan = Plan(blocks, common, hidden, blind, sinks)
     output_BTHD = _like(query_BTHD, plan)
 
     def fill(index: int, kv_heads: slice, q_heads: slice) -> None:
@@ -237,9 +336,14 @@ def _attend(
             value_BSKD[index, :, kv_heads],
             plan,
             scale,
+            _drop(dropout, seed, index, kv_heads, key_BSKD.shape[2]),
         )
         for block in _blocks(plan, index, row):
-            mixed_KPD = torch.bmm(row.weights(block), row.value_SKD[block.keys].transpose(0, 1))
+            weights_KPL = row.weights(block)
+            factors_KPL = row.dropout_factors(weights_KPL)
+            if factors_KPL is not None:
+                weights_KPL.mul_(factors_KPL)
+            mixed_KPD = torch.bmm(weights_KPL, row.keys_of(block, row.value_SKD))
             target_QHD = output_BTHD[index, block.queries, q_heads]
             target_QHD.copy_(row.by_token(mixed_KPD, len(target_QHD)))
 
@@ -257,9 +361,12 @@ def _attend_backward(
     common: Tensor,
     hidden: Tensor,
     blind: Tensor,
+    sinks: int,
     scale: float,
+    dropout: float,
+    seed: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    plan = Plan(blocks, common, hidden, blind)
+    plan = Plan(blocks, common, hidden, blind, sinks)
     query_gradient_BTHD = _like(query_BTHD, plan)
     key_gradient_BSKD, value_gradient_BSKD = (
         torch.zeros(key_BSKD.shape, dtype=key_BSKD.dtype) for _ in range(2)
@@ -272,6 +379,7 @@ def _attend_backward(
             value_BSKD[index, :, kv_heads],
             plan,
             scale,
+            _drop(dropout, seed, index, kv_heads, key_BSKD.shape[2]),
         )
         gradient_THD = gradient_BTHD[index, :, q_heads].to(row.dtype)
         key_gradient_SKD = key_gradient_BSKD[index, :, kv_heads].to(row.dtype)
@@ -281,17 +389,20 @@ def _attend_backward(
             weights_KPL = row.weights(block)
             gradient_KPD = row.by_head(gradient_THD[block.queries])
             query_KPD = row.by_head(row.query_THD[block.queries])
-            key_KLD, value_KLD, key_gradient_KLD, value_gradient_KLD = (
-                tensor_SKD[block.keys].transpose(0, 1)
-                for tensor_SKD in (row.key_SKD, row.value_SKD, key_gradient_SKD, value_gradient_SKD)
-            )
-            value_gradient_KLD.baddbmm_(weights_KPL.mT, gradient_KPD)
+            key_KLD, value_KLD = row.keys_of(block, row.key_SKD), row.keys_of(block, row.value_SKD)
             scores_gradient_KPL = room[: weights_KPL.numel()].view_as(weights_KPL)
+            factors_KPL = row.dropout_factors(weights_KPL)
+            kept_KPL = weights_KPL
+            if factors_KPL is not None:
+                kept_KPL = torch.mul(weights_KPL, factors_KPL, out=scores_gradient_KPL)
+            row.add_to_keys(block, value_gradient_SKD, kept_KPL.mT, gradient_KPD)
             torch.bmm(gradient_KPD, value_KLD.mT, out=scores_gradient_KPL)
+            if factors_KPL is not None:
+                scores_gradient_KPL.mul_(factors_KPL)
             torch.ops.aten._softmax_backward_data.out(
                 scores_gradient_KPL, weights_KPL, -1, row.dtype, grad_input=scores_gradient_KPL
             )
-            key_gradient_KLD.baddbmm_(scores_gradient_KPL.mT, query_KPD, alpha=scale)
+            row.add_to_keys(block, key_gradient_SKD, scores_gradient_KPL.mT, query_KPD, scale)
             mixed_KPD = torch.bmm(scores_gradient_KPL, key_KLD).mul_(scale)
             target_QHD = query_gradient_BTHD[index, block.queries, q_heads]
             target_QHD.copy_(row.by_token(mixed_KPD, len(target_QHD)))
@@ -316,13 +427,14 @@ def _fake_attend_backward(
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    *tensors, ctx.scale = inputs
-    ctx.save_for_backward(*tensors)
+    *tensors, ctx.sinks, ctx.scale, ctx.dropout, seed = inputs
+    ctx.save_for_backward(*tensors, seed)
 
 
 def _differentiate(ctx: Any, gradient_BTHD: Tensor) -> tuple[Tensor | None, ...]:
-    gradients = _attend_backward(gradient_BTHD, *ctx.saved_tensors, ctx.scale)
-    return *gradients, None, None, None, None, None
+    *tensors, seed = ctx.saved_tensors
+    gradients = _attend_backward(gradient_BTHD, *tensors, ctx.sinks, ctx.scale, ctx.dropout, seed)
+    return *gradients, *[None] * 8
 
 
 _attend.register_autograd(_differentiate, setup_context=_save)

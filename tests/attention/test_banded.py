@@ -1,0 +1,84 @@
+"""What the band's own dropout draws, where it is handed on, and that its ways agree."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from windowlm.attention.backends import banded, banded_matmul
+from windowlm.attention.dispatch import attention
+from windowlm.attention.window import Visibility
+
+
+def heads(tokens: int, count: int = 2, dim: int = 8, dtype: torch.dtype = torch.float64) -> Tensor:
+    return torch.randn(1, tokens, count, dim, dtype=dtype, requires_grad=True)
+
+
+@pytest.mark.parametrize("sinks", [0, 3])
+def test_the_gradients_are_those_of_the_weights_that_were_dropped(sinks: int) -> None:
+    torch.manual_seed(0)
+    visibility = Visibility.build(window=5, sinks=sinks)
+
+    def with_fixed_draws(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        torch.manual_seed(1)
+        return attention(query, key, value, visibility, backend="banded", dropout=0.4)
+
+    assert torch.autograd.gradcheck(with_fixed_draws, (heads(70, 4, 2), heads(70, 2, 2), heads(70, 2, 2)))
+
+
+def test_the_weights_kept_are_scaled_and_as_many_as_the_probability_says() -> None:
+    torch.manual_seed(0)
+    tokens, window, dropout = 64, 64, 0.3
+    query = torch.zeros(1, tokens, 3, 64)
+    value = torch.eye(64)[None, :, None].expand(1, -1, 3, -1).contiguous()
+    visibility = Visibility.build(window=window - 1)
+    weights = attention(query, query, value, visibility, backend="banded", dropout=dropout)
+    usual = attention(query, query, value, visibility, backend="banded")
+    seen, kept = usual > 0, weights > 0
+    assert not (kept & ~seen).any()
+    torch.testing.assert_close(weights[kept], usual[kept] / (1 - dropout), atol=1e-6, rtol=1e-4)
+    share = kept.sum() / seen.sum()
+    assert abs(share - (1 - dropout)) < 4 * (dropout * (1 - dropout) / seen.sum()).sqrt()
+    assert not torch.equal(kept[0, :, 0], kept[0, :, 1])
+
+
+def test_draws_follow_the_seed_and_not_the_number_of_threads() -> None:
+    query = heads(200, 4, dtype=torch.float32)
+    visibility = Visibility.build(window=20)
+    outputs = []
+    for threads, seed in ((1, 0), (2, 0), (1, 1)):
+        torch.set_num_threads(threads)
+        torch.manual_seed(seed)
+        outputs.append(attention(query, query, query, visibility, backend="banded", dropout=0.2))
+    torch.set_num_threads(1)
+    torch.testing.assert_close(outputs[0], outputs[1])
+    assert not torch.allclose(outputs[0], outputs[2])
+
+
+@pytest.mark.parametrize(("tokens", "window"), [(70, 40), (70, 69), (128, 64), (129, 64)])
+def test_queries_that_see_all_before_them_may_be_handed_to_full_attention(
+    tokens: int, window: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(banded, "WIDE", 1)
+    monkeypatch.setattr(banded_matmul, "WIDE", 1)
+    torch.manual_seed(0)
+    query, key, value, gradient = heads(tokens, 4), heads(tokens), heads(tokens), heads(tokens, 4)
+    results = []
+    for backend in ("banded", "reference"):
+        output = attention(query, key, value, Visibility.build(window=window), backend=backend)
+        results.append((output, *torch.autograd.grad(output, (query, key, value), gradient)))
+    for ours, exact in zip(*results, strict=True):
+        torch.testing.assert_close(ours, exact)
+
+
+@pytest.mark.parametrize("sinks", [0, 3])
+def test_dropout_and_sinks_compile_into_one_graph(sinks: int) -> None:
+    def attend(query: Tensor) -> Tensor:
+        visibility = Visibility.build(window=20, sinks=sinks)
+        return attention(query, query, query, visibility, backend="banded", dropout=0.2)
+
+    torch._dynamo.reset()
+    query = heads(100)
+    (gradient,) = torch.autograd.grad(
+        torch.compile(attend, fullgraph=True, backend="aot_eager")(query).sum(), query
+    )
+    assert gradient.isfinite().all()
