@@ -43,6 +43,8 @@ def test_auto_takes_the_fastest_that_can_and_says_why_it_passed_over_others(
         ({"sinks": False}, {"sinks": 4}, "no sinks"),
         ({"documents": False}, {"documents": True}, "no documents"),
         ({"separate_keys": False}, {"separate_keys": True}, "no keys with positions"),
+        ({"sink_logits": False}, {"sink_logits": True}, "no learned sinks"),
+        ({"logit_cap": False}, {"logit_cap": True}, "no cap on the logits"),
         ({"gradients": False}, {"gradients": True}, "no gradients"),
     ],
 )
@@ -87,7 +89,9 @@ def test_tensors_that_do_not_fit_are_refused(query: torch.Tensor, key: torch.Ten
         attention(query, key, key, Visibility.build(window=2))
 
 
-@pytest.mark.parametrize("options", [{"dropout": 1.0}, {"dropout": float("nan")}, {"scale": float("nan")}])
+@pytest.mark.parametrize(
+    "options", [{"dropout": 1.0}, {"dropout": float("nan")}, {"scale": float("nan")}, {"logit_cap": -1.0}]
+)
 def test_numbers_out_of_range_are_refused_by_name(options: dict[str, float]) -> None:
     heads = torch.randn(1, 4, 1, 8)
     with pytest.raises(ValueError, match=rf"^{next(iter(options))}="):
@@ -99,3 +103,12 @@ def test_a_visibility_of_another_batch_is_refused() -> None:
     visibility = Visibility.build(window=2, documents_BT=torch.zeros(2, 4, dtype=torch.int32))
     with pytest.raises(ValueError, match="visibility describes 2 rows, the query has 3"):
         attention(heads, heads, heads, visibility)
+
+
+@pytest.mark.parametrize(
+    "sink_logits", [torch.zeros(2), torch.zeros(1, 1), torch.zeros(1, dtype=torch.int64)]
+)
+def test_sink_logits_that_are_not_one_a_head_are_refused(sink_logits: torch.Tensor) -> None:
+    heads = torch.randn(1, 4, 1, 8)
+    with pytest.raises(ValueError, match="sink_logits_H has shape"):
+        attention(heads, heads, heads, Visibility.build(window=2), sink_logits_H=sink_logits)

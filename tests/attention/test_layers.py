@@ -121,6 +121,70 @@ def test_the_layer_compiles_into_one_graph(window: int | None, given: str) -> No
     torch.testing.assert_close(layer.key.weight.grad, gradient, atol=1e-5, rtol=1e-4)
 
 
+ALL_OPTIONS = {"sinks": 2, "learned_sinks": True, "gate": True, "logit_cap": 5.0, "qk_norm": True}
+
+
+@pytest.mark.parametrize("window", [5, None])
+def test_the_layer_with_all_options_compiles_into_one_graph_and_equals_the_reference(
+    window: int | None,
+) -> None:
+    torch.manual_seed(0)
+    layer = SlidingWindowAttention(16, 4, 8, window, dropout=0.0, kv_heads=2, **ALL_OPTIONS)
+    torch.nn.init.normal_(layer.sink_logits)
+    hidden_BTD = torch.randn(1, 40, 16)
+    torch._dynamo.reset()
+    results = []
+    for run, backend in (
+        (layer, "auto"),
+        (torch.compile(layer, fullgraph=True, backend="aot_eager"), "auto"),
+        (layer, "reference"),
+    ):
+        layer.zero_grad()
+        layer.backend = backend
+        output = run(hidden_BTD)
+        output.sum().backward()
+        results.append({"output": output} | {name: weight.grad for name, weight in layer.named_parameters()})
+    for name, exact in results[2].items():
+        for got in (results[0][name], results[1][name]):
+            torch.testing.assert_close(got, exact, atol=1e-5, rtol=1e-4, msg=name)
+
+
+def test_options_that_are_off_add_no_parameters() -> None:
+    names = {name for name, _ in SlidingWindowAttention(16, 2, 8).named_parameters()}
+    assert names == {"query.weight", "key.weight", "value.weight", "output.weight"}
+
+
+def test_sinks_stay_visible_to_all() -> None:
+    layer = SlidingWindowAttention(16, 2, 8, window_size=3, dropout=0.0, sinks=2)
+    hidden_BTD = torch.randn(1, 12, 16, requires_grad=True)
+    (gradient,) = torch.autograd.grad(layer(hidden_BTD)[0, 9].sum(), hidden_BTD)
+    assert (gradient[0].abs().sum(-1) > 0).nonzero()[:, 0].tolist() == [0, 1, 7, 8, 9]
+
+
+def test_a_learned_sink_takes_weight_and_a_low_one_takes_none() -> None:
+    layer = SlidingWindowAttention(16, 2, 8, 4, dropout=0.0, learned_sinks=True)
+    plain = SlidingWindowAttention(16, 2, 8, 4, dropout=0.0)
+    plain.load_state_dict(layer.state_dict(), strict=False)
+    hidden_BTD = torch.randn(1, 9, 16)
+    assert not torch.allclose(layer(hidden_BTD), plain(hidden_BTD), atol=1e-3)
+    torch.nn.init.constant_(layer.sink_logits, -100.0)
+    torch.testing.assert_close(layer(hidden_BTD), plain(hidden_BTD))
+    torch.nn.init.constant_(layer.sink_logits, 1e4)
+    output = layer(hidden_BTD)
+    assert (output == 0).all()
+    output.sum().backward()
+    assert layer.sink_logits.grad.isfinite().all()
+
+
+def test_the_gate_scales_each_head_by_a_sigmoid_of_the_hidden_state() -> None:
+    layer = SlidingWindowAttention(16, 2, 8, 4, dropout=0.0, gate=True)
+    plain = SlidingWindowAttention(16, 2, 8, 4, dropout=0.0)
+    plain.load_state_dict(layer.state_dict(), strict=False)
+    hidden_BTD = torch.randn(1, 9, 16)
+    torch.nn.init.zeros_(layer.gate.weight)
+    torch.testing.assert_close(layer(hidden_BTD), plain(hidden_BTD) / 2)
+
+
 @pytest.mark.parametrize("qk_norm", [False, True])
 def test_the_layer_runs_under_autocast_and_in_low_and_double_precision(qk_norm: bool) -> None:
     layer = SlidingWindowAttention(16, 2, 8, 5, dropout=0.0, qk_norm=qk_norm)
@@ -145,6 +209,8 @@ def test_the_layer_runs_under_autocast_and_in_low_and_double_precision(qk_norm: 
         ({"window_size": True}, "window_size=True"),
         ({"dropout": 1.0}, "dropout=1.0"),
         ({"dim_head": 7}, "an even number"),
+        ({"sinks": -1}, "sinks=-1"),
+        ({"logit_cap": 0.0}, "logit_cap=0.0"),
     ],
 )
 def test_bad_sizes_are_refused_by_name(options: dict[str, int], message: str) -> None:

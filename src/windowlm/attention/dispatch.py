@@ -7,7 +7,7 @@ import logging
 import math
 from functools import cache
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -39,6 +39,8 @@ def attention(
     backend: str = "auto",
     dropout: float = 0.0,
     scale: float | None = None,
+    sink_logits_H: Tensor | None = None,
+    logit_cap: float | None = None,
 ) -> Tensor:
     """Softmax attention of each query over the keys that `visibility` shows it.
 
@@ -54,6 +56,9 @@ def attention(
         backend: a name of `config.BACKENDS`; "auto" takes the fastest that supports the call.
         dropout: probability of dropping an attention weight.
         scale: factor on the scores, default `D ** -0.5`.
+        sink_logits_H: [H], the score of one more key without a value, which joins each softmax's
+            denominator (learned sinks, as in gpt-oss).
+        logit_cap: scores s become `cap * tanh(s / cap)` before the softmax (as in Gemma 2); None for not.
 
     Returns:
         [B, T, H, D] in the dtype of the query.
@@ -70,6 +75,10 @@ def attention(
     scale = query_BTHD.shape[-1] ** -0.5 if scale is None else scale
     if not math.isfinite(scale):
         raise ValueError(f"scale={scale!r}: a finite number is allowed; try scale=None")
+    check_logit_cap(logit_cap)
+    if sink_logits_H is not None:
+        _check_sink_logits(sink_logits_H, query_BTHD)
+    scored = [query_BTHD, key_BSKD, value_BSKD, *([] if sink_logits_H is None else [sink_logits_H])]
     request = Request(
         device=query_BTHD.device.type,
         dtype=query_BTHD.dtype,
@@ -80,12 +89,19 @@ def attention(
         documents=visibility.documents is not None,
         separate_keys=visibility.separate_keys,
         dropout=dropout,
-        gradients=torch.is_grad_enabled()
-        and (query_BTHD.requires_grad or key_BSKD.requires_grad or value_BSKD.requires_grad),
+        sink_logits=sink_logits_H is not None,
+        logit_cap=logit_cap is not None,
+        gradients=torch.is_grad_enabled() and any(tensor.requires_grad for tensor in scored),
     )
     choice = choose_backend(backend, request)
     if not torch.compiler.is_compiling():
         _report(choice, request.device)
+    # Only the backends that declare them take these.
+    options: dict[str, Any] = {}
+    if sink_logits_H is not None:
+        options["sink_logits"] = sink_logits_H
+    if logit_cap is not None:
+        options["logit_cap"] = logit_cap
     output_BTHD: Tensor = MODULES[choice.name].attend(
         query_BTHD,
         key_BSKD,
@@ -93,6 +109,7 @@ def attention(
         visibility,
         scale=scale,
         dropout=dropout,
+        **options,
     )
     return output_BTHD
 
@@ -132,6 +149,24 @@ def capabilities(name: str) -> Capabilities:
 @cache
 def _report(choice: Choice, device: str) -> None:
     log.info("attention on %s: backend %s, %s", device, choice.name, choice.reason)
+
+
+def check_logit_cap(logit_cap: float | None) -> None:
+    """Raise ValueError unless the cap is a finite number above 0, or None."""
+    if logit_cap is not None and not 0 < logit_cap < math.inf:
+        raise ValueError(f"logit_cap={logit_cap!r}: a number above 0 or None is allowed; try logit_cap=50")
+
+
+def _check_sink_logits(sink_logits_H: Tensor, query_BTHD: Tensor) -> None:
+    if sink_logits_H.shape != query_BTHD.shape[2:3] or not sink_logits_H.is_floating_point():
+        raise ValueError(
+            f"sink_logits_H has shape {tuple(sink_logits_H.shape)} and dtype {sink_logits_H.dtype}: "
+            f"one floating-point number for each of the {query_BTHD.shape[2]} query heads is allowed"
+        )
+    if sink_logits_H.device != query_BTHD.device:
+        raise ValueError(
+            f"sink_logits_H is on {sink_logits_H.device}, query on {query_BTHD.device}: give both one device"
+        )
 
 
 def _check_tensors(query_BTHD: Tensor, key_BSKD: Tensor, value_BSKD: Tensor, visibility: Visibility) -> None:

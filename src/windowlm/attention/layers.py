@@ -10,9 +10,9 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from .config import RotaryConfig
-from .dispatch import attention
+from .dispatch import attention, check_logit_cap
 from .rotary import RotaryEmbedding, Rotation
-from .window import Visibility, check_window
+from .window import Visibility, check_sinks, check_window
 
 DEFAULT_ROTARY = RotaryConfig()
 
@@ -40,6 +40,12 @@ class SlidingWindowAttention(nn.Module):
         rotary: rotary position embedding; None for no positions at all.
         qk_norm: RMS-normalise each head's queries and keys before the rotation
             (Henry et al. 2020, https://arxiv.org/abs/2010.04245; with RMS as in Qwen 3 and OLMo 2).
+        sinks: how many first tokens stay visible to all (Xiao et al. 2023, https://arxiv.org/abs/2309.17453).
+        learned_sinks: a logit for each head joins the softmax's denominator, so that a head may attend to
+            nothing (Xiao et al. 2023; as in gpt-oss, https://arxiv.org/abs/2508.10925).
+        gate: multiply each head's output by a sigmoid of the hidden state
+            (Qiu et al. 2025, https://arxiv.org/abs/2505.06708).
+        logit_cap: bound the scores by `cap * tanh(score / cap)` (Gemma 2, https://arxiv.org/abs/2408.00118).
 
     Raises:
         ValueError: where a size is out of range, naming it.
@@ -58,6 +64,10 @@ class SlidingWindowAttention(nn.Module):
         backend: str = "auto",
         rotary: RotaryConfig | None = DEFAULT_ROTARY,
         qk_norm: bool = False,
+        sinks: int = 0,
+        learned_sinks: bool = False,
+        gate: bool = False,
+        logit_cap: float | None = None,
     ) -> None:
         super().__init__()
         kv_heads = heads if kv_heads is None else kv_heads
@@ -72,9 +82,12 @@ class SlidingWindowAttention(nn.Module):
             raise ValueError(
                 f"dropout={dropout!r}: from 0 up to but not including 1 is allowed; try dropout=0.1"
             )
+        check_sinks(sinks)
+        check_logit_cap(logit_cap)
         self.window_size = check_window(window_size, "window_size")
         self.heads, self.kv_heads, self.dim_head = heads, kv_heads, dim_head
         self.dropout, self.causal, self.backend = dropout, causal, backend
+        self.sinks, self.logit_cap = sinks, logit_cap
         self.query = nn.Linear(dim, heads * dim_head, bias=False)
         self.key = nn.Linear(dim, kv_heads * dim_head, bias=False)
         self.value = nn.Linear(dim, kv_heads * dim_head, bias=False)
@@ -82,6 +95,8 @@ class SlidingWindowAttention(nn.Module):
         self.rotary = None if rotary is None else RotaryEmbedding(dim_head, rotary)
         self.query_norm = nn.RMSNorm(dim_head) if qk_norm else None
         self.key_norm = nn.RMSNorm(dim_head) if qk_norm else None
+        self.sink_logits = nn.Parameter(torch.zeros(heads)) if learned_sinks else None
+        self.gate = nn.Linear(dim, heads, bias=False) if gate else None
 
     def extra_repr(self) -> str:
         """Say what `print(model)` would not show."""
@@ -112,7 +127,7 @@ class SlidingWindowAttention(nn.Module):
 
         Raises:
             ValueError: for a hidden state of other rank or size, a mask beside a visibility, or a
-                visibility of another window or direction.
+                visibility of another window, direction or number of sinks.
         """
         dim = self.query.in_features
         if hidden_BTD.dim() != 3 or hidden_BTD.shape[-1] != dim or not hidden_BTD.is_floating_point():
@@ -141,7 +156,11 @@ class SlidingWindowAttention(nn.Module):
             visibility,
             backend=self.backend,
             dropout=self.dropout if self.training else 0.0,
+            sink_logits_H=self.sink_logits,
+            logit_cap=self.logit_cap,
         )
+        if self.gate is not None:
+            mixed_BTHD = mixed_BTHD * self.gate(hidden_BTD).sigmoid()[..., None]
         mixed: Tensor = self.output(rearrange(mixed_BTHD, "b t h d -> b t (h d)"))
         return mixed
 
@@ -154,13 +173,17 @@ class SlidingWindowAttention(nn.Module):
                     f"mask has shape {tuple(mask.shape)} and dtype {mask.dtype}: "
                     f"{tuple(hidden_BTD.shape[:2])} and bool (True for a token) are allowed"
                 )
-            return Visibility.build(window=self.window_size, causal=self.causal, mask_BT=mask)
+            return Visibility.build(
+                window=self.window_size, causal=self.causal, sinks=self.sinks, mask_BT=mask
+            )
         if mask is not None:
             raise ValueError("mask beside visibility: give the mask to Visibility.build(mask_BT=...) instead")
-        if (visibility.window, visibility.causal) != (self.window_size, self.causal):
+        given = (visibility.window, visibility.causal, visibility.sinks)
+        if given != (self.window_size, self.causal, self.sinks):
             raise ValueError(
-                f"visibility has window={visibility.window}, causal={visibility.causal}, the layer "
-                f"window_size={self.window_size}, causal={self.causal}; build one for each window"
+                f"visibility has window={given[0]}, causal={given[1]}, sinks={given[2]}, the layer "
+                f"window_size={self.window_size}, causal={self.causal}, sinks={self.sinks}; "
+                "build one for each kind of layer"
             )
         return visibility
 

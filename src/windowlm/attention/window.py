@@ -41,6 +41,12 @@ def check_window(window: object, name: str = "window") -> int | None:
     return window
 
 
+def check_sinks(sinks: object) -> None:
+    """Raise ValueError unless the number of sinks is a whole number from 0 on."""
+    if isinstance(sinks, bool) or not isinstance(sinks, int) or sinks < 0:
+        raise ValueError(f"sinks={sinks!r}: a whole number from 0 on is allowed; try sinks=4")
+
+
 def within_window(distance: Tensor, window: int | None, causal: bool) -> Tensor:
     """Whether a key at `distance = query position - key position` lies in the window (bool, same shape)."""
     if causal:
@@ -129,8 +135,7 @@ class Visibility:
                 decrease, and positions that do not advance with the tokens of their document.
         """
         check_window(window)
-        if isinstance(sinks, bool) or not isinstance(sinks, int) or sinks < 0:
-            raise ValueError(f"sinks={sinks!r}: a whole number from 0 on is allowed; try sinks=4")
+        check_sinks(sinks)
         if mask_BT is not None:
             _check_matrix("mask_BT", mask_BT, torch.bool)
             if documents_BT is None:

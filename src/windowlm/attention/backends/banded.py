@@ -15,7 +15,7 @@ from torch import Tensor
 from ..window import PADDING, Visibility
 from . import banded_blocks, banded_matmul
 from .capability import Capabilities
-from .scaled_dot_product import scaled_dot_product
+from .scaled_dot_product import Scoring, scaled_dot_product
 
 CAPABILITIES = Capabilities(
     purpose="any device; time and memory grow with T x W",
@@ -25,6 +25,8 @@ CAPABILITIES = Capabilities(
     documents=True,
     separate_keys=True,
     dropout=True,
+    sink_logits=True,
+    logit_cap=True,
     gradients=True,
 )
 
@@ -40,15 +42,18 @@ def attend(
     *,
     scale: float,
     dropout: float,
+    sink_logits: Tensor | None = None,
+    logit_cap: float | None = None,
 ) -> Tensor:
     """Attention of the queries over their visible keys; returns [B, T, H, D]."""
     queries, keys = query_BTHD.shape[1], key_BSKD.shape[1]
-    if visibility.separate_keys:
+    scoring = Scoring(scale, dropout, sink_logits, logit_cap)
+    if visibility.separate_keys or (visibility.covers(keys) and not scoring.fused):
         way = _over_all_keys
     elif not visibility.covers(keys):
         far_sinks = not visibility.causal and visibility.sinks > (visibility.window or 0)
         way = _over_all_keys if far_sinks else _over_bands
-        if _mostly_full(query_BTHD, keys, visibility, dropout):
+        if _mostly_full(query_BTHD, keys, visibility, scoring):
             way = _full_then_bands
     elif visibility.documents is not None:
         # The documents' lengths are not known inside a compiled graph.
@@ -57,13 +62,14 @@ def attend(
         way = _over_all_keys
     else:
         way = _in_one_call
-    return way(query_BTHD, key_BSKD, value_BSKD, visibility, scale, dropout)
+    return way(query_BTHD, key_BSKD, value_BSKD, visibility, scoring)
 
 
-def _mostly_full(query_BTHD: Tensor, keys: int, visibility: Visibility, dropout: float) -> bool:
+def _mostly_full(query_BTHD: Tensor, keys: int, visibility: Visibility, scoring: Scoring) -> bool:
     window, queries = visibility.window, query_BTHD.shape[1]
     assert window is not None
-    plain = visibility.causal and not visibility.sinks and visibility.documents is None and not dropout
+    plain = visibility.causal and not visibility.sinks and visibility.documents is None
+    plain = plain and not scoring.dropout and scoring.fused
     on_cpu = query_BTHD.device.type == "cpu"
     return on_cpu and plain and queries == keys and window >= WIDE and queries <= 2 * window
 
@@ -73,11 +79,10 @@ def _in_one_call(
     key_BSKD: Tensor,
     value_BSKD: Tensor,
     visibility: Visibility,
-    scale: float,
-    dropout: float,
+    scoring: Scoring,
 ) -> Tensor:
     causal = visibility.causal and query_BTHD.shape[1] > 1
-    return scaled_dot_product(query_BTHD, key_BSKD, value_BSKD, None, causal, scale, dropout)
+    return scaled_dot_product(query_BTHD, key_BSKD, value_BSKD, None, causal, scoring)
 
 
 def _over_documents(
@@ -85,16 +90,15 @@ def _over_documents(
     key_BSKD: Tensor,
     value_BSKD: Tensor,
     visibility: Visibility,
-    scale: float,
-    dropout: float,
+    scoring: Scoring,
 ) -> Tensor:
     documents_BT = visibility.documents
     assert documents_BT is not None
     tokens, lengths = visibility.once("document lengths", lambda: _document_lengths(documents_BT))
     if not lengths:
-        return _over_all_keys(query_BTHD, key_BSKD, value_BSKD, visibility, scale, dropout)
+        return _over_all_keys(query_BTHD, key_BSKD, value_BSKD, visibility, scoring)
     outputs = [
-        scaled_dot_product(query, key, value, None, visibility.causal, scale, dropout)
+        scaled_dot_product(query, key, value, None, visibility.causal, scoring)
         for query, key, value in zip(
             *(
                 torch.split_with_sizes(rearrange(tensor, "b t h d -> 1 (b t) h d")[:, tokens], lengths, dim=1)
@@ -122,15 +126,14 @@ def _over_bands(
     key_BSKD: Tensor,
     value_BSKD: Tensor,
     visibility: Visibility,
-    scale: float,
-    dropout: float,
+    scoring: Scoring,
 ) -> Tensor:
     # Which blocks need a mask of their own is not known inside a compiled graph.
     traced_documents = torch.compiler.is_compiling() and visibility.documents is not None
     placed = visibility.documents is not None or visibility.positions is not None
     in_place = query_BTHD.device.type == "cpu" and not (traced_documents or (visibility.sinks and placed))
-    attend = banded_matmul.attend if in_place else banded_blocks.attend
-    return attend(query_BTHD, key_BSKD, value_BSKD, visibility, scale=scale, dropout=dropout)
+    attend = banded_matmul.attend if in_place and scoring.fused else banded_blocks.attend
+    return attend(query_BTHD, key_BSKD, value_BSKD, visibility, scoring)
 
 
 def _full_then_bands(
@@ -138,16 +141,15 @@ def _full_then_bands(
     key_BSKD: Tensor,
     value_BSKD: Tensor,
     visibility: Visibility,
-    scale: float,
-    dropout: float,
+    scoring: Scoring,
 ) -> Tensor:
     """The queries that see all before them go to torch's attention, faster than long bands on a CPU."""
     window = visibility.window
     assert window is not None
     first_BTHD = _in_one_call(
-        query_BTHD[:, :window], key_BSKD[:, :window], value_BSKD[:, :window], visibility, scale, dropout
+        query_BTHD[:, :window], key_BSKD[:, :window], value_BSKD[:, :window], visibility, scoring
     )
-    rest_BTHD = _over_bands(query_BTHD[:, window:], key_BSKD, value_BSKD, visibility, scale, dropout)
+    rest_BTHD = _over_bands(query_BTHD[:, window:], key_BSKD, value_BSKD, visibility, scoring)
     return torch.cat([first_BTHD, rest_BTHD], dim=1)
 
 
@@ -156,8 +158,7 @@ def _over_all_keys(
     key_BSKD: Tensor,
     value_BSKD: Tensor,
     visibility: Visibility,
-    scale: float,
-    dropout: float,
+    scoring: Scoring,
 ) -> Tensor:
     places = visibility.places(query_BTHD.shape[1], key_BSKD.shape[1], query_BTHD.device)
     outputs: list[Tensor] = []
@@ -169,7 +170,7 @@ def _over_all_keys(
         )[:, None]
         blind = ~visible.any(-1, keepdim=True)
         output = scaled_dot_product(
-            query_BTHD[:, block], key_BSKD, value_BSKD, visible | blind, False, scale, dropout
+            query_BTHD[:, block], key_BSKD, value_BSKD, visible | blind, False, scoring
         )
         outputs.append(output.masked_fill(rearrange(blind, "b 1 q 1 -> b q 1 1"), 0.0))
     return torch.cat(outputs, dim=1)

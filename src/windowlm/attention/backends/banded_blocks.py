@@ -1,7 +1,8 @@
 """Any device's way over the band: each block of queries and its keys become a row of torch's own attention.
 
 The keys of neighbouring blocks overlap and are copied. `banded_matmul` computes the same on the CPU without
-copies; this is its slow twin, and serves sinks of packed documents.
+copies; this is its slow twin, and serves sinks of packed
+documents, learned sinks and capped logits.
 
 Shapes: B batch, T queries, S keys, H query heads, K key-value heads, D head dimension,
 N blocks, Q queries a block, L keys in reach of a block, A sinks.
@@ -16,7 +17,7 @@ from einops import rearrange
 from torch import Tensor
 
 from ..window import PADDING, Places, Visibility, reach
-from .scaled_dot_product import scaled_dot_product
+from .scaled_dot_product import Scoring, scaled_dot_product
 
 SMALLEST_BLOCK = 128
 
@@ -26,9 +27,7 @@ def attend(
     key_BSKD: Tensor,
     value_BSKD: Tensor,
     visibility: Visibility,
-    *,
-    scale: float,
-    dropout: float,
+    scoring: Scoring,
 ) -> Tensor:
     """Attention where the keys are in order; returns [B, T, H, D]."""
     batch, queries = query_BTHD.shape[:2]
@@ -42,8 +41,7 @@ def attend(
         bands.of_keys(value_BSKD, masks.sinks),
         masks.allowed,
         False,
-        scale,
-        dropout,
+        scoring,
     )
     output = output.masked_fill(masks.blind, 0.0)
     return rearrange(output, "(b n) q h d -> b (n q) h d", b=batch)[:, :queries]

@@ -22,6 +22,7 @@ from einops import rearrange
 from torch import Tensor
 
 from ..window import PADDING, Places, Visibility, reach, within_window
+from .scaled_dot_product import Scoring
 
 BLOCK = 64
 # From here on the keys of a block no longer fit in the cache: more queries share each reading of them.
@@ -34,13 +35,12 @@ def attend(
     key_BSKD: Tensor,
     value_BSKD: Tensor,
     visibility: Visibility,
-    *,
-    scale: float,
-    dropout: float,
+    scoring: Scoring,
 ) -> Tensor:
     """Attention where the keys are in order, with sinks or documents, not both; returns [B, T, H, D]."""
     queries, keys = query_BTHD.shape[1], key_BSKD.shape[1]
     plan = visibility.once(("banded matmul", queries, keys), lambda: make_plan(visibility, queries, keys))
+    scale, dropout = scoring.scale, scoring.dropout
     seed = torch.randint(2**62, ()) if dropout else torch.zeros((), dtype=torch.int64)
     output: Tensor = _attend(query_BTHD, key_BSKD, value_BSKD, *plan, scale, dropout, seed)
     return output

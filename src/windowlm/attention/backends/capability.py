@@ -18,6 +18,8 @@ class Request:
     documents: bool = False
     separate_keys: bool = False
     dropout: float = 0.0
+    sink_logits: bool = False
+    logit_cap: bool = False
     gradients: bool = True
 
 
@@ -34,6 +36,8 @@ class Capabilities:
     documents: bool
     separate_keys: bool
     dropout: bool
+    sink_logits: bool = False
+    logit_cap: bool = False
     gradients: bool
 
     def refusal(self, request: Request) -> str | None:
@@ -50,6 +54,8 @@ class Capabilities:
             (request.documents, self.documents, "documents or padding"),
             (request.separate_keys, self.separate_keys, "keys with positions of their own"),
             (request.dropout > 0, self.dropout, "dropout on attention weights"),
+            (request.sink_logits, self.sink_logits, "learned sinks"),
+            (request.logit_cap, self.logit_cap, "cap on the logits"),
             (request.gradients, self.gradients, "gradients"),
         ):
             if wanted and not supported:

@@ -19,6 +19,8 @@ CAPABILITIES = Capabilities(
     documents=True,
     separate_keys=True,
     dropout=True,
+    sink_logits=True,
+    logit_cap=True,
     gradients=True,
 )
 
@@ -31,6 +33,8 @@ def attend(
     *,
     scale: float,
     dropout: float,
+    sink_logits: Tensor | None = None,
+    logit_cap: float | None = None,
 ) -> Tensor:
     """Softmax attention in float32, or in float64 where the query has it; returns [B, T, H, D]."""
     dtype = torch.promote_types(query_BTHD.dtype, torch.float32)
@@ -38,7 +42,13 @@ def attend(
     key, value = (rearrange(tensor, "b s k d -> b k 1 s d").to(dtype) for tensor in (key_BSKD, value_BSKD))
     visible = visibility.mask(query_BTHD.shape[1], key_BSKD.shape[1], query_BTHD.device)[:, None, None]
     with torch.autocast(query.device.type, enabled=False):
-        scores = (query @ key.mT * scale).masked_fill(~visible, -torch.inf)
-        weights = scores.softmax(-1).masked_fill(~visible, 0.0)
+        scores = query @ key.mT * scale
+        if logit_cap is not None:
+            scores = logit_cap * torch.tanh(scores / logit_cap)
+        scores = scores.masked_fill(~visible, -torch.inf)
+        if sink_logits is not None:
+            column = rearrange(sink_logits.to(dtype), "(k g) -> 1 k g 1 1", k=key.shape[1])
+            scores = torch.cat([scores, column.expand(*scores.shape[:-1], 1)], dim=-1)
+        weights = scores.softmax(-1)[..., : key.shape[-2]].masked_fill(~visible, 0.0)
         output = F.dropout(weights, dropout) @ value
     return rearrange(output, "b k g t d -> b t (k g) d").to(query_BTHD.dtype)
