@@ -37,6 +37,13 @@ def scaled_dot_product(
     if not scoring.fused:
         assert allowed_B1TS is not None
         return _by_formula(query_BTHD, key_BSKD, value_BSKD, allowed_B1TS, scoring)
+    dtype = query_BTHD.dtype
+    if query_BTHD.device.type == "cpu" and dtype in (torch.bfloat16, torch.float16):
+        # torch's CPU kernels take up to seven times as long in float16, and lose half the digits of dq where
+        # one weight is near 1: their backward pass starts from the rounded output.
+        with torch.autocast("cpu", enabled=False):
+            query, key, value = (tensor.float() for tensor in (query_BTHD, key_BSKD, value_BSKD))
+            return scaled_dot_product(query, key, value, allowed_B1TS, causal, scoring).to(dtype)
     output_BHTD = F.scaled_dot_product_attention(
         query_BTHD.transpose(1, 2),
         key_BSKD.transpose(1, 2),
