@@ -166,10 +166,10 @@ def mismatches(case: Case, backend: str, device: str = "cpu") -> list[str]:
     names = ("output", "dq", "dk", "dv", "dsink")
     for name, got, wanted, usual, of_usual in zip(names, ours, exact, plain, of_plain, strict=False):
         error, allowed = (got - wanted).norm(), factor * share * (usual - of_usual).norm()
-        # Plain PyTorch may be exact by luck: a query with one key has weight one, and no gradient, as two equal
-        # sums of D products cancel. In another order each errs by about eps sqrt(D), as inputs are of size 1:
-        # together 2 eps sqrt(D) for each query and head, which all that is compared sums up with weights of
-        # at most one. The probabilistic bound of such sums (Higham and Mary 2019) is larger.
+        # Plain PyTorch may be exact by luck: a query with one key has weight one and no gradient, as two
+        # equal sums of D products cancel. In another order each errs by about eps sqrt(D), as inputs are of
+        # size 1: together 2 eps sqrt(D) for each query and head, which all that is compared sums up with
+        # weights of at most one. The probabilistic bound of such sums (Higham and Mary 2019) is larger.
         accumulated = torch.promote_types(case.dtype, torch.float32)
         allowed = allowed + 2 * torch.finfo(accumulated).eps * gradient.numel() ** 0.5
         if not error <= allowed:

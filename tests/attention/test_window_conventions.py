@@ -1,0 +1,196 @@
+"""How others count: each package at hand is asked for its mask, and the keys are counted."""
+
+import warnings
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import create_mask
+
+from windowlm.attention import window_conventions as conventions
+from windowlm.attention.window import Visibility
+from windowlm.attention.window_conventions import Window, from_mask
+
+TOKENS = 24
+WINDOWS = [2, 3, 5, 12]
+
+
+def ours(window: int | None, causal: bool = True) -> Tensor:
+    return Visibility.build(window=window, causal=causal).mask(TOKENS, TOKENS, torch.device("cpu"))[0]
+
+
+def seen_by(attend: Callable[[Tensor], Tensor]) -> Tensor:
+    """The keys whose value changes each query's output: `attend` mixes values [T, T]."""
+    return attend(torch.eye(TOKENS)) != 0
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("window", [2, 5, None])
+def test_conversions_there_and_back_keep_the_window(window: int | None, causal: bool) -> None:
+    assert conventions.from_flash_attention(conventions.to_flash_attention(window, causal)) == (
+        window,
+        causal,
+    )
+    assert conventions.from_onnx(**conventions.to_onnx(window, causal)) == (window, causal)
+    assert conventions.from_mask_mod(conventions.to_mask_mod(window, causal), TOKENS) == (window, causal)
+    assert from_mask(ours(window, causal)) == (window, causal)
+    number = conventions.to_transformers(window, causal)
+    assert conventions.from_transformers(number, causal) == (window, causal)
+
+
+@pytest.mark.parametrize("window", WINDOWS)
+def test_local_attention_there_and_back(window: int) -> None:
+    arguments = conventions.to_local_attention(window)
+    del arguments["look_forward"]
+    assert conventions.from_local_attention(**arguments) == Window(window)
+
+
+def test_what_others_cannot_say_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"window_size=\(3, 1\)"):
+        conventions.from_flash_attention((3, 1))
+    with pytest.raises(ValueError, match=r"window_size=\(-2, 0\)"):
+        conventions.from_flash_attention((-2, 0))
+    with pytest.raises(ValueError, match="window=1: local-attention sees 2 keys at least"):
+        conventions.to_local_attention(1)
+    with pytest.raises(ValueError, match="sees from 5 to 8 keys"):
+        conventions.from_local_attention(4)
+    with pytest.raises(ValueError, match="a mask in which 3 queries see"):
+        from_mask(torch.tensor([[True, False, False], [True, True, False], [False, False, True]]))
+    with pytest.raises(ValueError, match="sliding_window=0"):
+        conventions.from_transformers(0)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("window", WINDOWS)
+def test_flex_attention_sees_the_window(window: int, causal: bool) -> None:
+    mask = create_mask(conventions.to_mask_mod(window, causal), 1, 1, TOKENS, TOKENS, device="cpu")
+    assert torch.equal(mask[0, 0], ours(window, causal))
+
+
+@pytest.mark.parametrize("window", WINDOWS)
+def test_transformers_counts_the_query(window: int) -> None:
+    pytest.importorskip("transformers")
+    from transformers import MistralConfig, MistralModel
+
+    config = MistralConfig(
+        vocab_size=8,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        num_key_value_heads=1,
+        sliding_window=conventions.to_transformers(window),
+        attn_implementation="eager",
+    )
+    model = MistralModel(config).eval()
+    weights = model(torch.zeros(1, TOKENS, dtype=torch.int64), output_attentions=True).attentions[0][0, 0]
+    assert from_mask(weights > 0) == (window, True)
+
+
+@pytest.mark.parametrize("window", WINDOWS)
+def test_transformers_does_not_count_the_query_in_bidirectional_models(window: int) -> None:
+    masking = pytest.importorskip("transformers.masking_utils")
+    number = conventions.to_transformers(window, causal=False)
+    mask_mod = masking.sliding_window_bidirectional_mask_function(number)
+    index_T = torch.arange(TOKENS)
+    assert from_mask(mask_mod(0, 0, index_T[:, None], index_T[None])) == (window, False)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("window", WINDOWS)
+def test_onnx_does_not_count_the_query(window: int, causal: bool) -> None:
+    onnx = pytest.importorskip("onnx")
+    from onnx import helper
+    from onnx.reference import ReferenceEvaluator
+
+    if onnx.defs.onnx_opset_version() < 25:
+        pytest.skip("this onnx has no opset 25")
+    names = ("query", "key", "value", "output")
+    shapes = [helper.make_tensor_value_info(name, 1, [1, 1, TOKENS, TOKENS]) for name in names]
+    node = helper.make_node("Attention", names[:3], names[3:], **conventions.to_onnx(window, causal))
+    graph = helper.make_graph([node], "window", shapes[:3], shapes[3:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 25)])
+
+    def attend(value_TT: Tensor) -> Tensor:
+        zeros = torch.zeros(1, 1, TOKENS, TOKENS).numpy()
+        feeds = {"query": zeros, "key": zeros, "value": value_TT[None, None].numpy()}
+        return torch.from_numpy(ReferenceEvaluator(model).run(None, feeds)[0])[0, 0]
+
+    assert from_mask(seen_by(attend)) == (window, causal)
+
+
+@pytest.mark.parametrize("window", WINDOWS)
+def test_megatron_does_not_count_the_query(window: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it warns of what else could be installed
+        utils = pytest.importorskip("megatron.core.transformer.utils", exc_type=ImportError)
+    ones = torch.ones
+    monkeypatch.setattr(
+        torch, "ones", lambda *size, device, **options: ones(*size, **options)
+    )  # it says "cuda"
+    hidden = utils.get_sliding_window_causal_mask(TOKENS, TOKENS, conventions.to_flash_attention(window))
+    assert from_mask(~hidden) == (window, True)
+
+
+@pytest.mark.parametrize("window", WINDOWS)
+def test_jax_does_not_count_the_query(window: int) -> None:
+    jax = pytest.importorskip("jax")
+    zeros = jax.numpy.zeros((1, TOKENS, 1, TOKENS))
+
+    def attend(value_TT: Tensor) -> Tensor:
+        value = jax.numpy.asarray(value_TT.numpy())[None, :, None]
+        mixed = jax.nn.dot_product_attention(
+            zeros, zeros, value, is_causal=True, local_window_size=conventions.to_flash_attention(window)
+        )
+        return torch.tensor(mixed.tolist())[0, :, 0]
+
+    assert from_mask(seen_by(attend)) == (window, True)
+
+
+@pytest.mark.parametrize("window", WINDOWS)
+def test_local_attention_sees_one_key_more_than_its_number_and_up_to_twice_as_many_by_default(
+    window: int,
+) -> None:
+    package = pytest.importorskip("local_attention")
+
+    def keys(**arguments: object) -> Tensor:
+        attention = package.LocalAttention(dim=TOKENS, autopad=True, use_rotary_pos_emb=False, **arguments)
+        zeros = torch.zeros(1, TOKENS, TOKENS)
+        return seen_by(lambda value_TT: attention(zeros, zeros, value_TT[None])[0])
+
+    assert from_mask(keys(**conventions.to_local_attention(window))) == (window, True)
+    by_default = keys(window_size=window, causal=True).sum(1)[window:]
+    assert (by_default.min(), by_default.max()) == (window + 1, 2 * window)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="varlen_attn runs on CUDA only")
+@pytest.mark.parametrize("window", WINDOWS)
+def test_varlen_attn_does_not_count_the_query(window: int) -> None:
+    from torch.nn.attention.varlen import varlen_attn
+
+    offsets = torch.tensor([0, TOKENS], dtype=torch.int32, device="cuda")
+    zeros = torch.zeros(TOKENS, 1, 32, dtype=torch.bfloat16, device="cuda")
+
+    def attend(value_TT: Tensor) -> Tensor:
+        value = torch.nn.functional.pad(value_TT, (0, 32 - TOKENS)).to(zeros)[:, None]
+        size = conventions.to_flash_attention(window)
+        mixed = varlen_attn(zeros, zeros, value, offsets, offsets, TOKENS, TOKENS, window_size=size)
+        return mixed[:, 0, :TOKENS].cpu()
+
+    assert from_mask(seen_by(attend)) == (window, True)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="flash-attn-4 runs on CUDA only")
+@pytest.mark.parametrize("window", WINDOWS)
+def test_flash_attn_does_not_count_the_query(window: int) -> None:
+    cute = pytest.importorskip("flash_attn.cute")
+    zeros = torch.zeros(1, TOKENS, 1, 64, dtype=torch.bfloat16, device="cuda")
+
+    def attend(value_TT: Tensor) -> Tensor:
+        value = torch.nn.functional.pad(value_TT, (0, 64 - TOKENS)).to(zeros)[None, :, None]
+        size = conventions.to_flash_attention(window)
+        mixed = cute.flash_attn_func(zeros, zeros, value, causal=True, window_size=size)
+        return (mixed[0] if isinstance(mixed, tuple) else mixed)[0, :, 0, :TOKENS].cpu()
+
+    assert from_mask(seen_by(attend)) == (window, True)
