@@ -83,3 +83,17 @@ def test_dropout_and_sinks_compile_into_one_graph(sinks: int) -> None:
         torch.compile(attend, fullgraph=True, backend="aot_eager")(query).sum(), query
     )
     assert gradient.isfinite().all()
+
+
+def test_the_gradient_of_a_learned_sink_is_rounded_once_and_not_at_each_block() -> None:
+    visibility = Visibility.build(window=None)
+    for seed in range(8):
+        torch.manual_seed(seed)
+        tensors = [heads(1000, 1).bfloat16() for _ in range(3)]
+
+        def sink_gradient(backend: str, tensors: list[Tensor] = tensors) -> Tensor:
+            sink_logits_H = torch.zeros(1, dtype=torch.bfloat16, requires_grad=True)
+            mixed = attention(*tensors, visibility, backend=backend, sink_logits_H=sink_logits_H)
+            return torch.autograd.grad(mixed, sink_logits_H, tensors[0].abs())[0]
+
+        assert torch.equal(sink_gradient("banded"), sink_gradient("reference"))

@@ -47,6 +47,9 @@ def attend(
 ) -> Tensor:
     """Attention of the queries over their visible keys; returns [B, T, H, D]."""
     queries, keys = query_BTHD.shape[1], key_BSKD.shape[1]
+    if sink_logits is not None:
+        # Once for all blocks, so that their gradients are not summed in low precision.
+        sink_logits = sink_logits.to(torch.promote_types(sink_logits.dtype, torch.float32))
     scoring = Scoring(scale, dropout, sink_logits, logit_cap)
     if visibility.separate_keys or (visibility.covers(keys) and not scoring.fused):
         way = _over_all_keys
