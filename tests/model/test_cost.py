@@ -2,8 +2,9 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from windowlm.attention.window import Visibility
 from windowlm.model.config import ModelConfig
-from windowlm.model.cost import model_cost
+from windowlm.model.cost import model_cost, pairs_by_position
 from windowlm.model.decoder import Decoder
 
 
@@ -48,3 +49,9 @@ def test_the_cache_of_a_windowed_layer_stops_growing() -> None:
 
 def test_receptive_fields_add_up() -> None:
     assert model_cost(config(window=[8, 20]), 300, 100, 4).receptive_field == 1 + 7 + 19 + 7
+
+
+@pytest.mark.parametrize("windows", [[1], [3], [None], [3, None, 50]])
+def test_pairs_by_position_are_those_of_the_mask(windows: list[int | None]) -> None:
+    seen = sum(Visibility.build(window=window).mask(20, 20, torch.device("cpu")).long() for window in windows)
+    assert pairs_by_position(windows, 20) == seen.sum(-1).flatten().tolist()

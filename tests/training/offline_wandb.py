@@ -31,8 +31,15 @@ def log_records(data: bytes) -> Iterator[bytes]:
 
 
 def read_offline_run(folder: Path) -> dict[str, Any]:
-    """Id, group, configuration, history and file names of one ``offline-run-*`` folder."""
-    read: dict[str, Any] = {"id": None, "group": None, "config": {}, "history": [], "files": []}
+    """Id, group, configuration, history, file names and exit code of one ``offline-run-*`` folder."""
+    read: dict[str, Any] = {
+        "id": None,
+        "group": None,
+        "config": {},
+        "history": [],
+        "files": [],
+        "exit_code": None,
+    }
     for data in log_records(next(folder.glob("run-*.wandb")).read_bytes()):
         record = wandb_internal_pb2.Record()
         record.ParseFromString(data)
@@ -52,6 +59,8 @@ def read_offline_run(folder: Path) -> dict[str, Any]:
                     for item in record.history.item
                 }
             )
+        elif kind == "exit":
+            read["exit_code"] = record.exit.exit_code
         elif kind == "files":
             read["files"] += [file.path for file in record.files.files]
     return read

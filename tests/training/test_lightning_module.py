@@ -1,3 +1,6 @@
+import math
+from typing import Any
+
 import lightning.pytorch as pl
 import numpy as np
 import pytest
@@ -9,6 +12,7 @@ from windowlm.model.decoder import Decoder
 from windowlm.training.config import OptimizerConfig
 from windowlm.training.lightning_module import LanguageModelModule
 from windowlm.training.loss_sums import IGNORED
+from windowlm.training.non_finite import NonFiniteError
 from windowlm.training.schedule import Budget
 
 VOCABULARY, LENGTH = 23, 16
@@ -58,7 +62,8 @@ def gradient_after_one_step(batch_size: int, order: list[int], clip: float | Non
         OptimizerConfig(gradient_clip=clip),
         Budget(steps=2),
         np.ones(VOCABULARY, dtype=np.int64),
-        tokens_per_batch=batch_size * LENGTH,
+        sequence_length=LENGTH,
+        batch_size=batch_size,
         accumulate_batches=accumulate,
         seed=0,
     )
@@ -114,6 +119,51 @@ def test_clipping_limits_the_norm_of_the_whole_gradient() -> None:
     assert gradient_after_one_step(2, list(range(6)), 0.01).norm().item() == pytest.approx(0.01, rel=1e-5)
 
 
+def small_module(**changes: Any) -> LanguageModelModule:
+    return LanguageModelModule(
+        Decoder(SHAPE, VOCABULARY),
+        OptimizerConfig(),
+        Budget(steps=1),
+        np.ones(VOCABULARY, dtype=np.int64),
+        sequence_length=LENGTH,
+        batch_size=1,
+        accumulate_batches=1,
+        seed=0,
+        **changes,
+    )
+
+
+def test_tables_follow_the_module_to_its_device_and_keep_their_dtype() -> None:
+    module = small_module().to(torch.bfloat16).to("meta")
+    for table in (module.token_bytes_V, module.pairs_by_position_T, module.visible_pairs):
+        assert table.device.type == "meta"
+        assert table.dtype is torch.int64
+    assert {name.split(".")[0] for name in module.state_dict()} == {"model"}
+
+
+def test_the_state_of_a_half_filled_row_is_kept() -> None:
+    module, other = small_module(), small_module()
+    batch = rows(1)
+    module.train_sums.add(torch.rand(1, LENGTH), batch["targets_BT"], module.token_bytes_V)
+    module.visible_pairs.add_(module._count_pairs(batch))
+    module.batches_trained, module.validation_bits_per_byte = 5, 2.5
+    checkpoint: dict[str, Any] = {}
+    module.on_save_checkpoint(checkpoint)
+    other.on_load_checkpoint(checkpoint)
+    assert other.train_sums.loss() == module.train_sums.loss()
+    assert int(other.visible_pairs) == int(module.visible_pairs) > 0
+    assert (other.batches_trained, other.validation_bits_per_byte) == (5, 2.5)
+
+
+def test_weights_that_are_not_finite_are_refused_by_name() -> None:
+    module = small_module()
+    module.require_finite_weights()
+    with torch.no_grad():
+        module.model.blocks[0].feed_forward.up.weight[3, 2] = math.inf  # type: ignore[index]
+    with pytest.raises(NonFiniteError, match=r"blocks\.0\.feed_forward\.up\.weight is not finite"):
+        module.require_finite_weights()
+
+
 def test_visible_pairs_are_counted_inside_window_and_document() -> None:
     model = Decoder(ModelConfig(layers=2, window=[3, None]), VOCABULARY)
     module = LanguageModelModule(
@@ -121,7 +171,8 @@ def test_visible_pairs_are_counted_inside_window_and_document() -> None:
         OptimizerConfig(),
         Budget(steps=1),
         np.ones(VOCABULARY, dtype=np.int64),
-        tokens_per_batch=8,
+        sequence_length=8,
+        batch_size=1,
         accumulate_batches=1,
         seed=0,
     )

@@ -27,3 +27,21 @@ def test_many_small_losses_are_not_rounded_away() -> None:
 def test_nothing_summed_is_not_a_number() -> None:
     assert math.isnan(LossSums().loss())
     assert math.isnan(LossSums().bits_per_byte())
+
+
+def test_sums_go_on_from_saved_ones_bit_for_bit() -> None:
+    draw = torch.Generator().manual_seed(0)
+    token_bytes_V = torch.tensor([1, 3, 0])
+    batches = [
+        (torch.rand(2, 5, generator=draw), torch.randint(-1, 3, (2, 5), generator=draw)) for _ in range(4)
+    ]
+    whole, first, second = LossSums(), LossSums(), LossSums()
+    for nats_BT, targets_BT in batches:
+        whole.add(nats_BT, targets_BT.where(targets_BT >= 0, IGNORED), token_bytes_V)
+    for sums, part in ((first, batches[:3]), (second, batches[3:])):
+        if sums is second:
+            second.load_state_dict(first.state_dict())
+        for nats_BT, targets_BT in part:
+            sums.add(nats_BT, targets_BT.where(targets_BT >= 0, IGNORED), token_bytes_V)
+    assert (second.loss(), second.bits_per_byte()) == (whole.loss(), whole.bits_per_byte())
+    assert LossSums().state_dict() == {}

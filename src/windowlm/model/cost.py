@@ -5,6 +5,7 @@ attention; forward attention = 4 x head_dim x heads x visible pairs a token (PaL
 appendix B, with pairs counted inside the window only).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from windowlm.attention.window import receptive_field, visible_pairs
@@ -70,3 +71,14 @@ def model_cost(
         ),
         receptive_field=receptive_field(windows),
     )
+
+
+def pairs_by_position(windows: Sequence[int | None], length: int) -> list[int]:
+    """Query-key pairs of all layers that the token at each position of a document adds, ``[length]``.
+
+    Args:
+        windows: window of each layer.
+        length: positions to tabulate.
+    """
+    up_to = [sum(visible_pairs(tokens, window) for window in windows) for tokens in range(length + 1)]
+    return [after - before for before, after in zip(up_to, up_to[1:], strict=False)]

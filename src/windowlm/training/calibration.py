@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import gc
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -9,12 +10,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from windowlm.evaluation.precision import AUTOCAST_DTYPES
 from windowlm.model.decoder import Decoder
 from windowlm.training.config import Precision
 from windowlm.training.loss_sums import IGNORED
+from windowlm.training.peak_memory import peak_memory_bytes, reset_peak_memory
 
-# AdamW keeps a mean and a mean square; the gradient is a third copy.
-COPIES_OF_WEIGHTS_IN_TRAINING = 4
+# A mean and a mean square.
+COPIES_OF_WEIGHTS_IN_ADAMW = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +27,8 @@ class Calibration:
     Attributes:
         seconds_per_batch: forward and backward, without the optimizer.
         forward_seconds: forward alone.
-        memory_bytes: weights, gradients, optimizer state and what the forward pass keeps for the backward.
+        memory_bytes: expected peak of training, the quantity that ``peak_memory`` measures: what the batch
+            took at its peak, and the optimizer's state.
     """
 
     seconds_per_batch: float
@@ -35,39 +39,37 @@ class Calibration:
 def calibrate(
     model: Decoder, batch: dict[str, torch.Tensor], precision: Precision, device: torch.device
 ) -> Calibration:
-    """Run one batch three times on a copy of ``model``: once to count memory and warm up, twice for time.
+    """Run one batch three times on a copy of ``model``: once to warm up, twice for time.
 
     Args:
-        model: on any device; it is not changed.
+        model: on the CPU; it is not changed.
         batch: a training batch.
         precision: Lightning's name.
         device: where the run will be.
     """
+    gc.collect()
+    reset_peak_memory(device)
     copied = copy.deepcopy(model).to(device)
     if precision == "bf16-true":
         copied = copied.to(torch.bfloat16)
     batch = {name: tensor.to(device) for name, tensor in batch.items()}
-    kept: dict[int, int] = {}
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        _forward_backward(copied, batch, precision)
+    _forward_backward(copied, batch, precision)
     timed = min((_forward_backward(copied, batch, precision) for _ in range(2)), key=lambda pair: pair[1])
-    weights = {p.data_ptr(): p.numel() * p.element_size() for p in copied.parameters()}
-    activations = sum(size for address, size in kept.items() if address not in weights)
-    memory = COPIES_OF_WEIGHTS_IN_TRAINING * sum(weights.values()) + activations
-    return Calibration(forward_seconds=timed[0], seconds_per_batch=timed[1], memory_bytes=memory)
+    weights = sum(parameter.numel() * parameter.element_size() for parameter in copied.parameters())
+    # On the CPU the original has been counted with the process, and the run trains that one.
+    copies = COPIES_OF_WEIGHTS_IN_ADAMW - (1 if device.type == "cpu" else 0)
+    return Calibration(
+        forward_seconds=timed[0],
+        seconds_per_batch=timed[1],
+        memory_bytes=peak_memory_bytes(device) + copies * weights,
+    )
 
 
 def _forward_backward(
     model: Decoder, batch: dict[str, torch.Tensor], precision: Precision
 ) -> tuple[float, float]:
     device = next(model.parameters()).device
-    dtype = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(precision)
+    dtype = AUTOCAST_DTYPES.get(precision)
     autocast: Any = torch.autocast(device.type, dtype) if dtype is not None else contextlib.nullcontext()
     started = _now(device)
     with autocast:

@@ -15,12 +15,12 @@ class CheckpointWriter(pl.Callback):
     """Save after every validation, every n steps and at the end.
 
     A step that is both due and validated is saved after its validation: saved before, a run killed in
-    between would resume without that validation.
+    between would resume without that validation. Weights that are not finite are never saved.
 
     Args:
         folder: where ``last.ckpt`` and ``best.ckpt`` go.
         every_n_steps: steps between two saves.
-        validates_after: tells whether Lightning validates after this step.
+        validates_after: tells whether a validation is due after this step.
         save_model: writes the weights in the form that is read without Lightning.
 
     Attributes:
@@ -43,10 +43,10 @@ class CheckpointWriter(pl.Callback):
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
         """Save where a save is due and no validation follows."""
         step, rest = divmod(pl_module.batches_trained, pl_module.accumulate_batches)
-        if rest or trainer.should_stop or self.validates_after(step):
+        if rest or pl_module.finished or self.validates_after(step):
             return
-        if step % self.every_n_steps == 0:
-            self._save(trainer, LAST)
+        if trainer.should_stop or step % self.every_n_steps == 0:
+            self._save(trainer, pl_module, LAST)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Save the last state, and the best where the validation says so."""
@@ -55,8 +55,8 @@ class CheckpointWriter(pl.Callback):
         is_best = pl_module.validation_bits_per_byte < self.best_bits_per_byte
         if is_best:
             self.best_bits_per_byte = pl_module.validation_bits_per_byte
-            self._save(trainer, BEST)
-        self._save(trainer, LAST)
+            self._save(trainer, pl_module, BEST)
+        self._save(trainer, pl_module, LAST)
 
     def state_dict(self) -> dict[str, Any]:
         """The best value."""
@@ -66,7 +66,8 @@ class CheckpointWriter(pl.Callback):
         """Restore it."""
         self.best_bits_per_byte = state_dict["best_bits_per_byte"]
 
-    def _save(self, trainer: pl.Trainer, name: str) -> None:
+    def _save(self, trainer: pl.Trainer, module: Any, name: str) -> None:
+        module.require_finite_weights()
         trainer.save_checkpoint(self.folder / name)
-        if name == LAST and trainer.is_global_zero:
+        if name == LAST:
             self.save_model()

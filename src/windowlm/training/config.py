@@ -6,7 +6,6 @@ from typing import ClassVar, Literal
 DEFAULT_BUDGET_SECONDS = 180.0
 
 Precision = Literal["32-true", "16-mixed", "bf16-mixed", "bf16-true"]
-BYTES_PER_ELEMENT: dict[str, int] = {"32-true": 4, "16-mixed": 2, "bf16-mixed": 2, "bf16-true": 2}
 
 
 def _at_least(owner: object, minimum: float, names: tuple[str, ...]) -> None:

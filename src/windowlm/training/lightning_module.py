@@ -1,9 +1,10 @@
 """The LightningModule: loss, gradient scaling, learning rate, validation sums.
 
-Shape letters: B batch, T sequence, V vocabulary, N scored tokens.
+Shape letters: B batch, T sequence, V vocabulary.
 """
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import lightning.pytorch as pl
@@ -11,14 +12,20 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
+from torch import nn
 
+from windowlm.model.cost import pairs_by_position
 from windowlm.model.decoder import Decoder
 from windowlm.training.config import OptimizerConfig
+from windowlm.training.gradient import gradient_norm, rescale_gradient
 from windowlm.training.loss_sums import IGNORED, LossSums
+from windowlm.training.non_finite import NonFiniteError
 from windowlm.training.optimizer import build_optimizer
 from windowlm.training.schedule import Budget, Spent, learning_rate_factor
 
 Batch = dict[str, torch.Tensor]
+
+STATE = "windowlm"  # key of the run's own state in a checkpoint
 
 
 class LanguageModelModule(pl.LightningModule):
@@ -34,10 +41,12 @@ class LanguageModelModule(pl.LightningModule):
         optimizer: AdamW and schedule.
         budget: what the schedule runs over.
         token_bytes_V: UTF-8 bytes of each token; 0 for marks that are trained but not scored.
-        tokens_per_batch: B * T of a full batch.
+        sequence_length: T of a batch.
+        batch_size: B of a full batch.
         accumulate_batches: batches per optimizer step.
         seed: with the number of the batch, seeds dropout.
-        fused: use the fused optimizer; float16's loss scaling must see the gradients first.
+        identities: hashes of source and tokenizer, kept in checkpoints.
+        loss_scaling: float16's; it must see the gradients before a fused optimizer would.
 
     Attributes:
         batches_trained: batches whose gradient has been taken, over the whole run.
@@ -46,6 +55,7 @@ class LanguageModelModule(pl.LightningModule):
         gradient_norm: norm before clipping of the last step, a scalar tensor.
         train_sums: losses since the last logged row.
         visible_pairs: query-key pairs of all layers since the last logged row, a scalar tensor.
+        validation_loss, validation_bits_per_byte: of the last validation, NaN before the first.
     """
 
     def __init__(
@@ -55,35 +65,39 @@ class LanguageModelModule(pl.LightningModule):
         budget: Budget,
         token_bytes_V: npt.NDArray[np.int64],
         *,
-        tokens_per_batch: int,
+        sequence_length: int,
+        batch_size: int,
         accumulate_batches: int,
         seed: int,
-        fused: bool = True,
+        identities: Mapping[str, str] | None = None,
+        loss_scaling: bool = False,
     ) -> None:
         super().__init__()
         self.model = model
         self.optimizer_config = optimizer
         self.budget = budget
-        self.token_bytes_V = torch.from_numpy(np.ascontiguousarray(token_bytes_V))
-        self.tokens_per_batch = tokens_per_batch
+        # Buffers of integers follow the module to its device and keep their dtype under bf16-true.
+        self.token_bytes_V = nn.Buffer(
+            torch.from_numpy(np.ascontiguousarray(token_bytes_V)), persistent=False
+        )
+        self.pairs_by_position_T = nn.Buffer(
+            torch.tensor(pairs_by_position(model.layer_windows, sequence_length)), persistent=False
+        )
+        self.visible_pairs = nn.Buffer(torch.zeros((), dtype=torch.int64), persistent=False)
+        self.tokens_per_batch = sequence_length * batch_size
         self.accumulate_batches = accumulate_batches
         self.seed = seed
-        self.fused = fused
+        self.identities = dict(identities or {})
+        self.loss_scaling = loss_scaling
         self.batches_trained = 0
         self.seconds_trained = 0.0
         self.learning_rate = 0.0
         self.gradient_norm = torch.tensor(math.nan)
         self.train_sums = LossSums()
-        self.visible_pairs = torch.zeros((), dtype=torch.int64)
         self._step_targets: list[torch.Tensor] = []
         self._validation_sums = LossSums()
         self.validation_loss = math.nan
         self.validation_bits_per_byte = math.nan
-
-    def setup(self, stage: str) -> None:
-        """Move the table of token bytes to the model's device once."""
-        self.token_bytes_V = self.token_bytes_V.to(self.device)
-        self.visible_pairs = self.visible_pairs.to(self.device)
 
     def spent(self) -> Spent:
         """What the run has used so far."""
@@ -92,6 +106,22 @@ class LanguageModelModule(pl.LightningModule):
             tokens=self.batches_trained * self.tokens_per_batch,
             seconds=self.seconds_trained,
         )
+
+    @property
+    def finished(self) -> bool:
+        """Whether the budget is spent."""
+        return self.budget.progress(self.spent()) >= 1
+
+    def require_finite_weights(self) -> None:
+        """Raise ``NonFiniteError`` unless every weight is finite; waits for the device."""
+        for name, parameter in self.model.named_parameters():
+            if not bool(parameter.isfinite().all()):
+                raise NonFiniteError(self.spent().steps, f"the weight {name} is not finite")
+
+    def start_row(self) -> None:
+        """Start the sums of the next logged row."""
+        self.train_sums = LossSums()
+        self.visible_pairs.zero_()
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Set the rate of the step and seed what is drawn in it."""
@@ -110,7 +140,7 @@ class LanguageModelModule(pl.LightningModule):
         targets_BT = batch["targets_BT"]
         self.train_sums.add(nats_BT, targets_BT, self.token_bytes_V)
         self._step_targets.append((targets_BT != IGNORED).sum())
-        self.visible_pairs = self.visible_pairs + self._count_pairs(batch)
+        self.visible_pairs.add_(self._count_pairs(batch))
         self.batches_trained += 1
         # Workers read ahead, so only training knows which batch comes next.
         self.trainer.datamodule.next_batch = self.batches_trained  # type: ignore[attr-defined]
@@ -129,12 +159,12 @@ class LanguageModelModule(pl.LightningModule):
         scale = self.tokens_per_batch * self.accumulate_batches / targets.double()
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         gradients = [p.grad for p in parameters]
-        norm = torch.nn.utils.get_total_norm(gradients) * scale
+        norm = gradient_norm(gradients) * scale
         self.gradient_norm = norm.detach()
         limit = self.optimizer_config.gradient_clip
         if limit is not None:
             scale = scale * (limit / norm.clamp(min=limit))
-        torch._foreach_mul_(gradients, scale)
+        rescale_gradient(gradients, scale)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Add the batch to the sums."""
@@ -151,29 +181,33 @@ class LanguageModelModule(pl.LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """AdamW; the rate is set at the start of every step."""
-        return build_optimizer(self.model, self.optimizer_config, fused=self.fused)
+        return build_optimizer(self.model, self.optimizer_config, fused=not self.loss_scaling)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the run's own counters beside Lightning's."""
-        checkpoint["windowlm"] = {
+        """Keep the run's own state beside Lightning's, the sums of the row that is being filled included."""
+        checkpoint[STATE] = {
+            "identities": self.identities,
             "batches_trained": self.batches_trained,
             "seconds_trained": self.seconds_trained,
+            "validation_loss": self.validation_loss,
+            "validation_bits_per_byte": self.validation_bits_per_byte,
+            "train_sums": self.train_sums.state_dict(),
+            "visible_pairs": int(self.visible_pairs),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore the counters."""
-        state = checkpoint["windowlm"]
+        """Restore it."""
+        state = checkpoint[STATE]
         self.batches_trained = state["batches_trained"]
         self.seconds_trained = state["seconds_trained"]
+        self.validation_loss = state["validation_loss"]
+        self.validation_bits_per_byte = state["validation_bits_per_byte"]
+        self.train_sums.load_state_dict(state["train_sums"])
+        self.visible_pairs.fill_(state["visible_pairs"])
 
     def _count_pairs(self, batch: Batch) -> torch.Tensor:
-        """Pairs inside window and document, summed over the layers: position + 1 keys, at most W."""
-        visible_BT = (batch["positions_BT"] + 1) * (batch["documents_BT"] >= 0)
-        pairs = [
-            visible_BT.sum() if window is None else visible_BT.clamp(max=window).sum()
-            for window in self.model.layer_windows
-        ]
-        return torch.stack(pairs).sum()
+        """Query-key pairs inside window and document, summed over the layers."""
+        return (self.pairs_by_position_T[batch["positions_BT"]] * (batch["documents_BT"] >= 0)).sum()
 
     def _token_nats(self, batch: Batch) -> torch.Tensor:
         """Loss of each target in nats, 0 where there is none, ``[B, T]`` float32."""

@@ -34,8 +34,9 @@ class LossSums:
         double_BT = nats_BT.detach().double()
         nats = torch.stack([double_BT.sum(), (double_BT * scored_BT).sum()])
         counts = torch.stack([trained_BT.sum(), scored_BT.sum(), bytes_BT.sum()])
-        self._nats = nats if self._nats is None else self._nats + nats
-        self._counts = counts if self._counts is None else self._counts + counts
+        # Sums that a checkpoint restored come from the CPU.
+        self._nats = nats if self._nats is None else self._nats.to(nats.device) + nats
+        self._counts = counts if self._counts is None else self._counts.to(counts.device) + counts
 
     def loss(self) -> float:
         """Nats a target, marks included."""
@@ -48,3 +49,13 @@ class LossSums:
         if self._nats is None or self._counts is None:
             return math.nan
         return float(self._nats[1] / self._counts[2] / math.log(2))
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """The sums, on the CPU; nothing where nothing was added."""
+        if self._nats is None or self._counts is None:
+            return {}
+        return {"nats": self._nats.cpu(), "counts": self._counts.cpu()}
+
+    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
+        """Go on from sums that were saved."""
+        self._nats, self._counts = state.get("nats"), state.get("counts")

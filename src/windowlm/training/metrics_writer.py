@@ -1,17 +1,16 @@
 """Callback that measures the run and writes its rows."""
 
-import resource
-import sys
+import math
 import time
 from typing import Any
 
 import lightning.pytorch as pl
-import torch
 
 from windowlm.model.cost import ModelCost
 from windowlm.training.lightning_module import LanguageModelModule
-from windowlm.training.loss_sums import LossSums
 from windowlm.training.metrics_log import MetricsLog
+from windowlm.training.non_finite import NonFiniteError
+from windowlm.training.peak_memory import peak_memory_bytes
 
 
 class MetricsWriter(pl.Callback):
@@ -38,12 +37,28 @@ class MetricsWriter(pl.Callback):
         self.peak = peak
         self.last_row: dict[str, Any] = {}
         self._row_started = self._idle_since = 0.0
+        self._row_elapsed = 0.0  # of a row that an earlier start of the run began
         self._waited = 0.0
         self._tokens_at_row = 0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Start the clocks; the run may go on from an earlier step."""
-        self._start_row(pl_module)
+        """Start the clocks; the run may go on from an earlier step, in the middle of a row."""
+        self._idle_since = time.monotonic()
+        self._row_started = self._idle_since - self._row_elapsed
+
+    def state_dict(self) -> dict[str, Any]:
+        """What belongs to the row that is being filled, beside the module's sums."""
+        return {
+            "row_elapsed": time.monotonic() - self._row_started,
+            "waited": self._waited,
+            "tokens_at_row": self._tokens_at_row,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with that row."""
+        self._row_elapsed = state_dict["row_elapsed"]
+        self._waited = state_dict["waited"]
+        self._tokens_at_row = state_dict["tokens_at_row"]
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Count the time since the last batch as waiting for data."""
@@ -52,7 +67,7 @@ class MetricsWriter(pl.Callback):
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
         """Write the row that is due."""
         step, rest = divmod(pl_module.batches_trained, pl_module.accumulate_batches)
-        if rest == 0 and (step % self.every_n_steps == 0 or trainer.should_stop):
+        if rest == 0 and (step % self.every_n_steps == 0 or pl_module.finished):
             self.last_row = self._row(pl_module, step)
             self._write(trainer, self.last_row)
             self._start_row(pl_module)
@@ -79,12 +94,13 @@ class MetricsWriter(pl.Callback):
         self._row_started = self._idle_since = time.monotonic()
         self._waited = 0.0
         self._tokens_at_row = module.spent().tokens
-        module.train_sums = LossSums()
-        module.visible_pairs = torch.zeros_like(module.visible_pairs)
+        module.start_row()
 
     def _row(self, module: LanguageModelModule, step: int) -> dict[str, Any]:
         tokens = module.spent().tokens
         loss = module.train_sums.loss()  # waits for the device, so the clock is read after it
+        if not math.isfinite(loss):
+            raise NonFiniteError(step, f"the training loss since the last logged step is {loss}")
         elapsed = max(time.monotonic() - self._row_started, 1e-9)
         flops = 6 * self.cost.matmul_parameters * (tokens - self._tokens_at_row)
         flops += 3 * self.flops_per_pair * int(module.visible_pairs)
@@ -106,16 +122,7 @@ class MetricsWriter(pl.Callback):
         return row
 
     def _write(self, trainer: pl.Trainer, row: dict[str, Any]) -> None:
-        if trainer.is_global_zero:
-            self.metrics_log.append(row)
-            if trainer.logger is not None:
-                metrics = {name: value for name, value in row.items() if name != "step"}
-                trainer.logger.log_metrics(metrics, step=row["step"])
-
-
-def peak_memory_bytes(device: torch.device) -> int:
-    """Largest memory so far: allocated on the GPU, or resident in the process on a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+        self.metrics_log.append(row)
+        if trainer.logger is not None:
+            metrics = {name: value for name, value in row.items() if name != "step"}
+            trainer.logger.log_metrics(metrics, step=row["step"])

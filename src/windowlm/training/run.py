@@ -2,11 +2,11 @@
 
 import logging
 import math
-import time
 import warnings
+from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
@@ -14,29 +14,34 @@ from rich.console import Console
 
 from windowlm.bundle import save_bundle
 from windowlm.command_line import Invocation
-from windowlm.config import ConfigError, TrainConfig
+from windowlm.config import TrainConfig
 from windowlm.data.compression import compressed_bits_per_byte
 from windowlm.data.datamodule import DocumentDataModule
 from windowlm.data.token_store import PreparedData, prepare_tokens
 from windowlm.evaluation.evaluate import evaluate_model
 from windowlm.evaluation.length_sweep import plan_targets
+from windowlm.evaluation.precision import AUTOCAST_DTYPES, WEIGHT_DTYPES
 from windowlm.evaluation.report import length_table
 from windowlm.evaluation.result import LengthResult, RunFacts
 from windowlm.model.cost import model_cost
 from windowlm.model.decoder import Decoder
+from windowlm.training import COMMAND_STARTED
 from windowlm.training.calibration import calibrate
 from windowlm.training.checkpoint_io import AtomicCheckpointIO
 from windowlm.training.checkpoint_writer import CheckpointWriter
-from windowlm.training.config import BYTES_PER_ELEMENT
+from windowlm.training.device import choose_device
 from windowlm.training.lightning_module import LanguageModelModule
 from windowlm.training.metrics_log import MetricsLog
 from windowlm.training.metrics_writer import MetricsWriter
 from windowlm.training.peak_flops import dense_bf16_peak, device_name
+from windowlm.training.peak_memory import reset_peak_memory
 from windowlm.training.plan import Plan, plan_table
 from windowlm.training.progress import ProgressDisplay
 from windowlm.training.provenance import provenance
+from windowlm.training.resuming import read_checkpoint
 from windowlm.training.run_folder import RunFolder, Start, find_start, record_of
 from windowlm.training.schedule import Budget
+from windowlm.training.signals import Interrupted, Signals
 from windowlm.training.stopping import INTERRUPTED, Stopping
 from windowlm.training.wandb_run import WandbRun
 
@@ -53,12 +58,17 @@ def train(config: TrainConfig, invocation: Invocation) -> int:
         invocation: the folder of the run and how it was started.
 
     Returns:
-        Exit status: 0 when the budget is spent, 75 when the run stopped before and can go on.
+        Exit status: 0 when the run is finished, 75 when it stopped before and can go on.
 
     Raises:
-        UserError: what device, data or checkpoint show to be wrong.
+        UserError: what device, data or checkpoint show to be wrong, or a loss that is not finite.
+        SystemExit: with status 75, where a run of a sweep stopped, so that the sweep stops too.
     """
-    return TrainingRun(config, invocation).execute()
+    with Signals() as signals:
+        status = TrainingRun(config, invocation, signals).execute()
+    if status == INTERRUPTED and invocation.sweep_dir is not None:
+        raise SystemExit(status)
+    return status
 
 
 class TrainingRun:
@@ -67,25 +77,36 @@ class TrainingRun:
     Args:
         config: checked settings.
         invocation: the folder of the run and how it was started.
+        signals: inside their context.
     """
 
-    def __init__(self, config: TrainConfig, invocation: Invocation) -> None:
-        self.started = time.monotonic()
+    def __init__(self, config: TrainConfig, invocation: Invocation, signals: Signals) -> None:
         _quiet_lightning()
+        self.signals = signals
         self.config = config
         self.invocation = invocation
         self.console = Console(width=None)
         self.folder = RunFolder(invocation.output_dir)
         self.start: Start = find_start(config, invocation.output_dir)
-        self.device = _device(config)
+        self.device = choose_device(config)
         self.budget = Budget.of(config.trainer)
+        self.begun = False
+        self.wandb_run: WandbRun | None = None
 
     def execute(self) -> int:
         """Run it; see ``train``."""
+        try:
+            return self._run()
+        except Interrupted as interruption:
+            return self._stopped(str(interruption))
+        except BaseException:
+            self._end("failed")
+            raise
+
+    def _run(self) -> int:
         config = self.config
         if self.start.finished:
-            self.console.print(f"{self.folder.path}: this run is finished; nothing to do", soft_wrap=True)
-            return 0
+            return self._nothing_to_do()
         torch.manual_seed(config.seed)
         data = prepare_tokens(config.data, config.tokenizer)
         data_module = DocumentDataModule(data, config.data, seed=config.seed)
@@ -95,45 +116,95 @@ class TrainingRun:
             config.evaluation,
             config.data.sequence_length,
         )
-        model = Decoder(config.model, data.tokenizer.vocabulary_size)
-        plan = self._plan(model, data, data_module)
-        self.console.print(plan_table(plan))
-        if config.plan:
-            return 0
-        module = LanguageModelModule(
-            model,
+        module = self._module(data)
+        if self.start.checkpoint is not None:
+            self._restore(module, self.start.checkpoint)
+        if module.finished and not config.plan:
+            if self.start.continues and self.folder.read_record().get("status") == "finished":
+                return self._nothing_to_do()
+            self._begin(data, step=module.spent().steps)
+            self._save_model(module, data)
+        else:
+            plan = self._plan(module.model, data, data_module)
+            self.console.print(plan_table(plan))
+            if config.plan:
+                return 0
+            self._begin(data, step=module.spent().steps)
+            reason = self._fit(module, data, data_module, plan)
+            if reason is not None:
+                return self._stopped(reason)
+        self.signals.check()
+        result = self._evaluate(module, data)
+        self._end("finished")
+        self._report(module, data_module, result)
+        return 0
+
+    def _nothing_to_do(self) -> int:
+        self.console.print(f"{self.folder.path}: this run is finished; nothing to do", soft_wrap=True)
+        return 0
+
+    def _module(self, data: PreparedData) -> LanguageModelModule:
+        config = self.config
+        return LanguageModelModule(
+            Decoder(config.model, data.tokenizer.vocabulary_size),
             config.optimizer,
             self.budget,
             data.tokenizer.token_bytes_V,
-            tokens_per_batch=config.data.sequence_length * config.data.batch_size,
+            sequence_length=config.data.sequence_length,
+            batch_size=config.data.batch_size,
             accumulate_batches=config.trainer.accumulate_batches,
             seed=config.seed,
-            fused=config.precision != "16-mixed",
+            identities=_identities(data),
+            loss_scaling=config.precision == "16-mixed",
         )
+
+    def _restore(self, module: LanguageModelModule, checkpoint: Path) -> None:
+        """Weights and counters; ``Trainer.fit`` restores the rest."""
+        saved = read_checkpoint(checkpoint, module)
+        module.on_load_checkpoint(saved)
+        # Weights that were trained in bfloat16 stay what they are.
+        module.model.to(WEIGHT_DTYPES[self.config.precision])
+        module.load_state_dict(saved["state_dict"])
+        self.console.print(f"going on from step {module.spent().steps:,} of {checkpoint}", soft_wrap=True)
+
+    def _begin(self, data: PreparedData, step: int) -> None:
+        """Write what the run is, cut its metrics back to ``step``, and start logging."""
+        config = self.config
         facts = {
             **provenance(),
             "command": self.invocation.command,
             "device": device_name(self.device),
-            "source_identity": data.source_identity,
-            "tokenizer_identity": data.tokenizer.identity,
+            "prepared_data": data.summary(),
         }
         self.folder.path.mkdir(parents=True, exist_ok=True)
         self.folder.write_config(config)
         self.folder.update_record(**facts, **record_of(config, "running"))
-        wandb_run = self._start_wandb(facts)
-        stopping = self._fit(module, data, data_module, plan, wandb_run)
-        if config.logger.kind == "csv":
-            MetricsLog(self.folder.metrics).write_csv(self.folder.path / "metrics.csv")
-        if stopping.reason is not None:
-            self.folder.update_record(**record_of(config, "stopped"))
-            self._finish_wandb(wandb_run)
-            self.console.print(f"stopped: {stopping.reason}; the state is saved, resume=auto goes on")
-            return INTERRUPTED
-        result = self._evaluate(module, data, wandb_run)
-        self.folder.update_record(**record_of(config, "finished"))
-        self._finish_wandb(wandb_run)
-        self._report(module, data_module, result, wandb_run)
-        return 0
+        self.begun = True
+        log = MetricsLog(self.folder.metrics)
+        rows = log.cut_back(step) if self.start.continues else []
+        if config.logger.kind == "wandb":
+            sweep = self.invocation.sweep_dir
+            group = sweep.name if sweep is not None else None
+            self.wandb_run = WandbRun(config, self.folder.path, group, self.start.wandb_id, facts, rows)
+            self.folder.update_record(wandb_id=self.wandb_run.id)
+
+    def _stopped(self, reason: str) -> int:
+        self._end("stopped")
+        saved = self.folder.last_checkpoint.exists()
+        state = "the state is saved, resume=auto goes on" if saved else "nothing was trained yet"
+        self.console.print(f"stopped: {reason}; {state}", highlight=False, soft_wrap=True)
+        return INTERRUPTED
+
+    def _end(self, status: Literal["stopped", "finished", "failed"]) -> None:
+        """Record how the run ended, and give W&B back, so that the next run of a sweep starts its own."""
+        try:
+            if self.begun:
+                if self.config.logger.kind == "csv":
+                    MetricsLog(self.folder.metrics).write_csv(self.folder.path / "metrics.csv")
+                self.folder.update_record(status=status)
+        finally:
+            if self.wandb_run is not None:
+                self.wandb_run.finish(exit_code=1 if status == "failed" else 0)
 
     def _plan(self, model: Decoder, data: PreparedData, data_module: DocumentDataModule) -> Plan:
         config = self.config
@@ -144,7 +215,7 @@ class TrainingRun:
                 config.model,
                 data.tokenizer.vocabulary_size,
                 config.data.sequence_length,
-                BYTES_PER_ELEMENT[config.precision],
+                AUTOCAST_DTYPES.get(config.precision, WEIGHT_DTYPES[config.precision]).itemsize,
             ),
             data=data,
             device=self.device,
@@ -153,43 +224,33 @@ class TrainingRun:
             run_dir=self.folder.path,
         )
 
-    def _start_wandb(self, facts: dict[str, Any]) -> WandbRun | None:
-        if self.config.logger.kind != "wandb":
-            return None
-        sweep = self.invocation.sweep_dir
-        group = sweep.name if sweep is not None else None
-        run = WandbRun(self.config, self.folder.path, group, self.start.wandb_id, facts)
-        self.folder.update_record(wandb_id=run.id)
-        return run
-
-    def _finish_wandb(self, run: WandbRun | None) -> None:
-        if run is not None:
-            run.finish()
-
     def _fit(
         self,
         module: LanguageModelModule,
         data: PreparedData,
         data_module: DocumentDataModule,
         plan: Plan,
-        wandb_run: WandbRun | None,
-    ) -> Stopping:
+    ) -> str | None:
+        """Train; returns why it stopped before the budget was spent, or None."""
         config = self.config
-        log = MetricsLog(self.folder.metrics)
         interval = self._validation_interval(plan)
+
+        def validates_after(step: int) -> bool:
+            return isinstance(interval, int) and step % interval == 0
+
         flops_per_pair = 4 * config.model.heads * config.model.head_dim
         metrics = MetricsWriter(
-            log,
+            MetricsLog(self.folder.metrics),
             config.trainer.log_every_n_steps,
             plan.cost,
             flops_per_pair,
             dense_bf16_peak(device_name(self.device)),
         )
-        stopping = Stopping(config.trainer.max_time, self.started)
+        stopping = Stopping(self.signals, config.trainer.max_time, COMMAND_STARTED, validates_after)
         writer = CheckpointWriter(
             self.folder.checkpoints,
             config.checkpoint.every_n_steps,
-            validates_after=lambda step: isinstance(interval, int) and step % interval == 0,
+            validates_after,
             save_model=lambda: self._save_model(module, data),
         )
         trainer = pl.Trainer(
@@ -203,7 +264,7 @@ class TrainingRun:
                 interval * config.trainer.accumulate_batches if isinstance(interval, int) else interval
             ),
             num_sanity_val_steps=0,
-            logger=wandb_run.logger if wandb_run is not None else False,
+            logger=self.wandb_run.logger if self.wandb_run is not None else False,
             # Stopping comes first: the others act on the decision to stop.
             callbacks=[
                 stopping,
@@ -215,20 +276,10 @@ class TrainingRun:
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
-            use_distributed_sampler=False,
         )
-        checkpoint = self.start.checkpoint
-        if checkpoint is not None:
-            saved = AtomicCheckpointIO().load_checkpoint(checkpoint)
-            _check_shapes(module, saved["state_dict"], checkpoint)
-            step = saved["windowlm"]["batches_trained"] // config.trainer.accumulate_batches
-            if self.start.continues:
-                log.cut_back(step)
-            self.console.print(f"going on from step {step:,} of {checkpoint}", soft_wrap=True)
-        elif self.start.continues:
-            log.cut_back(0)
-        trainer.fit(module, datamodule=data_module, ckpt_path=checkpoint)
-        return stopping
+        reset_peak_memory(self.device)
+        trainer.fit(module, datamodule=data_module, ckpt_path=self.start.checkpoint)
+        return stopping.reason
 
     def _validation_interval(self, plan: Plan) -> int | timedelta:
         """Steps between validations, or time where the budget is one."""
@@ -248,13 +299,12 @@ class TrainingRun:
             module.model.state_dict(),
             {
                 "format": 1,
-                "model": _plain(config.model),
+                "model": asdict(config.model),
                 "vocabulary_size": data.tokenizer.vocabulary_size,
                 "sequence_length": config.data.sequence_length,
-                "source_identity": data.source_identity,
-                "tokenizer_identity": data.tokenizer.identity,
-                "data": _plain(config.data),
-                "tokenizer": _plain(config.tokenizer),
+                **_identities(data),
+                "data": asdict(config.data),
+                "tokenizer": asdict(config.tokenizer),
                 "training": {
                     "precision": config.precision,
                     "tokens_trained": module.spent().tokens,
@@ -267,9 +317,7 @@ class TrainingRun:
     def _scored_split(self, data: PreparedData) -> Any:
         return data.test if self.config.evaluation.split == "test" else data.validation
 
-    def _evaluate(
-        self, module: LanguageModelModule, data: PreparedData, wandb_run: WandbRun | None
-    ) -> LengthResult:
+    def _evaluate(self, module: LanguageModelModule, data: PreparedData) -> LengthResult:
         config = self.config
         cost = model_cost(config.model, data.tokenizer.vocabulary_size, config.data.sequence_length, 4)
         facts = RunFacts(
@@ -289,16 +337,12 @@ class TrainingRun:
             facts,
             self.folder.evaluation,
         )
-        if wandb_run is not None:
-            wandb_run.log_length(result, self.folder.evaluation / "length.png")
+        if self.wandb_run is not None:
+            self.wandb_run.log_length(result, self.folder.evaluation / "length.png")
         return result
 
     def _report(
-        self,
-        module: LanguageModelModule,
-        data_module: DocumentDataModule,
-        result: LengthResult,
-        wandb_run: WandbRun | None,
+        self, module: LanguageModelModule, data_module: DocumentDataModule, result: LengthResult
     ) -> None:
         console, folder = self.console, self.folder
         console.print()
@@ -315,10 +359,10 @@ class TrainingRun:
         for name, meaning in folder.contents():
             console.print(f"  {name:<14} {meaning}", highlight=False, soft_wrap=True)
         console.print("\n[bold]next[/bold]")
-        for command in self._next_commands(wandb_run):
+        for command in self._next_commands():
             console.print(f"  {command}", highlight=False, soft_wrap=True, markup=False)
 
-    def _next_commands(self, wandb_run: WandbRun | None) -> list[str]:
+    def _next_commands(self) -> list[str]:
         window = self.config.model.window
         smaller = max(1, window // 4) if isinstance(window, int) else 64
         commands = [
@@ -326,46 +370,12 @@ class TrainingRun:
             f"python scripts/evaluate.py checkpoint={self.folder.path} data.path=FILE_OR_FOLDER",
             "python train.py data.path=FILE_OR_FOLDER",
         ]
-        sync = wandb_run.sync_command() if wandb_run is not None else None
+        sync = self.wandb_run.sync_command() if self.wandb_run is not None else None
         return commands + ([sync] if sync else [])
 
 
-def _plain(config: Any) -> dict[str, Any]:
-    from dataclasses import asdict
-
-    return asdict(config)
-
-
-def _device(config: TrainConfig) -> torch.device:
-    available = torch.cuda.is_available()
-    if config.trainer.device == "cuda" and not available:
-        raise ConfigError(
-            "trainer.device=cuda: this machine shows no CUDA GPU; allowed here: auto, cpu",
-            key="trainer.device",
-            correction="trainer.device=cpu",
-        )
-    device = torch.device("cuda" if available and config.trainer.device != "cpu" else "cpu")
-    if config.precision == "16-mixed" and device.type == "cpu":
-        raise ConfigError(
-            "precision=16-mixed: float16 training needs a GPU and this run is on a CPU; allowed there: "
-            "32-true, bf16-mixed, bf16-true",
-            key="precision",
-            correction="precision=bf16-mixed",
-        )
-    return device
-
-
-def _check_shapes(module: LanguageModelModule, saved: dict[str, torch.Tensor], path: Path) -> None:
-    own = {name: tuple(value.shape) for name, value in module.state_dict().items()}
-    other = {name: tuple(value.shape) for name, value in saved.items()}
-    wrong = sorted(name for name in own.keys() | other.keys() if own.get(name) != other.get(name))
-    if wrong:
-        name = wrong[0]
-        raise ConfigError(
-            f"resume: {path} holds another model: {name} is {other.get(name)} there and {own.get(name)} "
-            "here; give the model settings of that run",
-            key="resume",
-        )
+def _identities(data: PreparedData) -> dict[str, str]:
+    return {"source_identity": data.source_identity, "tokenizer_identity": data.tokenizer.identity}
 
 
 def _quiet_lightning() -> None:

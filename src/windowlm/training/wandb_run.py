@@ -3,14 +3,41 @@
 import os
 import secrets
 import shlex
+import shutil
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+from lightning.pytorch.loggers import WandbLogger
 
 from windowlm.config import TrainConfig
 from windowlm.errors import UserError
 from windowlm.evaluation.result import LengthResult
 from windowlm.evaluation.result_files import flat_rows
+
+Mode = Literal["online", "offline", "disabled"]
+
+# What WANDB_MODE may say, with its older names.
+MODES: dict[str, Mode] = {
+    "online": "online",
+    "run": "online",
+    "offline": "offline",
+    "dryrun": "offline",
+    "disabled": "disabled",
+}
+
+
+class StepLogger(WandbLogger):
+    """Lightning's logger with the training step as W&B's own.
+
+    W&B keeps one entry a step and drops a step that it has already, so a run that goes on from a checkpoint
+    may log again what it logged before.
+    """
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Log the numbers of one training step."""
+        self.experiment.log(dict(metrics), step=step)
 
 
 class WandbRun:
@@ -22,41 +49,55 @@ class WandbRun:
         group: group of a sweep.
         run_id: id of the run to continue, None for a new one.
         facts: what else is logged with the configuration, such as the git state.
+        rows: what ``metrics.jsonl`` holds of the run so far. The history is rebuilt from them, as W&B loses
+            its last entries when a process is killed; what it has already is not logged twice.
 
     Raises:
-        UserError: ``logger.mode=online`` without a key.
+        UserError: the mode asks for a key and there is none, ``WANDB_MODE`` is unknown, or W&B cannot be
+            reached.
     """
 
     def __init__(
-        self, config: TrainConfig, folder: Path, group: str | None, run_id: str | None, facts: dict[str, Any]
+        self,
+        config: TrainConfig,
+        folder: Path,
+        group: str | None,
+        run_id: str | None,
+        facts: Mapping[str, Any],
+        rows: Iterable[Mapping[str, Any]] = (),
     ) -> None:
-        # W&B asks on a terminal unless told not to, and its own lines would break the progress bar.
-        os.environ.setdefault("WANDB_SILENT", "true")
         import wandb
-        from lightning.pytorch.loggers import WandbLogger
 
         settings = config.logger
-        has_key = settings.mode != "offline" and bool(wandb.login(prompt=False, verify=False))
-        if settings.mode == "online" and not has_key:
-            raise UserError(
-                "logger.mode=online: no W&B key is configured; run `wandb login`, or set logger.mode=offline"
-            )
-        self.offline = not has_key
+        mode = choose_mode(settings.mode)
         self.folder = folder
         self.id = run_id or secrets.token_hex(4)
-        self.logger = WandbLogger(
-            project=settings.project,
-            entity=settings.entity,
-            group=settings.group or group,
-            name=settings.name or folder.name,
-            tags=settings.tags,
-            id=self.id,
-            save_dir=str(folder),
-            mode="offline" if self.offline else "online",
-            resume="allow",
-            settings=wandb.Settings(silent=True, console="off"),
-        )
-        self.logger.experiment.config.update({**asdict(config), **facts}, allow_val_change=True)
+        earlier = self._offline_folders()
+        try:
+            run = wandb.init(
+                project=settings.project,
+                entity=settings.entity,
+                group=settings.group or group,
+                name=settings.name or folder.name,
+                tags=settings.tags,
+                id=self.id,
+                dir=str(folder),
+                mode=mode,
+                resume="allow",
+                reinit="create_new",
+                config={**asdict(config), **facts},
+                allow_val_change=True,
+                settings=wandb.Settings(silent=True, console="off"),
+            )
+        except wandb.Error as error:
+            raise UserError(f"logger.mode={settings.mode}: {error}; try logger.mode=offline") from None
+        self.logger = StepLogger(experiment=run)
+        for row in rows:
+            if row["step"] >= run.starting_step:
+                self.logger.log_metrics({name: row[name] for name in row if name != "step"}, row["step"])
+        # The new folder holds the whole history, and uploading both would log it twice.
+        for old in earlier:
+            shutil.rmtree(old)
 
     def log_length(self, result: LengthResult, plot: Path) -> None:
         """The table and the plot of perplexity by context length, and each value as a summary."""
@@ -71,15 +112,43 @@ class WandbRun:
             run.summary[f"evaluation/bits_per_byte_{row['context_length']}"] = row["bits_per_byte"]
             run.summary[f"evaluation/perplexity_{row['context_length']}"] = row["perplexity"]
 
-    def finish(self) -> None:
-        """Flush and end the run."""
-        import wandb
-
-        wandb.finish()
+    def finish(self, exit_code: int) -> None:
+        """Flush and end the run, marked as failed unless the code is 0; the next run starts its own."""
+        self.logger.experiment.finish(exit_code=exit_code)
 
     def sync_command(self) -> str | None:
-        """The command that uploads an offline run; None online."""
-        if not self.offline:
-            return None
-        folders = sorted(self.folder.glob(f"wandb/offline-run-*-{self.id}"))
-        return f"wandb sync {shlex.join(map(str, folders))}"
+        """The command that uploads an offline run; None where there is nothing to upload."""
+        folders = self._offline_folders()
+        return f"wandb sync {shlex.join(map(str, folders))}" if folders else None
+
+    def _offline_folders(self) -> list[Path]:
+        return sorted(self.folder.glob(f"wandb/offline-run-*-{self.id}"))
+
+
+def choose_mode(asked: Literal["auto", "online", "offline"]) -> Mode:
+    """``online``, ``offline`` or ``disabled``.
+
+    Args:
+        asked: ``auto`` follows the variable ``WANDB_MODE``, and where it is not set is online with a key and
+            offline without one.
+
+    Raises:
+        UserError: online without a key, or an unknown ``WANDB_MODE``.
+    """
+    import wandb
+
+    variable = os.environ.get("WANDB_MODE", "")
+    if variable and variable not in MODES:
+        raise UserError(f"WANDB_MODE={variable}: allowed is one of {', '.join(MODES)}")
+    mode: Mode | None = None if asked == "auto" else asked
+    asker = f"logger.mode={asked}"
+    if mode is None and variable:
+        mode, asker = MODES[variable], f"WANDB_MODE={variable}"
+    if mode in ("offline", "disabled"):
+        return mode
+    # Without the mode, W&B would look at WANDB_MODE instead of for a key.
+    wandb.setup(settings=wandb.Settings(silent=True, mode="online"))
+    has_key = wandb.login(prompt=False, verify=False)
+    if mode == "online" and not has_key:
+        raise UserError(f"{asker}: no W&B key is configured; run `wandb login`, or set logger.mode=offline")
+    return "online" if has_key else "offline"

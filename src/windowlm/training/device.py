@@ -1,0 +1,29 @@
+"""The device of a run."""
+
+import torch
+
+from windowlm.config import ConfigError, TrainConfig
+
+
+def choose_device(config: TrainConfig) -> torch.device:
+    """The GPU where there is one and the settings leave it open, otherwise what they say.
+
+    Raises:
+        ConfigError: there is no GPU, and the device or the precision asks for one.
+    """
+    available = torch.cuda.is_available()
+    if config.trainer.device == "cuda" and not available:
+        raise ConfigError(
+            "trainer.device=cuda: this machine shows no CUDA GPU; allowed here: auto, cpu",
+            key="trainer.device",
+            correction="trainer.device=cpu",
+        )
+    device = torch.device("cuda" if available and config.trainer.device != "cpu" else "cpu")
+    if config.precision == "16-mixed" and device.type == "cpu":
+        raise ConfigError(
+            "precision=16-mixed: float16 training needs a GPU and this run is on a CPU; allowed there: "
+            "32-true, bf16-mixed, bf16-true",
+            key="precision",
+            correction="precision=bf16-mixed",
+        )
+    return device

@@ -1,0 +1,66 @@
+"""SIGINT and SIGTERM over the whole of a run."""
+
+import os
+import signal
+from types import FrameType, TracebackType
+from typing import Any, Self
+
+WATCHED = (signal.SIGINT, signal.SIGTERM)
+
+
+class Interrupted(BaseException):
+    """The run ends here, with nothing to finish first.
+
+    No ``Exception``, so that no library takes it for a failure of its own.
+    """
+
+
+class Signals:
+    """Catch the signals while the context is open.
+
+    Where ``deferred`` is set the first signal is only noted, and whoever set it ends the work in an orderly
+    way; elsewhere it raises ``Interrupted`` at once. A second SIGINT leaves at once in any case. Processes
+    that are forked meanwhile take no notice: Ctrl-C reaches them too, and it is their parent who ends them.
+
+    Attributes:
+        received: what to tell the user about the first signal; None before it.
+        deferred: whether a first signal waits.
+    """
+
+    def __init__(self) -> None:
+        self.received: str | None = None
+        self.deferred = False
+        self._process = os.getpid()
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        self._before = {number: signal.getsignal(number) for number in WATCHED}
+        self.take()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def take(self) -> None:
+        """Install the handlers; again where somebody else has installed others."""
+        for number in WATCHED:
+            signal.signal(number, self._receive)
+
+    def check(self) -> None:
+        """Raise ``Interrupted`` if a signal has come."""
+        if self.received is not None:
+            raise Interrupted(self.received)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._process:
+            return
+        if self.received is not None:
+            if number == signal.SIGINT:
+                raise SystemExit(128 + number)
+            return
+        self.received = f"{signal.Signals(number).name} received"
+        if not self.deferred:
+            raise Interrupted(self.received)

@@ -1,0 +1,52 @@
+import os
+import signal
+
+import pytest
+
+from windowlm.training.signals import Interrupted, Signals
+
+
+def send(number: int) -> None:
+    os.kill(os.getpid(), number)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_what_has_nothing_to_finish(number: signal.Signals) -> None:
+    with pytest.raises(Interrupted, match=f"{number.name} received"), Signals():
+        send(number)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_deferred_signal_is_only_noted(number: signal.Signals) -> None:
+    with Signals() as signals:
+        signals.deferred = True
+        send(number)
+        assert signals.received == f"{number.name} received"
+        with pytest.raises(Interrupted):
+            signals.check()
+
+
+def test_a_second_interrupt_leaves_at_once_and_a_second_termination_does_not() -> None:
+    with Signals() as signals:
+        signals.deferred = True
+        send(signal.SIGTERM)
+        send(signal.SIGTERM)
+        with pytest.raises(SystemExit) as left:
+            send(signal.SIGINT)
+        assert left.value.code == 130
+
+
+def test_the_handlers_of_before_come_back() -> None:
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    with Signals():
+        assert signal.getsignal(signal.SIGINT) is not before[0]
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def test_a_forked_process_takes_no_notice() -> None:
+    with Signals():
+        child = os.fork()
+        if child == 0:
+            send(signal.SIGINT)
+            os._exit(7)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
