@@ -8,6 +8,7 @@ from pathlib import Path
 
 from windowlm.command_line import Command, Invocation, main
 from windowlm.config import EvaluateConfig
+from windowlm.evaluation.own_settings import with_own_settings
 
 
 def evaluate(config: EvaluateConfig, invocation: Invocation) -> int:
@@ -25,5 +26,5 @@ def evaluate(config: EvaluateConfig, invocation: Invocation) -> int:
 
 
 if __name__ == "__main__":
-    command = Command(name="evaluate", config_type=EvaluateConfig, task=evaluate)
+    command = Command(name="evaluate", config_type=EvaluateConfig, task=evaluate, complete=with_own_settings)
     sys.exit(main(command, Path(__file__), Path(__file__).parents[1] / "conf"))

@@ -1,26 +1,57 @@
+import os
 import shlex
-import time
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import PROJECT, run_script
+from tests.conftest import PROJECT, SMALL_RUN, run_script, write_documents
+from windowlm.attention.config import RotaryConfig, YarnScaling
 from windowlm.command_line import Command, Invocation, main
-from windowlm.config import TrainConfig
-from windowlm.training.run_folder import check_run_folder
+from windowlm.config import EvaluateConfig, TrainConfig, settings_of
+from windowlm.errors import UserError
+from windowlm.evaluation.config import ScoredDataConfig
+from windowlm.evaluation.own_settings import with_own_settings
+from windowlm.model.config import ModelConfig
+from windowlm.setting_text import setting_text
+from windowlm.training.run_folder import RunFolder, check_run_folder, record_of
 
 CONF = PROJECT / "conf"
 
 
 class Recorder:
-    """A task that only notes how it was called."""
+    """A task that notes how it was called and begins a run."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[TrainConfig, Invocation]] = []
+        self.begin: Callable[[TrainConfig, Path], None] = begin_run
 
     def __call__(self, config: TrainConfig, invocation: Invocation) -> int:
         self.calls.append((config, invocation))
+        self.begin(config, invocation.output_dir)
         return 0
+
+
+def begin_run(config: TrainConfig, folder: Path) -> None:
+    run = RunFolder(folder)
+    run.write_config(config)
+    run.update_record(**record_of(config, "stopped"))
+
+
+def begin_nothing(config: TrainConfig, folder: Path) -> None:
+    pass
+
+
+def refuse(config: TrainConfig, folder: Path) -> None:
+    raise UserError("data.path: is binary")
+
+
+def interrupt(config: TrainConfig, folder: Path) -> None:
+    raise KeyboardInterrupt
 
 
 @pytest.fixture
@@ -55,13 +86,28 @@ def test_defaults_are_composed_and_the_run_gets_a_folder_of_its_own(recorder: Re
         (["model.kv_heads=3"], "must divide heads=4", "model.kv_heads=2"),
         (["model.window=0"], "model.window=0", "model.window=256"),
         (["model.window=-1"], "model.window=-1", "model.window=256"),
-        (["model.window=1.5"], "model.window=1.5", None),
-        (["model.window=true"], "model.window=true", None),
+        (["model.window=1.5"], "model.window=1.5", "model.window=256"),
+        (["model.window=true"], "model.window=true", "model.window=256"),
+        (["model.foo=1"], "model has layers, dim", None),
+        (["optimizer=3"], "optimizer=3: allowed is adamw", None),
+        (["=3"], "given as key=value", None),
+        ([""], "given as key=value", None),
+        (["~model.window"], "changed, not removed", None),
+        (["hydra/nothing=3"], "hydra/nothing", None),
+        (["--config-name", "evaluate"], "no such option", None),
+        (["run_dir="], "a folder of its own", "run_dir=null"),
+        (["-m", "run_dir=runs/${seed}", "seed=1,2"], "the one folder of all runs", "run_dir=null"),
+        (["seed=${nothing}"], "seed=${nothing}: Interpolation key 'nothing' not found", None),
+        (["-m", "model.kv_heads=1,3,4"], "model.kv_heads=3", "model.kv_heads=1,2,4"),
+        (["-m", "model=tiny,tinny,base"], "model=tinny: allowed is", "model=tiny,base"),
+        (["-m", "model.window=64", "model.kv_heads=range(1,4)"], "kv_heads=3", "model.kv_heads=1,2"),
+        (["model.rotary.scaling.kind=yarn", "model.rotary.scaling.factor=2"], "original_length", None),
+        (["model.rotary.fractoin=0.5"], "no setting model.rotary.fractoin", "model.rotary.fraction=0.5"),
         (["trainer.max_steps"], "given as key=value", None),
         (["optimizer.lr=[1"], "cannot be read", None),
         (["precision=16-mixed", "trainer.device=cpu"], "needs a GPU", "precision=bf16-mixed"),
         (["--unknown"], "no such option", None),
-        (["-m", "model.window=64,0"], "model.window=0", "model.window=256"),
+        (["-m", "model.window=64,0"], "model.window=0", "model.window=64,256"),
         (["-m", "model.windw=64,128"], "there is no setting model.windw", "model.window=64,128"),
         (["seed=${oc.env:NOT_SET_ANYWHERE}"], "NOT_SET_ANYWHERE", None),
     ],
@@ -85,21 +131,50 @@ def test_a_mistake_ends_with_status_2_one_message_and_nothing_written(
     assert not list(Path.cwd().iterdir())
 
 
-def test_a_mistake_is_said_within_two_seconds_without_loading_torch(tmp_path: Path) -> None:
-    started = time.monotonic()
-    done = run_script("train.py", "model.kv_heads=3", cwd=tmp_path)
-    assert done.returncode == 2
-    assert time.monotonic() - started < 2
-    loaded = run_script_in_python(
-        tmp_path, "import sys, windowlm, windowlm.config; print('torch' in sys.modules)"
+def test_a_mistake_is_said_before_torch_is_loaded(tmp_path: Path) -> None:
+    # Importing torch is what takes seconds: without it the answer comes within two.
+    script = tmp_path / "train_and_tell.py"
+    script.write_text(
+        "import runpy, sys\n"
+        "heavy = ('torch', 'numpy', 'datasets', 'lightning', 'tokenizers', 'wandb')\n"
+        f"sys.argv = ['train.py', 'model.kv_heads=3']\n"
+        "try:\n"
+        f"    runpy.run_path({str(PROJECT / 'train.py')!r}, run_name='__main__')\n"
+        "except SystemExit as ended:\n"
+        "    print(ended.code, [name for name in heavy if name in sys.modules])\n"
     )
-    assert loaded == "False"
+    done = run_script(str(script), cwd=tmp_path)
+    assert "must divide heads=4" in done.stderr
+    assert done.stdout.strip() == "2 []"
 
 
-def run_script_in_python(folder: Path, code: str) -> str:
-    script = folder / "code.py"
-    script.write_text(code)
-    return run_script(str(script), cwd=folder).stdout.strip()
+def words_of(values: dict[str, object], prefix: str = "") -> list[str]:
+    words = []
+    for name, value in values.items():
+        if isinstance(value, dict):
+            words += words_of(value, f"{prefix}{name}.")
+        else:
+            words.append(f"{prefix}{name}={setting_text(value)}")
+    return words
+
+
+@pytest.mark.parametrize("config_type", [TrainConfig, EvaluateConfig])
+def test_every_setting_can_be_given_as_key_and_value(recorder: Recorder, config_type: type) -> None:
+    scaling = YarnScaling(kind="yarn", factor=2.0, original_length=64, attention_factor=1.5)
+    config = (
+        EvaluateConfig(checkpoint="run", data=ScoredDataConfig(name="pg19"))
+        if config_type is EvaluateConfig
+        else TrainConfig(
+            run_dir=str(Path.cwd() / "new"), model=ModelConfig(rotary=RotaryConfig(scaling=scaling))
+        )
+    )
+    words = words_of(asdict(config))
+    given = {word.partition("=")[0] for word in words}
+    assert {
+        key for key, setting in settings_of(config_type).items() if not setting.is_group and key not in given
+    } == set()
+    assert (run if config_type is TrainConfig else evaluate)(recorder, *words) == 0
+    assert recorder.calls[-1][0] == config
 
 
 @pytest.mark.parametrize(
@@ -118,6 +193,10 @@ def run_script_in_python(folder: Path, code: str) -> str:
         "#",
         "%",
         "end\\",
+        "a[b].txt",
+        "line\nbreak",
+        "runs/[bold]",
+        "$HOME",
     ],
 )
 def test_paths_may_hold_any_character(recorder: Recorder, value: str) -> None:
@@ -147,24 +226,221 @@ def test_the_folder_of_a_sweep_can_be_given_in_hydras_words(recorder: Recorder) 
     ]
 
 
+def test_texts_of_a_sweep_may_hold_any_character_but_the_comma(recorder: Recorder) -> None:
+    assert run(recorder, "-m", "data.path=a [1].txt,it's.txt", "run_dir=a, b") == 0
+    assert [config.data.path for config, _ in recorder.calls] == ["a [1].txt", "it's.txt"]
+    assert recorder.calls[0][1].output_dir == Path("a, b/0")
+
+
+def test_home_is_found_in_every_path(recorder: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(Path.cwd()))
+    assert run(recorder, "data.path=~/text", "run_dir=~/runs/1", "data.cache_dir=~/cache") == 0
+    ((config, invocation),) = recorder.calls
+    assert config.data.path == str(Path.cwd() / "text")
+    assert config.data.cache_dir == str(Path.cwd() / "cache")
+    assert invocation.output_dir == Path("runs/1")
+
+
+def test_a_path_that_exists_is_taken_to_the_letter(recorder: Recorder) -> None:
+    for name in ("a,b", "~", "'quoted'", "${seed}"):
+        Path(name).mkdir()
+        assert run(recorder, "-m", f"data.path={name}", "seed=1", f"run_dir=runs/{len(recorder.calls)}") == 0
+        assert recorder.calls[-1][0].data.path == name
+
+
+def test_groups_that_are_null_can_be_filled_key_by_key(recorder: Recorder) -> None:
+    scaling = {"kind": "yarn", "factor": 2.0, "original_length": 64}
+    assert run(recorder, *(f"model.rotary.scaling.{key}={value}" for key, value in scaling.items())) == 0
+    config = recorder.calls[0][0]
+    assert config.model.rotary is not None
+    assert config.model.rotary.base == 10_000
+    assert getattr(config.model.rotary.scaling, "original_length", None) == 64
+
+
+def test_a_run_folder_of_null_is_named_by_the_time(recorder: Recorder) -> None:
+    assert run(recorder, "run_dir=null") == 0
+    assert recorder.calls[0][1].output_dir.parent == Path("runs")
+
+
 def test_a_sweep_of_an_experiment_is_checked_and_run(recorder: Recorder) -> None:
     assert run(recorder, "-m", "experiment=window_sweep") == 0
     assert len(recorder.calls) == 12
     assert {config.trainer.max_tokens for config, _ in recorder.calls} == {2_000_000}
 
 
+def everything() -> dict[Path, bytes]:
+    return {path: path.read_bytes() if path.is_file() else b"" for path in Path.cwd().rglob("*")}
+
+
+@pytest.mark.parametrize("words", [(), ("resume=auto",), ("-m", "seed=1,2"), ("-m", "seed=1", "resume=auto")])
+@pytest.mark.parametrize("name", ["config.json", ".secret"])
+def test_a_folder_with_other_content_is_refused_before_anything_is_written(
+    recorder: Recorder, capsys: pytest.CaptureFixture[str], words: tuple[str, ...], name: str
+) -> None:
+    Path("old").mkdir()
+    Path("old", name).write_text("{}")
+    before = everything()
+    assert run(recorder, "run_dir=old", *words) == 2
+    assert f"run_dir=old: holds '{name}' and is no run of windowlm" in capsys.readouterr().err
+    assert everything() == before
+
+
+@pytest.mark.parametrize("content", ["{}", '{"name": "another tool"}', "[]", "not JSON"])
+def test_a_record_that_is_not_ours_is_no_run(recorder: Recorder, content: str) -> None:
+    Path("old").mkdir()
+    Path("old/run.json").write_text(content)
+    before = everything()
+    assert run(recorder, "run_dir=old", "resume=auto") == 2
+    assert everything() == before
+
+
 def test_a_folder_with_a_run_is_refused_before_anything_is_written(
     recorder: Recorder, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    Path("old").mkdir()
-    Path("old/run.json").write_text('{"status": "finished"}')
+    assert run(recorder, "run_dir=old") == 0
+    before = everything()
     assert run(recorder, "run_dir=old") == 2
-    assert "already holds a run (finished)" in capsys.readouterr().err
-    assert [entry.name for entry in Path("old").iterdir()] == ["run.json"]
+    assert "already holds a run (stopped)" in capsys.readouterr().err
+    assert run(recorder, "-m", "run_dir=old", "seed=1,2") == 2
+    assert "run_dir=old: holds a run" in capsys.readouterr().err
+    assert everything() == before
+
+
+def test_a_folder_with_a_sweep_goes_on_with_the_same_settings_alone(
+    recorder: Recorder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(recorder, "-m", "run_dir=old", "seed=1,2") == 0
+    before = everything()
+    assert run(recorder, "-m", "run_dir=old", "seed=1,2") == 2
+    assert "already holds 2 runs of a sweep" in capsys.readouterr().err
+    assert run(recorder, "-m", "run_dir=old", "seed=1,3", "resume=auto") == 2
+    assert "seed=3: the run in old/1 has seed=2" in capsys.readouterr().err
+    assert everything() == before
+    assert run(recorder, "-m", "run_dir=old", "seed=1,2", "resume=auto") == 0
+    assert Path("old/0/.hydra-2").is_dir()
+
+
+@pytest.mark.parametrize("folder", ["file", "file/run", "/proc/no/run"])
+def test_a_folder_that_cannot_be_written_is_a_users_mistake(
+    recorder: Recorder, capsys: pytest.CaptureFixture[str], folder: str
+) -> None:
+    Path("file").touch()
+    for words in ((), ("-m", "seed=1,2")):
+        assert run(recorder, f"run_dir={folder}", *words) == 2
+        assert f"run_dir={folder}: " in capsys.readouterr().err
+    assert not recorder.calls
+
+
+@pytest.mark.parametrize(("end", "status"), [(refuse, 2), (begin_nothing, 0), (interrupt, 130)])
+@pytest.mark.parametrize("words", [(), ("-m", "seed=1,2")])
+@pytest.mark.parametrize("folder", ["new/and/deep", "here"])
+def test_a_run_that_does_not_begin_leaves_nothing(
+    recorder: Recorder,
+    capsys: pytest.CaptureFixture[str],
+    end: Callable[[TrainConfig, Path], None],
+    status: int,
+    words: tuple[str, ...],
+    folder: str,
+) -> None:
+    Path("here").mkdir()
+    recorder.begin = end
+    before = everything()
+    assert run(recorder, f"run_dir={folder}", *words) == status
+    assert everything() == before
+    printed = capsys.readouterr().err
+    assert ("data.path: is binary" in printed) == (status == 2)
+    assert ("interrupted" in printed) == (status == 130)
+
+
+@pytest.mark.parametrize("words", [("seed=1",), ("-m", "seed=1,2")])
+def test_a_resumed_run_that_does_not_begin_leaves_the_earlier_record(
+    recorder: Recorder, words: tuple[str, ...]
+) -> None:
+    assert run(recorder, "run_dir=one", *words) == 0
+    before = everything()
+    recorder.begin = begin_nothing
+    assert run(recorder, "run_dir=one", "resume=auto", "plan=true", *words) == 0
+    assert everything() == before
 
 
 def test_hydras_record_of_an_earlier_start_is_kept(recorder: Recorder) -> None:
     assert run(recorder, "run_dir=one", "seed=1") == 0
-    assert run(recorder, "run_dir=one", "seed=2") == 0
-    assert "seed=1" in Path("one/.hydra/overrides.yaml").read_text()
-    assert "seed=2" in Path("one/.hydra-2/overrides.yaml").read_text()
+    assert run(recorder, "run_dir=one", "seed=1", "resume=auto") == 0
+    assert "resume='auto'" not in Path("one/.hydra/overrides.yaml").read_text()
+    assert "resume='auto'" in Path("one/.hydra-2/overrides.yaml").read_text()
+
+
+def test_a_mistake_in_one_run_of_a_sweep_names_it_and_the_others_go_on(
+    recorder: Recorder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse_one(config: TrainConfig, folder: Path) -> None:
+        (refuse if config.seed == 1 else begin_run)(config, folder)
+
+    recorder.begin = refuse_one
+    assert run(recorder, "-m", "run_dir=a b", "seed=1,2") == 2
+    assert "error: 'a b/0': data.path: is binary" in capsys.readouterr().err
+    assert not Path("a b/0").exists()
+    assert Path("a b/1/run.json").is_file()
+    assert Path("a b/multirun.yaml").is_file()
+
+
+def evaluate(recorder: Recorder, *words: str) -> int:
+    command = Command(
+        name="evaluate",
+        config_type=EvaluateConfig,
+        task=lambda config, _: recorder.calls.append((config, None)) or 0,  # type: ignore[func-returns-value, arg-type]
+        complete=with_own_settings,
+    )
+    return main(command, PROJECT / "scripts" / "evaluate.py", CONF, list(words))
+
+
+def test_the_evaluation_takes_what_is_not_given_from_the_run(recorder: Recorder) -> None:
+    assert run(recorder, "run_dir=one", "evaluation.max_targets=77", "evaluation.split=test") == 0
+    for words, targets, split in [
+        ((), 77, "test"),
+        (("evaluation.split=validation",), 77, "validation"),
+        (("evaluation=full",), None, "validation"),
+        (("data.path=book.txt",), None, "test"),
+        (("data.path=book.txt", "evaluation.max_targets=5"), 5, "test"),
+        (("evaluation=full", "evaluation.max_targets=5"), 5, "validation"),
+    ]:
+        assert evaluate(recorder, "checkpoint=one", *words) == 0
+        config = recorder.calls[-1][0]
+        assert (config.evaluation.max_targets, config.evaluation.split) == (targets, split)
+    assert {path.name for path in Path.cwd().iterdir()} == {"one"}
+
+
+def test_a_corrected_command_names_the_script_as_it_was_started(
+    recorder: Recorder, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(PROJECT)
+    assert evaluate(recorder, "checkpoint=x", "evaluation.max_targets=0") == 2
+    expected = "try: python scripts/evaluate.py checkpoint=x evaluation.max_targets=16384"
+    assert expected in capsys.readouterr().err
+    assert evaluate(recorder) == 2
+    assert "checkpoint: must be given: checkpoint=VALUE" in capsys.readouterr().err
+
+
+def test_ctrl_c_before_training_ends_in_one_line(tmp_path: Path) -> None:
+    write_documents(tmp_path / "text", count=3)
+    waiting = tmp_path / "text" / "zz.txt"
+    os.mkfifo(waiting)
+    process = subprocess.Popen(
+        [sys.executable, str(PROJECT / "train.py"), *SMALL_RUN, f"data.path={waiting.parent}", "run_dir=new"],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        for _ in range(600):
+            if (tmp_path / "new" / ".hydra").is_dir():
+                break
+            process.poll()
+            signal.sigtimedwait([], 0.1)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert errors.strip() == "interrupted"
+    assert not (tmp_path / "new").exists()

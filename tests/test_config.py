@@ -11,7 +11,7 @@ from windowlm.config import (
     EvaluateConfig,
     TrainConfig,
     check_config,
-    known_keys,
+    settings_of,
     unknown_key_error,
 )
 
@@ -55,13 +55,22 @@ def test_every_option_of_every_group_composes_and_validates(group: str, option: 
     assert config.run_dir == "runs/test"
 
 
+def keys_of(values: object, prefix: str) -> set[str]:
+    if not isinstance(values, dict):
+        return set()
+    return {f"{prefix}{key}" for key in values}.union(
+        *(keys_of(value, f"{prefix}{key}.") for key, value in values.items())
+    )
+
+
 @pytest.mark.parametrize(("group", "option"), GROUPS)
-def test_every_setting_of_a_yaml_exists_in_its_dataclass(group: str, option: str) -> None:
+def test_a_yaml_holds_the_settings_of_its_dataclass_and_no_other(group: str, option: str) -> None:
     if group in ("experiment", "hydra"):
         return
-    loaded = OmegaConf.to_container(OmegaConf.load(CONF / group / f"{option}.yaml"))
-    assert isinstance(loaded, dict)
-    assert {f"{group}.{key}" for key in loaded} <= set(known_keys(TrainConfig))
+    held = keys_of(composed(f"{group}={option}", *COMPANIONS.get((group, option), []))[group], f"{group}.")
+    fields = {key: setting for key, setting in settings_of(TrainConfig).items() if key.startswith(f"{group}.")}
+    assert held <= fields.keys()
+    assert all(fields[key].under_nullable for key in fields.keys() - held)
 
 
 def test_the_yaml_defaults_equal_the_dataclass_defaults() -> None:
@@ -82,6 +91,7 @@ def test_a_window_below_one_names_the_allowed(value: int) -> None:
 def test_a_window_of_another_type_names_the_allowed(value: object) -> None:
     error = error_of(model__window=value)
     assert error.key == "model.window"
+    assert error.correction == "model.window=256"
     assert "a whole number" in str(error)
     assert "null" in str(error)
 
@@ -105,8 +115,55 @@ def test_an_unknown_key_offers_the_nearest() -> None:
 
 
 def test_a_key_in_the_wrong_group_offers_the_right_one() -> None:
-    assert unknown_key_error("window", "64", known_keys(TrainConfig)).correction == "model.window=64"
-    assert unknown_key_error("model.lr", "1", known_keys(TrainConfig)).correction == "optimizer.lr=1"
+    assert unknown_key_error("window", "64", settings_of(TrainConfig)).correction == "model.window=64"
+    assert unknown_key_error("model.lr", "1", settings_of(TrainConfig)).correction == "optimizer.lr=1"
+
+
+def test_an_unknown_key_without_a_near_one_lists_the_settings_of_its_group() -> None:
+    error = unknown_key_error("model.foo", "1", settings_of(TrainConfig))
+    assert error.correction is None
+    assert "model has layers, dim, heads" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "allowed", "correction"),
+    [
+        ("precision", "fp8", "bf16-true", "precision=32-true"),
+        ("precision", "bf16-mix", "bf16-true", "precision=bf16-mixed"),
+        ("model__layers", None, "a whole number", "model.layers=4"),
+        ("trainer__max_steps", 1000.0, "a whole number or null", "trainer.max_steps=1000"),
+        ("trainer__max_steps", "many", "a whole number or null", None),
+        ("optimizer__betas", [0.9], "a list of 2 numbers", "optimizer.betas=[0.9,0.95]"),
+        ("optimizer__betas", [0.9, 0.9, 0.9], "a list of 2 numbers", "optimizer.betas=[0.9,0.95]"),
+        ("model__window", [64, "x"], "a list, each entry a whole number or null", "model.window=256"),
+        ("plan", "yes", "true or false", "plan=true"),
+        ("plan", "maybe", "true or false", "plan=false"),
+        ("logger__tags", "one", "a list or null", "logger.tags=[one]"),
+        ("run_dir", "", "a folder of its own", "run_dir=null"),
+        ("resume", " ", "auto", "resume=auto"),
+        (
+            "model__rotary",
+            {"scaling": {"kind": "yarm"}},
+            "linear or ntk or yarn",
+            "model.rotary.scaling.kind=yarn",
+        ),
+        ("model__rotary", {"scaling": {"kind": "yarn"}}, "model.rotary.scaling.factor: must be given", None),
+        ("model__rotary", {"scaling": {"fast": 3}}, "model.rotary.scaling.kind: must be given", None),
+        (
+            "model__rotary",
+            {"scaling": {"kind": "linear", "factor": 2.0, "fast": 3}},
+            "model.rotary.scaling.fast=3: model.rotary.scaling.kind=linear has no such setting",
+            None,
+        ),
+        ("run_dir", "\udcff", "no UTF-8", None),
+    ],
+)
+def test_an_error_says_what_is_allowed_and_how_to_mend_it(
+    key: str, value: object, allowed: str, correction: str | None
+) -> None:
+    error = error_of(**{key: value})
+    assert allowed in str(error)
+    assert error.correction == correction
 
 
 def test_two_budgets_are_one_too_many() -> None:
@@ -163,7 +220,7 @@ def test_a_bad_value_is_refused_by_its_key(key: str, value: object) -> None:
 def test_the_evaluation_command_composes_and_validates() -> None:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         values = OmegaConf.to_container(
-            compose("evaluate", ["checkpoint=run", "data.path=book.txt"]), resolve=True
+            compose("evaluate", ["checkpoint=run", "data.path=book.txt", "evaluation=full"]), resolve=True
         )
     assert isinstance(values, dict)
     config = check_config(EvaluateConfig, {str(key): value for key, value in values.items()})

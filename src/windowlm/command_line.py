@@ -6,23 +6,25 @@ complaints included, ends with one message and exit status 2.
 
 import difflib
 import os
-import re
 import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any, Generic
 
-from windowlm.config import Config, ConfigError, check_config, known_keys, unknown_key_error
-from windowlm.errors import UserError
+from windowlm.command_words import corrected, for_hydra, key_of
+from windowlm.config import Config, ConfigError, check_config, settings_of, unknown_key_error
+from windowlm.errors import USAGE_ERROR, UserError, exit_status
+from windowlm.unbegun_runs import UnbegunRuns
 
-USAGE_ERROR = 2
-# Their values are texts that may hold any character; Hydra's grammar would read commas and brackets in them.
-TEXT_KEYS = ("run_dir", "resume", "checkpoint", "output_dir", "data.path", "data.exclude", "tokenizer.path")
 STATE_FOLDER = ".hydra"
+SWEEP_RECORD = "multirun.yaml"
+# The check before the start could not see what these bring in.
+REFUSED_OPTIONS = ("config_path", "config_name", "config_dir", "experimental_rerun")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,13 +34,11 @@ class Invocation:
     Attributes:
         output_dir: folder of this run.
         sweep_dir: folder of the sweep that it belongs to, None for a single run.
-        overrides: the run's own overrides.
         command: the command line, as a shell would take it.
     """
 
     output_dir: Path
     sweep_dir: Path | None
-    overrides: tuple[str, ...]
     command: str
 
 
@@ -50,15 +50,17 @@ class Command(Generic[Config]):
         name: name of its YAML in ``conf`` and of the command in messages.
         config_type: dataclass that the composed YAML must fit.
         task: called with the checked configuration; returns the exit status.
-        check: called with the configuration and its folder before anything is written, and whether the folder
-            is that of a sweep.
+        check: called before anything is written with the configuration of each run, their folder, and whether
+            it is that of a sweep.
+        complete: adds to the composed values what neither the YAML nor the command line says.
         fixes_run_dir: the command writes a run folder, whose name is chosen here, once.
     """
 
     name: str
     config_type: type[Config]
     task: Callable[[Config, Invocation], int]
-    check: Callable[[Config, Path, bool], None] | None = None
+    check: Callable[[Sequence[Config], Path, bool], None] | None = None
+    complete: Callable[[dict[str, Any]], dict[str, Any]] | None = None
     fixes_run_dir: bool = False
 
 
@@ -72,100 +74,117 @@ def main(command: Command[Any], script: Path, conf: Path, arguments: Sequence[st
         arguments: words after the script's name; None takes the process's.
 
     Returns:
-        The exit status: the task's, or 2 for a user's mistake.
+        The exit status: the task's, 2 for a user's mistake, 130 after Ctrl-C.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
+    started = f"python {shlex.quote(str(_shortest(script.resolve())))}"
     # Threads that spin while they wait make a step many times slower where other processes share the cores.
     # OpenMP reads this when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    try:
-        return _run(command, script, conf, words)
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        if error.correction is not None:
-            corrected = _correct(words, error.key, error.correction)
-            print(f"   try: python {script.name} {shlex.join(corrected)}", file=sys.stderr)
-        return USAGE_ERROR
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return USAGE_ERROR
+
+    def run() -> int:
+        try:
+            return _run(command, started, conf, words)
+        except ConfigError as error:
+            if error.correction is None:
+                raise
+            better = shlex.join(corrected(words, error.key, error.correction))
+            raise UserError(f"{error}\n   try: {started} {better}") from None
+
+    return exit_status(run)
 
 
-def _run(command: Command[Any], script: Path, conf: Path, words: list[str]) -> int:
+def _run(command: Command[Any], started: str, conf: Path, words: list[str]) -> int:
     from hydra._internal.utils import get_args_parser
 
     known, unknown_options = get_args_parser().parse_known_intermixed_args(words)
-    if unknown_options:
-        raise ConfigError(f"{unknown_options[0]}: no such option; python {script.name} --help lists them")
-    overrides = [_quote(word, sweep=known.multirun) for word in known.overrides]
-    given = {word.partition("=")[0].lstrip("+~") for word in overrides}
-    if "data.path" in given and "data" not in given and command.fixes_run_dir:
-        overrides.insert(0, "data=text")
+    refused = [f"--{name.replace('_', '-')}" for name in REFUSED_OPTIONS if getattr(known, name, None)]
+    if unknown_options or refused:
+        raise ConfigError(f"{(unknown_options or refused)[0]}: no such option; {started} --help lists them")
+    for word in known.overrides:
+        if word.startswith("~"):
+            key = key_of(word)
+            raise ConfigError(f"{word}: a setting can be changed, not removed; give {key}=VALUE", key=key)
+    settings = settings_of(command.config_type)
+    sparse = command.complete is not None
+    overrides = [for_hydra(word, settings, sweep=known.multirun, sparse=sparse) for word in known.overrides]
+    given = {key_of(word): word.partition("=")[2] for word in overrides}
+    if command.fixes_run_dir:
+        if given.get("data.path", "null") != "null" and "data" not in given:
+            overrides.insert(0, "data=text")
+        if given.get("run_dir", "null") == "null":
+            # One process chooses the name: Hydra's own clock would differ between the processes of one run.
+            overrides = [word for word in overrides if key_of(word) != "run_dir"]
+            overrides.append(f"run_dir=runs/{time.strftime('%Y-%m-%d_%H-%M-%S')}")
     options = [word for word in words if word not in known.overrides]
     shows_only = known.help or known.hydra_help or known.cfg or known.info or known.shell_completion
-    if command.fixes_run_dir and "run_dir" not in given:
-        # One process chooses the name: Hydra's own clock would differ between the processes of one run.
-        overrides.append(f"run_dir=runs/{time.strftime('%Y-%m-%d_%H-%M-%S')}")
+    folder = None
     if not shows_only:
-        configs = _check(command, conf, overrides, sweep=known.multirun)
-        if command.fixes_run_dir:
-            folder = Path(_sweep_dir(overrides) or configs[0].run_dir)
+        configs, folder = _check(command, conf, overrides, sweep=known.multirun)
+        if not command.fixes_run_dir:
+            folder = None
+        if folder is not None:
             if command.check is not None:
-                command.check(configs[0], folder, known.multirun)
-            overrides += _keep_old_state(folder / "0" if known.multirun else folder)
-    return _hand_to_hydra(command, script, conf, options, overrides, shlex.join(words))
+                command.check(configs, folder, known.multirun)
+            overrides += _keep_old_state(folder, sweep=known.multirun)
+    return _hand_to_hydra(
+        command, conf, options, overrides, folder, command_line=f"{started} {shlex.join(words)}".strip()
+    )
 
 
-def _sweep_dir(overrides: list[str]) -> str | None:
-    """The value of ``hydra.sweep.dir`` where it is given."""
-    given = [word.partition("=")[2].strip("'") for word in overrides if word.startswith("hydra.sweep.dir=")]
-    return given[-1] if given else None
-
-
-def _quote(word: str, *, sweep: bool) -> str:
-    """``word`` with the value of a text setting quoted for Hydra's grammar."""
-    key, separator, value = word.partition("=")
-    if key.lstrip("+") not in TEXT_KEYS or not separator or value in ("", "null", "???"):
-        return word
-    if sweep and "," in value and not Path(value).exists():
-        return word
-    if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"" and not Path(value).exists():
-        value = value[1:-1]
-    # A backslash is an escape only before a quote or at the end; elsewhere it stands for itself.
-    escaped = re.sub(r"(\\*)('|$)", lambda match: match[1] * 2 + ("\\'" if match[2] else ""), value)
-    return f"{key}='{escaped}'"
-
-
-def _keep_old_state(run_dir: Path) -> list[str]:
-    """Overrides that make Hydra write its record beside an earlier one in ``run_dir`` instead of over it."""
-    folder, number = run_dir / STATE_FOLDER, 1
-    while folder.exists():
+def _keep_old_state(folder: Path, *, sweep: bool) -> list[str]:
+    """Overrides that make Hydra write its record beside earlier ones instead of over them."""
+    taken = {path.name for path in folder.glob(f"{'*/' if sweep else ''}{STATE_FOLDER}*")}
+    name, number = STATE_FOLDER, 1
+    while name in taken:
         number += 1
-        folder = folder.with_name(f"{STATE_FOLDER}-{number}")
-    return [] if number == 1 else [f"hydra.output_subdir={folder.name}"]
+        name = f"{STATE_FOLDER}-{number}"
+    return [] if number == 1 else [f"hydra.output_subdir={name}"]
 
 
-def _check(command: Command[Any], conf: Path, overrides: list[str], *, sweep: bool) -> list[Any]:
-    """The checked configuration of every run that the command line asks for."""
+def _check(command: Command[Any], conf: Path, overrides: list[str], *, sweep: bool) -> tuple[list[Any], Path]:
+    """The checked configuration of every run that the command line asks for, and the folder of all."""
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
     from hydra.errors import HydraException
-    from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    checked = []
+    configs, folders = [], []
     with initialize_config_dir(str(conf.resolve()), version_base="1.3"):
         try:
             for words in _expand(command, overrides) if sweep else [overrides]:
-                composed = compose(command.name, words)
-                plain = OmegaConf.to_container(composed, resolve=True)
-                assert isinstance(plain, dict)
-                checked.append(check_config(command.config_type, {str(key): plain[key] for key in plain}))
-        except (HydraException, OmegaConfBaseException) as error:
+                try:
+                    composed = compose(command.name, words, return_hydra_config=True)
+                    configs.append(check_config(command.config_type, _plain(command, composed)))
+                except ConfigError as error:
+                    raise _keep_sweep(error, overrides, words) if sweep else error from None
+                folders.append(Path(composed.hydra.sweep.dir if sweep else composed.hydra.run.dir))
+        except ConfigError:
+            raise
+        except (HydraException, OmegaConfBaseException, ValueError) as error:
             raise _explain(error, command, conf, overrides) from None
         finally:
             GlobalHydra.instance().clear()
-    return checked
+    if len(set(folders)) > 1:
+        raise ConfigError(
+            f"run_dir: under -m it is the one folder of all runs, not {', '.join(map(str, folders))}",
+            key="run_dir",
+            correction="run_dir=null",
+        )
+    return configs, folders[0]
+
+
+def _plain(command: Command[Any], composed: Any) -> dict[str, Any]:
+    """The settings of a composed configuration, without Hydra's own."""
+    from omegaconf import OmegaConf
+
+    own = OmegaConf.masked_copy(composed, [name for name in composed if name != "hydra"])
+    if missing := sorted(OmegaConf.missing_keys(own)):
+        raise ConfigError(f"{missing[0]}: must be given: {missing[0]}=VALUE", key=missing[0])
+    container = OmegaConf.to_container(own, resolve=True)
+    assert isinstance(container, dict)
+    values = {str(key): container[key] for key in container}
+    return values if command.complete is None else command.complete(values)
 
 
 def _expand(command: Command[Any], overrides: list[str]) -> Iterator[list[str]]:
@@ -189,45 +208,70 @@ def _expand(command: Command[Any], overrides: list[str]) -> Iterator[list[str]]:
         yield list(combination)
 
 
+def _keep_sweep(error: ConfigError, overrides: list[str], words: list[str]) -> ConfigError:
+    """The error of one run of a sweep, whose correction changes the wrong one of the values swept over."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    if error.correction is None:
+        return error
+    wrong = {word.partition("=")[2] for word in words if key_of(word) == error.key}
+    for override in overrides:
+        if key_of(override) == error.key == key_of(error.correction):
+            parsed = OverridesParser.create().parse_override(override)
+            if parsed.is_sweep_override():
+                good = error.correction.partition("=")[2]
+                values = [good if value in wrong else value for value in parsed.sweep_string_iterator()]
+                error.correction = f"{error.key}={','.join(dict.fromkeys(values))}"
+    return error
+
+
 def _explain(error: Exception, command: Command[Any], conf: Path, overrides: list[str]) -> ConfigError:
     """Hydra's complaint as an error that names the key and the nearest right one."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
-    keys = known_keys(command.config_type)
+    settings = settings_of(command.config_type)
     groups = {folder.name: folder for folder in conf.iterdir() if folder.is_dir()}
+    given = {}
     for word in overrides:
         key, separator, value = word.partition("=")
-        if not separator and not word.startswith("~"):
-            return ConfigError(f"{word}: a setting is given as key=value", key=key)
+        given[key_of(word)] = value
+        if not separator or not key_of(word):
+            return ConfigError(f"{word!r}: a setting is given as key=value", key=key)
         try:
             key = OverridesParser.create().parse_override(word).key_or_group
         except HydraException:
             return ConfigError(
                 f"{word}: cannot be read; a value with commas, brackets, quotes or spaces stands in quotes",
                 key=key,
-                correction=f"{key}='{value}'" if "'" not in value else None,
+                correction=f"{key}='{value}'" if "'" not in value and key not in groups else None,
             )
         if key in groups:
             options = sorted(option.stem for option in groups[key].glob("*.yaml"))
-            wrong = [choice for choice in value.split(",") if choice.strip() not in {*options, "null"}]
-            if wrong:
-                nearest = difflib.get_close_matches(wrong[0], options, n=1, cutoff=0.3)
-                return ConfigError(
-                    f"{key}={wrong[0]}: allowed is {', '.join(options)}",
-                    key=key,
-                    correction=f"{key}={nearest[0]}" if nearest else None,
-                )
-        elif key not in keys and key.split(".")[0] != "hydra":
-            return unknown_key_error(key, value, keys)
-    return ConfigError(" ".join(str(error.__cause__ or error).split()))
+            if (wrong := _wrong_option(key, value, options)) is not None:
+                return wrong
+        elif key not in settings and not key.startswith(("hydra.", "hydra/")):
+            return unknown_key_error(key, value, settings)
+    reason = str(error.__cause__ or error).strip().partition("\n")[0]
+    key = str(getattr(error, "full_key", None) or "")
+    if key in given:
+        return ConfigError(f"{key}={given[key]}: {reason}", key=key)
+    return ConfigError(f"{key}: {reason}" if key else reason)
 
 
-def _correct(words: list[str], key: str, correction: str) -> list[str]:
-    """The command line with the wrong setting replaced, or the right one added."""
-    new_key = correction.partition("=")[0]
-    kept = [word for word in words if word.partition("=")[0].lstrip("+~") not in (key, new_key)]
-    return [*kept, correction]
+def _wrong_option(group: str, value: str, options: list[str]) -> ConfigError | None:
+    """The error for a group's option, or one of those of a sweep, that does not exist."""
+    chosen = [choice.strip() for choice in value.split(",")]
+    wrong = [choice for choice in chosen if choice not in {*options, "null"}]
+    if not wrong:
+        return None
+    nearest = {choice: difflib.get_close_matches(choice, options, n=1, cutoff=0.5) for choice in wrong}
+    better = [nearest[choice][0] if nearest.get(choice) else choice for choice in chosen]
+    return ConfigError(
+        f"{group}={wrong[0]}: allowed is {', '.join(options)}",
+        key=group,
+        correction=f"{group}={','.join(dict.fromkeys(better))}" if all(nearest.values()) else None,
+    )
 
 
 def _shortest(path: Path) -> Path:
@@ -237,48 +281,63 @@ def _shortest(path: Path) -> Path:
 
 def _hand_to_hydra(
     command: Command[Any],
-    script: Path,
     conf: Path,
     options: list[str],
     overrides: list[str],
+    folder: Path | None,
     command_line: str,
 ) -> int:
     import hydra
     from hydra.core.hydra_config import HydraConfig
     from hydra.errors import HydraException
     from hydra.types import RunMode
-    from omegaconf import DictConfig, OmegaConf
+    from omegaconf import DictConfig
     from omegaconf.errors import OmegaConfBaseException
 
     statuses: list[int] = []
     mistakes: list[UserError] = []
+    started = False
+    runs = UnbegunRuns(folder, SWEEP_RECORD) if folder is not None else None
 
     def task(composed: DictConfig) -> None:
         runtime = HydraConfig.get()
-        plain = OmegaConf.to_container(composed, resolve=True)
-        assert isinstance(plain, dict)
-        values = {str(key): plain[key] for key in plain}
+        values = _plain(command, composed)
         if command.fixes_run_dir:
             values["run_dir"] = runtime.runtime.output_dir
         invocation = Invocation(
             output_dir=_shortest(Path(runtime.runtime.output_dir)),
             sweep_dir=Path(runtime.sweep.dir).resolve() if runtime.mode == RunMode.MULTIRUN else None,
-            overrides=tuple(runtime.overrides.task),
-            command=f"python {script.name} {command_line}".strip(),
+            command=command_line,
         )
+        nonlocal started
+        started = True
+        own = runs.run(invocation.output_dir, runtime.output_subdir) if runs is not None else nullcontext()
         try:
-            statuses.append(command.task(check_config(command.config_type, values), invocation))
+            with own:
+                statuses.append(command.task(check_config(command.config_type, values), invocation))
         except UserError as error:
-            # Hydra would end the sweep here and print a heading of its own.
-            mistakes.append(error)
+            if invocation.sweep_dir is None:
+                mistakes.append(error)
+            else:
+                # The other runs of the sweep go on.
+                print(f"error: {shlex.quote(str(invocation.output_dir))}: {error}", file=sys.stderr)
+                statuses.append(USAGE_ERROR)
 
     # Hydra would print tracebacks of its own and exit with 1.
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    saved, sys.argv = sys.argv, [script.name, *options, f"hydra.job.name={command.name}", *overrides]
+    saved, sys.argv = sys.argv, [command.name, *options, f"hydra.job.name={command.name}", *overrides]
     try:
-        hydra.main(config_path=str(conf.resolve()), config_name=command.name, version_base="1.3")(task)()
+        with runs.all() if runs is not None else nullcontext():
+            hydra.main(config_path=str(conf.resolve()), config_name=command.name, version_base="1.3")(task)()
     except (HydraException, OmegaConfBaseException) as error:
         raise _explain(error, command, conf, overrides) from None
+    except OSError as error:
+        if started:
+            raise
+        raise ConfigError(
+            f"run_dir={folder}: cannot be written: {error.strerror or error}; give a folder that can",
+            key="run_dir",
+        ) from None
     finally:
         sys.argv = saved
     if mistakes:

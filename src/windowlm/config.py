@@ -8,14 +8,16 @@ Loading this module loads no torch.
 
 import difflib
 import json
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
-from typing import Any, ClassVar, Literal, TypeVar, get_args, get_type_hints
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
+from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from windowlm.data.config import DataConfig
 from windowlm.errors import UserError
 from windowlm.evaluation.config import EvaluationConfig, ScoredDataConfig
 from windowlm.model.config import ModelConfig
+from windowlm.setting_text import setting_text
 from windowlm.tokenization.config import TokenizerConfig
 from windowlm.training.config import (
     CheckpointConfig,
@@ -60,6 +62,13 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"seed={self.seed}: must lie in [0, 2**32); try seed=0")
+        if not self.run_dir.strip():
+            raise ValueError(
+                f"run_dir={self.run_dir}: a run needs a folder of its own, and null names one by the time; "
+                "try run_dir=null"
+            )
+        if self.resume is not None and not self.resume.strip():
+            raise ValueError(f"resume={self.resume}: auto, the folder of a run, or null; try resume=auto")
         if self.precision == "16-mixed" and self.trainer.device == "cpu":
             raise ValueError(
                 "precision=16-mixed: float16 training needs a GPU, and trainer.device=cpu; allowed on a CPU: "
@@ -74,9 +83,11 @@ class EvaluateConfig:
     Args:
         checkpoint: run folder, or a model folder with its safetensors, config and tokenizer.
         data: documents to score; nothing given scores the run's own split.
-        evaluation: context lengths, targets, precision.
+        evaluation: context lengths, targets, precision; what is not given is as in the run, but every target
+            of other data is scored.
         device: ``auto`` takes a GPU where there is one.
-        output_dir: folder of the results; null is ``evaluation`` in the run's folder.
+        output_dir: folder of the results; null is ``evaluation`` in the run's folder, or
+            ``evaluation_NAME`` for other data.
     """
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
@@ -86,6 +97,10 @@ class EvaluateConfig:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     device: Literal["auto", "cpu", "cuda"] = "auto"
     output_dir: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.output_dir is not None and not self.output_dir.strip():
+            raise ValueError(f"output_dir={self.output_dir}: a folder, or null; try output_dir=null")
 
 
 class ConfigError(UserError):
@@ -102,28 +117,66 @@ class ConfigError(UserError):
         self.correction = correction
 
 
-def known_keys(config_type: type) -> list[str]:
-    """Full paths of every setting of a configuration dataclass, groups included."""
-    keys: list[str] = []
+@dataclass(frozen=True)
+class Setting:
+    """One key of a command's configuration.
+
+    Attributes:
+        key: full path, such as ``model.rotary.base``.
+        kind: type annotation.
+        default: of its dataclass; MISSING where a value must be given.
+        under_nullable: a group above it may be null, so that the composed YAML may lack it.
+    """
+
+    key: str
+    kind: Any
+    default: Any
+    under_nullable: bool
+
+    @property
+    def is_group(self) -> bool:
+        """Whether it holds other settings."""
+        return any(True for _ in _dataclasses(self.kind))
+
+    @property
+    def is_text(self) -> bool:
+        """Whether its value is free text, such as a path."""
+        return str in (self.kind, *get_args(self.kind))
+
+
+def settings_of(config_type: type, prefix: str = "", under_nullable: bool = False) -> dict[str, Setting]:
+    """Every setting of a configuration dataclass by its full key, groups included."""
+    found: dict[str, Setting] = {}
     hints = get_type_hints(config_type)
     for entry in fields(config_type):
-        keys.append(entry.name)
-        for choice in (hints[entry.name], *get_args(hints[entry.name])):
-            if is_dataclass(choice) and isinstance(choice, type):
-                keys.extend(f"{entry.name}.{key}" for key in known_keys(choice))
-    return keys
+        key, kind = prefix + entry.name, hints[entry.name]
+        found.setdefault(key, Setting(key, kind, _default(entry), under_nullable))
+        for choice in _dataclasses(kind):
+            nullable = under_nullable or choice is not kind
+            for name, setting in settings_of(choice, f"{key}.", nullable).items():
+                found.setdefault(name, setting)
+    return found
 
 
-def unknown_key_error(key: str, value: str, keys: Iterable[str]) -> ConfigError:
-    """The error for a key that does not exist, with the nearest ones that do."""
-    keys = list(keys)
-    leaf = key.rpartition(".")[2]
-    same_leaf = [known for known in keys if known.rpartition(".")[2] == leaf]
-    nearest = (same_leaf + difflib.get_close_matches(key, keys, n=3, cutoff=0.5))[:3]
-    if not nearest:
-        by_leaf = {known.rpartition(".")[2]: known for known in keys}
-        nearest = [by_leaf[match] for match in difflib.get_close_matches(leaf, by_leaf, n=3, cutoff=0.6)]
-    hint = f"; nearest: {', '.join(dict.fromkeys(nearest))}" if nearest else ""
+def unknown_key_error(key: str, value: str, settings: Iterable[str]) -> ConfigError:
+    """The error for a key that does not exist, with the nearest ones that do.
+
+    Near are the keys of the same group with a name like it, then those of other groups with the same name or
+    one like it.
+    """
+    known = list(settings)
+    parent, _, leaf = key.rpartition(".")
+    siblings = {name.rpartition(".")[2]: name for name in known if name.rpartition(".")[0] == parent}
+    others = {name.rpartition(".")[2]: name for name in reversed(known)}
+    nearest = [siblings[match] for match in difflib.get_close_matches(leaf, siblings, n=3, cutoff=0.6)]
+    nearest += [name for name in known if name.rpartition(".")[2] == leaf]
+    nearest += [others[match] for match in difflib.get_close_matches(leaf, others, n=3, cutoff=0.6)]
+    nearest = list(dict.fromkeys(nearest))[:3]
+    hint = ""
+    if nearest:
+        hint = f"; nearest: {', '.join(nearest)}"
+    elif siblings:
+        hint = f"; {parent + ' has' if parent else 'there are'} {', '.join(siblings)}"
     return ConfigError(
         f"{key}={value}: there is no setting {key}{hint}",
         key=key,
@@ -152,15 +205,19 @@ def check_config(config_type: type[Config], values: Mapping[str, Any]) -> Config
 
 
 def _first_error(config_type: type, errors: list[Any], values: Mapping[str, Any]) -> ConfigError:
-    keys = known_keys(config_type)
+    settings = settings_of(config_type)
+    errors = _of_chosen_kinds(errors)
     unknown = [error for error in errors if error["type"] == "unexpected_keyword_argument"]
     first = (unknown or errors)[0]
-    key = _key_of(first["loc"], values)
-    given = _shown(_value_at(values, key))
+    if first["type"] == "json_invalid":
+        return ConfigError("a setting holds bytes that are no UTF-8 text; rename that file or folder")
+    key = _key_of(first["loc"], values, settings)
+    given = _value_at(values, key)
+    if unknown and key in settings:
+        # Known in another branch of a union.
+        return _wrong_kind(key, setting_text(given), values)
     if unknown:
-        return unknown_key_error(key, given, keys)
-    if first["type"] in ("missing", "missing_argument", "missing_keyword_only_argument"):
-        return ConfigError(f"{key}: has no value and none is assumed; give {key}=...", key=key)
+        return unknown_key_error(key, setting_text(given), settings)
     if first["type"] == "value_error":
         text = str(first["ctx"]["error"])
         field_name, _, rest = text.partition("=")
@@ -168,29 +225,88 @@ def _first_error(config_type: type, errors: list[Any], values: Mapping[str, Any]
         message, _, advice = rest.rpartition("; try ")
         prefix = f"{key}." if key else ""
         return ConfigError(f"{full_key}={message}", key=full_key, correction=f"{prefix}{advice}")
-    same_place = [error for error in errors if _key_of(error["loc"], values) == key]
-    allowed = " or ".join(dict.fromkeys(_allowed(error) for error in same_place))
-    if _may_be_null(config_type, key):
-        allowed += " or null"
-    return ConfigError(f"{key}={given}: allowed is {allowed}", key=key)
+    if first["type"].startswith("missing") and not isinstance(given, list):
+        return ConfigError(f"{key}: must be given: {key}=VALUE", key=key)
+    same_place = [error for error in errors if _key_of(error["loc"], values, settings) == key]
+    entries = [error for error in same_place if any(isinstance(part, int) for part in error["loc"])]
+    setting = settings[key]
+    if get_origin(setting.kind) is tuple:
+        allowed = f"a list of {len(get_args(setting.kind))} numbers"
+    else:
+        names = list(dict.fromkeys(_allowed(error) for error in entries or same_place))
+        if type(None) in (_entry_kinds(setting.kind) if entries else get_args(setting.kind)):
+            names.append("null")
+        allowed = ("a list, each entry " if entries else "") + " or ".join(names)
+    good = _good_value(setting, same_place, given)
+    return ConfigError(
+        f"{key}={setting_text(given)}: allowed is {allowed}",
+        key=key,
+        correction=None if good is None else f"{key}={setting_text(good)}",
+    )
 
 
-def _may_be_null(config_type: type, key: str) -> bool:
-    hint: Any = config_type
-    for part in key.split("."):
-        groups = [
-            choice for choice in (hint, *get_args(hint)) if is_dataclass(choice) and isinstance(choice, type)
-        ]
-        hint = get_type_hints(groups[0]).get(part) if groups else None
-    return type(None) in get_args(hint)
+def _wrong_kind(key: str, given: str, values: Mapping[str, Any]) -> ConfigError:
+    """The error for a setting of a group whose ``kind`` is another, or not given."""
+    kind = f"{key.rpartition('.')[0]}.kind"
+    value = _value_at(values, kind)
+    if value is None:
+        return ConfigError(f"{kind}: must be given with {key}={given}: {kind}=VALUE", key=kind)
+    return ConfigError(f"{key}={given}: {kind}={value} has no such setting", key=key)
 
 
-def _key_of(location: tuple[Any, ...], values: Mapping[str, Any]) -> str:
+def _of_chosen_kinds(errors: list[Any]) -> list[Any]:
+    """Without the errors of branches of a union whose ``kind`` is not the given one, where one has it."""
+    places: dict[tuple[Any, ...], set[tuple[Any, ...]]] = {}
+    refused = {error["loc"][:-1] for error in errors if error["loc"][-1:] == ("kind",)}
+    for branch in (error["loc"][:-1] for error in errors):
+        places.setdefault(branch[:-1], set()).add(branch)
+    dropped = {branch for branch in refused if places[branch[:-1]] - refused}
+    return [error for error in errors if error["loc"][:-1] not in dropped]
+
+
+def _good_value(setting: Setting, errors: list[Any], given: Any) -> Any:
+    """A value near the given one that is allowed, else the default; None where there is neither."""
+    kinds = {error["type"] for error in errors}
+    if "int_type" in kinds and isinstance(given, float) and given.is_integer():
+        return int(given)
+    if "bool_type" in kinds and setting_text(given).lower() in ("yes", "y", "on", "1"):
+        return True
+    if kinds == {"list_type"} and isinstance(given, str):
+        return [given]
+    names = [name for error in errors for name in re.findall("'(.+?)'", str(error.get("ctx", "")))]
+    near = difflib.get_close_matches(setting_text(given), names, n=1)
+    return near[0] if near else _plain_default(setting)
+
+
+def _plain_default(setting: Setting) -> Any:
+    """The default where it can stand on a command line."""
+    return None if setting.is_group or setting.default is MISSING else setting.default
+
+
+def _default(entry: "Field[Any]") -> Any:
+    return entry.default_factory() if entry.default_factory is not MISSING else entry.default
+
+
+def _dataclasses(kind: Any) -> Iterator[type]:
+    """The dataclasses that a type annotation names."""
+    if isinstance(kind, type) and is_dataclass(kind):
+        yield kind
+    for choice in get_args(kind):
+        yield from _dataclasses(choice)
+
+
+def _entry_kinds(kind: Any) -> tuple[Any, ...]:
+    """Types of a list's entries, where the annotation allows a list."""
+    lists = [choice for choice in (kind, *get_args(kind)) if get_origin(choice) is list]
+    return tuple(entry for choice in lists for entry in get_args(get_args(choice)[0]))
+
+
+def _key_of(location: tuple[Any, ...], values: Mapping[str, Any], settings: Mapping[str, Setting]) -> str:
     """Path of the location without the branches of unions, which pydantic puts between the keys."""
     path: list[str] = []
     here: Any = values
     for part in location:
-        if isinstance(here, Mapping) and (part in here or part == location[-1]):
+        if isinstance(here, Mapping) and (part in here or ".".join([*path, str(part)]) in settings):
             path.append(str(part))
             here = here.get(part)
         elif isinstance(here, list) and isinstance(part, int):
@@ -205,10 +321,6 @@ def _value_at(values: Mapping[str, Any], key: str) -> Any:
     return here
 
 
-def _shown(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
-
-
 def _allowed(error: Any) -> str:
     kind: str = error["type"]
     if kind == "literal_error":
@@ -221,7 +333,6 @@ def _allowed(error: Any) -> str:
         "bool_type": "true or false",
         "list_type": "a list",
         "none_required": "null",
-        "tuple_type": "a list",
         "dataclass_type": "a group of settings",
         "dict_type": "a group of settings",
     }

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+DataName = Literal["stdlib", "text", "pg19", "wikitext-103", "enwik8", "tinystories", "fineweb-edu"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
@@ -32,7 +34,7 @@ class DataConfig:
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
-    name: Literal["stdlib", "text", "pg19", "wikitext-103", "enwik8", "tinystories", "fineweb-edu"] = "stdlib"
+    name: DataName = "stdlib"
     path: str | None = None
     text_column: str = "text"
     title_column: str = "title"

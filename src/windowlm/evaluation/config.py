@@ -3,6 +3,9 @@
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from windowlm.data.config import DataName
+from windowlm.setting_text import setting_text
+
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
@@ -37,8 +40,8 @@ class EvaluationConfig:
         if lengths is not None and (not lengths or lengths[0] < 1 or lengths != sorted(set(lengths))):
             good = sorted({length for length in lengths if length > 0}) or [64, 128, 256]
             raise ValueError(
-                f"context_lengths={_listed(lengths)}: whole numbers from 1 on, each once, in increasing "
-                f"order; try context_lengths={_listed(good)}"
+                f"context_lengths={setting_text(lengths)}: whole numbers from 1 on, each once, in increasing "
+                f"order; try context_lengths={setting_text(good)}"
             )
         if self.max_targets is not None and self.max_targets < 1:
             raise ValueError(
@@ -67,7 +70,7 @@ class ScoredDataConfig:
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
-    name: str | None = None
+    name: DataName | None = None
     path: str | None = None
     text_column: str | None = None
     title_column: str | None = None
@@ -80,7 +83,3 @@ class ScoredDataConfig:
     def given(self) -> dict[str, str | int]:
         """The settings that are not null."""
         return {name: value for name, value in vars(self).items() if value is not None}
-
-
-def _listed(numbers: list[int]) -> str:
-    return "[" + ",".join(map(str, numbers)) + "]"

@@ -4,6 +4,8 @@ This module loads no torch: a folder that cannot be used is refused before any w
 """
 
 import json
+import re
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -11,6 +13,7 @@ from typing import Any, Literal
 from windowlm.atomic_write import write_atomically
 from windowlm.config import ConfigError, TrainConfig
 from windowlm.errors import UserError
+from windowlm.setting_text import setting_text
 
 # Settings that a resumed run may change: they do not decide what is learnt from which text in which order.
 CHANGEABLE = (
@@ -30,6 +33,10 @@ CHANGEABLE = (
     "trainer.log_every_n_steps",
     "trainer.progress_bar",
 )
+
+# What Hydra may have written into a folder before its run began.
+WRITTEN_BEFORE_A_RUN = re.compile(r"\.hydra(-\d+)?|train\.log")
+WRITTEN_BESIDE_RUNS = re.compile(r"\d+|multirun\.yaml|comparison.*\.(csv|png)")
 
 CONTENTS = {
     "model": "weights (safetensors), configuration and tokenizer, for windowlm.load",
@@ -123,9 +130,10 @@ def find_start(config: TrainConfig, path: Path) -> Start:
         ConfigError: the folder holds another run, or a checkpoint does not fit the settings.
     """
     folder = RunFolder(path)
-    if path.exists() and not path.is_dir():
-        raise ConfigError(f"run_dir={path}: is a file; give a folder", key="run_dir")
+    others = _entries_but(WRITTEN_BEFORE_A_RUN, path)
     record = folder.read_record()
+    if others and "status" not in record:
+        raise _foreign_folder(path, others)
     if record and config.resume != "auto":
         raise ConfigError(
             f"run_dir={path}: already holds a run ({record.get('status', 'unknown')}); go on with it or "
@@ -148,17 +156,57 @@ def find_start(config: TrainConfig, path: Path) -> Start:
     )
 
 
-def check_run_folder(config: TrainConfig, path: Path, is_sweep: bool) -> None:
-    """Refuse a folder that holds other runs; see ``find_start``."""
+def check_run_folder(configs: Sequence[TrainConfig], path: Path, is_sweep: bool) -> None:
+    """Refuse a folder that holds other runs, or something else.
+
+    Args:
+        configs: settings of the run, or of each run of a sweep.
+        path: folder of the run; of a sweep the folder of its runs, which are numbered.
+        is_sweep: whether it is a sweep.
+
+    Raises:
+        ConfigError: the folder cannot be used; see ``find_start``.
+    """
     if not is_sweep:
-        find_start(config, path)
-    elif config.resume != "auto" and (held := sorted(path.glob("*/run.json"))):
+        find_start(configs[0], path)
+        return
+    if others := _entries_but(WRITTEN_BESIDE_RUNS, path):
+        raise _foreign_folder(path, others)
+    held = sorted(path.glob("*/run.json"))
+    if held and any(config.resume != "auto" for config in configs):
         raise ConfigError(
             f"run_dir={path}: already holds {len(held)} runs of a sweep; go on with them or choose "
             "another folder",
             key="resume",
             correction="resume=auto",
         )
+    for number, config in enumerate(configs):
+        find_start(config, path / str(number))
+
+
+def _entries_but(known: re.Pattern[str], path: Path) -> list[str]:
+    """Names in a folder that are not known, sorted; none where there is no folder.
+
+    Raises:
+        ConfigError: a file, or a folder that cannot be read.
+    """
+    try:
+        return sorted(entry.name for entry in path.iterdir() if not known.fullmatch(entry.name))
+    except FileNotFoundError:
+        return []
+    except NotADirectoryError:
+        raise ConfigError(f"run_dir={path}: is or lies in a file; give a folder", key="run_dir") from None
+    except OSError as error:
+        raise ConfigError(f"run_dir={path}: cannot be read: {error.strerror}", key="run_dir") from None
+
+
+def _foreign_folder(path: Path, entries: list[str]) -> ConfigError:
+    what = "a run" if "run.json" in entries else f"{entries[0]!r} and is no run of windowlm"
+    return ConfigError(
+        f"run_dir={path}: holds {what}; give a new or empty folder, or null for one named by the time",
+        key="run_dir",
+        correction="run_dir=null",
+    )
 
 
 def _budget(config: TrainConfig) -> list[float | int | None]:
@@ -191,7 +239,7 @@ def _refuse_changes(config: TrainConfig, folder: RunFolder, prefixes: tuple[str,
     for key in sorted(old.keys() | new.keys()):
         if not key.startswith(prefixes) or _is_changeable(key) or old.get(key) == new.get(key):
             continue
-        given, before = json.dumps(new.get(key)), json.dumps(old.get(key))
+        given, before = setting_text(new.get(key)), setting_text(old.get(key))
         raise ConfigError(
             f"{key}={given}: the run in {folder.path} has {key}={before}; what may change when it goes on is "
             f"{', '.join(CHANGEABLE)}",

@@ -1,0 +1,42 @@
+"""The evaluation settings of a finished run, for those that a second evaluation does not give."""
+
+import json
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from windowlm.errors import UserError
+from windowlm.evaluation.config import EvaluationConfig
+
+
+def with_own_settings(values: dict[str, Any]) -> dict[str, Any]:
+    """Settings of ``scripts/evaluate.py`` with ``evaluation`` filled up from the run's own.
+
+    A run's own data are scored as the run scored them. Of other data, ``data.path`` or ``data.name``, every
+    target is, unless ``evaluation.max_targets`` says otherwise.
+
+    Args:
+        values: composed settings, in ``evaluation`` those that are given.
+
+    Raises:
+        UserError: the run's ``config.json`` is damaged.
+    """
+    own = _own_settings(Path(values["checkpoint"]))
+    if any(values["data"].get(name) is not None for name in ("path", "name")):
+        own["max_targets"] = None
+    return {**values, "evaluation": own | (values["evaluation"] or {})}
+
+
+def _own_settings(checkpoint: Path) -> dict[str, Any]:
+    """From the run's settings, where ``checkpoint`` is a run or the model in it; else nothing."""
+    known = {field.name for field in fields(EvaluationConfig)}
+    for path in (checkpoint / "config.json", checkpoint.parent / "config.json"):
+        try:
+            settings = json.loads(path.read_text(encoding="utf-8"))
+        except OSError:
+            continue
+        except ValueError as error:
+            raise UserError(f"{path}: not JSON: {error}") from None
+        if isinstance(settings, dict) and isinstance(settings.get("evaluation"), dict):
+            return {name: value for name, value in settings["evaluation"].items() if name in known}
+    return {}
