@@ -1,0 +1,271 @@
+"""Runs in this process that are stopped, fail or go on."""
+
+import json
+import os
+import shutil
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+
+from tests.training.offline_wandb import read_offline_run
+from windowlm.command_line import Invocation
+from windowlm.config import ConfigError, TrainConfig, check_config
+from windowlm.training import run
+from windowlm.training.lightning_module import LanguageModelModule
+from windowlm.training.metrics_log import WALL_CLOCK_COLUMNS, MetricsLog
+from windowlm.training.non_finite import NonFiniteError
+from windowlm.training.run import train
+
+SHAPE = {
+    "layers": 1,
+    "dim": 16,
+    "heads": 2,
+    "kv_heads": 1,
+    "head_dim": 8,
+    "feed_forward_dim": 16,
+    "window": 8,
+}
+Start = Callable[..., int]
+
+
+def begin(folder: Path, texts: Path, cache: Path, sweep: bool = False, **changes: Any) -> int:
+    """Start a run of six steps in a folder, or go on with it, as ``train.py`` would."""
+    values = {
+        "model": {**SHAPE, "attention_dropout": 0.2},
+        "data": {
+            "name": "text",
+            "path": str(texts),
+            "cache_dir": str(cache),
+            "sequence_length": 64,
+            "batch_size": 2,
+            "validation_tokens": 256,
+        },
+        "tokenizer": {"kind": "bytes"},
+        "trainer": {
+            "max_steps": 6,
+            "validate_every_n_steps": 2,
+            "log_every_n_steps": 3,
+            "progress_bar": "off",
+            **changes.pop("trainer", {}),
+        },
+        "evaluation": {"max_targets": 64, "context_lengths": [2, 16]},
+        "logger": {"kind": "none"},
+        "resume": "auto",
+        "run_dir": str(folder),
+        **changes,
+    }
+    invocation = Invocation(
+        output_dir=folder, sweep_dir=folder.parent if sweep else None, command="python train.py"
+    )
+    return train(check_config(TrainConfig, values), invocation)
+
+
+@pytest.fixture(scope="module")
+def place(documents: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Holds the texts and the cache of these runs."""
+    folder = tmp_path_factory.mktemp("endings")
+    shutil.copytree(documents, folder / "texts")
+    return folder
+
+
+@pytest.fixture
+def start(place: Path, tmp_path: Path) -> Start:
+    """Start a run in a folder of the name, or go on with it."""
+    return lambda name, **changes: begin(tmp_path / name, place / "texts", place / "cache", **changes)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(place: Path) -> Path:
+    """Folder of a run that nothing stopped."""
+    assert begin(place / "uninterrupted", place / "texts", place / "cache") == 0
+    return place / "uninterrupted"
+
+
+def rows(folder: Path) -> list[dict[str, Any]]:
+    return [
+        {name: row[name] for name in row if name not in WALL_CLOCK_COLUMNS}
+        for row in MetricsLog(folder / "metrics.jsonl").rows()
+    ]
+
+
+def record(folder: Path) -> dict[str, Any]:
+    loaded: dict[str, Any] = json.loads((folder / "run.json").read_text())
+    return loaded
+
+
+def steps_saved(folder: Path) -> int:
+    step: int = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["global_step"]
+    return step
+
+
+@pytest.fixture
+def before(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
+    """Do something once before a method of the module is called after so many trained batches."""
+
+    def arrange(method: str, batches: int, act: Callable[[LanguageModelModule], object]) -> None:
+        original = getattr(LanguageModelModule, method)
+        pending = [act]
+
+        def patched(self: LanguageModelModule, *arguments: Any) -> Any:
+            if self.batches_trained == batches and pending:
+                pending.pop()(self)
+            return original(self, *arguments)
+
+        monkeypatch.setattr(LanguageModelModule, method, patched)
+
+    return arrange  # type: ignore[return-value]
+
+
+def send(number: int) -> None:
+    os.kill(os.getpid(), number)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    ("method", "batches", "saved"),
+    [
+        ("training_step", 2, 3),  # saved at once, though no validation is due
+        ("training_step", 3, 4),  # a validation is due at this very step, and takes place
+        ("validation_step", 2, 2),  # in a validation, which ends first
+        ("on_save_checkpoint", 2, 3),  # while a checkpoint is written
+    ],
+)
+def test_a_signal_loses_nothing(
+    number: signal.Signals,
+    method: str,
+    batches: int,
+    saved: int,
+    start: Start,
+    before: Callable[..., None],
+    uninterrupted: Path,
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "run"
+    before(method, batches, lambda _: send(number))
+    assert start("run") == 75
+    assert record(folder)["status"] == "stopped"
+    assert steps_saved(folder) == saved
+    assert not (folder / "evaluation").exists()
+    assert start("run") == 0
+    assert rows(folder) == rows(uninterrupted)
+
+
+def test_a_stop_is_saved_without_a_validation(
+    start: Start, before: Callable[..., None], tmp_path: Path
+) -> None:
+    before("training_step", 2, lambda _: send(signal.SIGTERM))
+    assert start("run") == 75
+    assert [row["step"] for row in rows(tmp_path / "run") if "validation_loss" in row] == [2]
+
+
+def test_a_run_that_stops_in_its_evaluation_is_evaluated_and_not_trained_on(
+    start: Start,
+    uninterrupted: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "evaluate_model", lambda *_: send(signal.SIGINT))
+        assert start("run") == 75
+    weights = (folder / "model" / "model.safetensors").read_bytes()
+    shutil.rmtree(folder / "model")
+    monkeypatch.setattr(pl.Trainer, "fit", lambda *_, **__: pytest.fail("it trained on"))
+    assert start("run") == 0
+    assert record(folder)["status"] == "finished"
+    assert rows(folder) == rows(uninterrupted)
+    assert (folder / "model" / "model.safetensors").read_bytes() == weights
+    for context in ("length.json", "length.csv"):
+        assert (folder / "evaluation" / context).read_bytes() == (
+            uninterrupted / "evaluation" / context
+        ).read_bytes()
+
+
+def test_a_finished_run_with_a_smaller_budget_has_nothing_to_do(
+    start: Start, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert start("run") == 0
+    monkeypatch.setattr(pl.Trainer, "fit", lambda *_, **__: pytest.fail("it trained on"))
+    assert start("run", trainer={"max_steps": 4}) == 0
+    assert "nothing to do" in capsys.readouterr().out
+
+
+def test_a_stop_ends_the_sweep(start: Start, before: Callable[..., None]) -> None:
+    before("training_step", 1, lambda _: send(signal.SIGTERM))
+    with pytest.raises(SystemExit) as left:
+        start("0", sweep=True)
+    assert left.value.code == 75
+
+
+def test_the_wall_clock_limit_counts_from_the_start_of_the_command(
+    start: Start, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(run, "COMMAND_STARTED", run.COMMAND_STARTED - 5000)
+    assert start("run", trainer={"max_time": 4000.0}) == 75
+    assert steps_saved(tmp_path / "run") == 1
+
+
+def test_other_documents_are_refused_by_name_before_anything_is_written(
+    place: Path, before: Callable[..., None], tmp_path: Path
+) -> None:
+    texts, folder = Path(shutil.copytree(place / "texts", tmp_path / "texts")), tmp_path / "run"
+    before("training_step", 2, lambda _: send(signal.SIGTERM))
+    assert begin(folder, texts, place / "cache") == 75
+    held = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    (texts / "document 99.txt").write_text("one more document, which moves all others", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"source_identity [0-9a-f]+ there, [0-9a-f]+ here"):
+        begin(folder, texts, place / "cache")
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == held
+
+
+def spoil(module: LanguageModelModule) -> None:
+    with torch.no_grad():
+        module.model.final_norm.weight.fill_(torch.inf)
+
+
+def test_weights_that_are_not_finite_end_the_run_and_are_not_saved(
+    start: Start, before: Callable[..., None], tmp_path: Path
+) -> None:
+    before("validation_step", 4, spoil)
+    with pytest.raises(NonFiniteError, match=r"step 4: the weight final_norm\.weight"):
+        start("run")
+    assert steps_saved(tmp_path / "run") == 2
+    assert record(tmp_path / "run")["status"] == "failed"
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_at_the_next_logged_step(
+    start: Start, before: Callable[..., None], tmp_path: Path
+) -> None:
+    before("training_step", 2, spoil)
+    with pytest.raises(NonFiniteError, match="step 3: the training loss since the last logged step is nan"):
+        start("run")
+    assert steps_saved(tmp_path / "run") == 2
+
+
+def test_a_failed_run_gives_wandb_back_to_the_next(
+    start: Start, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+
+    def fail(*_: Any) -> None:
+        raise RuntimeError("no evaluation")
+
+    logger = {"kind": "wandb"}
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "evaluate_model", fail)
+        with pytest.raises(RuntimeError, match="no evaluation"):
+            start("failing", logger=logger)
+    assert start("next", logger=logger) == 0
+    read = {}
+    for name in ("failing", "next"):
+        (offline,) = (tmp_path / name / "wandb").glob("offline-run-*")
+        read[name] = read_offline_run(offline)
+        assert read[name]["id"] == record(tmp_path / name)["wandb_id"]
+    assert record(tmp_path / "failing")["status"] == "failed"
+    assert [read[name]["exit_code"] for name in ("failing", "next")] == [1, 0]
+    assert read["failing"]["id"] != read["next"]["id"]

@@ -1,0 +1,57 @@
+from pathlib import Path
+
+import pytest
+
+from windowlm.errors import UserError
+from windowlm.training.wandb_run import choose_mode
+
+
+@pytest.fixture(autouse=True)
+def no_account(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import wandb
+
+    wandb.teardown()
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "NETRC"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+
+
+def give_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+
+
+def test_auto_is_online_with_a_key_and_offline_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert choose_mode("auto") == "offline"
+    give_key(monkeypatch)
+    assert choose_mode("auto") == "online"
+
+
+@pytest.mark.parametrize(
+    ("variable", "mode"), [("offline", "offline"), ("dryrun", "offline"), ("disabled", "disabled")]
+)
+def test_auto_follows_the_variable(monkeypatch: pytest.MonkeyPatch, variable: str, mode: str) -> None:
+    give_key(monkeypatch)
+    monkeypatch.setenv("WANDB_MODE", variable)
+    assert choose_mode("auto") == mode
+
+
+def test_a_setting_goes_before_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    give_key(monkeypatch)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    assert choose_mode("online") == "online"
+    monkeypatch.setenv("WANDB_MODE", "online")
+    assert choose_mode("offline") == "offline"
+
+
+def test_online_without_a_key_names_who_asked_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match="logger.mode=online: no W&B key"):
+        choose_mode("online")
+    monkeypatch.setenv("WANDB_MODE", "online")
+    with pytest.raises(UserError, match="WANDB_MODE=online: no W&B key"):
+        choose_mode("auto")
+
+
+def test_an_unknown_variable_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "sometimes")
+    with pytest.raises(UserError, match="WANDB_MODE=sometimes: allowed is one of online"):
+        choose_mode("offline")
