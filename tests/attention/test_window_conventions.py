@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.attention.flex_attention import create_mask
 
 from windowlm.attention import window_conventions as conventions
@@ -162,6 +162,93 @@ def test_local_attention_sees_one_key_more_than_its_number_and_up_to_twice_as_ma
     assert from_mask(keys(**conventions.to_local_attention(window))) == (window, True)
     by_default = keys(window_size=window, causal=True).sum(1)[window:]
     assert (by_default.min(), by_default.max()) == (window + 1, 2 * window)
+
+
+@pytest.mark.parametrize("window", WINDOWS)
+def test_litgpt_counts_the_query(window: int) -> None:
+    model = pytest.importorskip("litgpt.model", exc_type=ImportError)
+    config = model.Config(
+        n_layer=1,
+        n_head=1,
+        n_embd=TOKENS,
+        head_size=TOKENS,
+        block_size=TOKENS,
+        padded_vocab_size=8,
+        bias=False,
+        rotary_percentage=0.0,
+        sliding_window_size=window,
+        sliding_window_indices=[1],
+    )
+    layer = model.CausalSelfAttention(config, 0)
+    zeros, eye = torch.zeros(2 * TOKENS, TOKENS), torch.eye(TOKENS)
+    layer.qkv.weight, layer.proj.weight = nn.Parameter(torch.cat([zeros, eye])), nn.Parameter(eye)
+    rotation = torch.ones(1, TOKENS, 0)
+    assert from_mask(seen_by(lambda value_TT: layer(value_TT[None], rotation, rotation)[0])) == (window, True)
+
+
+@pytest.mark.parametrize("window", WINDOWS)
+def test_torchtitan_counts_the_query_in_its_flex_mask(window: int) -> None:
+    attention = pytest.importorskip("torchtitan.models.common.attention", exc_type=ImportError)
+    mask_mod = attention.get_sliding_window_mask_mod(window)
+    assert conventions.from_mask_mod(mask_mod, TOKENS) == (window, True)
+
+
+@pytest.mark.parametrize("window", WINDOWS)
+def test_olmo_core_counts_the_query(window: int) -> None:
+    attention = pytest.importorskip("olmo_core.nn.attention", exc_type=ImportError)
+    layer = attention.Attention(d_model=TOKENS, n_heads=1, window_size=window, bias=False)
+    for weight in (layer.w_v.weight, layer.w_out.weight):
+        nn.init.eye_(weight)
+    nn.init.zeros_(layer.w_q.weight)
+    assert from_mask(seen_by(lambda value_TT: layer(value_TT[None])[0])) == (window, True)
+
+
+@pytest.mark.parametrize("window", WINDOWS)
+def test_flash_linear_attention_counts_the_query(window: int) -> None:
+    naive = pytest.importorskip("fla.ops.attn.naive", exc_type=ImportError)
+    zeros = torch.zeros(1, TOKENS, 1, TOKENS)
+
+    def attend(value_TT: Tensor) -> Tensor:
+        value = value_TT[None, :, None]
+        return naive.naive_parallel_attn(zeros, zeros, value, window_size=window)[0][0, :, 0]
+
+    assert from_mask(seen_by(attend)) == (window, True)
+
+
+@pytest.mark.parametrize("window", WINDOWS)
+def test_xformers_counts_the_query_in_one_number_and_not_in_two(window: int) -> None:
+    bias = pytest.importorskip("xformers.ops.fmha.attn_bias", exc_type=ImportError)
+    shape = (TOKENS, TOKENS)
+    one_number = bias.LowerTriangularFromBottomRightMask().make_local_attention(window)
+    assert from_mask(one_number.materialize(shape) == 0) == (window, True)
+    two_numbers = bias.LocalAttentionFromBottomRightMask(*conventions.to_flash_attention(window, False))
+    assert from_mask(two_numbers.materialize(shape) == 0) == (window, False)
+    padded = bias.BlockDiagonalLocalAttentionPaddedKeysMask.from_seqlens_local(
+        [TOKENS], TOKENS, [TOKENS], *conventions.to_flash_attention(window)
+    )
+    assert from_mask(padded.materialize(shape) == 0) == (window, True)
+
+
+@pytest.mark.parametrize("window", [4, 6])
+def test_modernbert_and_longformer_see_one_key_more_than_their_number(window: int) -> None:
+    transformers = pytest.importorskip("transformers")
+    sizes = {"vocab_size": 8, "hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 1}
+    special = {f"{name}_token_id": 0 for name in ("pad", "bos", "eos", "cls", "sep")}
+    tokens_BT = torch.ones(1, TOKENS, dtype=torch.int64)
+    bert = transformers.ModernBertModel(
+        transformers.ModernBertConfig(
+            **sizes, **special, num_hidden_layers=2, local_attention=window, attn_implementation="eager"
+        )
+    ).eval()
+    weights = bert(tokens_BT, output_attentions=True).attentions[1][0, 0]
+    assert from_mask(weights > 0) == (window // 2 + 1, False)
+    assert (weights[TOKENS // 2] > 0).sum() == window + 1
+    longformer = transformers.LongformerModel(
+        transformers.LongformerConfig(**sizes, num_hidden_layers=1, attention_window=window)
+    ).eval()
+    # Columns are distances here, one for each key in reach.
+    weights = longformer(tokens_BT, output_attentions=True).attentions[0][0, 0]
+    assert (weights[TOKENS // 2] > 0).sum() == window + 1
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="varlen_attn runs on CUDA only")
