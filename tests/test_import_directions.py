@@ -26,7 +26,7 @@ ALLOWED = {
         "model",
         "tokenization",
     },
-    "config": {"data", "evaluation", "model", "tokenization", "training"},
+    "config": {"attention", "data", "evaluation", "model", "tokenization", "training"},
     "command_line": {"command_words", "config", "unbegun_runs"},
     "command_words": {"config"},
     "unbegun_runs": set(),

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin, get_type_hints
 
+from windowlm.attention.picture import AttentionPicture
 from windowlm.data.config import DataConfig
 from windowlm.errors import UserError
 from windowlm.evaluation.config import EvaluationConfig, ScoredDataConfig
@@ -101,6 +102,17 @@ class EvaluateConfig:
     def __post_init__(self) -> None:
         if self.output_dir is not None and not self.output_dir.strip():
             raise ValueError(f"output_dir={self.output_dir}: a folder, or null; try output_dir=null")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShowAttentionConfig(AttentionPicture):
+    """Settings of ``python scripts/show_attention.py``.
+
+    Args:
+        output_file: the PNG; null draws in the terminal alone.
+    """
+
+    output_file: str | None = "attention.png"
 
 
 class ConfigError(UserError):
