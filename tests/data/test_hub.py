@@ -7,6 +7,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from huggingface_hub import HfApi
 
 from tests.data.corpus import text, texts_of
 from windowlm.data import hub
@@ -146,21 +147,73 @@ class StandInHub:
     """Resolves revisions and downloads from a local folder."""
 
     def __init__(self, root: Path, commit: str) -> None:
-        self.root, self.commit, self.online = root, commit, True
+        self.root, self.commit = root, commit
+        self.failure: Exception | None = None
         self.asked: list[tuple[str, str]] = []
 
     def dataset_info(self, repository: str, *, revision: str, timeout: float) -> SimpleNamespace:
-        if not self.online:
-            raise ConnectionError("no route")
+        if self.failure is not None:
+            raise self.failure
         self.asked.append((repository, revision))
         return SimpleNamespace(sha=self.commit)
 
     def snapshot_download(
         self, repository: str, *, repo_type: str, revision: str, allow_patterns: list[str]
     ) -> str:
-        assert (repo_type, revision, self.online) == ("dataset", self.commit, True)
+        assert (repo_type, revision) == ("dataset", self.commit)
+        if self.failure is not None:
+            raise self.failure
         assert allow_patterns == list(PRESETS["pg19"].files.values())
         return str(self.root)
+
+
+def real_failures() -> list[Exception]:
+    """What the hub's client raises where nothing answers, and where it was told to stay offline."""
+    failures = []
+    for offline in (False, True):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", offline)
+            try:
+                HfApi(endpoint="http://127.0.0.1:9").dataset_info("emozilla/pg19", timeout=5)
+            except Exception as failure:
+                failures.append(failure)
+    return failures
+
+
+def test_a_missing_network_says_what_to_do_without_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_pg19(tmp_path / "repository")
+    stand_in = StandInHub(tmp_path / "repository", commit="c0ffee" + "0" * 34)
+    monkeypatch.setattr(hub, "HfApi", lambda: stand_in)
+    monkeypatch.setattr(hub, "snapshot_download", stand_in.snapshot_download)
+    failures = real_failures()
+    assert len(failures) == 2
+    for number, failure in enumerate(failures):
+        stand_in.failure = failure
+        with pytest.raises(DataError, match=r"emozilla/pg19 could not be read .*data\.path=FILE_OR_FOLDER"):
+            find_hub_source(settings("pg19", None, tmp_path))
+        # The revision is known, and the files are what is missing.
+        stand_in.failure = None
+        source = find_hub_source(settings("pg19", None, tmp_path, revision=str(number)))
+        stand_in.failure = failure
+        with pytest.raises(DataError, match=r"emozilla/pg19 could not be read .*data\.path=FILE_OR_FOLDER"):
+            next(source.documents())
+
+
+def test_a_stream_that_breaks_says_what_to_do_without_a_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand_in = StandInHub(tmp_path, commit="a" * 40)
+    monkeypatch.setattr(hub, "HfApi", lambda: stand_in)
+    for failure in real_failures():
+
+        def refuse(*_: Any, failure: Exception = failure, **__: Any) -> None:
+            raise failure
+
+        monkeypatch.setattr("windowlm.data.readers.load_dataset", refuse)
+        with pytest.raises(DataError, match=r"fineweb-edu could not be read .*data=NAME data\.path=COPY"):
+            prepare_tokens(settings("fineweb-edu", None, tmp_path, documents=2), BYTES)
 
 
 def test_the_revision_is_resolved_recorded_and_remembered_without_a_network(
@@ -175,10 +228,10 @@ def test_the_revision_is_resolved_recorded_and_remembered_without_a_network(
     assert stand_in.asked == [("emozilla/pg19", "v1")]
     assert texts_of(online)["validation"] == [text(10), text(11)]
 
-    stand_in.online = False
+    stand_in.failure = real_failures()[0]
     offline = prepare_tokens(settings("pg19", None, tmp_path, revision="v1"), BYTES)
     assert offline.summary() == online.summary()
-    with pytest.raises(DataError, match=r"emozilla/pg19 could not be read.*no route.*data\.path"):
+    with pytest.raises(DataError, match=r"emozilla/pg19 could not be read.*data\.path"):
         prepare_tokens(settings("pg19", None, tmp_path, revision="v2"), BYTES)
 
 

@@ -1,6 +1,8 @@
 """Where documents come from."""
 
+import gzip
 import json
+import os
 import sysconfig
 from pathlib import Path
 from typing import Any
@@ -77,6 +79,49 @@ def test_names_may_hold_any_character(tmp_path: Path, name: str, suffix: str) ->
     assert [read(document) for document in documents(path.parent, tmp_path)] == ["text"]
 
 
+def test_a_folder_gives_documents_of_the_stated_types_and_says_how_many_files_are_left_out(
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "docs"
+    folder.mkdir()
+    for name in ("a.txt", "b.MD", "c.html", "d.py", "README", "e.pdf"):
+        (folder / name).write_text(name)
+    assert [document.title for document in documents(folder, tmp_path)] == ["a.txt", "b.MD"]
+    assert find_source(settings(folder, tmp_path)).name == f"{folder} (4 files of other types left out)"
+    assert [document.title for document in documents(f"{folder}/*.py", tmp_path)] == [f"{folder}/d.py"]
+    for name in ("a.txt", "b.MD"):
+        (folder / name).unlink()
+    with pytest.raises(
+        DataError, match=r"no \.txt, \.md, \.jsonl or \.parquet file in the folder; name .*\*\*/\*'"
+    ):
+        documents(folder, tmp_path)
+
+
+def test_compressed_files_are_read(tmp_path: Path) -> None:
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "a.txt.gz").write_bytes(gzip.compress("é\r\n".encode()))
+    (tmp_path / "docs" / "b.jsonl.gz").write_bytes(gzip.compress(json.dumps({"text": "two"}).encode()))
+    assert [read(document) for document in documents(tmp_path / "docs", tmp_path)] == ["é\r\n", "two"]
+    assert [read(document) for document in documents(tmp_path / "docs" / "a.txt.gz", tmp_path)] == ["é\r\n"]
+
+
+def test_folders_of_a_glob_that_exist_are_meant_to_the_letter(tmp_path: Path) -> None:
+    write_documents(tmp_path / "[a] *" / "deep", 2)
+    write_documents(tmp_path / "a b" / "deep", 3)
+    assert len(documents(f"{tmp_path}/[a] */**/*.txt", tmp_path)) == 2
+
+
+def test_a_folder_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_documents(tmp_path / "docs", 1)
+
+    def refuse(path: str) -> None:
+        raise PermissionError(13, "Permission denied", path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(DataError, match=r"not readable: Permission denied: .*docs"):
+        find_source(settings(tmp_path / "docs", tmp_path))
+
+
 def test_json_lines_and_parquet_give_a_document_a_row(tmp_path: Path) -> None:
     rows = [
         {"text": "one", "title": "One", "author": "A"},
@@ -98,7 +143,10 @@ def test_other_columns_can_hold_the_text(tmp_path: Path) -> None:
     columns = {"text_column": "body", "title_column": "name", "author_column": "writer"}
     [document] = documents(tmp_path / "a.jsonl", tmp_path, **columns)
     assert (read(document), document.title, document.author) == ("one", "N", "A")
-    with pytest.raises(DataError, match=r"no text in column 'text'.*'body'.*set data\.text_column"):
+    with pytest.raises(DataError, match=r"^data\.text_column=text: row 1 of .* has the columns 'body', "):
+        documents(tmp_path / "a.jsonl", tmp_path)
+    (tmp_path / "a.jsonl").write_text(json.dumps({"text": None}))
+    with pytest.raises(DataError, match=r"^data\.text_column=text: row 1 of .* holds NoneType there"):
         documents(tmp_path / "a.jsonl", tmp_path)
 
 
@@ -139,10 +187,18 @@ def test_the_key_follows_content_and_settings_but_needs_no_reading(tmp_path: Pat
     ("name", "content", "message"),
     [
         ("a.txt", b"text\0text", "'.*a.txt' is binary, not text .it holds zero bytes"),
-        ("a.txt", "é".encode("latin-1"), "'.*a.txt' is binary, not text .not UTF-8"),
+        (
+            "a b.txt",
+            "é".encode("latin-1"),
+            "is not UTF-8 text .byte 0xe9: .*iconv -f LATIN1 -t UTF-8 '.*a b.txt' > '.*a b.utf8.txt'",
+        ),
+        ("a.txt", "text".encode("utf-16"), "is not UTF-8 text .byte 0xff"),
+        ("a.txt.gz", b"no gzip", "is no whole gzip file, as its name says it is: Not a gzipped file"),
+        ("a.jsonl.gz", gzip.compress(b'{"text": "a"}')[:-9], "is no whole gzip file"),
+        ("a.jsonl.gz", gzip.compress(b"text" * 99)[:20] + b"x" * 40, "is no whole gzip file"),
         ("a.jsonl", b'{"text": "a"}\n{"text": ', "line 2 is not JSON"),
         ("a.jsonl", b"[1]", "line 1 is not a JSON object"),
-        ("a.jsonl", b"\xff", "is binary, not text"),
+        ("a.jsonl", b"\xff", "is not UTF-8 text"),
         ("a.parquet", b"no parquet", "not readable as parquet"),
     ],
 )

@@ -15,10 +15,11 @@ import pytest
 from tokenizers import pre_tokenizers
 
 from tests.data.corpus import all_texts, prepare, settings, text, texts_of, write_documents
-from windowlm.data import text_store, trained_tokenizer
+from windowlm.data import text_store, token_store, trained_tokenizer
 from windowlm.data.errors import DataError
 from windowlm.data.token_store import prepare_all_documents, prepare_tokens
 from windowlm.tokenization.config import TokenizerConfig
+from windowlm.tokenization.pieces import split_text
 from windowlm.tokenization.tokenizer import BytePairTokenizer, BytesTokenizer
 from windowlm.tokenization.training import train_bpe
 
@@ -171,6 +172,28 @@ def test_changed_text_is_prepared_anew(tmp_path: Path) -> None:
     assert first.source_identity != second.source_identity
 
 
+def test_tokens_are_never_those_of_texts_that_were_cut_into_other_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_documents(tmp_path / "docs", 10, words=3000)
+    first = prepare(folder, tmp_path / "cache")
+    monkeypatch.setattr(text_store, "split_text", lambda chunks: split_text(chunks, size=500))
+    monkeypatch.setattr(text_store, "code_version", lambda *_: "another")
+    second = prepare(folder, tmp_path / "cache")
+    assert first.source_identity == second.source_identity
+    assert all_texts(second) == all_texts(first)
+    assert len(list((tmp_path / "cache" / "tokens").rglob("*.arrow"))) == 2
+
+
+def test_a_token_store_of_another_number_of_rows_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_documents(tmp_path / "docs", 10)
+    monkeypatch.setattr(token_store, "_token_rows", lambda *_: iter([{"tokens": b"ab"}]))
+    with pytest.raises(AssertionError, match="the same rows"):
+        prepare(folder, tmp_path / "cache")
+
+
 def test_the_identity_tells_splits_apart(tmp_path: Path) -> None:
     folder = write_documents(tmp_path / "docs", 30)
     first, second = (prepare(folder, tmp_path / "cache", split_seed=seed) for seed in (0, 1))
@@ -194,6 +217,7 @@ import sys, time
 from pathlib import Path
 from tests.data.corpus import all_texts, prepare, texts_of
 from windowlm.data import token_store
+from windowlm.tokenization.pieces import split_text
 from windowlm.tokenization.tokenizer import BytesTokenizer
 folder, slow = Path(sys.argv[1]), float(sys.argv[2])
 encode = BytesTokenizer.encode
@@ -241,7 +265,7 @@ def test_data_shorter_than_a_sequence_is_refused(tmp_path: Path) -> None:
 
 
 def test_data_without_validation_text_is_refused(tmp_path: Path) -> None:
-    for name in ("a", "b"):
+    for name in ("a.txt", "b.txt"):
         (tmp_path / "docs").mkdir(exist_ok=True)
         (tmp_path / "docs" / name).write_text("the same text " * 50)
     with pytest.raises(DataError, match=r"no document is left for the validation split.*1 duplicates"):

@@ -27,6 +27,9 @@ from windowlm.data.identity import file_states, hash_of
 from windowlm.data.readers import InMemory, TextFile, parquet_rows
 
 _TIMEOUT_SECONDS = 10
+# The client below huggingface_hub is requests, httpx or another one, by version; its errors derive from the
+# base that HfHubHTTPError shares with them, and need not be OSErrors.
+_NETWORK_ERRORS: tuple[type[Exception], ...] = (OSError, *HfHubHTTPError.__bases__)
 
 
 @dataclass(frozen=True)
@@ -118,18 +121,20 @@ def _local_source(data: DataConfig, preset: Preset, path: Path) -> Source:
 
 def _hub_documents(data: DataConfig, preset: Preset, commit: str) -> Iterator[Document]:
     """Documents over the network, or of files that the hub's own cache keeps."""
-    if preset.streamed:
-        return _documents(f"hf://datasets/{preset.repository}@{commit}", preset, data)
     if not sys.stderr.isatty():
         disable_progress_bars()
-    patterns = list(preset.files.values())
+    root = f"hf://datasets/{preset.repository}@{commit}"
     try:
-        folder = snapshot_download(
-            preset.repository, repo_type="dataset", revision=commit, allow_patterns=patterns
-        )
-    except (HfHubHTTPError, OSError) as error:
+        if not preset.streamed:
+            root = snapshot_download(
+                preset.repository,
+                repo_type="dataset",
+                revision=commit,
+                allow_patterns=list(preset.files.values()),
+            )
+        yield from _documents(root, preset, data)
+    except _NETWORK_ERRORS as error:
         raise DataError(_unreachable(preset.repository, error)) from error
-    return _documents(folder, preset, data)
 
 
 def _documents(root: str, preset: Preset, data: DataConfig) -> Iterator[Document]:
@@ -193,7 +198,7 @@ def _resolve_revision(repository: str, revision: str, folder: Path) -> str:
     record = folder / "revisions" / f"{hash_of(repository, revision)}.json"
     try:
         commit = HfApi().dataset_info(repository, revision=revision, timeout=_TIMEOUT_SECONDS).sha
-    except (HfHubHTTPError, OSError) as error:
+    except _NETWORK_ERRORS as error:
         if record.is_file():
             return str(json.loads(record.read_text(encoding="utf-8"))["commit"])
         raise DataError(_unreachable(repository, error)) from error
@@ -204,6 +209,7 @@ def _resolve_revision(repository: str, revision: str, folder: Path) -> str:
 
 def _unreachable(repository: str, error: Exception) -> str:
     return (
-        f"data: {repository} could not be read from the hub ({type(error).__name__}: {error}); connect to a "
-        "network, or set data.path to a local copy of the repository"
+        f"data: {repository} could not be read from the hub ({type(error).__name__}: {error}); without a "
+        "network give your own text, data.path=FILE_OR_FOLDER, or a local copy of the repository with "
+        "data=NAME data.path=COPY"
     )

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import shlex
+import zlib
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import pyarrow
 from datasets import load_dataset
@@ -20,7 +24,10 @@ _ROWS_AT_ONCE = 64
 
 @dataclass(frozen=True)
 class TextFile:
-    """Reads UTF-8 text in chunks, every byte as it is: no newline is translated."""
+    """Reads UTF-8 text in chunks, every byte as it is: no newline is translated.
+
+    Where the name ends in ``.gz``, it is the text that gzip made the file of.
+    """
 
     path: Path
 
@@ -30,16 +37,14 @@ class TextFile:
         Raises:
             DataError: The file is binary or cannot be read.
         """
-        try:
-            with self.path.open(encoding="utf-8", newline="") as file:
-                while chunk := file.read(_CHUNK_CHARACTERS):
-                    if "\0" in chunk:
-                        raise DataError(_not_text(self.path, "it holds zero bytes"))
-                    yield chunk
-        except UnicodeDecodeError as error:
-            raise DataError(_not_text(self.path, f"not UTF-8, {error.reason}")) from error
-        except OSError as error:
-            raise DataError(f"data.path: {str(self.path)!r} is not readable: {error.strerror}") from error
+        with _named_errors(self.path), _open_text(self.path) as file:
+            while chunk := file.read(_CHUNK_CHARACTERS):
+                if "\0" in chunk:
+                    raise DataError(
+                        f"data.path: {str(self.path)!r} is binary, not text (it holds zero bytes); name the "
+                        "text files alone by a glob such as data.path='folder/**/*.txt'"
+                    )
+                yield chunk
 
 
 @dataclass(frozen=True)
@@ -54,26 +59,22 @@ class InMemory:
 
 
 def json_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """Objects of a file with one JSON object a line.
+    """Objects of a file with one JSON object a line, gzip where its name ends so.
 
     Raises:
         DataError: A line is not a JSON object, or the file cannot be read.
     """
-    number = 0
-    try:
-        with path.open(encoding="utf-8") as file:
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    row = json.loads(line)
-                    if not isinstance(row, dict):
-                        raise DataError(f"data.path: {str(path)!r} line {number} is not a JSON object")
-                    yield row
-    except UnicodeDecodeError as error:
-        raise DataError(_not_text(path, f"not UTF-8, {error.reason}")) from error
-    except json.JSONDecodeError as error:
-        raise DataError(f"data.path: {str(path)!r} line {number} is not JSON: {error.msg}") from error
-    except OSError as error:
-        raise DataError(f"data.path: {str(path)!r} is not readable: {error.strerror}") from error
+    with _named_errors(path), _open_text(path) as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise DataError(f"data.path: {str(path)!r} line {number} is not JSON: {error.msg}") from error
+            if not isinstance(row, dict):
+                raise DataError(f"data.path: {str(path)!r} line {number} is not a JSON object")
+            yield row
 
 
 def parquet_rows(files: str) -> Iterator[dict[str, Any]]:
@@ -83,7 +84,7 @@ def parquet_rows(files: str) -> Iterator[dict[str, Any]]:
         files: Path or glob, local or `hf://`.
 
     Raises:
-        DataError: A file is not parquet or cannot be read.
+        DataError: A local file is not parquet or cannot be read.
     """
     try:
         with quiet_datasets():
@@ -92,11 +93,34 @@ def parquet_rows(files: str) -> Iterator[dict[str, Any]]:
             )
             yield from rows
     except (pyarrow.ArrowInvalid, OSError) as error:
+        if files.startswith("hf://"):
+            raise
         raise DataError(f"data.path: {files!r} is not readable as parquet: {error}") from error
 
 
-def _not_text(path: Path, reason: str) -> str:
-    return (
-        f"data.path: {str(path)!r} is binary, not text ({reason}); "
-        "convert it to UTF-8, or name the text files alone by a glob such as data.path='folder/**/*.txt'"
-    )
+def _open_text(path: Path) -> TextIO:
+    if path.suffix.lower() == ".gz":
+        return gzip.open(path, "rt", encoding="utf-8", newline="")
+    return path.open(encoding="utf-8", newline="")
+
+
+@contextmanager
+def _named_errors(path: Path) -> Iterator[None]:
+    """Errors of reading as a DataError that names the file and what to do."""
+    try:
+        yield
+    except UnicodeDecodeError as error:
+        byte = f"0x{error.object[error.start]:02x}"
+        target = path.with_suffix(".utf8.txt")
+        raise DataError(
+            f"data.path: {str(path)!r} is not UTF-8 text (byte {byte}: {error.reason}); if "
+            f"it is text, convert it, for example: iconv -f LATIN1 -t UTF-8 {shlex.quote(str(path))} > "
+            f"{shlex.quote(str(target))}"
+        ) from error
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise DataError(
+            f"data.path: {str(path)!r} is no whole gzip file, as its name says it is: {error}; copy it "
+            "again, or take .gz from its name if it is not compressed"
+        ) from error
+    except OSError as error:
+        raise DataError(f"data.path: {str(path)!r} is not readable: {error.strerror}") from error

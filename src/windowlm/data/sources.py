@@ -20,6 +20,9 @@ from windowlm.data.identity import file_states, hash_of
 from windowlm.data.readers import InMemory, TextFile, json_rows, parquet_rows
 
 _SPLIT_NAME = re.compile(r"(train|validation|test)[.-]")
+_TEXT = (".txt", ".md", ".txt.gz", ".md.gz")
+_JSON_LINES = (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz")
+_PARQUET = (".parquet",)
 _NOT_SOURCE = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
 
 
@@ -41,7 +44,9 @@ def find_source(data: DataConfig) -> Source:
         name = f"standard library of Python {version} (source code, test folders left out)"
         return _source(name, _standard_library(), data)
     if data.name == "text":
-        return _source(str(data.path), _files_of(str(data.path)), data)
+        files, left_out = _files_of(str(data.path))
+        name = f"{data.path} ({left_out:,} files of other types left out)" if left_out else str(data.path)
+        return _source(name, files, data)
     return find_hub_source(data)
 
 
@@ -67,42 +72,67 @@ def _standard_library() -> list[_File]:
     return sorted(files, key=lambda file: file.title)
 
 
-def _files_of(path: str) -> list[_File]:
-    """Files of a path, sorted, with the splits that their names state.
+def _files_of(path: str) -> tuple[list[_File], int]:
+    """Files of a path, sorted, with the splits that their names state, and how many of a folder are left out.
 
-    A path that exists is taken as it is, so names may hold `*`, `?` and brackets.
+    What exists is taken as it is, so names may hold `*`, `?` and brackets, also those of folders in a glob.
     """
-    root = Path(path).expanduser()
+    root, left_out = Path(path).expanduser(), 0
     try:
         if root.is_dir():
             files = _files_in(root)
+            read = [file for file in files if file.title.lower().endswith((*_TEXT, *_JSON_LINES, *_PARQUET))]
+            if files and not read:
+                raise DataError(
+                    f"data.path={path!r}: no .txt, .md, .jsonl or .parquet file in the folder; name other "
+                    f"text by a glob: data.path={str(root / '**' / ('*' + files[0].path.suffix))!r}"
+                )
+            files, left_out = read, len(files) - len(read)
             named = [file for file in files if _SPLIT_NAME.match(file.title) and "/" not in file.title]
             if any(file.title.startswith("train") for file in named) and len(named) > 1:
+                left_out += len(files) - len(named)
                 files = _with_splits(path, named)
         elif root.exists():
             if not root.is_file():
                 raise DataError(f"data.path={path!r}: neither a file nor a folder; give one, or a glob")
             files = [_File(root, root.name)]
         else:
-            matches = sorted(glob.glob(str(root), recursive=True))
+            matches = sorted(glob.glob(_pattern(root), recursive=True))
             files = [_File(Path(match), match) for match in matches if os.path.isfile(match)]
             if not files:
                 raise DataError(
                     f"data.path={path!r}: no such file or folder, and no file matches it as a glob; "
                     f"relative paths start at {os.getcwd()!r}"
                 )
-    except PermissionError as error:
+    except OSError as error:
         raise DataError(f"data.path={path!r}: not readable: {error.strerror}: {error.filename!r}") from error
     if not any(file.path.stat().st_size for file in files):
         raise DataError(f"data.path={path!r}: empty; give a path with text in it")
-    return files
+    return files, left_out
+
+
+def _pattern(path: Path) -> str:
+    """The path as a glob whose folders that exist are meant to the letter."""
+    parents = [folder for folder in path.parents if folder.exists()]
+    return str(Path(glob.escape(str(parents[0])), path.relative_to(parents[0])))
 
 
 def _files_in(root: Path) -> list[_File]:
-    """All files below a folder but hidden ones, sorted by name."""
-    names = ((path, path.relative_to(root)) for path in root.rglob("*") if path.is_file())
-    visible = [(path, name) for path, name in names if not any(part.startswith(".") for part in name.parts)]
-    return sorted((_File(path, name.as_posix()) for path, name in visible), key=lambda file: file.title)
+    """All files below a folder but hidden ones, sorted by name.
+
+    Raises:
+        OSError: A folder cannot be read.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    files = []
+    for folder, subfolders, names in os.walk(root, onerror=refuse):
+        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+        paths = [Path(folder, name) for name in names if not name.startswith(".")]
+        files += [_File(path, path.relative_to(root).as_posix()) for path in paths if path.is_file()]
+    return sorted(files, key=lambda file: file.title)
 
 
 def _with_splits(path: str, files: list[_File]) -> list[_File]:
@@ -127,12 +157,12 @@ def _with_splits(path: str, files: list[_File]) -> list[_File]:
 
 def _documents(files: list[_File], data: DataConfig) -> Iterator[Document]:
     for file in files:
-        suffix = file.path.suffix.lower()
+        name = file.path.name.lower()
         if not file.path.stat().st_size:
             continue
-        if suffix in (".jsonl", ".ndjson"):
+        if name.endswith(_JSON_LINES):
             yield from _row_documents(json_rows(file.path), file, data)
-        elif suffix == ".parquet":
+        elif name.endswith(_PARQUET):
             yield from _row_documents(parquet_rows(glob.escape(str(file.path))), file, data)
         else:
             yield Document(read=TextFile(file.path), title=file.title, split=file.split)
@@ -141,10 +171,15 @@ def _documents(files: list[_File], data: DataConfig) -> Iterator[Document]:
 def _row_documents(rows: Iterable[dict[str, Any]], file: _File, data: DataConfig) -> Iterator[Document]:
     for number, row in enumerate(rows, start=1):
         text = row.get(data.text_column)
+        if data.text_column not in row:
+            raise DataError(
+                f"data.text_column={data.text_column}: row {number} of {str(file.path)!r} has the columns "
+                f"{', '.join(map(repr, row))}; give the one that holds the text"
+            )
         if not isinstance(text, str):
             raise DataError(
-                f"data.path: row {number} of {str(file.path)!r} has no text in column {data.text_column!r}; "
-                f"its columns are {', '.join(map(repr, row))}; set data.text_column to the one with the text"
+                f"data.text_column={data.text_column}: row {number} of {str(file.path)!r} holds "
+                f"{type(text).__name__} there, not text; mend the file or give another column"
             )
         title, author = row.get(data.title_column), row.get(data.author_column)
         if text:

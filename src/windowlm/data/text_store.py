@@ -51,6 +51,7 @@ class TextStore:
     """The documents of a source, in its order, duplicates included as documents without text.
 
     Attributes:
+        key: Hash of all that decides the rows: the source, its settings, and the code that cuts.
         first_rows: int64 `[documents + 1]`, the row where each document starts; the last entry ends the last.
         digests: uint8 `[documents, 16]`, hash of each document's text.
         byte_counts: int64 `[documents]`, UTF-8 bytes; 0 for duplicates.
@@ -60,7 +61,8 @@ class TextStore:
         identity: Hash of all texts and their order.
     """
 
-    def __init__(self, dataset: datasets.Dataset) -> None:
+    def __init__(self, dataset: datasets.Dataset, key: str) -> None:
+        self.key = key
         self.dataset = dataset
         table = dataset.data.table
         document_of_row = table.column("document").to_numpy()
@@ -118,9 +120,8 @@ def open_text_store(source: Source, data: DataConfig, folder: Path) -> TextStore
     settings = [source.key, data.documents, data.validation_fraction, data.test_fraction]
     key = hash_of(*settings, code_version(*_CODE))
     with progress_bar("reading documents", source.byte_count) as advance:
-        return TextStore(
-            build_or_open(folder / "documents", key, _FEATURES, lambda: _rows(source, data, advance))
-        )
+        dataset = build_or_open(folder / "documents", key, _FEATURES, lambda: _rows(source, data, advance))
+    return TextStore(dataset, key)
 
 
 def _rows(source: Source, data: DataConfig, advance: Callable[[int], None]) -> Iterator[dict[str, Any]]:

@@ -236,11 +236,12 @@ def _assign_splits(texts: TextStore, data: DataConfig) -> tuple[NDArray[np.int8]
 def _open_token_stream(texts: TextStore, tokenizer: Tokenizer, folder: Path) -> TokenStream:
     """Tokens of all documents, row by row as in the text store, an end mark after each document."""
     dtype = np.dtype("<u2" if tokenizer.vocabulary_size <= 1 << 16 else "<u4")
-    key = hash_of(texts.identity, tokenizer.identity, code_version(sys.modules[__name__]))
+    key = hash_of(texts.key, texts.identity, tokenizer.identity, code_version(sys.modules[__name__]))
     with progress_bar("encoding documents", int(texts.byte_counts.sum())) as advance:
         store = build_or_open(
             folder / "tokens", key, _FEATURES, lambda: _token_rows(texts, tokenizer, dtype, advance)
         )
+    assert len(store) == len(texts.dataset), "tokens and texts are of the same rows"
     return TokenStream(store, dtype)
 
 
