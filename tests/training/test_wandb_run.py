@@ -44,7 +44,7 @@ def test_a_setting_goes_before_the_variable(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_online_without_a_key_names_who_asked_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UserError, match="logger.mode=online: no W&B key"):
+    with pytest.raises(UserError, match=r"logger\.mode=online: no W&B key"):
         choose_mode("online")
     monkeypatch.setenv("WANDB_MODE", "online")
     with pytest.raises(UserError, match="WANDB_MODE=online: no W&B key"):

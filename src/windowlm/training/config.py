@@ -74,10 +74,12 @@ class TrainerConfig:
     Args:
         max_steps: budget in optimizer steps.
         max_tokens: budget in trained tokens.
-        max_seconds: budget in seconds of training; the schedule follows the clock. With none of the three
-            given a run takes 180 seconds.
-        max_time: wall-clock limit in seconds for the whole command; the run then stops between two steps,
-            saves and exits with status 75, and ``resume=auto`` goes on.
+        max_seconds: budget in seconds from the first step on, validations and saves on the way included; the
+            validation and the evaluation after the last step come on top. The schedule follows the clock.
+            With none of the three given it is 180 seconds.
+        max_time: wall-clock limit in seconds from the start of the command, for all runs of a sweep
+            together; training then stops between two steps, saves and exits with status 75, and
+            ``resume=auto`` goes on. An evaluation that has begun is finished.
         device: ``auto`` takes a GPU where there is one.
         accumulate_batches: batches per optimizer step.
         validate_every_n_steps: steps between two validations; null validates up to eight times a run, as

@@ -99,8 +99,14 @@ class TrainingRun:
             return self._run()
         except Interrupted as interruption:
             return self._stopped(str(interruption))
-        except BaseException:
+        except RuntimeError:
+            # A signal to the whole group of processes has ended the workers that load data as well.
+            if self.signals.received is not None:
+                return self._stopped(self.signals.received)
             self._end("failed")
+            raise
+        except BaseException:
+            self._end("stopped" if self.signals.received is not None else "failed")
             raise
 
     def _run(self) -> int:
