@@ -22,6 +22,11 @@ WEIGHT_DTYPES = {
 AUTOCAST_DTYPES = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 
+def compute_dtype(precision: str) -> torch.dtype:
+    """What matrix products are computed in."""
+    return AUTOCAST_DTYPES.get(precision, WEIGHT_DTYPES[precision])
+
+
 @contextlib.contextmanager
 def scoring(model: Model, precision: str) -> Iterator[Model]:
     """Lend ``model`` for scoring; it comes back as it was.

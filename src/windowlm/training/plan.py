@@ -1,27 +1,23 @@
 """The screen before step one: what will be trained, on what, at which cost, and where results go."""
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from rich.table import Table
+from rich.text import Text
 
 from windowlm.attention.backends.capability import Request
 from windowlm.attention.dispatch import choose_backend
 from windowlm.config import TrainConfig
 from windowlm.data.token_store import PreparedData
+from windowlm.evaluation.precision import compute_dtype
 from windowlm.model.config import ModelConfig
 from windowlm.model.cost import ModelCost
 from windowlm.training.calibration import Calibration
 from windowlm.training.peak_flops import dense_bf16_peak, device_name
 from windowlm.training.schedule import Budget
-
-COMPUTE_DTYPES = {
-    "32-true": torch.float32,
-    "16-mixed": torch.float16,
-    "bf16-mixed": torch.bfloat16,
-    "bf16-true": torch.bfloat16,
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +89,7 @@ def plan_table(plan: Plan) -> Table:
     reach = "the whole document" if cost.receptive_field is None else f"{cost.receptive_field:,} tokens"
     rows = {
         "data": _documents(data),
-        "source hash": data.source_identity,
+        "source hash": data.source_identity + (f"; hub revision {data.revision}" if data.revision else ""),
         "tokenizer": f"{config.tokenizer.kind}, {data.tokenizer.vocabulary_size:,} symbols, "
         f"{train.byte_count / max(train.token_count, 1):.2f} bytes a token",
         "model": f"{_shape(config.model)}; {cost.parameters:,} parameters",
@@ -108,10 +104,11 @@ def plan_table(plan: Plan) -> Table:
         f"{tokens / 1e6:,.2f} million tokens, {tokens / max(train.token_count, 1):.2f} epochs",
         "expected": f"{_duration(plan.seconds)} of training, "
         f"{plan.calibration.memory_bytes / 2**30:.2f} GiB for weights, optimizer and activations",
-        "results": str(plan.run_dir),
+        "results": shlex.quote(str(plan.run_dir)),
     }
     for name, value in rows.items():
-        table.add_row(name, value)
+        # As text: names from outside may look like rich's markup.
+        table.add_row(name, Text(value))
     return table
 
 
@@ -122,8 +119,9 @@ def _documents(data: PreparedData) -> str:
         if len(split)
     )
     dropped = f"; {data.duplicates_dropped:,} duplicates dropped" if data.duplicates_dropped else ""
+    excluded = f"; {data.excluded:,} left out by data.exclude" if data.excluded else ""
     cuts = "".join(f"; {cut}" for cut in data.cuts)
-    return f"{data.source}: {splits}{dropped}{cuts}"
+    return f"{data.source}: {splits}{dropped}{excluded}{cuts}"
 
 
 def _shape(model: ModelConfig) -> str:
@@ -145,7 +143,7 @@ def _backends(config: TrainConfig, device: torch.device) -> list[str]:
     for window in dict.fromkeys(model.layer_windows()):
         request = Request(
             device=device.type,
-            dtype=COMPUTE_DTYPES[config.precision],
+            dtype=compute_dtype(config.precision),
             head_dim=model.head_dim,
             window=window,
             documents=True,

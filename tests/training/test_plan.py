@@ -1,0 +1,53 @@
+"""The screen before step one."""
+
+import json
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from tests.data.corpus import prepare, text, write_documents
+from windowlm.config import TrainConfig
+from windowlm.data.config import DataConfig
+from windowlm.model.cost import model_cost
+from windowlm.training.calibration import Calibration
+from windowlm.training.config import TrainerConfig
+from windowlm.training.plan import Plan, plan_table
+from windowlm.training.schedule import Budget
+
+
+def printed(tmp_path: Path, folder: str, run_dir: str, **data: object) -> str:
+    path = tmp_path / folder
+    write_documents(path, 10)
+    config = TrainConfig(
+        run_dir=run_dir,
+        data=DataConfig(name="text", path=str(path), sequence_length=16),
+        trainer=TrainerConfig(max_steps=5),
+    )
+    plan = Plan(
+        config=config,
+        cost=model_cost(config.model, 256, 16, 4),
+        data=prepare(path, tmp_path / "cache", **data),
+        device=torch.device("cpu"),
+        calibration=Calibration(seconds_per_batch=0.1, forward_seconds=0.05, memory_bytes=1 << 20),
+        budget=Budget.of(config.trainer),
+        run_dir=Path(run_dir),
+    )
+    console = Console(width=400)
+    with console.capture() as capture:
+        console.print(plan_table(plan))
+    return capture.get()
+
+
+def test_names_from_outside_are_shown_to_the_letter_and_quoted_for_a_shell(tmp_path: Path) -> None:
+    shown = printed(tmp_path, "[/red] :smile:", "runs/[a] b")
+    assert "[/red] :smile:" in shown
+    assert "'runs/[a] b'" in shown
+
+
+def test_left_out_documents_are_counted(tmp_path: Path) -> None:
+    (tmp_path / "list.json").write_text(json.dumps([{"title": "003.txt"}, {"title": "004.txt"}]))
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "copy.txt").write_text(text(5), encoding="utf-8")
+    shown = printed(tmp_path, "docs", "run", exclude=str(tmp_path / "list.json"))
+    assert "1 duplicates dropped; 2 left out by data.exclude" in shown
