@@ -269,3 +269,14 @@ def test_a_failed_run_gives_wandb_back_to_the_next(
     assert record(tmp_path / "failing")["status"] == "failed"
     assert [read[name]["exit_code"] for name in ("failing", "next")] == [1, 0]
     assert read["failing"]["id"] != read["next"]["id"]
+
+
+def test_a_killed_write_leaves_no_large_file_for_good(start: Start, tmp_path: Path) -> None:
+    partial = tmp_path / "run" / "checkpoints" / ".last.ckpt.partial-123"
+    partial.parent.mkdir(parents=True)
+    (tmp_path / "run" / "run.json").write_text('{"status": "running"}')
+    shutil.copy(__file__, partial)
+    assert start("other") == 0
+    shutil.copy(tmp_path / "other" / "config.json", tmp_path / "run" / "config.json")
+    assert start("run") == 0
+    assert sorted(path.name for path in partial.parent.iterdir()) == ["best.ckpt", "last.ckpt"]

@@ -1,4 +1,5 @@
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import lightning.pytorch as pl
@@ -139,6 +140,22 @@ def test_tables_follow_the_module_to_its_device_and_keep_their_dtype() -> None:
         assert table.device.type == "meta"
         assert table.dtype is torch.int64
     assert {name.split(".")[0] for name in module.state_dict()} == {"model"}
+
+
+def test_a_step_reads_nothing_back_from_its_device() -> None:
+    """Tensors on the meta device hold no values, so reading one raises; on a GPU it would wait."""
+    module = small_module().to("meta")
+    weight = torch.zeros(VOCABULARY, requires_grad=True, device="meta")
+    module.model.forward = lambda tokens_BT, *_: weight.expand(*tokens_BT.shape, -1)  # type: ignore[method-assign]
+    module.trainer = SimpleNamespace(datamodule=SimpleNamespace(next_batch=0))  # type: ignore[assignment]
+    optimizer = torch.optim.SGD([weight])
+    batch = {name: tensor.to("meta") for name, tensor in rows(2).items()}
+    for number in range(2):
+        module.training_step(batch, number).backward()  # type: ignore[no-untyped-call]
+        module.configure_gradient_clipping(optimizer)
+    assert module.gradient_norm.device.type == "meta"
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        module.train_sums.loss()
 
 
 def test_the_state_of_a_half_filled_row_is_kept() -> None:
