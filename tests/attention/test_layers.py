@@ -211,6 +211,11 @@ def test_the_layer_runs_under_autocast_and_in_low_and_double_precision(qk_norm: 
         ({"dim_head": 7}, "an even number"),
         ({"sinks": -1}, "sinks=-1"),
         ({"logit_cap": 0.0}, "logit_cap=0.0"),
+        ({"dropout": "0.1"}, "dropout='0.1'"),
+        ({"causal": "yes"}, "causal='yes'"),
+        ({"backend": "flush"}, "backend='flush'"),
+        ({"rotary": "llama3"}, "rotary='llama3'"),
+        ({"kv_heads": 1.0}, r"kv_heads=1\.0"),
     ],
 )
 def test_bad_sizes_are_refused_by_name(options: dict[str, int], message: str) -> None:
@@ -230,6 +235,29 @@ def test_inputs_that_do_not_fit_are_refused() -> None:
     for positions_BT in (torch.arange(12), torch.arange(13)[None], torch.arange(12.0)[None]):
         with pytest.raises(ValueError, match="positions_BT has shape"):
             layer(hidden_BTD, positions_BT=positions_BT)
+    for hidden, message in (
+        (hidden_BTD.double(), r"hidden_BTD is torch\.float64 on cpu, the layer torch\.float32"),
+        (hidden_BTD.to("meta"), "hidden_BTD is .* on meta, the layer .* on cpu"),
+        (hidden_BTD.tolist(), "hidden_BTD is a list"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            layer(hidden)
+    meta = torch.ones(1, 12, dtype=torch.int64, device="meta")
+    for options, message in (
+        ({"mask": [[True] * 12]}, "mask is a list"),
+        ({"mask": meta.bool()}, "mask is on meta, hidden_BTD on cpu"),
+        ({"positions_BT": [0]}, "positions_BT is a list"),
+        ({"positions_BT": meta}, "positions_BT is on meta"),
+        ({"positions_BT": torch.ones(1, 12, dtype=torch.bool)}, "whole numbers"),
+        ({"visibility": 5}, "visibility is a int"),
+        (
+            {"visibility": Visibility.build(window=5, mask_BT=torch.ones(1, 4) > 0)},
+            "length 4, .* has 12",
+        ),
+        ({"visibility": Visibility.build(window=5, positions_BT=torch.arange(12).expand(2, -1))}, "2 rows"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            layer(hidden_BTD, **options)
     with pytest.raises(ValueError, match="visibility has window=6"):
         layer(hidden_BTD, visibility=Visibility.build(window=6))
     with pytest.raises(ValueError, match="mask beside visibility"):

@@ -109,10 +109,24 @@ def test_bad_batches_are_refused_with_the_argument_named() -> None:
         Visibility.build(window=2, sinks=-1)
     with pytest.raises(ValueError, match="key_positions_BS without positions_BT"):
         Visibility.build(window=2, key_positions_BS=torch.arange(3)[None])
+    with pytest.raises(ValueError, match="causal='no': True or False"):
+        Visibility.build(window=2, causal="no")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="documents_BT is on meta, mask_BT on cpu"):
+        Visibility.build(window=2, documents_BT=documents_BT.to("meta"), mask_BT=documents_BT > 0)
+    positions = torch.arange(6).expand(3, -1)
+    with pytest.raises(ValueError, match="key_positions_BS has 3 rows, positions_BT 2"):
+        Visibility.build(window=2, positions_BT=positions[:2, :4], key_positions_BS=positions)
 
 
-def test_a_call_of_another_length_is_refused() -> None:
-    visibility = Visibility.build(window=2, documents_BT=torch.zeros(1, 4, dtype=torch.int32))
+def test_a_call_of_another_shape_is_refused() -> None:
+    visibility = Visibility.build(window=2, documents_BT=torch.zeros(2, 4, dtype=torch.int32))
+    visibility.check_call(2, 4, 4, CPU)
+    with pytest.raises(ValueError, match="documents_BT describes 2 rows, the call has 3"):
+        visibility.check_call(3, 4, 4, CPU)
+    with pytest.raises(ValueError, match="documents_BT is on cpu, the call on meta"):
+        visibility.check_call(2, 4, 4, torch.device("meta"))
+    with pytest.raises(ValueError, match="5 keys for 4 queries with documents"):
+        visibility.check_call(2, 4, 5, CPU)
     with pytest.raises(ValueError, match="documents_BT has length 4, the call has 5"):
         visibility.mask(5, 5, CPU)
     with pytest.raises(ValueError, match="3 keys for 4 queries"):

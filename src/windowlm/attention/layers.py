@@ -9,10 +9,10 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from .config import RotaryConfig
+from .config import BACKENDS, RotaryConfig
 from .dispatch import attention, check_logit_cap
 from .rotary import RotaryEmbedding, Rotation
-from .window import Visibility, check_sinks, check_window
+from .window import Visibility, check_causal, check_sinks, check_window
 
 DEFAULT_ROTARY = RotaryConfig()
 
@@ -78,9 +78,17 @@ class SlidingWindowAttention(nn.Module):
             raise ValueError(
                 f"kv_heads={kv_heads}: a divisor of heads={heads} is allowed; try kv_heads={heads}"
             )
-        if not 0.0 <= dropout < 1.0:
+        if not isinstance(dropout, int | float) or not 0.0 <= dropout < 1.0:
             raise ValueError(
                 f"dropout={dropout!r}: from 0 up to but not including 1 is allowed; try dropout=0.1"
+            )
+        check_causal(causal)
+        if backend not in BACKENDS:
+            raise ValueError(f"backend={backend!r}: {', '.join(BACKENDS)} are allowed; try backend='auto'")
+        if rotary is not None and not isinstance(rotary, RotaryConfig):
+            raise ValueError(
+                f"rotary={rotary!r}: a RotaryConfig, or None for no positions, is allowed; "
+                "try rotary=RotaryConfig(base=10000)"
             )
         check_sinks(sinks)
         check_logit_cap(logit_cap)
@@ -126,18 +134,16 @@ class SlidingWindowAttention(nn.Module):
             [B, T, dim]; zeros where a token sees nothing.
 
         Raises:
-            ValueError: for a hidden state of other rank or size, a mask beside a visibility, or a
-                visibility of another window, direction or number of sinks.
+            ValueError: for a hidden state of other rank, size, dtype or device, a mask or positions of
+                another shape, dtype or device, a mask beside a visibility, or a visibility of another window,
+                direction, number of sinks or shape.
         """
-        dim = self.query.in_features
-        if hidden_BTD.dim() != 3 or hidden_BTD.shape[-1] != dim or not hidden_BTD.is_floating_point():
-            raise ValueError(
-                f"hidden_BTD has shape {tuple(hidden_BTD.shape)} and dtype {hidden_BTD.dtype}: "
-                f"[batch, tokens, {dim}] and a floating-point dtype are allowed"
-            )
+        self._check_hidden(hidden_BTD)
         if positions_BT is not None:
-            _check_positions(positions_BT, *hidden_BTD.shape[:2])
+            _check_positions(positions_BT, hidden_BTD)
         visibility = self._visibility(hidden_BTD, mask, visibility)
+        batch, tokens = hidden_BTD.shape[:2]
+        visibility.check_call(batch, tokens, tokens, hidden_BTD.device)
         query_BTHD = rearrange(self.query(hidden_BTD), "b t (h d) -> b t h d", h=self.heads)
         key_BTKD = rearrange(self.key(hidden_BTD), "b t (k d) -> b t k d", k=self.kv_heads)
         value_BTKD = rearrange(self.value(hidden_BTD), "b t (k d) -> b t k d", k=self.kv_heads)
@@ -164,20 +170,43 @@ class SlidingWindowAttention(nn.Module):
         mixed: Tensor = self.output(rearrange(mixed_BTHD, "b t h d -> b t (h d)"))
         return mixed
 
+    def _check_hidden(self, hidden_BTD: Tensor) -> None:
+        dim, weight = self.query.in_features, self.query.weight
+        _check_tensor("hidden_BTD", hidden_BTD)
+        if hidden_BTD.dim() != 3 or hidden_BTD.shape[-1] != dim or not hidden_BTD.is_floating_point():
+            raise ValueError(
+                f"hidden_BTD has shape {tuple(hidden_BTD.shape)} and dtype {hidden_BTD.dtype}: "
+                f"[batch, tokens, {dim}] and a floating-point dtype are allowed"
+            )
+        device = hidden_BTD.device.type
+        other_dtype = weight.dtype != hidden_BTD.dtype and weight.is_floating_point()
+        if hidden_BTD.device != weight.device or (other_dtype and not torch.is_autocast_enabled(device)):
+            raise ValueError(
+                f"hidden_BTD is {hidden_BTD.dtype} on {hidden_BTD.device}, the layer {weight.dtype} on "
+                f"{weight.device}: give both one dtype (or use autocast) and one device"
+            )
+
     def _visibility(
         self, hidden_BTD: Tensor, mask: Tensor | None, visibility: Visibility | None
     ) -> Visibility:
         if visibility is None:
-            if mask is not None and (mask.shape != hidden_BTD.shape[:2] or mask.dtype != torch.bool):
-                raise ValueError(
-                    f"mask has shape {tuple(mask.shape)} and dtype {mask.dtype}: "
-                    f"{tuple(hidden_BTD.shape[:2])} and bool (True for a token) are allowed"
-                )
+            if mask is not None:
+                _check_tensor("mask", mask)
+                if mask.shape != hidden_BTD.shape[:2] or mask.dtype != torch.bool:
+                    raise ValueError(
+                        f"mask has shape {tuple(mask.shape)} and dtype {mask.dtype}: "
+                        f"{tuple(hidden_BTD.shape[:2])} and bool (True for a token) are allowed"
+                    )
+                _check_device("mask", mask, hidden_BTD)
             return Visibility.build(
                 window=self.window_size, causal=self.causal, sinks=self.sinks, mask_BT=mask
             )
         if mask is not None:
             raise ValueError("mask beside visibility: give the mask to Visibility.build(mask_BT=...) instead")
+        if not isinstance(visibility, Visibility):
+            raise ValueError(
+                f"visibility is a {type(visibility).__name__}: what Visibility.build returns is allowed"
+            )
         given = (visibility.window, visibility.causal, visibility.sinks)
         if given != (self.window_size, self.causal, self.sinks):
             raise ValueError(
@@ -204,12 +233,28 @@ class SlidingWindowAttention(nn.Module):
         return rotary.rotation(positions_BT)
 
 
-def _check_positions(positions_BT: Tensor, batch: int, tokens: int) -> None:
-    if positions_BT.is_floating_point() or positions_BT.shape not in ((1, tokens), (batch, tokens)):
+def _check_tensor(name: str, tensor: object) -> None:
+    if not isinstance(tensor, Tensor):
+        raise ValueError(f"{name} is a {type(tensor).__name__}: a torch tensor is allowed")
+
+
+def _check_device(name: str, tensor: Tensor, hidden_BTD: Tensor) -> None:
+    if tensor.device != hidden_BTD.device:
+        raise ValueError(
+            f"{name} is on {tensor.device}, hidden_BTD on {hidden_BTD.device}; move it with .to()"
+        )
+
+
+def _check_positions(positions_BT: Tensor, hidden_BTD: Tensor) -> None:
+    _check_tensor("positions_BT", positions_BT)
+    batch, tokens = hidden_BTD.shape[:2]
+    whole = positions_BT.dtype in (torch.int32, torch.int64)
+    if not whole or positions_BT.shape not in ((1, tokens), (batch, tokens)):
         raise ValueError(
             f"positions_BT has shape {tuple(positions_BT.shape)} and dtype {positions_BT.dtype}: "
-            f"{(batch, tokens)} and whole numbers are allowed"
+            f"{(batch, tokens)} and whole numbers (int32 or int64) are allowed"
         )
+    _check_device("positions_BT", positions_BT, hidden_BTD)
 
 
 class FlashAttention(SlidingWindowAttention):

@@ -47,6 +47,12 @@ def check_sinks(sinks: object) -> None:
         raise ValueError(f"sinks={sinks!r}: a whole number from 0 on is allowed; try sinks=4")
 
 
+def check_causal(causal: object) -> None:
+    """Raise ValueError unless it is True or False."""
+    if not isinstance(causal, bool):
+        raise ValueError(f"causal={causal!r}: True or False is allowed; try causal=True")
+
+
 def within_window(distance: Tensor, window: int | None, causal: bool) -> Tensor:
     """Whether a key at `distance = query position - key position` lies in the window (bool, same shape)."""
     if causal:
@@ -131,10 +137,11 @@ class Visibility:
         The values of tensors are checked too, except inside a compiled graph.
 
         Raises:
-            ValueError: for a bad window or sinks, wrong ranks, shapes or dtypes, documents whose numbers
-                decrease, and positions that do not advance with the tokens of their document.
+            ValueError: for a bad window or sinks, wrong ranks, shapes, dtypes or devices, documents whose
+                numbers decrease, and positions that do not advance with the tokens of their document.
         """
         check_window(window)
+        check_causal(causal)
         check_sinks(sinks)
         if mask_BT is not None:
             _check_matrix("mask_BT", mask_BT, torch.bool)
@@ -162,6 +169,13 @@ class Visibility:
                 raise ValueError("documents_BT and key_documents_BS: give both or neither")
             if key_documents_BS is not None:
                 _check_same_shape("key_documents_BS", key_documents_BS, "key_positions_BS", key_positions_BS)
+            rows = positions_BT.shape[0], key_positions_BS.shape[0]
+            if rows[0] != rows[1] and 1 not in rows:
+                raise ValueError(
+                    f"key_positions_BS has {rows[1]} rows, positions_BT {rows[0]}: "
+                    "give as many, or one for all"
+                )
+            _check_same_device("key_positions_BS", key_positions_BS, "positions_BT", positions_BT)
         elif not torch.compiler.is_compiling():
             _check_order(documents_BT, positions_BT)
         return cls(window, causal, sinks, positions_BT, documents_BT, key_positions_BS, key_documents_BS)
@@ -194,7 +208,8 @@ class Visibility:
         """
         return self.once(("places", queries, keys, device), lambda: self._places(queries, keys, device))
 
-    def _places(self, queries: int, keys: int, device: torch.device) -> Places:
+    def check_call(self, batch: int | None, queries: int, keys: int, device: torch.device) -> None:
+        """Raise ValueError where the tensors do not describe a call of this shape (None: any batch)."""
         for name, tensor, length in (
             ("documents_BT", self.documents, queries),
             ("positions_BT", self.positions, queries),
@@ -207,22 +222,32 @@ class Visibility:
                 )
             if tensor is not None and tensor.device != device:
                 raise ValueError(f"{name} is on {tensor.device}, the call on {device}; move it with .to()")
-        if self.key_positions is not None:
-            assert self.positions is not None
-            return Places(self.positions, self.key_positions, self.documents, self.key_documents)
-        if self.documents is None and self.positions is None:
-            if keys < queries:
+            if tensor is not None and batch is not None and tensor.shape[0] not in (1, batch):
                 raise ValueError(
-                    f"{keys} keys for {queries} queries: at least as many keys are allowed; "
-                    "give key_positions_BS to say where fewer keys stand"
+                    f"{name} describes {tensor.shape[0]} rows, the call has {batch}; "
+                    "give one a row, or one for all"
                 )
-            positions_1S = torch.arange(keys, device=device)[None]
-            return Places(positions_1S[:, keys - queries :], positions_1S, None, None)
-        if keys != queries:
+        if self.key_positions is not None:
+            return
+        if self.documents is None and self.positions is None and keys < queries:
+            raise ValueError(
+                f"{keys} keys for {queries} queries: at least as many keys are allowed; "
+                "give key_positions_BS to say where fewer keys stand"
+            )
+        if (self.documents is not None or self.positions is not None) and keys != queries:
             raise ValueError(
                 f"{keys} keys for {queries} queries with documents or positions: "
                 "give key_positions_BS (and key_documents_BS) to say where the keys stand"
             )
+
+    def _places(self, queries: int, keys: int, device: torch.device) -> Places:
+        self.check_call(None, queries, keys, device)
+        if self.key_positions is not None:
+            assert self.positions is not None
+            return Places(self.positions, self.key_positions, self.documents, self.key_documents)
+        if self.documents is None and self.positions is None:
+            positions_1S = torch.arange(keys, device=device)[None]
+            return Places(positions_1S[:, keys - queries :], positions_1S, None, None)
         positions_BT = self.positions
         if positions_BT is None:
             assert self.documents is not None
@@ -320,3 +345,9 @@ def _check_same_shape(name: str, tensor: Tensor, other_name: str, other: Tensor)
         raise ValueError(
             f"{name} has shape {tuple(tensor.shape)}, {other_name} {tuple(other.shape)}: give equal ones"
         )
+    _check_same_device(name, tensor, other_name, other)
+
+
+def _check_same_device(name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
+    if tensor.device != other.device:
+        raise ValueError(f"{name} is on {tensor.device}, {other_name} on {other.device}: give one device")
