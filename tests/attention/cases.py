@@ -59,6 +59,11 @@ class Case:
             key_positions_BS=positions,
         )
 
+    def gaps(self) -> bool:
+        """Whether padding stands between tokens of one document."""
+        layout = self.visibility("cpu").layout
+        return layout is not None and layout.gaps
+
     def request(self, device: str) -> Request:
         """What a backend must be able to do for this case."""
         return Request(
@@ -69,6 +74,7 @@ class Case:
             causal=self.causal,
             sinks=self.sinks,
             documents=self.documents is not None,
+            gaps=self.documents is not None and self.gaps(),
             separate_keys=self.ring is not None,
             sink_logits=self.learned_sinks,
             logit_cap=self.logit_cap is not None,

@@ -14,7 +14,8 @@ from windowlm.attention.window import Visibility
 
 
 def test_every_named_backend_is_ranked_for_auto() -> None:
-    assert {"auto", *dispatch.FASTEST_FIRST} == set(BACKENDS)
+    for window in (None, 1, 256, 257):
+        assert sorted([*dispatch.fastest_first(window), "auto"]) == sorted(BACKENDS)
 
 
 def test_auto_takes_the_fastest_that_can_and_says_why_it_passed_over_others(
@@ -24,7 +25,7 @@ def test_auto_takes_the_fastest_that_can_and_says_why_it_passed_over_others(
     unable = Capabilities(**{**vars(able), "dropout": False})
     declared = {"banded": unable, "reference": able}
     monkeypatch.setattr(dispatch, "capabilities", declared.__getitem__)
-    monkeypatch.setattr(dispatch, "FASTEST_FIRST", tuple(declared))
+    monkeypatch.setattr(dispatch, "fastest_first", lambda window: list(declared))
     assert choose_backend("auto", Request()).name == "banded"
     choice = choose_backend("auto", Request(dropout=0.1))
     assert choice.name == "reference"
@@ -46,6 +47,11 @@ def test_auto_takes_the_fastest_that_can_and_says_why_it_passed_over_others(
         ({"sink_logits": False}, {"sink_logits": True}, "no learned sinks"),
         ({"logit_cap": False}, {"logit_cap": True}, "no cap on the logits"),
         ({"gradients": False}, {"gradients": True}, "no gradients"),
+        ({"gaps": False}, {"documents": True, "gaps": True}, "no padding inside documents"),
+        ({"missing": "it needs the package flash-attn-4"}, {}, "needs the package flash-attn-4"),
+        ({"head_dim_multiple": 8}, {"head_dim": 20}, "multiples of 8, not 20"),
+        ({"head_dim_least": 16}, {"head_dim": 8}, "from 16 on"),
+        ({"compute_capability": (9, 0)}, {"compute_capability": (8, 6)}, "9.0 or later, this one has 8.6"),
     ],
 )
 def test_a_missing_capability_is_refused_with_its_name(
@@ -66,6 +72,11 @@ def test_the_choice_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
             attention(heads, heads, heads, Visibility.build(window=2))
     assert len(caplog.records) == 1
     assert "backend banded, fastest that supports the call" in caplog.text
+
+
+def test_the_reason_is_silent_about_backends_of_other_devices() -> None:
+    assert "flash4" not in choose_backend("auto", Request(device="cpu")).reason
+    assert "not flash4: " in choose_backend("auto", Request(device="cuda", dtype=torch.float64)).reason
 
 
 def test_an_unknown_backend_is_refused() -> None:

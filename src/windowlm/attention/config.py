@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args
 
-BackendName = Literal["auto", "reference", "banded"]
+BackendName = Literal["auto", "reference", "banded", "flex", "varlen", "flash4", "band"]
 BACKENDS: tuple[str, ...] = get_args(BackendName)
 
 

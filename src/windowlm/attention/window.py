@@ -15,13 +15,14 @@ Shapes: B batch, T queries, S keys; a leading 1 stands for any batch.
 """
 
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Self, TypeVar
 
 import torch
 from torch import Tensor
 
 PADDING = -1
+OFFSETS_MULTIPLE = 64
 Prepared = TypeVar("Prepared")
 
 
@@ -53,7 +54,7 @@ def check_causal(causal: object) -> None:
         raise ValueError(f"causal={causal!r}: True or False is allowed; try causal=True")
 
 
-def within_window(distance: Tensor, window: int | None, causal: bool) -> Tensor:
+def within_window(distance: Tensor, window: int | Tensor | None, causal: bool) -> Tensor:
     """Whether a key at `distance = query position - key position` lies in the window (bool, same shape)."""
     if causal:
         visible = distance >= 0
@@ -91,6 +92,57 @@ class Places(NamedTuple):
     key_documents: Tensor | None
 
 
+class Layout(NamedTuple):
+    """How the documents of a batch lie, as plain numbers: what decides which kernels can serve them.
+
+    Attributes:
+        runs: runs of tokens of one document, or of padding, over all rows.
+        longest: tokens of the longest run.
+        padded: whether there is padding.
+        gaps: whether padding stands between tokens of one document.
+    """
+
+    runs: int
+    longest: int
+    padded: bool
+    gaps: bool
+
+
+class Bounds(NamedTuple):
+    """What queries see, and keys are seen by, as ranges of indices; int32, [B or 1, ...].
+
+    A key is visible iff it lies from the query's first to its last key and the query is not beyond the
+    key's last query: the latter hides padding between tokens of one document.
+
+    Attributes:
+        first_keys, last_keys: [B, T], the first and the last key in each query's reach. Where it sees
+            nothing, the first is S and the last is -1.
+        last_queries: [B, S], place among the keys of the last query that sees each key; -1 where none does.
+        gaps: [], how many tokens of padding stand inside a document; where there are none, the queries'
+            ranges alone say what is visible.
+    """
+
+    first_keys: Tensor
+    last_keys: Tensor
+    last_queries: Tensor
+    gaps: Tensor
+
+
+class Segments(NamedTuple):
+    """Runs of tokens of one document, or of padding, in the rows laid end to end, for packed kernels.
+
+    Attributes:
+        offsets: int32, where each run starts, then the number of tokens, repeated so that the length is a
+            multiple of `OFFSETS_MULTIPLE` and shapes recur.
+        longest: tokens of the longest run.
+        real: bool [B, T], False for padding; None where there is none.
+    """
+
+    offsets: Tensor
+    longest: int
+    real: Tensor | None
+
+
 @dataclass(frozen=True, eq=False)
 class Visibility:
     """What each query of a batch may see; build it once a batch and share it over layers of one window.
@@ -108,6 +160,8 @@ class Visibility:
         documents: int32 [B, T], document of each query, -1 for padding; None: one document, no padding.
         key_positions, key_documents: [B, S], the same for keys that are not the queries' own tokens
             (a cache). Without them the queries are the last T of the S keys.
+        layout: how the documents lie; None without documents, with separate keys, and where the visibility
+            was built inside a compiled graph.
     """
 
     window: int | None = None
@@ -117,6 +171,7 @@ class Visibility:
     documents: Tensor | None = None
     key_positions: Tensor | None = None
     key_documents: Tensor | None = None
+    layout: Layout | None = None
     _prepared: dict[Hashable, Any] = field(default_factory=dict, repr=False)
 
     @classmethod
@@ -176,14 +231,32 @@ class Visibility:
                     "give as many, or one for all"
                 )
             _check_same_device("key_positions_BS", key_positions_BS, "positions_BT", positions_BT)
-        elif not torch.compiler.is_compiling():
-            _check_order(documents_BT, positions_BT)
-        return cls(window, causal, sinks, positions_BT, documents_BT, key_positions_BS, key_documents_BS)
+        layout = None
+        if key_positions_BS is None and not torch.compiler.is_compiling():
+            layout = _inspect(documents_BT, positions_BT)
+        return cls(
+            window, causal, sinks, positions_BT, documents_BT, key_positions_BS, key_documents_BS, layout
+        )
+
+    def with_window(self, window: int | None) -> Self:
+        """The same documents and positions seen through another window, without checking them again.
+
+        Raises:
+            ValueError: for a bad window.
+        """
+        return replace(self, window=check_window(window), _prepared={})
 
     @property
     def separate_keys(self) -> bool:
         """Whether the keys carry positions of their own and may stand in any order."""
         return self.key_positions is not None
+
+    @property
+    def reach(self) -> tuple[int | None, int | None]:
+        """How many keys behind and ahead of itself a query sees, None for all; flash-attn's `window_size`."""
+        if self.window is None:
+            return None, 0 if self.causal else None
+        return reach(self.window, self.causal)
 
     def covers(self, keys: int) -> bool:
         """Whether the window hides none of so many keys, so that attention is full."""
@@ -254,6 +327,63 @@ class Visibility:
             positions_BT = positions_in_documents(self.documents)
         return Places(positions_BT, positions_BT, self.documents, self.documents)
 
+    def bounds(self, queries: int, keys: int, device: torch.device) -> Bounds:
+        """Ranges of what is visible to the last T of S tokens, without sinks; prepared once a batch."""
+        assert not self.sinks
+        assert not self.separate_keys
+        return self.once(("bounds", queries, keys, device), lambda: self._bounds(queries, keys, device))
+
+    def _bounds(self, queries: int, keys: int, device: torch.device) -> Bounds:
+        behind, ahead = (keys, keys) if self.window is None else reach(self.window, self.causal)
+        if self.causal:
+            ahead = 0
+        index_1S = torch.arange(keys, device=device)[None]
+        documents_BT = self.documents
+        if documents_BT is None:
+            start, end = torch.zeros_like(index_1S), torch.full_like(index_1S, keys - 1)
+            real_BS = torch.ones_like(index_1S, dtype=torch.bool)
+            gaps = torch.zeros((), device=device, dtype=torch.int32)
+        else:
+            start, end, real_BS = _starts(documents_BT), _ends(documents_BT), documents_BT != PADDING
+            gaps = ((_run_starts(documents_BT) != start) & real_BS).sum()
+        first_BS = torch.where(real_BS, (index_1S - behind).clamp(min=start), keys)
+        last_BS = torch.where(real_BS, (index_1S + ahead).clamp(max=end), -1)
+        last_query_BS = torch.where(real_BS, (index_1S + behind).clamp(max=end), -1)
+        return Bounds(
+            first_BS[:, keys - queries :].int(),
+            last_BS[:, keys - queries :].int(),
+            last_query_BS.int(),
+            gaps.int(),
+        )
+
+    def segments(self, batch: int, queries: int, device: torch.device) -> Segments:
+        """Runs of the rows laid end to end, prepared once a batch; asks for documents without gaps."""
+        return self.once(("segments", batch, queries, device), lambda: self._segments(batch, queries, device))
+
+    def _segments(self, batch: int, queries: int, device: torch.device) -> Segments:
+        if self.documents is None:
+            return Segments(
+                torch.arange(0, (batch + 1) * queries, queries, device=device, dtype=torch.int32),
+                queries,
+                None,
+            )
+        assert self.layout is not None
+        assert not self.layout.gaps
+        documents_BT = self.documents.expand(batch, -1)
+        runs = self.layout.runs * (batch // self.documents.shape[0])
+        places = -(-(runs + 1) // OFFSETS_MULTIPLE) * OFFSETS_MULTIPLE
+        opens = _opens_run(documents_BT).flatten()
+        offsets = documents_BT.new_full((places,), opens.numel(), dtype=torch.int32)
+        index = torch.arange(opens.numel(), device=device, dtype=torch.int32)
+        # All others write where the last offset stands, which says the same.
+        offsets.scatter_(
+            0,
+            torch.where(opens, opens.cumsum(0) - 1, places - 1),
+            torch.where(opens, index, opens.numel()),
+        )
+        real_BT = documents_BT != PADDING if self.layout.padded else None
+        return Segments(offsets, self.layout.longest, real_BT)
+
     def between(self, places: Places) -> Tensor:
         """Whether each query sees each key of `places`, [..., T, S] from [..., T] and [..., S]; bool."""
         distance_BTS = places.query_positions[..., :, None] - places.key_positions[..., None, :]
@@ -276,11 +406,32 @@ class Visibility:
 
 def positions_in_documents(documents_BT: Tensor) -> Tensor:
     """Position of each token counted from its document's first, int64 [B, T]; padding inside counts on."""
+    return torch.arange(documents_BT.shape[1], device=documents_BT.device) - _starts(documents_BT)
+
+
+def _starts(documents_BT: Tensor) -> Tensor:
+    """Index of the first token of each token's document; [B, T]."""
     index_T = torch.arange(documents_BT.shape[1], device=documents_BT.device)
     previous_BT = _previous_token(documents_BT)
     previous_document_BT = documents_BT.gather(1, previous_BT.clamp(min=0))
-    starts_BT = (documents_BT != PADDING) & ((previous_BT < 0) | (documents_BT != previous_document_BT))
-    return index_T - torch.where(starts_BT, index_T, 0).cummax(1).values
+    opens_BT = (documents_BT != PADDING) & ((previous_BT < 0) | (documents_BT != previous_document_BT))
+    return torch.where(opens_BT, index_T, 0).cummax(1).values
+
+
+def _ends(documents_BT: Tensor) -> Tensor:
+    """Index of the last token of each token's document; [B, T]."""
+    return documents_BT.shape[1] - 1 - _starts(documents_BT.flip(1)).flip(1)
+
+
+def _opens_run(documents_BT: Tensor) -> Tensor:
+    """Whether each token's left neighbour is of another document, padding counted as one; bool [B, T]."""
+    return torch.nn.functional.pad(documents_BT[:, 1:] != documents_BT[:, :-1], (1, 0), value=True)
+
+
+def _run_starts(documents_BT: Tensor) -> Tensor:
+    """Index of the first token of each token's run; [B, T]."""
+    index_T = torch.arange(documents_BT.shape[1], device=documents_BT.device)
+    return torch.where(_opens_run(documents_BT), index_T, 0).cummax(1).values
 
 
 def _previous_token(documents_BT: Tensor) -> Tensor:
@@ -290,42 +441,58 @@ def _previous_token(documents_BT: Tensor) -> Tensor:
     return torch.nn.functional.pad(latest_BT, (1, 0), value=-1)[:, :-1]
 
 
-def _check_order(documents_BT: Tensor | None, positions_BT: Tensor | None) -> None:
+def _inspect(documents_BT: Tensor | None, positions_BT: Tensor | None) -> Layout | None:
+    """Check documents and positions, and tell how the documents lie, with one transfer from the device."""
     if documents_BT is None and positions_BT is None:
-        return
+        return None
+    given = documents_BT is not None
     if documents_BT is None:
         assert positions_BT is not None
         documents_BT = torch.zeros_like(positions_BT)
     if documents_BT.numel() == 0:
-        return
-    if int(documents_BT.min()) < PADDING:
-        raise ValueError(
-            f"documents_BT holds {int(documents_BT.min())}: numbers from 0 on and -1 for padding are allowed"
-        )
+        return None
+    index_T = torch.arange(documents_BT.shape[1], device=documents_BT.device)
     previous_BT = _previous_token(documents_BT)
-    follows_BT = (previous_BT >= 0) & (documents_BT != PADDING)
+    real_BT = documents_BT != PADDING
+    follows_BT = (previous_BT >= 0) & real_BT
     previous_BT = previous_BT.clamp(min=0)
     previous_document_BT = documents_BT.gather(1, previous_BT)
-    _refuse_where(
-        follows_BT & (documents_BT < previous_document_BT),
-        "documents_BT decreases",
-        "the tokens of a document must stand together, numbered upwards from left to right",
-    )
+    decreases_BT = follows_BT & (documents_BT < previous_document_BT)
+    goes_on_BT = follows_BT & (documents_BT == previous_document_BT)
+    jumps_BT = torch.zeros_like(real_BT)
     if positions_BT is not None:
-        index_T = torch.arange(documents_BT.shape[1], device=documents_BT.device)
         advance_BT = positions_BT - positions_BT.gather(1, previous_BT)
-        _refuse_where(
-            follows_BT & (documents_BT == previous_document_BT) & (advance_BT != index_T - previous_BT),
-            "positions_BT does not advance by one a token",
-            "positions may restart only where documents_BT changes; "
-            "for keys in another order give key_positions_BS",
+        jumps_BT = goes_on_BT & (advance_BT != index_T - previous_BT)
+    lowest, decreases, jumps, runs, longest, padded, gaps = torch.stack(
+        [
+            documents_BT.min(),
+            decreases_BT.sum(),
+            jumps_BT.sum(),
+            _opens_run(documents_BT).sum(),
+            (index_T - _run_starts(documents_BT)).max() + 1,
+            (~real_BT).sum(),
+            (goes_on_BT & (previous_BT != index_T - 1)).sum(),
+        ]
+    ).tolist()
+    if lowest < PADDING:
+        raise ValueError(f"documents_BT holds {lowest}: numbers from 0 on and -1 for padding are allowed")
+    if decreases:
+        raise ValueError(
+            f"documents_BT decreases at {_place(decreases_BT)}: "
+            "the tokens of a document must stand together, numbered upwards from left to right"
         )
+    if jumps:
+        raise ValueError(
+            f"positions_BT does not advance by one a token at {_place(jumps_BT)}: "
+            "positions may restart only where documents_BT changes; "
+            "for keys in another order give key_positions_BS"
+        )
+    return Layout(runs, longest, bool(padded), bool(gaps)) if given else None
 
 
-def _refuse_where(wrong_BT: Tensor, what: str, allowed: str) -> None:
-    if wrong_BT.any():
-        row, column = wrong_BT.nonzero()[0].tolist()
-        raise ValueError(f"{what} at row {row}, token {column}: {allowed}")
+def _place(wrong_BT: Tensor) -> str:
+    row, column = wrong_BT.nonzero()[0].tolist()
+    return f"row {row}, token {column}"
 
 
 def _check_matrix(name: str, tensor: object, *dtypes: torch.dtype) -> None:

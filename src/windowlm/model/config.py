@@ -1,9 +1,9 @@
 """Settings of the decoder."""
 
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import ClassVar
 
-from windowlm.attention.config import RotaryConfig
+from windowlm.attention.config import BackendName, RotaryConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +40,7 @@ class ModelConfig:
     tied_embeddings: bool = True
     attention_dropout: float = 0.0
     norm_epsilon: float = 1e-6
-    backend: Literal["auto", "reference", "banded"] = "auto"
+    backend: BackendName = "auto"
     rotary: RotaryConfig | None = field(default_factory=RotaryConfig)
 
     def __post_init__(self) -> None:

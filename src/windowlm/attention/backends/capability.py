@@ -10,12 +10,14 @@ class Request:
     """The properties of a call that decide which backends can serve it; known before any tensor exists."""
 
     device: str = "cpu"
+    compute_capability: tuple[int, int] | None = None
     dtype: torch.dtype = torch.float32
     head_dim: int = 64
     window: int | None = None
     causal: bool = True
     sinks: int = 0
     documents: bool = False
+    gaps: bool = False
     separate_keys: bool = False
     dropout: float = 0.0
     sink_logits: bool = False
@@ -25,33 +27,58 @@ class Request:
 
 @dataclass(frozen=True, kw_only=True)
 class Capabilities:
-    """What a backend supports; None means no limit."""
+    """What a backend supports; None means no limit.
+
+    `missing` says what it needs and does not find; `compute_capability` is the least of a CUDA device.
+    """
 
     purpose: str
+    missing: str | None = None
     devices: frozenset[str] | None = None
+    compute_capability: tuple[int, int] = (0, 0)
     dtypes: frozenset[torch.dtype]
     head_dim_limit: int | None = None
+    head_dim_least: int = 1
+    head_dim_multiple: int = 1
     bidirectional: bool
     sinks: bool
     documents: bool
+    gaps: bool = True
     separate_keys: bool
     dropout: bool
     sink_logits: bool = False
     logit_cap: bool = False
     gradients: bool
 
+    def runs_on(self, device: str) -> bool:
+        """Whether devices of this type are among those it is for."""
+        return self.devices is None or device in self.devices
+
     def refusal(self, request: Request) -> str | None:
         """Why the request cannot be honoured, or None where it can."""
-        if self.devices is not None and request.device not in self.devices:
+        if not self.runs_on(request.device):
             return f"it does not run on {request.device}"
+        if self.missing is not None:
+            return self.missing
+        if request.compute_capability is not None and request.compute_capability < self.compute_capability:
+            given, least = (
+                ".".join(map(str, pair)) for pair in (request.compute_capability, self.compute_capability)
+            )
+            return f"it needs a GPU of compute capability {least} or later, this one has {given}"
         if request.dtype not in self.dtypes:
             return f"it does not compute in {request.dtype}"
         if self.head_dim_limit is not None and request.head_dim > self.head_dim_limit:
             return f"it takes head dimensions up to {self.head_dim_limit}, not {request.head_dim}"
+        if request.head_dim < self.head_dim_least or request.head_dim % self.head_dim_multiple:
+            return (
+                f"it takes head dimensions from {self.head_dim_least} on that are multiples of "
+                f"{self.head_dim_multiple}, not {request.head_dim}"
+            )
         for wanted, supported, feature in (
             (not request.causal, self.bidirectional, "bidirectional attention"),
             (request.sinks > 0, self.sinks, "sinks"),
             (request.documents, self.documents, "documents or padding"),
+            (request.gaps, self.gaps, "padding inside documents"),
             (request.separate_keys, self.separate_keys, "keys with positions of their own"),
             (request.dropout > 0, self.dropout, "dropout on attention weights"),
             (request.sink_logits, self.sink_logits, "learned sinks"),

@@ -1,0 +1,245 @@
+"""Our own kernels for windows: tiles of packed query heads, fitted to the window's edge.
+
+Shapes: B batch, T queries, S keys, H query heads, K key-value heads, D head dimension.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from ..window import Bounds, Visibility
+from .capability import Capabilities
+from .operator import Operator
+
+CAPABILITIES = Capabilities(
+    purpose="own Triton kernels, tiles fitted to the window",
+    missing=None if find_spec("triton") else "it needs the package triton, which is not installed",
+    devices=frozenset({"cuda"}),
+    compute_capability=(8, 0),
+    dtypes=frozenset({torch.bfloat16, torch.float16}),
+    head_dim_limit=128,
+    bidirectional=False,
+    sinks=False,
+    documents=True,
+    separate_keys=False,
+    dropout=False,
+    gradients=True,
+)
+
+LARGEST_PACK = 16
+# Up to here few tiles are seen whole, and looking for them costs more than masking them.
+SMALL_WINDOW = 256
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """Sizes of a kernel's tiles, warps and pipeline stages."""
+
+    rows: int
+    keys: int
+    warps: int
+    stages: int
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Tiles of the three kernels."""
+
+    forward: Tiles
+    query_gradient: Tiles
+    key_value_gradient: Tiles
+
+
+def schedule_for(head_dim: int, window: int) -> Schedule:
+    """Tiles by head dimension and window: the fastest of those measured on an H100."""
+    if head_dim <= 64:
+        if window <= 512:
+            return Schedule(Tiles(64, 32, 4, 3), Tiles(64, 32, 4, 3), Tiles(128, 64, 4, 2))
+        return Schedule(Tiles(128, 64, 4, 3), Tiles(64, 64, 4, 3), Tiles(128, 64, 4, 2))
+    forward = Tiles(64, 32, 4, 3) if window <= SMALL_WINDOW else Tiles(128, 64, 8, 3)
+    return Schedule(forward, Tiles(128, 32, 4, 3), Tiles(32, 64, 4, 3))
+
+
+def attend(
+    query_BTHD: Tensor,
+    key_BSKD: Tensor,
+    value_BSKD: Tensor,
+    visibility: Visibility,
+    *,
+    scale: float,
+    dropout: float,
+) -> Tensor:
+    """Attention of the queries over their visible keys; returns [B, T, H, D]."""
+    assert dropout == 0.0
+    (batch, queries), keys = query_BTHD.shape[:2], key_BSKD.shape[1]
+    bounds = None
+    if visibility.documents is not None:
+        bounds = visibility.once(
+            ("band", batch, queries),
+            lambda: Bounds(*_of_each_row(visibility.bounds(queries, keys, query_BTHD.device), batch)),
+        )
+    window = keys if visibility.window is None else min(visibility.window, keys)
+    query_BTHD, key_BSKD, value_BSKD = map(_rows_contiguous, (query_BTHD, key_BSKD, value_BSKD))
+    ranges = [] if bounds is None else [bounds.first_keys, bounds.last_queries, bounds.gaps]
+    output_BTHD: Tensor = _Band.apply(query_BTHD, key_BSKD, value_BSKD, ranges, window, scale)  # type: ignore[no-untyped-call]
+    return output_BTHD
+
+
+class _Band(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        context: Any,
+        query_BTHD: Tensor,
+        key_BSKD: Tensor,
+        value_BSKD: Tensor,
+        ranges: list[Tensor],
+        window: int,
+        scale: float,
+    ) -> Tensor:
+        output_BTHD, normalizer_BHT = _attend.call(query_BTHD, key_BSKD, value_BSKD, ranges, window, scale)
+        context.save_for_backward(query_BTHD, key_BSKD, value_BSKD, output_BTHD, normalizer_BHT, *ranges)
+        context.window, context.scale = window, scale
+        assert isinstance(output_BTHD, Tensor)
+        return output_BTHD
+
+    @staticmethod
+    @once_differentiable
+    def backward(context: Any, gradient_BTHD: Tensor) -> tuple[Tensor | None, ...]:
+        tensors, ranges = context.saved_tensors[:5], list(context.saved_tensors[5:])
+        gradient_BTHD = _rows_contiguous(gradient_BTHD)
+        gradients = _attend_backward.call(*tensors, gradient_BTHD, ranges, context.window, context.scale)
+        return (*gradients, None, None, None)
+
+
+def forward(
+    query_BTHD: Tensor,
+    key_BSKD: Tensor,
+    value_BSKD: Tensor,
+    ranges: Sequence[Tensor],
+    window: int,
+    scale: float,
+    tiles: Tiles | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Outputs [B, T, H, D] and log2 of the softmax's denominators, float32 [B, H, T]."""
+    from .band_kernels import forward_kernel
+
+    batch, queries, heads, head_dim = query_BTHD.shape
+    kv_heads = key_BSKD.shape[2]
+    tiles = tiles or schedule_for(head_dim, window).forward
+    pack = _pack(heads // kv_heads, tiles.rows)
+    output_BTHD = torch.empty_like(query_BTHD)
+    normalizer_BHT = query_BTHD.new_empty((batch, heads, queries), dtype=torch.float32)
+    first_last_gaps = ranges or [normalizer_BHT] * 3  # not read
+    grid = (-(-queries // (tiles.rows // pack)), batch * heads // pack)
+    forward_kernel[grid](
+        query_BTHD, key_BSKD, value_BSKD, output_BTHD, normalizer_BHT, *first_last_gaps,
+        *_strides(query_BTHD, key_BSKD, value_BSKD, output_BTHD),
+        heads, heads // kv_heads, queries, key_BSKD.shape[1], window, scale * LOG2_E,
+        D=head_dim, DIM=_power_of_two(head_dim), R=tiles.rows, N=tiles.keys, PACK=pack,
+        BOUNDED=bool(ranges), MOSTLY_FULL=window > SMALL_WINDOW, STAGES=tiles.stages, num_warps=tiles.warps,
+    )  # fmt: skip
+    return output_BTHD, normalizer_BHT
+
+
+def backward(
+    query_BTHD: Tensor,
+    key_BSKD: Tensor,
+    value_BSKD: Tensor,
+    output_BTHD: Tensor,
+    normalizer_BHT: Tensor,
+    gradient_BTHD: Tensor,
+    ranges: Sequence[Tensor],
+    window: int,
+    scale: float,
+    schedule: Schedule | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of query, key and value."""
+    from .band_kernels import key_value_gradient_kernel, query_gradient_kernel
+
+    batch, queries, heads, head_dim = query_BTHD.shape
+    keys, kv_heads = key_BSKD.shape[1:3]
+    schedule = schedule or schedule_for(head_dim, window)
+    query_gradient, key_gradient, value_gradient = map(torch.empty_like, (query_BTHD, key_BSKD, value_BSKD))
+    delta_BHT = torch.empty_like(normalizer_BHT)
+    first_last_gaps = ranges or [normalizer_BHT] * 3  # not read
+    shared = {"D": head_dim, "DIM": _power_of_two(head_dim), "BOUNDED": bool(ranges)}
+    tiles = schedule.query_gradient
+    pack = _pack(heads // kv_heads, tiles.rows)
+    grid = (-(-queries // (tiles.rows // pack)), batch * heads // pack)
+    # Before the other kernel, which reads the products of output and gradient that this one leaves.
+    query_gradient_kernel[grid](
+        query_BTHD, key_BSKD, value_BSKD, output_BTHD, gradient_BTHD, query_gradient, normalizer_BHT,
+        delta_BHT, *first_last_gaps,
+        *_strides(query_BTHD, key_BSKD, value_BSKD, output_BTHD, gradient_BTHD, query_gradient),
+        heads, heads // kv_heads, queries, keys, window, scale, scale * LOG2_E,
+        R=tiles.rows, N=tiles.keys, PACK=pack, MOSTLY_FULL=window > SMALL_WINDOW, STAGES=tiles.stages,
+        num_warps=tiles.warps, **shared,
+    )  # fmt: skip
+    tiles = schedule.key_value_gradient
+    grid = (-(-keys // tiles.keys), batch * kv_heads)
+    key_value_gradient_kernel[grid](
+        query_BTHD, key_BSKD, value_BSKD, gradient_BTHD, key_gradient, value_gradient, normalizer_BHT,
+        delta_BHT, *first_last_gaps[:2],
+        *_strides(query_BTHD, key_BSKD, value_BSKD, gradient_BTHD, key_gradient, value_gradient),
+        heads, kv_heads, heads // kv_heads, queries, keys, window, scale, scale * LOG2_E,
+        R=tiles.rows, N=tiles.keys, PACK=_pack(heads // kv_heads, tiles.rows), STAGES=tiles.stages,
+        num_warps=tiles.warps, **shared,
+    )  # fmt: skip
+    return query_gradient, key_gradient, value_gradient
+
+
+LOG2_E = 1.4426950408889634
+
+
+def _of_each_row(bounds: Bounds, batch: int) -> Iterator[Tensor]:
+    """The bounds with a row for each of the batch, as the kernels read them."""
+    for tensor in bounds:
+        yield tensor.expand(batch, -1).contiguous() if tensor.dim() == 2 else tensor
+
+
+def _pack(group_size: int, rows: int) -> int:
+    """Query heads beside each other in a tile: the largest power of two that divides the group."""
+    return min(group_size & -group_size, LARGEST_PACK, rows)
+
+
+def _power_of_two(size: int) -> int:
+    return max(16, 1 << (size - 1).bit_length())
+
+
+def _rows_contiguous(tensor: Tensor) -> Tensor:
+    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
+
+
+def _strides(*tensors: Tensor) -> list[int]:
+    return [stride for tensor in tensors for stride in tensor.stride()[:3]]
+
+
+def _empty_outputs(query_BTHD: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    batch, queries, heads, _dim = query_BTHD.shape
+    return torch.empty_like(query_BTHD), query_BTHD.new_empty((batch, heads, queries), dtype=torch.float32)
+
+
+def _empty_gradients(
+    query_BTHD: Tensor, key_BSKD: Tensor, value_BSKD: Tensor, *_: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.empty_like(query_BTHD), torch.empty_like(key_BSKD), torch.empty_like(value_BSKD)
+
+
+_attend = Operator(
+    f"{__name__}.attend",
+    "(Tensor query, Tensor key, Tensor value, Tensor[] ranges, int window, float scale) -> (Tensor, Tensor)",
+    forward,
+    _empty_outputs,
+)
+_attend_backward = Operator(
+    f"{__name__}.attend_backward",
+    "(Tensor query, Tensor key, Tensor value, Tensor output, Tensor normalizer, Tensor gradient, "
+    "Tensor[] ranges, int window, float scale) -> (Tensor, Tensor, Tensor)",
+    backward,
+    _empty_gradients,
+)

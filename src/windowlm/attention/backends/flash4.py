@@ -1,0 +1,175 @@
+"""flash-attn-4: kernels for Hopper and later GPUs, an optional package (Dao-AILab/flash-attention).
+
+Shapes: B batch, T queries, S keys, H query heads, K key-value heads, D head dimension.
+"""
+
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from ..window import Segments, Visibility
+from .capability import Capabilities
+from .operator import Operator
+
+
+def _installed() -> bool:
+    return find_spec("flash_attn") is not None and find_spec("flash_attn.cute") is not None
+
+
+CAPABILITIES = Capabilities(
+    purpose="flash-attn-4",
+    missing=None if _installed() else "it needs the package flash-attn-4, which is not installed",
+    devices=frozenset({"cuda"}),
+    compute_capability=(9, 0),
+    dtypes=frozenset({torch.bfloat16, torch.float16}),
+    head_dim_limit=128,
+    head_dim_multiple=8,
+    bidirectional=True,
+    sinks=False,
+    documents=True,
+    gaps=False,
+    separate_keys=False,
+    dropout=False,
+    gradients=True,
+)
+
+
+def attend(
+    query_BTHD: Tensor,
+    key_BSKD: Tensor,
+    value_BSKD: Tensor,
+    visibility: Visibility,
+    *,
+    scale: float,
+    dropout: float,
+) -> Tensor:
+    """Attention of the queries over their visible keys; returns [B, T, H, D]."""
+    assert dropout == 0.0
+    settings = (scale, visibility.causal, *visibility.reach)
+    if visibility.documents is None:
+        output_BTHD: Tensor = _Flash.apply(query_BTHD, key_BSKD, value_BSKD, None, None, *settings)  # type: ignore[no-untyped-call]
+        return output_BTHD
+    batch, queries = query_BTHD.shape[:2]
+    segments = visibility.segments(batch, queries, query_BTHD.device)
+    tokens = (tensor.flatten(0, 1) for tensor in (query_BTHD, key_BSKD, value_BSKD))
+    output: Tensor = _Flash.apply(*tokens, segments.offsets, segments.longest, *settings)  # type: ignore[no-untyped-call]
+    return silence_padding(output.view_as(query_BTHD), segments)
+
+
+def silence_padding(output_BTHD: Tensor, segments: Segments) -> Tensor:
+    """Zero the outputs of padding, which packed kernels compute like those of any document."""
+    if segments.real is None:
+        return output_BTHD
+    return output_BTHD.masked_fill(~segments.real[..., None, None], 0.0)
+
+
+class _Flash(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        context: Any, query: Tensor, key: Tensor, value: Tensor, offsets: Tensor | None, *settings: Any
+    ) -> Tensor:
+        output, normalizer = _attend.call(query, key, value, offsets, *settings)
+        context.save_for_backward(query, key, value, output, normalizer, offsets)
+        context.settings = settings
+        assert isinstance(output, Tensor)
+        return output
+
+    @staticmethod
+    @once_differentiable
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        *tensors, offsets = context.saved_tensors
+        gradients = _attend_backward.call(*tensors, gradient, offsets, *context.settings)
+        return (*gradients, *(None,) * (1 + len(context.settings)))
+
+
+def _compute(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    offsets: Tensor | None,
+    longest: int | None,
+    scale: float,
+    causal: bool,
+    behind: int | None,
+    ahead: int | None,
+) -> tuple[Tensor, Tensor]:
+    from flash_attn.cute.interface import _flash_attn_fwd
+
+    output, normalizer, *_ = _flash_attn_fwd(
+        query,
+        key,
+        value,
+        cu_seqlens_q=offsets,
+        cu_seqlens_k=offsets,
+        max_seqlen_q=longest,
+        max_seqlen_k=longest,
+        softmax_scale=scale,
+        causal=causal,
+        window_size_left=behind,
+        window_size_right=ahead,
+        return_lse=True,
+    )
+    return output, normalizer
+
+
+def _compute_backward(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    output: Tensor,
+    normalizer: Tensor,
+    gradient: Tensor,
+    offsets: Tensor | None,
+    longest: int | None,
+    scale: float,
+    causal: bool,
+    behind: int | None,
+    ahead: int | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    from flash_attn.cute.interface import _flash_attn_bwd
+
+    query_gradient, key_gradient, value_gradient = _flash_attn_bwd(
+        query,
+        key,
+        value,
+        output,
+        gradient,
+        normalizer,
+        scale,
+        causal,
+        window_size_left=behind,
+        window_size_right=ahead,
+        cu_seqlens_q=offsets,
+        cu_seqlens_k=offsets,
+        max_seqlen_q=longest,
+        max_seqlen_k=longest,
+    )
+    return query_gradient, key_gradient, value_gradient
+
+
+def _empty_outputs(query: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    *batch, tokens, heads, _dim = query.shape
+    return torch.empty_like(query), query.new_empty((*batch, heads, tokens), dtype=torch.float32)
+
+
+def _empty_gradients(query: Tensor, key: Tensor, value: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
+
+
+_SETTINGS = "Tensor? offsets, int? longest, float scale, bool causal, int? behind, int? ahead"
+_attend = Operator(
+    f"{__name__}.attend",
+    f"(Tensor query, Tensor key, Tensor value, {_SETTINGS}) -> (Tensor, Tensor)",
+    _compute,
+    _empty_outputs,
+)
+_attend_backward = Operator(
+    f"{__name__}.attend_backward",
+    "(Tensor query, Tensor key, Tensor value, Tensor output, Tensor normalizer, Tensor gradient, "
+    f"{_SETTINGS}) -> (Tensor, Tensor, Tensor)",
+    _compute_backward,
+    _empty_gradients,
+)

@@ -1,0 +1,127 @@
+"""Ranges, segments and block masks made from documents, against the mask itself."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from windowlm.attention.backends import flex
+from windowlm.attention.window import OFFSETS_MULTIPLE, PADDING, Visibility
+
+from .cases import Case, draw
+
+CPU = torch.device("cpu")
+DRAWN = [draw(seed) for seed in range(400)]
+RANGED = [case for case in DRAWN if not case.sinks and case.ring is None and case.queries <= 300]
+
+
+def test_ranges_say_exactly_what_is_visible() -> None:
+    assert sum(case.documents is not None for case in RANGED) > 40
+    for case in RANGED:
+        visibility = case.visibility("cpu")
+        bounds = visibility.bounds(case.queries, case.keys, CPU)
+        key_S = torch.arange(case.keys)
+        at_T1 = torch.arange(case.keys - case.queries, case.keys)[:, None]
+        seen_BTS = (bounds.first_keys[..., None] <= key_S) & (key_S <= bounds.last_keys[..., None])
+        seen_BTS &= at_T1 <= bounds.last_queries[:, None, :]
+        mask_BTS = visibility.mask(case.queries, case.keys, CPU)
+        assert torch.equal(seen_BTS.expand_as(mask_BTS), mask_BTS), case
+        if bounds.gaps == 0 and visibility.layout is not None:
+            assert not visibility.layout.gaps
+
+
+def test_without_gaps_the_ranges_of_queries_alone_are_enough() -> None:
+    for case in RANGED:
+        visibility = case.visibility("cpu")
+        bounds = visibility.bounds(case.queries, case.keys, CPU)
+        if bounds.gaps:
+            assert visibility.layout is not None
+            assert visibility.layout.gaps
+            continue
+        key_S = torch.arange(case.keys)
+        seen_BTS = (bounds.first_keys[..., None] <= key_S) & (key_S <= bounds.last_keys[..., None])
+        mask_BTS = visibility.mask(case.queries, case.keys, CPU)
+        assert torch.equal(seen_BTS.expand_as(mask_BTS), mask_BTS), case
+
+
+def test_segments_are_the_runs_of_the_rows_laid_end_to_end() -> None:
+    packed = [case for case in DRAWN if case.documents is not None]
+    checked = 0
+    for case in packed:
+        visibility = case.visibility("cpu")
+        assert visibility.layout is not None
+        if visibility.layout.gaps:
+            continue
+        segments = visibility.segments(case.batch, case.queries, CPU)
+        assert case.documents is not None
+        starts = [
+            row * case.queries + token
+            for row, documents in enumerate(case.documents)
+            for token in range(case.queries)
+            if token == 0 or documents[token] != documents[token - 1]
+        ]
+        total = case.batch * case.queries
+        offsets = segments.offsets.tolist()
+        assert offsets[: len(starts)] == starts
+        assert set(offsets[len(starts) :]) == {total}
+        assert len(offsets) % OFFSETS_MULTIPLE == 0
+        assert segments.longest == max(b - a for a, b in zip(starts, [*starts[1:], total], strict=True))
+        padded = any(PADDING in documents for documents in case.documents)
+        assert (segments.real is not None) == padded
+        checked += 1
+    assert checked > 40
+
+
+def test_one_row_of_documents_serves_a_batch() -> None:
+    visibility = Visibility.build(window=3, documents_BT=torch.tensor([[0, 0, 1, 1]], dtype=torch.int32))
+    segments = visibility.segments(3, 4, CPU)
+    assert segments.offsets.tolist()[:7] == [0, 2, 4, 6, 8, 10, 12]
+
+
+def blocks_of(case: Case) -> tuple[Tensor, Tensor, Tensor]:
+    """Partly and wholly visible blocks of `flex`, and its mask function over all pairs."""
+    visibility = case.visibility("cpu")
+    query = torch.empty(case.batch, case.queries, 1, 16)
+    blocks = flex.block_mask(visibility, query, torch.empty(case.batch, case.keys, 1, 16))
+    rows = visibility.mask(case.queries, case.keys, CPU).shape[0]
+    partly, wholly = (
+        torch.zeros(rows, -(-case.queries // flex.BLOCK), -(-case.keys // flex.BLOCK), dtype=torch.bool)
+        for _ in range(2)
+    )
+    for chosen, counts, indices in (
+        (partly, blocks.kv_num_blocks, blocks.kv_indices),
+        (wholly, blocks.full_kv_num_blocks, blocks.full_kv_indices),
+    ):
+        if counts is None:
+            continue
+        for row in range(rows):
+            for block in range(chosen.shape[1]):
+                count = int(counts[row % len(counts), 0, block])
+                chosen[row, block, indices[row % len(counts), 0, block, :count].long()] = True
+    seen = torch.stack(
+        [
+            blocks.mask_mod(
+                torch.tensor(row),
+                torch.tensor(0),
+                torch.arange(case.queries)[:, None],
+                torch.arange(case.keys)[None, :],
+            )
+            for row in range(rows)
+        ]
+    )
+    return partly, wholly, seen
+
+
+@pytest.mark.parametrize("first", range(0, 200, 50))
+def test_block_masks_hold_all_that_is_visible_and_whole_blocks_nothing_else(first: int) -> None:
+    for case in DRAWN[first : first + 50]:
+        mask_BTS = case.visibility("cpu").mask(case.queries, case.keys, CPU)
+        partly, wholly, seen = blocks_of(case)
+        assert torch.equal(seen, mask_BTS), case
+        assert not (partly & wholly).any()
+        grown = [
+            chosen.repeat_interleave(flex.BLOCK, 1).repeat_interleave(flex.BLOCK, 2)
+            for chosen in (partly, wholly)
+        ]
+        partly_BTS, wholly_BTS = (chosen[:, : case.queries, : case.keys] for chosen in grown)
+        assert mask_BTS[wholly_BTS].all(), case
+        assert not mask_BTS[~partly_BTS & ~wholly_BTS].any(), case
