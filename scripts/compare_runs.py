@@ -1,7 +1,7 @@
 """Compare evaluated runs: a folder of runs in one table and one plot, or two runs in detail.
 
 python scripts/compare_runs.py FOLDER
-python scripts/compare_runs.py RUN RUN
+python scripts/compare_runs.py RUN RUN [--evaluation evaluation_NAME]
 """
 
 import argparse
@@ -10,32 +10,40 @@ from pathlib import Path
 
 from rich.console import Console
 
-from windowlm.errors import UserError
+from windowlm.errors import UserError, exit_status
 from windowlm.evaluation.comparison_report import compare_folder, compare_two
+from windowlm.evaluation.result_files import OWN_EVALUATION
 
-PIPED_WIDTH = 160
+PIPED_WIDTH = 100
 
 
 def main() -> int:
-    """Run the command; 2 is the status of a user's mistake."""
+    """Compare what the command line names."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("folders", metavar="FOLDER", nargs="+", type=Path)
-    folders = parser.parse_args().folders
+    parser.add_argument(
+        "--evaluation",
+        metavar="NAME",
+        default=OWN_EVALUATION,
+        help="folder in each run that holds the evaluation; evaluation_NAME for data.path=NAME "
+        "(default: %(default)s, of the run's own data)",
+    )
+    given = parser.parse_args()
+    folders = given.folders
     if len(folders) > 2:
         parser.error("give one folder of runs, or two run folders")
     console = Console(width=None if sys.stdout.isatty() else PIPED_WIDTH)
     try:
         if len(folders) == 1:
-            compare_folder(folders[0], console)
+            compare_folder(folders[0], console, given.evaluation)
         else:
-            compare_two(*folders, console)
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+            compare_two(*folders, console, given.evaluation)
+    except OSError as error:
+        raise UserError(str(error)) from None
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_status(main))

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shlex
 
 import pytest
 
@@ -97,8 +98,11 @@ def test_runs_on_different_text_are_not_paired_and_the_message_says_what_to_do(t
             paired_lengths(first, second)
         message = str(caught.value)
         assert "cannot be paired" in message
-        assert f"checkpoint={first.folder} data.path=TEXT evaluation.context_lengths=[4,8]" in message
+        assert f"checkpoint={first.folder} data.path=TEXT 'evaluation.context_lengths=[4,8]'" in message
         assert f"checkpoint={second.folder} data.path=TEXT" in message
+        assert message.endswith(
+            f"compare_runs.py {first.folder} {second.folder} --evaluation evaluation_TEXT"
+        )
 
 
 def test_runs_with_different_tokenizers_are_told_apart(tmp_path):
@@ -106,6 +110,30 @@ def test_runs_with_different_tokenizers_are_told_apart(tmp_path):
     second = make_run(tmp_path / "b", settings_of(2), seed=5, tokenizer_identity="another")
     with pytest.raises(UserError, match="their tokenizers differ"):
         paired_lengths(first, second)
+
+
+def test_the_evaluations_of_other_text_are_paired_by_their_name(tmp_path):
+    runs = [make_run(tmp_path / name, settings_of(2), seed=seed) for seed, name in enumerate("ab")]
+    for run in runs:
+        other = make_run(run.folder / "other", settings_of(2), seed=7)
+        (other.folder / "evaluation").rename(run.folder / "evaluation_book")
+    first, second = (read_run(run.folder, "evaluation_book") for run in runs)
+    assert [pair.context_length for pair in paired_lengths(first, second)] == [4, 8]
+    assert [run.result["targets_hash"] for run in runs_in(tmp_path, "evaluation_book")] == [
+        first.result["targets_hash"]
+    ] * 2
+    with pytest.raises(UserError, match="cannot be paired"):
+        paired_lengths(*runs)
+
+
+def test_commands_are_quoted_for_a_shell(tmp_path):
+    first = make_run(tmp_path / "it's [a]", settings_of(2))
+    second = make_run(tmp_path / "b", settings_of(2), seed=5)
+    with pytest.raises(UserError) as caught:
+        paired_lengths(first, second)
+    lines = str(caught.value).splitlines()
+    assert shlex.split(lines[1])[2] == f"checkpoint={first.folder}"
+    assert shlex.split(lines[3])[2:4] == [str(first.folder), str(second.folder)]
 
 
 def test_a_run_that_has_not_ended_cannot_be_paired(tmp_path):

@@ -109,7 +109,7 @@ def test_a_real_windowed_decoder_does_not_change_beyond_its_receptive_field(run)
     assert abs(nats[6] - nats[16]) > 1e-4 * nats[16]
 
 
-def test_a_path_is_scored_whole_and_the_earlier_result_is_kept(run, tmp_path, capsys):
+def test_a_path_is_scored_whole_in_a_folder_of_its_own(run, tmp_path, capsys):
     own = evaluate(run)
     book = tmp_path / "one, book.txt"
     book.write_text("größer " * 40)
@@ -117,9 +117,19 @@ def test_a_path_is_scored_whole_and_the_earlier_result_is_kept(run, tmp_path, ca
     size = len(book.read_bytes())
     assert (result["rows"][0]["targets"], result["rows"][0]["bytes"]) == (size - 16, size - 16)
     assert result["split"] == "all"
-    assert read_result(run) == result
-    assert json.loads((run / "evaluation" / "earlier" / "001" / "length.json").read_text()) == own
-    assert "the earlier result is kept in" in capsys.readouterr().out
+    assert read_result(run) == own
+    assert read_result(run, "evaluation_one_book") == result
+    assert f"results in {run / 'evaluation_one_book'}\n" in capsys.readouterr().out
+
+
+def test_an_earlier_result_is_kept_and_named_for_a_shell(run, tmp_path, capsys):
+    own = evaluate(run, output_dir=tmp_path / "[a] b")
+    shorter = evaluate(run, output_dir=tmp_path / "[a] b", evaluation=EvaluationConfig(context_lengths=[16]))
+    assert shorter != own
+    assert json.loads((tmp_path / "[a] b" / "earlier" / "001" / "length.json").read_text()) == own
+    printed = capsys.readouterr().out
+    assert f"the earlier result is kept in '{tmp_path}/[a] b/earlier/001'\n" in printed
+    assert f"results in '{tmp_path}/[a] b'\n" in printed
 
 
 def test_an_output_folder_leaves_the_runs_folder_alone(run, tmp_path):

@@ -39,6 +39,9 @@ def test_the_table_shows_every_length_with_its_change_and_marks_extrapolation():
     assert "32*" in text
     assert "4*" not in text
     assert "1 documents are too short" in text
+    words = " ".join(text.split())
+    assert "naive: the same targets in windows of c tokens" in words
+    assert "the mean of the documents, each counted once" in words
 
 
 def test_a_single_document_has_a_change_without_interval():

@@ -8,7 +8,7 @@ import pytest
 from windowlm.errors import UserError
 from windowlm.evaluation.config import EvaluationConfig
 from windowlm.evaluation.length_sweep import length_sweep
-from windowlm.evaluation.result_files import read_result, write_results
+from windowlm.evaluation.result_files import evaluation_name, read_result, write_results
 
 from .fakes import ReachModel, one_byte_each, random_documents
 from .test_length_sweep import FACTS
@@ -68,3 +68,21 @@ def test_a_damaged_result_is_named_and_not_touched(tmp_path, content):
 def test_a_missing_result_says_how_to_make_it(tmp_path):
     with pytest.raises(UserError, match=r"not evaluated; write it with: python scripts/evaluate\.py"):
         read_result(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("data", "name"),
+    [
+        ({}, "evaluation"),
+        ({"documents": 3}, "evaluation"),
+        ({"path": "books/one, [book].txt"}, "evaluation_one_book"),
+        ({"path": "books/"}, "evaluation_books"),
+        ({"path": "code/**/*.py"}, "evaluation_code"),
+        ({"path": "größe.txt"}, "evaluation_größe"),
+        ({"path": "*.*"}, "evaluation_other"),
+        ({"name": "pg19"}, "evaluation_pg19"),
+        ({"name": "pg19", "path": "copies/of_pg19"}, "evaluation_of_pg19"),
+    ],
+)
+def test_other_data_have_a_folder_that_is_called_after_them(data, name):
+    assert evaluation_name(data) == name

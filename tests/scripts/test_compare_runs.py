@@ -65,6 +65,20 @@ def test_two_runs_are_compared(tmp_path):
     assert not list(tmp_path.glob("*.png"))
 
 
+def test_another_evaluation_is_compared_by_its_name(tmp_path):
+    for number, bits in enumerate((1.5, 1.25)):
+        run_folder(tmp_path / str(number), 64, bits)
+        (tmp_path / str(number) / "evaluation").rename(tmp_path / str(number) / "evaluation_book")
+        (tmp_path / str(number) / "run.json").write_text("{}")
+    done = compare(tmp_path, "--evaluation", "evaluation_book")
+    assert done.returncode == 0, done.stderr
+    assert "1.2500" in done.stdout
+    assert {path.name for path in tmp_path.glob("*.*")} == {"comparison_book.csv", "comparison_book.png"}
+    done = compare(tmp_path)
+    assert done.returncode == 2
+    assert "none of its 2 runs holds a result in evaluation/" in done.stderr
+
+
 def test_mistakes_end_with_status_2_and_one_message(tmp_path, monkeypatch, capsys):
     for arguments, message in [
         ([tmp_path / "nowhere"], "there is no such folder"),

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,19 +11,23 @@ from typing import Any
 from windowlm.errors import UserError
 from windowlm.evaluation.paired_difference import paired_difference
 from windowlm.evaluation.result import Interval, LengthResult, bits_per_byte, interval
-from windowlm.evaluation.result_files import RESULT_NAME, read_result
+from windowlm.evaluation.result_files import OWN_EVALUATION, RESULT_NAME, evaluate_command, read_result
 
 # Where a run goes and how it is logged does not change what it learns.
 UNCOMPARED = re.compile(r"run_dir|resume|plan|(logger|hydra)(\..*)?")
 ABSENT = "(absent)"
-MARKS_OF_A_RUN = ("run.json", ".hydra", f"evaluation/{RESULT_NAME}")
+MARKS_OF_A_RUN = ("run.json", ".hydra", f"{OWN_EVALUATION}/{RESULT_NAME}")
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run's folder, its settings by full key, and its result; None for a run that has not ended."""
+    """A run's folder, the name of an evaluation in it, its settings by full key, and the result.
+
+    The result is None for a run that has no such evaluation.
+    """
 
     folder: Path
+    evaluation: str
     settings: dict[str, Any]
     result: LengthResult | None
 
@@ -38,15 +43,19 @@ class PairedLength:
     extrapolation: bool
 
 
-def runs_in(folder: Path) -> list[Run]:
+def runs_in(folder: Path, evaluation: str = OWN_EVALUATION) -> list[Run]:
     """Runs in a folder and its subfolders, numbers in their names in numeric order.
+
+    Args:
+        folder: where they are.
+        evaluation: which of their evaluations.
 
     Raises:
         UserError: no such folder, or no run in it.
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: there is no such folder; give the folder of a sweep, or two run folders")
-    runs = [read_run(path) for path in sorted(_run_folders(folder), key=_natural_order)]
+    runs = [read_run(path, evaluation) for path in sorted(_run_folders(folder), key=_natural_order)]
     if not runs:
         raise UserError(
             f"{folder}: no run is in it (a run holds {' or '.join(MARKS_OF_A_RUN)}); give the folder of a "
@@ -55,16 +64,21 @@ def runs_in(folder: Path) -> list[Run]:
     return runs
 
 
-def read_run(folder: Path) -> Run:
+def read_run(folder: Path, evaluation: str = OWN_EVALUATION) -> Run:
     """Settings and result of a run folder.
+
+    Args:
+        folder: the run's.
+        evaluation: which of its evaluations.
 
     Raises:
         UserError: not a run, or a damaged file.
     """
     if not _is_run(folder):
         raise UserError(f"{folder}: not a run: none of {', '.join(MARKS_OF_A_RUN)} is in it")
-    evaluated = (folder / "evaluation" / RESULT_NAME).is_file()
-    return Run(folder, _settings(folder), read_result(folder) if evaluated else None)
+    evaluated = (folder / evaluation / RESULT_NAME).is_file()
+    result = read_result(folder, evaluation) if evaluated else None
+    return Run(folder, evaluation, _settings(folder), result)
 
 
 def differing_settings(runs: Sequence[Run]) -> list[str]:
@@ -83,7 +97,7 @@ def paired_lengths(first: Run, second: Run) -> list[PairedLength]:
     Raises:
         UserError: a run is not evaluated, or the two scored different text.
     """
-    one, two = read_result(first.folder), read_result(second.folder)
+    one, two = (run.result or read_result(run.folder, run.evaluation) for run in (first, second))
     if one["targets_hash"] != two["targets_hash"]:
         raise UserError(_why_unpaired(first, one, second, two))
     rows_one = {row["context_length"]: row for row in one["rows"]}
@@ -121,10 +135,11 @@ def _why_unpaired(first: Run, one: LengthResult, second: Run, two: LengthResult)
     lengths = [row["context_length"] for row in one["rows"] if row["context_length"] <= shortest_reach]
     listed = ",".join(map(str, lengths or [shortest_reach]))
     commands = "".join(
-        f"\n  python scripts/evaluate.py checkpoint={run.folder} data.path=TEXT "
-        f"evaluation.context_lengths=[{listed}]"
+        f"\n  {evaluate_command(run.folder)} data.path=TEXT 'evaluation.context_lengths=[{listed}]'"
         for run in (first, second)
     )
+    folders = shlex.join([str(first.folder), str(second.folder)])
+    commands += f"\n  python scripts/compare_runs.py {folders} --evaluation evaluation_TEXT"
     return (
         f"{first.folder} and {second.folder} scored different text (documents, longest context or "
         f"evaluation.max_targets differ), so their losses cannot be paired; score both on the same:{commands}"

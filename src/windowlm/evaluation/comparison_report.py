@@ -1,5 +1,6 @@
 """Compared runs for readers: tables for the terminal, a CSV and a plot."""
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,94 +16,133 @@ from windowlm.evaluation.comparison import (
     read_run,
     runs_in,
 )
-from windowlm.evaluation.report import COLORS, context_axis, interval_text, png
+from windowlm.evaluation.report import COLORS, add_columns, as_text, context_axis, interval_text, png
 from windowlm.evaluation.result import LengthResult, Row
-from windowlm.evaluation.result_files import csv_of_rows
+from windowlm.evaluation.result_files import OWN_EVALUATION, csv_of_rows, evaluate_command
+from windowlm.setting_text import setting_text
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-CSV_NAME, PLOT_NAME = "comparison.csv", "comparison.png"
 # Drawn as color, line style and panel, in this order; more settings than these are told apart by run.
 DRAWN_SETTINGS = 3
 DASHES = [[1, 0], [6, 3], [2, 2], [8, 2, 2, 2]]
 
 
-def compare_folder(folder: Path, console: "Console") -> None:
+def compare_folder(folder: Path, console: "Console", evaluation: str = OWN_EVALUATION) -> None:
     """Print a table of the runs in ``folder`` and write its CSV and plot there.
+
+    Args:
+        folder: where the runs are.
+        console: where to print; the table is as wide at most.
+        evaluation: which of the runs' evaluations; of another than their own the files are named after it.
 
     Raises:
         UserError: no evaluated run in the folder.
     """
-    runs = runs_in(folder)
+    runs = runs_in(folder, evaluation)
     evaluated = [(run, run.result) for run in runs if run.result is not None]
     if not evaluated:
         raise UserError(
-            f"{folder}: none of its {len(runs)} runs is evaluated; let one end, or write its result with: "
-            f"python scripts/evaluate.py checkpoint={runs[0].folder}"
+            f"{folder}: none of its {len(runs)} runs holds a result in {evaluation}/; let one end, or write "
+            f"it with: {evaluate_command(runs[0].folder)}"
         )
     keys = differing_settings(runs)
-    console.print(_runs_table(folder, runs, keys))
+    console.out(shlex.quote(str(folder)), highlight=False)
+    console.print(_runs_table(folder, runs, keys, console))
     if len({result["targets_hash"] for _, result in evaluated}) > 1:
         console.print("The runs did not all score the same text: compare them with care, and two by two.")
     if len({result["tokenizer_identity"] for _, result in evaluated}) > 1:
         console.print("Their tokenizers differ: compare bits per byte, not perplexities.")
-    write_atomically(folder / CSV_NAME, csv_of_rows(_csv_rows(folder, evaluated, keys)).encode())
-    write_atomically(folder / PLOT_NAME, _plot(folder, evaluated, keys))
-    console.print(f"{folder / CSV_NAME}\n{folder / PLOT_NAME}", highlight=False, soft_wrap=True)
+    name = "comparison" + evaluation.removeprefix(OWN_EVALUATION)
+    csv, plot = folder / f"{name}.csv", folder / f"{name}.png"
+    write_atomically(csv, csv_of_rows(_csv_rows(folder, evaluated, keys)).encode())
+    write_atomically(plot, _plot(folder, evaluated, keys))
+    for path in (csv, plot):
+        console.out(shlex.quote(str(path)), highlight=False)
 
 
-def compare_two(first: Path, second: Path, console: "Console") -> None:
+def compare_two(first: Path, second: Path, console: "Console", evaluation: str = OWN_EVALUATION) -> None:
     """Print what differs in the settings of two runs, and their paired difference at each context length.
 
     Raises:
         UserError: not two evaluated runs, or they scored different text.
     """
-    one, two = read_run(first), read_run(second)
+    one, two = read_run(first, evaluation), read_run(second, evaluation)
     console.print(_settings_table(one, two))
     pairs = paired_lengths(one, two)
     console.print(_paired_table(pairs))
 
 
-def setting_text(value: Any) -> str:
-    """A setting as it is written on the command line."""
-    if isinstance(value, list):
-        return "[" + ",".join(map(setting_text, value)) + "]"
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    return str(value)
+def _runs_table(folder: Path, runs: Sequence[Run], keys: Sequence[str], console: "Console") -> "Table":
+    """All context lengths where they fit the console, else as many as do, the shortest and longest first."""
+    results = [run.result for run in runs if run.result is not None]
+    lengths = sorted({row["context_length"] for result in results for row in result["rows"]})
+    shown = list(lengths)
+    table = _table_of_lengths(folder, runs, keys, shown, omitted=False)
+    while (
+        console.measure(table, options=console.options.update(width=10_000)).maximum > console.width
+        and len(shown) > 2
+    ):
+        shown.pop(len(shown) // 2)
+        table = _table_of_lengths(folder, runs, keys, shown, omitted=True)
+    return table
 
 
-def _runs_table(folder: Path, runs: Sequence[Run], keys: Sequence[str]) -> "Table":
+def _table_of_lengths(
+    folder: Path, runs: Sequence[Run], keys: Sequence[str], lengths: Sequence[int], *, omitted: bool
+) -> "Table":
     from rich import box
     from rich.table import Table
 
     results = [run.result for run in runs if run.result is not None]
-    lengths = sorted({row["context_length"] for result in results for row in result["rows"]})
+    legend = [
+        "By context length c: bits per byte, and the perplexity of a token below; a target sees c to 2c - 1 "
+        "tokens."
+    ]
+    if _any_extrapolation(results):
+        legend.append("* windows of 2c are longer than training sequences.")
+    if omitted:
+        legend.append("The CSV holds the lengths that have no room here.")
     table = Table(
-        title=f"{folder}: bits per byte, perplexity below it, by context length",
-        caption="* windows of 2c are longer than training sequences" if _any_extrapolation(results) else None,
+        caption=as_text(" ".join(legend)),
         box=box.SIMPLE_HEAD,
-        title_justify="left",
+        pad_edge=False,
+        collapse_padding=True,
         caption_justify="left",
     )
-    for heading in ("run", *keys, "parameters", "tokens", *(f"{c:,}" for c in lengths)):
-        table.add_column(heading, justify="left" if heading in ("run", *keys) else "right")
+    names = [*(_short_key(key, keys) for key in keys), "parameters", "tokens"]
+    add_columns(table, ["run", *names, *(f"{c:,}" for c in lengths)], left=1 + len(keys))
     for run in runs:
         cells = [_name(folder, run), *(setting_text(run.settings.get(key, ABSENT)) for key in keys)]
         if run.result is None:
-            table.add_row(*cells, "unfinished")
+            table.add_row(*map(as_text, cells), "unfinished")
             continue
-        tokens = run.result["tokens_trained"]
         rows = {row["context_length"]: row for row in run.result["rows"]}
         table.add_row(
-            *cells,
-            f"{run.result['parameters']:,}",
-            "" if tokens is None else f"{tokens:,}",
+            *map(as_text, cells),
+            _short_count(run.result["parameters"]),
+            _short_count(run.result["tokens_trained"]),
             *(_cell(rows[c]) if c in rows else "" for c in lengths),
         )
     return table
+
+
+def _short_key(key: str, keys: Sequence[str]) -> str:
+    """The last part of a full key, where it tells it from the others."""
+    leaf = key.rpartition(".")[2]
+    return key if [other.rpartition(".")[2] for other in keys].count(leaf) > 1 else leaf
+
+
+def _short_count(count: int | None) -> str:
+    """Three digits, with k, M or G for thousands, millions or billions."""
+    if count is None:
+        return ""
+    for size, unit in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if count >= size:
+            return f"{count / size:.3g}{unit}"
+    return str(count)
 
 
 def _cell(row: Row) -> str:
@@ -118,10 +158,11 @@ def _settings_table(first: Run, second: Run) -> "Table":
 
     keys = differing_settings([first, second])
     table = Table(title="settings that differ", title_justify="left")
-    for heading in ("setting", str(first.folder), str(second.folder)):
-        table.add_column(heading, overflow="fold")
+    folders = [shlex.quote(str(run.folder)) for run in (first, second)]
+    add_columns(table, ["setting", *folders], left=3)
     for key in keys:
-        table.add_row(key, *(setting_text(run.settings.get(key, ABSENT)) for run in (first, second)))
+        values = (setting_text(run.settings.get(key, ABSENT)) for run in (first, second))
+        table.add_row(*map(as_text, (key, *values)))
     if not keys:
         table.add_row("(none)", "", "")
     return table
@@ -130,12 +171,16 @@ def _settings_table(first: Run, second: Run) -> "Table":
 def _paired_table(pairs: Sequence[PairedLength]) -> "Table":
     from rich.table import Table
 
-    caption = f"difference: mean over {pairs[0].difference['pairs']:,} documents of second - first, paired"
+    count = pairs[0].difference["pairs"]
+    legend = (
+        "first, second: of all targets together. difference: bits per byte of a document in the second run "
+        f"minus those in the first, the mean of {count:,} documents, each counted once, with its 95% t "
+        "interval."
+    )
     if any(pair.extrapolation for pair in pairs):
-        caption += "; * windows of 2c are longer than training sequences"
-    table = Table(title="bits per byte", caption=caption, title_justify="left", caption_justify="left")
-    for heading in ("context", "first", "second", "difference ± 95%"):
-        table.add_column(heading, justify="right")
+        legend += " * windows of 2c are longer than training sequences."
+    table = Table(title="bits per byte", caption=legend, title_justify="left", caption_justify="left")
+    add_columns(table, ["context c", "first", "second", "difference ± 95%"])
     for pair in pairs:
         table.add_row(
             f"{pair.context_length:,}{'*' if pair.extrapolation else ''}",

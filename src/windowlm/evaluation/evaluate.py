@@ -1,5 +1,6 @@
 """The evaluation as a run and ``scripts/evaluate.py`` call it: score, write the files, return the result."""
 
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from windowlm.evaluation.config import EvaluationConfig
 from windowlm.evaluation.length_sweep import length_sweep
 from windowlm.evaluation.report import length_plot, length_table
 from windowlm.evaluation.result import LengthResult, RunFacts
-from windowlm.evaluation.result_files import write_results
+from windowlm.evaluation.result_files import evaluation_name, write_results
 from windowlm.evaluation.scored_documents import scored_documents
 from windowlm.evaluation.targets import Documents
 
@@ -78,7 +79,8 @@ def evaluate_checkpoint(
             a split of the run's own data.
         evaluation: context lengths, budget and precision.
         device: ``auto`` takes a GPU where there is one.
-        output_dir: folder of the files; None is ``evaluation`` in the run's folder.
+        output_dir: folder of the files; None is ``evaluation`` in the run's folder, and for other data than
+            the run's own ``evaluation_NAME`` beside it.
 
     Raises:
         UserError: the checkpoint, the data or the device cannot be used.
@@ -97,15 +99,15 @@ def evaluate_checkpoint(
         split=documents.name,
     )
     run = bundle.folder.parent if bundle.folder.name == MODEL_FOLDER else bundle.folder
-    folder = run / "evaluation" if output_dir is None else output_dir
+    folder = run / evaluation_name(data) if output_dir is None else output_dir
     result, earlier = evaluate_model(
         bundle.model, documents, bundle.tokenizer.token_bytes_V, evaluation, facts, folder
     )
     console = Console()
     console.print(length_table(result))
     if earlier is not None:
-        console.print(f"the earlier result is kept in {earlier}", highlight=False, soft_wrap=True)
-    console.print(f"results in {folder}", highlight=False, soft_wrap=True)
+        console.out(f"the earlier result is kept in {shlex.quote(str(earlier))}", highlight=False)
+    console.out(f"results in {shlex.quote(str(folder))}", highlight=False)
     return result
 
 

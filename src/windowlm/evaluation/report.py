@@ -1,11 +1,13 @@
 """The result for readers: a table for the terminal and a plot for a paper."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from windowlm.evaluation.result import Interval, LengthResult
 
 if TYPE_CHECKING:
     from rich.table import Table
+    from rich.text import Text
 
 PIXELS_PER_INCH = 216
 COLORS = [
@@ -36,8 +38,7 @@ def length_table(result: LengthResult) -> "Table":
         title_justify="left",
         caption_justify="left",
     )
-    for heading in ("context", "perplexity", "bits/byte", "change ± 95%", "naive bits/byte"):
-        table.add_column(heading, justify="right")
+    add_columns(table, ["context c", "perplexity", "bits/byte", "change ± 95%", "naive bits/byte"])
     for row in rows:
         table.add_row(
             f"{row['context_length']:,}{'*' if row['extrapolation'] else ''}",
@@ -49,10 +50,30 @@ def length_table(result: LengthResult) -> "Table":
     return table
 
 
+def add_columns(table: "Table", headings: Sequence[str], left: int = 0) -> None:
+    """Columns with these headings; the first ``left`` hold text, the others numbers."""
+    for position, heading in enumerate(headings):
+        table.add_column(
+            as_text(heading),
+            justify="left" if position < left else "right",
+            overflow="fold",
+            no_wrap=position >= left,
+        )
+
+
+def as_text(text: str) -> "Text":
+    """Text to the letter: names from outside may look like rich's markup."""
+    from rich.text import Text
+
+    return Text(text)
+
+
 def caption(result: LengthResult) -> str:
     """What the numbers are, in a sentence or three."""
     sentences = [
-        "context c: every target sees c to 2c - 1 tokens; change: mean over documents against the shortest c."
+        "context c: every target sees c to 2c - 1 tokens. change: bits per byte of a document minus those at "
+        "the shortest c, the mean of the documents, each counted once, with its 95% t interval. naive: the "
+        "same targets in windows of c tokens that do not overlap, so that a target sees 1 to c."
     ]
     if any(row["extrapolation"] for row in result["rows"]):
         sentences.append(f"* windows of 2c beyond the {result['training_length']:,} tokens of training.")

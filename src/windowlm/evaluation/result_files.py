@@ -3,6 +3,9 @@
 import csv
 import io
 import json
+import re
+import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,21 @@ from windowlm.evaluation.result import FORMAT, LengthResult
 from windowlm.evaluation.targets import TargetSet
 
 RESULT_NAME = "length.json"
+OWN_EVALUATION = "evaluation"
+
+
+def evaluation_name(data: Mapping[str, Any]) -> str:
+    """Folder, in a run's, of the evaluation of some data: ``evaluation`` of the run's own.
+
+    Args:
+        data: settings of the documents. With ``path`` or ``name`` they are not the run's own, and the folder
+            is called after the last part of the path that has a name, or after the data set.
+    """
+    if "path" not in data and "name" not in data:
+        return OWN_EVALUATION
+    path = Path(data["path"]) if "path" in data else Path(data["name"])
+    names = (re.sub(r"[^\w.-]+", "_", part).strip("_.") for part in (path.stem, *reversed(path.parts[:-1])))
+    return f"{OWN_EVALUATION}_{next(filter(None, names), 'other')}"
 
 
 def write_results(folder: Path, result: LengthResult, targets: TargetSet, plot: bytes) -> Path | None:
@@ -41,14 +59,20 @@ def write_results(folder: Path, result: LengthResult, targets: TargetSet, plot: 
     return earlier
 
 
-def read_result(run: Path) -> LengthResult:
+def read_result(run: Path, evaluation: str = OWN_EVALUATION) -> LengthResult:
     """Result of a run folder.
+
+    Args:
+        run: the folder.
+        evaluation: which of its evaluations.
 
     Raises:
         UserError: the file is missing, damaged or of another format.
     """
-    path = run / "evaluation" / RESULT_NAME
-    advice = f"; write it with: python scripts/evaluate.py checkpoint={run}"
+    path = run / evaluation / RESULT_NAME
+    advice = f"; write it with: {evaluate_command(run)}"
+    if evaluation != OWN_EVALUATION:
+        advice += " data.path=TEXT"
     if not path.is_file():
         raise UserError(f"{path}: there is no such file, so this run is not evaluated{advice}")
     try:
@@ -59,6 +83,11 @@ def read_result(run: Path) -> LengthResult:
     if not complete:
         raise UserError(f"{path}: damaged, or not the result of an evaluation of this version{advice}")
     return result
+
+
+def evaluate_command(run: Path) -> str:
+    """The command that scores a run's own data, as a shell takes it."""
+    return f"python scripts/evaluate.py {shlex.quote(f'checkpoint={run}')}"
 
 
 def flat_rows(result: LengthResult) -> list[dict[str, Any]]:

@@ -1,9 +1,13 @@
-"""The fixed target set: the same bytes at every context length and for every model.
+"""The fixed target set: the same bytes at every context length, and for every model with the same tokenizer.
 
 In a document of n tokens the targets are the tokens from position C on, where C is the longest context
 length, so that each of them has the longest context; end marks are not scored. At context length c windows
 of up to 2c tokens tile that region, and the second half of each is scored: a target has between c and
 2c - 1 tokens of context, all of its own document.
+
+C counts tokens, so with another tokenizer the targets of a document start at another byte, and where a
+budget ends them they end at another. The hash of the byte ranges tells: evaluations with equal hashes scored
+the same text and may be paired, others may only have their bits per byte read side by side.
 """
 
 import hashlib
@@ -76,7 +80,7 @@ class TargetSet:
 
     @property
     def byte_ranges(self) -> list[dict[str, Any]]:
-        """The targets as bytes of documents, which do not depend on the tokenizer."""
+        """The targets as bytes of documents, in which they can be found without the tokenizer."""
         return [
             {"document_hash": region.document_hash, "start": region.first_byte, "end": region.end_byte}
             for region in self.regions
