@@ -195,6 +195,15 @@ def test_a_finished_run_with_a_smaller_budget_has_nothing_to_do(
     assert "nothing to do" in capsys.readouterr().out
 
 
+def test_a_finished_run_whose_evaluation_is_gone_is_evaluated(start: Start, tmp_path: Path) -> None:
+    result = tmp_path / "run" / "evaluation" / "length.json"
+    assert start("run") == 0
+    before = result.read_bytes()
+    shutil.rmtree(result.parent)
+    assert start("run") == 0
+    assert result.read_bytes() == before
+
+
 def test_a_stop_ends_the_sweep(start: Start, before: Callable[..., None]) -> None:
     before("training_step", 1, lambda _: send(signal.SIGTERM))
     with pytest.raises(SystemExit) as left:

@@ -68,7 +68,7 @@ def test_the_screen_says_what_a_reader_needs(finished_run: tuple[Path, str]) -> 
         "source hash",
         "gzip",
         "xz",
-        "python scripts/evaluate.py checkpoint=",
+        "python scripts/evaluate.py 'checkpoint=finished run, 1' data.path=FILE_OR_FOLDER",
         "wandb sync",
     ):
         assert needed in screen

@@ -2,6 +2,7 @@
 
 import logging
 import math
+import secrets
 import warnings
 from dataclasses import asdict
 from datetime import timedelta
@@ -15,20 +16,20 @@ from rich.console import Console
 from windowlm.bundle import save_bundle
 from windowlm.command_line import Invocation
 from windowlm.config import TrainConfig
-from windowlm.data.compression import compressed_bits_per_byte
 from windowlm.data.datamodule import DocumentDataModule
 from windowlm.data.token_store import PreparedData, prepare_tokens
 from windowlm.evaluation.evaluate import evaluate_model
 from windowlm.evaluation.length_sweep import plan_targets
 from windowlm.evaluation.precision import AUTOCAST_DTYPES, WEIGHT_DTYPES
-from windowlm.evaluation.report import length_table
 from windowlm.evaluation.result import LengthResult, RunFacts
+from windowlm.evaluation.result_files import RESULT_NAME
 from windowlm.model.cost import model_cost
 from windowlm.model.decoder import Decoder
 from windowlm.training import COMMAND_STARTED
 from windowlm.training.calibration import calibrate
 from windowlm.training.checkpoint_io import AtomicCheckpointIO
 from windowlm.training.checkpoint_writer import CheckpointWriter
+from windowlm.training.closing_screen import print_closing_screen
 from windowlm.training.device import choose_device
 from windowlm.training.lightning_module import LanguageModelModule
 from windowlm.training.metrics_log import MetricsLog
@@ -111,7 +112,7 @@ class TrainingRun:
 
     def _run(self) -> int:
         config = self.config
-        if self.start.finished:
+        if self.start.finished and self._is_evaluated():
             return self._nothing_to_do()
         torch.manual_seed(config.seed)
         data = prepare_tokens(config.data, config.tokenizer)
@@ -126,7 +127,7 @@ class TrainingRun:
         if self.start.checkpoint is not None:
             self._restore(module, self.start.checkpoint)
         if module.finished and not config.plan:
-            if self.start.continues and self.folder.read_record().get("status") == "finished":
+            if self.start.continues and self._is_evaluated():
                 return self._nothing_to_do()
             self._begin(data, step=module.spent().steps)
             self._save_model(module, data)
@@ -142,11 +143,24 @@ class TrainingRun:
         self.signals.check()
         result = self._evaluate(module, data)
         self._end("finished")
-        self._report(module, data_module, result)
+        print_closing_screen(
+            self.console,
+            config,
+            self.folder,
+            module,
+            data_module,
+            result,
+            self.wandb_run.sync_command() if self.wandb_run is not None else None,
+        )
         return 0
 
+    def _is_evaluated(self) -> bool:
+        """Whether the model of the last step was; an evaluation alone may be of an earlier budget."""
+        was_finished = self.folder.read_record().get("status") == "finished"
+        return was_finished and (self.folder.evaluation / RESULT_NAME).exists()
+
     def _nothing_to_do(self) -> int:
-        self.console.print(f"{self.folder.path}: this run is finished; nothing to do", soft_wrap=True)
+        self.console.out(f"{self.folder.path}: this run is finished; nothing to do", highlight=False)
         return 0
 
     def _module(self, data: PreparedData) -> LanguageModelModule:
@@ -171,7 +185,7 @@ class TrainingRun:
         # Weights that were trained in bfloat16 stay what they are.
         module.model.to(WEIGHT_DTYPES[self.config.precision])
         module.load_state_dict(saved["state_dict"])
-        self.console.print(f"going on from step {module.spent().steps:,} of {checkpoint}", soft_wrap=True)
+        self.console.out(f"going on from step {module.spent().steps:,} of {checkpoint}", highlight=False)
 
     def _begin(self, data: PreparedData, step: int) -> None:
         """Write what the run is, cut its metrics back to ``step``, and start logging."""
@@ -184,21 +198,24 @@ class TrainingRun:
         }
         self.folder.path.mkdir(parents=True, exist_ok=True)
         self.folder.write_config(config)
-        self.folder.update_record(**facts, **record_of(config, "running"))
+        wandb_id = self.start.wandb_id
+        if config.logger.kind == "wandb":
+            wandb_id = wandb_id or secrets.token_hex(4)
+        self.folder.update_record(**facts, **record_of(config, "running"), wandb_id=wandb_id)
         self.begun = True
         log = MetricsLog(self.folder.metrics)
         rows = log.cut_back(step) if self.start.continues else []
         if config.logger.kind == "wandb":
+            assert wandb_id is not None
             sweep = self.invocation.sweep_dir
             group = sweep.name if sweep is not None else None
-            self.wandb_run = WandbRun(config, self.folder.path, group, self.start.wandb_id, facts, rows)
-            self.folder.update_record(wandb_id=self.wandb_run.id)
+            self.wandb_run = WandbRun(config, self.folder.path, group, wandb_id, facts, rows)
 
     def _stopped(self, reason: str) -> int:
         self._end("stopped")
         saved = self.folder.last_checkpoint.exists()
         state = "the state is saved, resume=auto goes on" if saved else "nothing was trained yet"
-        self.console.print(f"stopped: {reason}; {state}", highlight=False, soft_wrap=True)
+        self.console.out(f"stopped: {reason}; {state}", highlight=False)
         return INTERRUPTED
 
     def _end(self, status: Literal["stopped", "finished", "failed"]) -> None:
@@ -346,38 +363,6 @@ class TrainingRun:
         if self.wandb_run is not None:
             self.wandb_run.log_length(result, self.folder.evaluation / "length.png")
         return result
-
-    def _report(
-        self, module: LanguageModelModule, data_module: DocumentDataModule, result: LengthResult
-    ) -> None:
-        console, folder = self.console, self.folder
-        console.print()
-        console.print(length_table(result))
-        compressed = compressed_bits_per_byte(data_module.validation_bytes())
-        console.print(
-            f"validation: {module.validation_bits_per_byte:.3f} bits per byte "
-            f"(gzip -9 {compressed['gzip']:.3f}, xz -9 {compressed['xz']:.3f} on the same bytes); "
-            f"{module.spent().tokens:,} tokens in {module.seconds_trained:.0f} s",
-            highlight=False,
-            soft_wrap=True,
-        )
-        console.print(f"\n[bold]{folder.path}[/bold]", soft_wrap=True, highlight=False)
-        for name, meaning in folder.contents():
-            console.print(f"  {name:<14} {meaning}", highlight=False, soft_wrap=True)
-        console.print("\n[bold]next[/bold]")
-        for command in self._next_commands():
-            console.print(f"  {command}", highlight=False, soft_wrap=True, markup=False)
-
-    def _next_commands(self) -> list[str]:
-        window = self.config.model.window
-        smaller = max(1, window // 4) if isinstance(window, int) else 64
-        commands = [
-            f"python train.py model.window={smaller}",
-            f"python scripts/evaluate.py checkpoint={self.folder.path} data.path=FILE_OR_FOLDER",
-            "python train.py data.path=FILE_OR_FOLDER",
-        ]
-        sync = self.wandb_run.sync_command() if self.wandb_run is not None else None
-        return commands + ([sync] if sync else [])
 
 
 def _identities(data: PreparedData) -> dict[str, str]:

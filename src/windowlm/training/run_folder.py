@@ -10,10 +10,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from windowlm.atomic_write import write_atomically
+from windowlm.atomic_write import json_bytes, write_atomically
 from windowlm.config import ConfigError, TrainConfig
 from windowlm.errors import UserError
-from windowlm.setting_text import setting_text
+from windowlm.setting_text import flattened, setting_text
 
 # Settings that a resumed run may change: they do not decide what is learnt from which text in which order.
 CHANGEABLE = (
@@ -103,20 +103,15 @@ class RunFolder:
 
     def update_record(self, **values: Any) -> None:
         """Change some entries of ``run.json``."""
-        write_json(self.record, {**self.read_record(), **values})
+        write_atomically(self.record, json_bytes({**self.read_record(), **values}))
 
     def write_config(self, config: TrainConfig) -> None:
         """``config.json``: every setting."""
-        write_json(self.config, asdict(config))
+        write_atomically(self.config, json_bytes(asdict(config)))
 
     def contents(self) -> list[tuple[str, str]]:
         """Name and meaning of each entry that is there."""
         return [(name, meaning) for name, meaning in CONTENTS.items() if (self.path / name).exists()]
-
-
-def write_json(path: Path, values: dict[str, Any]) -> None:
-    """Indented JSON, whole or not at all."""
-    write_atomically(path, (json.dumps(values, indent=2, allow_nan=False) + "\n").encode())
 
 
 def find_start(config: TrainConfig, path: Path) -> Start:
@@ -232,10 +227,10 @@ def _foreign_checkpoint(config: TrainConfig, source: Path) -> Path:
 def _refuse_changes(config: TrainConfig, folder: RunFolder, prefixes: tuple[str, ...] = ("",)) -> None:
     """Refuse settings that differ from those of the run in ``folder``, but for the changeable ones."""
     try:
-        old = _flat(json.loads(folder.config.read_text(encoding="utf-8")))
+        old = flattened(json.loads(folder.config.read_text(encoding="utf-8")))
     except (ValueError, OSError) as error:
         raise ConfigError(f"{folder.config}: cannot be read ({error}); choose another run_dir") from None
-    new = _flat(json.loads(json.dumps(asdict(config))))
+    new = flattened(json.loads(json.dumps(asdict(config))))
     for key in sorted(old.keys() | new.keys()):
         if not key.startswith(prefixes) or _is_changeable(key) or old.get(key) == new.get(key):
             continue
@@ -250,13 +245,3 @@ def _refuse_changes(config: TrainConfig, folder: RunFolder, prefixes: tuple[str,
 
 def _is_changeable(key: str) -> bool:
     return any(key == name or key.startswith(f"{name}.") for name in CHANGEABLE)
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{name}.")
-        else:
-            flat[f"{prefix}{name}"] = value
-    return flat

@@ -1,7 +1,6 @@
 """The run on Weights & Biases, online or offline; the only file that imports wandb."""
 
 import os
-import secrets
 import shlex
 import shutil
 from collections.abc import Iterable, Mapping
@@ -47,7 +46,7 @@ class WandbRun:
         config: settings, logged whole.
         folder: the run's folder; W&B writes below it.
         group: group of a sweep.
-        run_id: id of the run to continue, None for a new one.
+        run_id: id of the run, new or to be continued.
         facts: what else is logged with the configuration, such as the git state.
         rows: what ``metrics.jsonl`` holds of the run so far. The history is rebuilt from them, as W&B loses
             its last entries when a process is killed; what it has already is not logged twice.
@@ -62,7 +61,7 @@ class WandbRun:
         config: TrainConfig,
         folder: Path,
         group: str | None,
-        run_id: str | None,
+        run_id: str,
         facts: Mapping[str, Any],
         rows: Iterable[Mapping[str, Any]] = (),
     ) -> None:
@@ -71,7 +70,7 @@ class WandbRun:
         settings = config.logger
         mode = choose_mode(settings.mode)
         self.folder = folder
-        self.id = run_id or secrets.token_hex(4)
+        self.id = run_id
         earlier = self._offline_folders()
         try:
             run = wandb.init(

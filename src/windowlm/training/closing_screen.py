@@ -1,0 +1,65 @@
+"""The screen after a run: its evaluation, what its folder holds, and what to try next."""
+
+import shlex
+
+from rich.console import Console
+
+from windowlm.config import TrainConfig
+from windowlm.data.compression import compressed_bits_per_byte
+from windowlm.data.datamodule import DocumentDataModule
+from windowlm.evaluation.report import length_table
+from windowlm.evaluation.result import LengthResult
+from windowlm.training.lightning_module import LanguageModelModule
+from windowlm.training.run_folder import RunFolder
+
+
+def print_closing_screen(
+    console: Console,
+    config: TrainConfig,
+    folder: RunFolder,
+    module: LanguageModelModule,
+    data_module: DocumentDataModule,
+    result: LengthResult,
+    sync_command: str | None,
+) -> None:
+    """Print it.
+
+    Args:
+        console: where to.
+        config: settings of the run.
+        folder: its folder.
+        module: after the last step.
+        data_module: its validation bytes are compressed, to compare with.
+        result: its evaluation.
+        sync_command: uploads its offline W&B run; None where there is none.
+    """
+    console.print()
+    console.print(length_table(result))
+    compressed = compressed_bits_per_byte(data_module.validation_bytes())
+    console.out(
+        f"validation: {module.validation_bits_per_byte:.3f} bits per byte "
+        f"(gzip -9 {compressed['gzip']:.3f}, xz -9 {compressed['xz']:.3f} on the same bytes); "
+        f"{module.spent().tokens:,} tokens in {module.seconds_trained:.0f} s",
+        highlight=False,
+    )
+    console.out(f"\n{folder.path}", style="bold", highlight=False)
+    for name, meaning in folder.contents():
+        console.out(f"  {name:<14} {meaning}", highlight=False)
+    console.out("\nnext", style="bold", highlight=False)
+    for command in (*next_commands(config, folder), sync_command):
+        if command is not None:
+            console.out(f"  {command}", highlight=False)
+
+
+def next_commands(config: TrainConfig, folder: RunFolder) -> list[str]:
+    """Three commands to try, as a shell takes them."""
+    window = config.model.window
+    smaller = max(1, window // 4) if isinstance(window, int) else 64
+    return [
+        shlex.join(["python", *words])
+        for words in (
+            ["train.py", f"model.window={smaller}"],
+            ["scripts/evaluate.py", f"checkpoint={folder.path}", "data.path=FILE_OR_FOLDER"],
+            ["train.py", "data.path=FILE_OR_FOLDER"],
+        )
+    ]
