@@ -2,7 +2,7 @@
 
 import pytest
 
-from windowlm.setting_text import setting_text
+from windowlm.setting_text import flattened, setting_text
 
 
 @pytest.mark.parametrize(
@@ -20,3 +20,8 @@ from windowlm.setting_text import setting_text
 )
 def test_settings_are_written_as_on_the_command_line(value, text):
     assert setting_text(value) == text
+
+
+def test_nested_settings_have_full_keys():
+    settings = {"model": {"window": 64, "rotary": {"base": 1.0}}, "seed": 0, "empty": {}}
+    assert flattened(settings) == {"model.window": 64, "model.rotary.base": 1.0, "seed": 0, "empty": {}}

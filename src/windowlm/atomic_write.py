@@ -1,9 +1,10 @@
 """Files that are either the old one or the new one, whatever happens in between."""
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 
 def write_atomically(path: Path, content: bytes | Callable[[BinaryIO], object]) -> None:
@@ -31,3 +32,12 @@ def write_atomically(path: Path, content: bytes | Callable[[BinaryIO], object]) 
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def json_bytes(value: Any) -> bytes:
+    """Content of a JSON file, indented.
+
+    Raises:
+        ValueError: a number is NaN or infinite, which JSON cannot say.
+    """
+    return (json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()

@@ -1,4 +1,4 @@
-"""A setting's value as it is written on the command line."""
+"""Settings as the command line writes them: full keys, and values as text."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,3 +13,14 @@ def setting_text(value: Any) -> str:
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     return str(value)
+
+
+def flattened(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Full keys, such as ``model.window``, and their values; an empty group is a value."""
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        if isinstance(value, Mapping) and value:
+            flat |= flattened(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat

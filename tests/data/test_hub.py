@@ -167,6 +167,15 @@ class StandInHub:
         return str(self.root)
 
 
+@pytest.fixture
+def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StandInHub:
+    write_pg19(tmp_path / "repository")
+    stand_in = StandInHub(tmp_path / "repository", commit="c0ffee" + "0" * 34)
+    monkeypatch.setattr(hub, "HfApi", lambda: stand_in)
+    monkeypatch.setattr(hub, "snapshot_download", stand_in.snapshot_download)
+    return stand_in
+
+
 def real_failures() -> list[Exception]:
     """What the hub's client raises where nothing answers, and where it was told to stay offline."""
     failures = []
@@ -180,13 +189,7 @@ def real_failures() -> list[Exception]:
     return failures
 
 
-def test_a_missing_network_says_what_to_do_without_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    write_pg19(tmp_path / "repository")
-    stand_in = StandInHub(tmp_path / "repository", commit="c0ffee" + "0" * 34)
-    monkeypatch.setattr(hub, "HfApi", lambda: stand_in)
-    monkeypatch.setattr(hub, "snapshot_download", stand_in.snapshot_download)
+def test_a_missing_network_says_what_to_do_without_one(stand_in: StandInHub, tmp_path: Path) -> None:
     failures = real_failures()
     assert len(failures) == 2
     for number, failure in enumerate(failures):
@@ -201,11 +204,10 @@ def test_a_missing_network_says_what_to_do_without_one(
             next(source.documents())
 
 
+@pytest.mark.usefixtures("stand_in")
 def test_a_stream_that_breaks_says_what_to_do_without_a_network(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stand_in = StandInHub(tmp_path, commit="a" * 40)
-    monkeypatch.setattr(hub, "HfApi", lambda: stand_in)
     for failure in real_failures():
 
         def refuse(*_: Any, failure: Exception = failure, **__: Any) -> None:
@@ -217,12 +219,8 @@ def test_a_stream_that_breaks_says_what_to_do_without_a_network(
 
 
 def test_the_revision_is_resolved_recorded_and_remembered_without_a_network(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    stand_in: StandInHub, tmp_path: Path
 ) -> None:
-    write_pg19(tmp_path / "repository")
-    stand_in = StandInHub(tmp_path / "repository", commit="c0ffee" + "0" * 34)
-    monkeypatch.setattr(hub, "HfApi", lambda: stand_in)
-    monkeypatch.setattr(hub, "snapshot_download", stand_in.snapshot_download)
     online = prepare_tokens(settings("pg19", None, tmp_path, revision="v1"), BYTES)
     assert online.revision == stand_in.commit
     assert stand_in.asked == [("emozilla/pg19", "v1")]
@@ -235,9 +233,7 @@ def test_the_revision_is_resolved_recorded_and_remembered_without_a_network(
         prepare_tokens(settings("pg19", None, tmp_path, revision="v2"), BYTES)
 
 
-def test_another_commit_is_other_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    stand_in = StandInHub(tmp_path, commit="a" * 40)
-    monkeypatch.setattr(hub, "HfApi", lambda: stand_in)
+def test_another_commit_is_other_data(stand_in: StandInHub, tmp_path: Path) -> None:
     first = find_hub_source(settings("pg19", None, tmp_path))
     stand_in.commit = "b" * 40
     assert find_hub_source(settings("pg19", None, tmp_path)).key != first.key

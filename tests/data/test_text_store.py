@@ -1,5 +1,6 @@
 """The store of documents."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -60,3 +61,11 @@ def test_rows_without_text_are_an_error(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": ""}\n')
     with pytest.raises(DataError, match="no document holds text"):
         open_store(settings(tmp_path / "a.jsonl", tmp_path), tmp_path)
+
+
+def test_names_that_are_no_unicode_are_stored_with_question_marks(tmp_path: Path) -> None:
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / os.fsdecode(b"caf\xe9.txt")).write_text("one")
+    (tmp_path / "docs" / "z.jsonl").write_text('{"text": "two", "author": "\\ud800"}')
+    store = open_store(settings(tmp_path / "docs", tmp_path), tmp_path)
+    assert (store.title(0), store.author(1)) == ("caf?.txt", "?")

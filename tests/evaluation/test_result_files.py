@@ -8,7 +8,7 @@ import pytest
 from windowlm.errors import UserError
 from windowlm.evaluation.config import EvaluationConfig
 from windowlm.evaluation.length_sweep import length_sweep
-from windowlm.evaluation.result_files import evaluation_name, read_result, write_results
+from windowlm.evaluation.result_files import csv_of_rows, evaluation_name, read_result, write_results
 
 from .fakes import ReachModel, one_byte_each, random_documents
 from .test_length_sweep import FACTS
@@ -86,3 +86,7 @@ def test_a_missing_result_says_how_to_make_it(tmp_path):
 )
 def test_other_data_have_a_folder_that_is_called_after_them(data, name):
     assert evaluation_name(data) == name
+
+
+def test_rows_may_lack_columns():
+    assert csv_of_rows([{"a": 1, "b": None}, {"a": 2, "c": 3}]) == "a,b,c\n1,,\n2,,3\n"

@@ -1,4 +1,9 @@
-"""What general compressors make of a text, to compare a model's bits per byte with."""
+"""What general compressors make of a text, to compare a model's bits per byte with.
+
+They read the text whole, as one stream: also the first token of each document, on which no model is scored,
+and with all that came before, where a model sees its context: their figure is a landmark, not a rival under
+the same rules.
+"""
 
 import lzma
 import zlib

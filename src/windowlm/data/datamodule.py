@@ -76,7 +76,10 @@ class DocumentDataModule(lightning.LightningDataModule):
         return self._load(self.validation_sequences, batches)
 
     def validation_bytes(self) -> Iterator[bytes]:
-        """The UTF-8 bytes that validation reads, document by document."""
+        """The UTF-8 bytes that validation reads, document by document, without end marks.
+
+        The first token of each document is among them, though nothing predicts it.
+        """
         split, left = self.prepared.validation, self._validation_sequences() * self.data.sequence_length + 1
         for document in range(len(split)):
             tokens = split.read(document, 0, left)

@@ -7,6 +7,7 @@ repeats an earlier one is a row without text that is marked as a duplicate: the 
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Callable, Iterator
 from itertools import chain, islice
 from pathlib import Path
@@ -32,7 +33,7 @@ from windowlm.data.splits import SPLIT_NAMES
 from windowlm.tokenization import pieces as pieces_module
 from windowlm.tokenization.pieces import split_text
 
-_CODE = (documents_module, hub_module, pieces_module, readers_module, sources_module)
+_CODE = (documents_module, hub_module, pieces_module, readers_module, sources_module, sys.modules[__name__])
 _FEATURES = datasets.Features(
     {
         "document": datasets.Value("int64"),
@@ -131,10 +132,10 @@ def _rows(source: Source, data: DataConfig, advance: Callable[[int], None]) -> I
         about = {
             "document": index,
             "hash": digest,
-            "title": document.title,
-            "author": document.author,
+            "title": _storable(document.title),
+            "author": _storable(document.author),
             "split": document.split,
-            "cut": document.cut,
+            "cut": _storable(document.cut),
             "duplicate": digest in first_with_hash,
         }
         if digest in first_with_hash:
@@ -146,6 +147,11 @@ def _rows(source: Source, data: DataConfig, advance: Callable[[int], None]) -> I
         first_with_hash.add(digest)
     if not first_with_hash:
         raise DataError(f"data.path={source.name!r}: no document holds text; give a path with text in it")
+
+
+def _storable(text: str | None) -> str | None:
+    """With question marks for what is no Unicode, such as bytes in the name of a file."""
+    return None if text is None else text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _first(documents: Iterator[Document], limit: int | None) -> Iterator[Document]:

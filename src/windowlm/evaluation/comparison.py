@@ -12,6 +12,7 @@ from windowlm.errors import UserError
 from windowlm.evaluation.paired_difference import paired_difference
 from windowlm.evaluation.result import Interval, LengthResult, bits_per_byte, interval
 from windowlm.evaluation.result_files import OWN_EVALUATION, RESULT_NAME, evaluate_command, read_result
+from windowlm.setting_text import flattened
 
 # Where a run goes and how it is logged does not change what it learns.
 UNCOMPARED = re.compile(r"run_dir|resume|plan|(logger|hydra)(\..*)?")
@@ -172,12 +173,4 @@ def _settings(folder: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{path}: not JSON: {error}") from None
-    return dict(_flat(content, ""))
-
-
-def _flat(content: Any, prefix: str) -> Iterator[tuple[str, Any]]:
-    if isinstance(content, dict) and content:
-        for key, value in content.items():
-            yield from _flat(value, f"{prefix}.{key}" if prefix else str(key))
-    elif prefix:
-        yield prefix, content
+    return flattened(content) if isinstance(content, dict) else {}

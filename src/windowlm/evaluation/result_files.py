@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from windowlm.atomic_write import write_atomically
+from windowlm.atomic_write import json_bytes, write_atomically
 from windowlm.errors import UserError
 from windowlm.evaluation.result import FORMAT, LengthResult
 from windowlm.evaluation.targets import TargetSet
@@ -49,8 +49,10 @@ def write_results(folder: Path, result: LengthResult, targets: TargetSet, plot: 
     files = {
         "length.csv": csv_of_rows(flat_rows(result)).encode(),
         "length.png": plot,
-        "targets.json": _json({"format": FORMAT, "hash": targets.hash, "documents": targets.byte_ranges}),
-        RESULT_NAME: _json(result),
+        "targets.json": json_bytes(
+            {"format": FORMAT, "hash": targets.hash, "documents": targets.byte_ranges}
+        ),
+        RESULT_NAME: json_bytes(result),
     }
     folder.mkdir(parents=True, exist_ok=True)
     earlier = _keep_earlier(folder, files)
@@ -102,16 +104,13 @@ def flat_rows(result: LengthResult) -> list[dict[str, Any]]:
 
 
 def csv_of_rows(rows: list[dict[str, Any]]) -> str:
-    """CSV with the first row's keys as header; None is an empty cell."""
+    """CSV with a column for each key that occurs; None and a key that a row lacks are empty cells."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    writer = csv.DictWriter(text, fieldnames=columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
-
-
-def _json(value: Any) -> bytes:
-    return (json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
 def _keep_earlier(folder: Path, files: dict[str, bytes]) -> Path | None:

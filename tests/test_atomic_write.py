@@ -1,0 +1,26 @@
+"""Files that are whole."""
+
+import pytest
+
+from windowlm.atomic_write import json_bytes, write_atomically
+
+
+def test_a_failure_leaves_the_old_file_and_nothing_beside_it(tmp_path):
+    path = tmp_path / "new folder" / "file"
+    write_atomically(path, b"old")
+
+    def fail(file):
+        file.write(b"half")
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        write_atomically(path, fail)
+    assert path.read_bytes() == b"old"
+    assert [entry.name for entry in path.parent.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_what_json_cannot_say_is_refused(number):
+    assert json_bytes({"name": "größe"}).decode() == '{\n "name": "größe"\n}\n'
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        json_bytes({"loss": number})
