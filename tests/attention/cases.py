@@ -1,13 +1,17 @@
 """Drawn attention calls, and what must hold for a backend on each of them.
 
-`python tests/attention/cases.py BACKEND COUNT [FIRST_SEED]` checks many more than the tests do.
+`python tests/attention/cases.py BACKEND COUNT [FIRST_SEED] [device=cuda]` checks many more than the tests do.
 """
 
+import json
 import random
 import sys
 import time
-from collections.abc import Callable
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,7 +21,36 @@ from windowlm.attention.dispatch import attention, capabilities
 from windowlm.attention.window import PADDING, Visibility
 
 DTYPES = (torch.float64, torch.float32, torch.float32, torch.bfloat16, torch.float16)
-PASSES = 8
+CHECKS = (
+    *(f"error of {name}" for name in ("output", "dq", "dk", "dv", "dsink")),
+    *(f"numbers of {name} that are not zero where nothing is seen" for name in ("output", "dq", "dk", "dv")),
+    "pairs of query and key read wrongly",
+    "numbers of a query's output changed by what it cannot see",
+)
+PASSES = 4
+AT_ONCE = 100
+
+
+class Shape(NamedTuple):
+    """What compiled kernels are specialised for, all but the lengths."""
+
+    batch: int
+    kv_heads: int
+    groups: int
+    head_dim: int
+    dtype: torch.dtype
+
+
+SHAPES = (
+    Shape(2, 1, 1, 64, torch.bfloat16),
+    Shape(2, 2, 4, 64, torch.bfloat16),
+    Shape(2, 2, 4, 128, torch.bfloat16),
+    Shape(2, 1, 8, 128, torch.bfloat16),
+    Shape(2, 3, 1, 32, torch.bfloat16),
+    Shape(2, 2, 2, 16, torch.float16),
+    Shape(2, 3, 2, 64, torch.float16),
+    Shape(2, 2, 3, 32, torch.float32),
+)
 
 
 @dataclass(frozen=True)
@@ -35,6 +68,7 @@ class Case:
     window: int | None
     causal: bool
     sinks: int
+    kind: str
     documents: list[list[int]] | None = field(repr=False)
     ring: list[int] | None = field(repr=False)
     learned_sinks: bool
@@ -80,9 +114,30 @@ class Case:
             logit_cap=self.logit_cap is not None,
         )
 
+    def properties(self) -> Iterator[str]:
+        """What to count cases by."""
+        yield self.kind
+        yield str(self.dtype).removeprefix("torch.")
+        yield "causal" if self.causal else "bidirectional"
+        yield f"{self.groups} query heads a key-value head"
+        yield f"head dimension {self.head_dim}"
+        for name, there in (
+            ("no window", self.window is None),
+            ("sinks", self.sinks > 0),
+            ("learned sinks", self.learned_sinks),
+            ("logit cap", self.logit_cap is not None),
+            ("1,000 tokens or more", self.queries >= 1000),
+        ):
+            if there:
+                yield name
 
-def draw(seed: int) -> Case:
-    """Draw the case of this seed; always the same one."""
+
+def draw(seed: int, *, few_shapes: bool = False) -> Case:
+    """Draw the case of this seed; always the same one.
+
+    With `few_shapes` batch, heads, head dimension and dtype are those of `SHAPES`, and what else needs a
+    kernel of its own is drawn for some of them, one at a time: compiled backends would compile for hours.
+    """
     chance = random.Random(seed)
     long = chance.random() < 0.004
     queries = (
@@ -91,26 +146,37 @@ def draw(seed: int) -> Case:
     near = [queries - 1, queries, queries + 1]
     window = chance.choice([None, 1, 2, 64, 65, chance.randint(1, 320), chance.randint(1, 100), *near])
     kind = chance.choice(["plain", "plain", "packed", "left", "right", "both", "holes", "more keys", "ring"])
-    batch = 1 if long else chance.randint(1, 2)
+    learned_sinks, capped = chance.random() < 0.1, chance.random() < 0.1
+    if few_shapes:
+        shape = SHAPES[0 if long else chance.randrange(len(SHAPES))]
+        if shape in SHAPES[2:] and kind in ("more keys", "ring"):
+            kind = "packed"
+        if shape in SHAPES[2:] or kind in ("more keys", "ring"):
+            learned_sinks = capped = False
+        capped = capped and not learned_sinks
+    else:
+        shape = Shape(
+            batch=1 if long else chance.randint(1, 2),
+            kv_heads=1 if long else chance.choice([1, 2, 3]),
+            groups=1 if long else chance.choice([1, 2, 4]),
+            head_dim=16 if long else chance.choice([8, 16, 32, 64]),
+            dtype=chance.choice(DTYPES[:3] if long else DTYPES),
+        )
     extra = chance.randint(1, 150) if kind in ("more keys", "ring") else 0
-    ring = chance.sample(range(queries + extra), queries + extra) if kind == "ring" else None
     packed = kind in ("packed", "left", "right", "both", "holes")
     return Case(
+        **shape._asdict(),
         seed=seed,
-        batch=batch,
         queries=queries,
         keys=queries + extra,
-        kv_heads=1 if long else chance.choice([1, 2, 3]),
-        groups=1 if long else chance.choice([1, 2, 4]),
-        head_dim=16 if long else chance.choice([8, 16, 32, 64]),
-        dtype=chance.choice(DTYPES[:3] if long else DTYPES),
         window=None if window is None else max(window, 1),
         causal=chance.random() < 0.7,
         sinks=chance.choice([0, 0, 1, 4, 70]),
-        documents=[_documents(chance, queries, kind) for _ in range(batch)] if packed else None,
-        ring=ring,
-        learned_sinks=chance.random() < 0.1,
-        logit_cap=chance.choice([1.0, 20.0]) if chance.random() < 0.1 else None,
+        kind=kind,
+        documents=[_documents(chance, queries, kind) for _ in range(shape.batch)] if packed else None,
+        ring=chance.sample(range(queries + extra), queries + extra) if kind == "ring" else None,
+        learned_sinks=learned_sinks,
+        logit_cap=chance.choice([1.0, 20.0]) if capped else None,
     )
 
 
@@ -139,10 +205,23 @@ def supported(case: Case, backend: str, device: str = "cpu") -> bool:
 
 def mismatches(case: Case, backend: str, device: str = "cpu") -> list[str]:
     """Everything in which the backend departs from the float64 reference on this case; empty when equal."""
-    generator = torch.Generator().manual_seed(case.seed)
+    return _complaints(measure(case, backend, device).tolist())
+
+
+def _complaints(measured: list[list[float]]) -> list[str]:
+    return [
+        f"{name}: {found:.3g}, {allowed:.3g} is allowed"
+        for name, (found, allowed) in zip(CHECKS, measured, strict=True)
+        if not found <= allowed  # also where it is NaN
+    ]
+
+
+def measure(case: Case, backend: str, device: str = "cpu") -> Tensor:
+    """What was found and what is allowed for each of `CHECKS`, [len(CHECKS), 2], without waiting for it."""
+    generator = torch.Generator(device).manual_seed(case.seed)
 
     def normal(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator).to(device, case.dtype).requires_grad_()
+        return torch.randn(shape, generator=generator, device=device).to(case.dtype).requires_grad_()
 
     heads = case.kv_heads * case.groups
     query = normal(case.batch, case.queries, heads, case.head_dim)
@@ -155,7 +234,9 @@ def mismatches(case: Case, backend: str, device: str = "cpu") -> list[str]:
     def attend(name: str) -> Callable[[list[Tensor]], Tensor]:
         return lambda tensors: _call(case, name, visibility, tensors)
 
-    ours = _with_gradients(attend(backend), tensors, gradient)
+    output = attend(backend)(tensors)
+    gradients = torch.autograd.grad(output, tensors, gradient, retain_graph=True)
+    ours = [tensor.detach().double() for tensor in (output, *gradients)]
     exact = _with_gradients(attend("reference"), tensors, gradient, torch.float64)
     # Reference and backend both err in float64; there the error of plain PyTorch is known from float32.
     plain_dtype = torch.float32 if case.dtype == torch.float64 else case.dtype
@@ -168,29 +249,24 @@ def mismatches(case: Case, backend: str, device: str = "cpu") -> list[str]:
         of_plain = _with_gradients(attend("reference"), rounded, gradient.float(), torch.float64)
     share = torch.finfo(case.dtype).eps / torch.finfo(plain_dtype).eps
     factor = 3 if case.dtype == torch.float64 else 2
-    found = []
-    names = ("output", "dq", "dk", "dv", "dsink")
-    for name, got, wanted, usual, of_usual in zip(names, ours, exact, plain, of_plain, strict=False):
-        error, allowed = (got - wanted).norm(), factor * share * (usual - of_usual).norm()
+    nothing = gradient.new_zeros((), dtype=torch.float64)
+    found: list[tuple[Tensor, Tensor]] = []
+    for got, wanted, usual, of_usual in zip(ours, exact, plain, of_plain, strict=True):
         # Plain PyTorch may be exact by luck: a query with one key has weight one and no gradient, as two
         # equal sums of D products cancel. In another order each errs by about eps sqrt(D), as inputs are of
         # size 1: together 2 eps sqrt(D) for each query and head, which all that is compared sums up with
         # weights of at most one. The probabilistic bound of such sums (Higham and Mary 2019) is larger.
         accumulated = torch.promote_types(case.dtype, torch.float32)
-        allowed = allowed + 2 * torch.finfo(accumulated).eps * gradient.numel() ** 0.5
-        if not error <= allowed:
-            found.append(f"{name} errs by {error:.2e}, {allowed:.2e} is allowed")
+        floor = 2 * torch.finfo(accumulated).eps * gradient.numel() ** 0.5
+        found.append(((got - wanted).norm(), factor * share * (usual - of_usual).norm() + floor))
+    if not case.learned_sinks:
+        found.append((nothing, nothing))
     blind_BT, unseen_BS = ~visible_BTS.any(2), ~visible_BTS.any(1)
-    for name, tensor, silent in (
-        ("output", ours[0], blind_BT),
-        ("dq", ours[1], blind_BT),
-        ("dk", ours[2], unseen_BS),
-        ("dv", ours[3], unseen_BS),
-    ):
-        if (tensor[silent] != 0).any():
-            found.append(f"{name} is not zero where nothing is seen")
-    found += _reads(case, attend(backend), tensors, visible_BTS)
-    return found + _leaks(case, attend(backend), tensors, visible_BTS)
+    for tensor, silent in zip(ours[:4], (blind_BT, blind_BT, unseen_BS, unseen_BS), strict=True):
+        found.append((((tensor != 0) & silent[..., None, None]).sum(), nothing))
+    found.append((_read_wrongly(case, output, value, visible_BTS), nothing))
+    found.append((_changed_unseen(case, attend(backend), tensors, output, visible_BTS), nothing))
+    return torch.stack([torch.stack([one.double(), other]) for one, other in found])
 
 
 def _call(case: Case, backend: str, visibility: Visibility, tensors: list[Tensor]) -> Tensor:
@@ -206,47 +282,45 @@ def _call(case: Case, backend: str, visibility: Visibility, tensors: list[Tensor
     )
 
 
-def _reads(
-    case: Case, attend: Callable[[list[Tensor]], Tensor], tensors: list[Tensor], visible_BTS: Tensor
-) -> list[str]:
-    """Keys whose dV is not zero, for as many queries at once as a head has dimensions to tell them apart.
+def _read_wrongly(case: Case, output_BTHD: Tensor, value: Tensor, visible_BTS: Tensor) -> Tensor:
+    """How many pairs of query and key disagree with dV, which is not zero exactly for the keys that are read.
 
-    All queries of short cases, some of long ones.
+    As many queries at once as a head has dimensions to tell them apart; all queries of most cases. Keys that
+    no head reads count, and keys that any head reads and should not.
     """
-    found = []
-    output_BTHD = attend(tensors)
     firsts = list(range(0, case.queries, case.head_dim))
-    if len(firsts) > PASSES:
-        firsts = random.Random(case.seed).sample(firsts, 1)
-    for first in firsts:
+    wrong = visible_BTS.new_zeros((), dtype=torch.int64)
+    for first in random.Random(case.seed).sample(firsts, min(PASSES, len(firsts))):
         count = min(case.head_dim, case.queries - first)
         told_apart = torch.zeros_like(output_BTHD)
-        told_apart[:, first : first + count] = torch.eye(case.head_dim)[:count, None].to(output_BTHD)
-        (dv_BSKD,) = torch.autograd.grad(output_BTHD, tensors[2], told_apart, retain_graph=True)
-        read_BSD = (dv_BSKD != 0).any(2)
+        told_apart[:, first : first + count] = torch.eye(
+            count, case.head_dim, dtype=output_BTHD.dtype, device=output_BTHD.device
+        )[:, None]
+        (dv_BSKD,) = torch.autograd.grad(output_BTHD, value, told_apart, retain_graph=True)
+        read_BSKD = dv_BSKD[..., :count] != 0
         wanted_BSD = visible_BTS[:, first : first + count].mT
-        wrong = (read_BSD[..., :count] != wanted_BSD).any(1).nonzero().tolist()
-        found += [f"query {first + query} of row {row} reads other keys" for row, query in wrong]
-    return found
+        wrong = wrong + (read_BSKD & ~wanted_BSD[:, :, None]).sum() + (~read_BSKD.any(2) & wanted_BSD).sum()
+    return wrong
 
 
-def _leaks(
-    case: Case, attend: Callable[[list[Tensor]], Tensor], tensors: list[Tensor], visible_BTS: Tensor
-) -> list[str]:
-    """One query's output when all that it cannot see changes."""
+def _changed_unseen(
+    case: Case,
+    attend: Callable[[list[Tensor]], Tensor],
+    tensors: list[Tensor],
+    before: Tensor,
+    visible_BTS: Tensor,
+) -> Tensor:
+    """How many numbers of one query's output change when all that it cannot see does."""
     chance = random.Random(case.seed)
     row, token = chance.randrange(case.batch), chance.randrange(case.queries)
-    with torch.no_grad():
-        hidden_S = ~visible_BTS[row, token]
-        query, key, value, *sinks = (tensor.detach().clone() for tensor in tensors)
-        key[row, hidden_S] += 30
-        value[row, hidden_S] -= 1000
-        others_T = torch.arange(case.queries, device=query.device) != token
-        query[row, others_T] *= -2
-        before, after = attend(tensors), attend([query, key, value, *sinks])
-    if torch.equal(before[row, token], after[row, token]):
-        return []
-    return [f"query {token} of row {row} changes with what it cannot see"]
+    hidden_BS11 = torch.zeros_like(visible_BTS[:, 0])
+    hidden_BS11[row] = ~visible_BTS[row, token]
+    hidden_BS11 = hidden_BS11[..., None, None]
+    query, key, value, *sinks = tensors
+    query = query * -2
+    query[row, token] = tensors[0][row, token]
+    after = attend([query, key + 30 * hidden_BS11, value - 1000 * hidden_BS11, *sinks])
+    return (before[row, token] != after[row, token]).sum()
 
 
 def _with_gradients(
@@ -280,22 +354,51 @@ def _plain(case: Case, tensors: list[Tensor], visible_BTS: Tensor) -> Tensor:
     return (weights @ value).transpose(1, 2)
 
 
-def main(backend: str, count: str, first: str = "0") -> int:
-    """Check `count` cases that the backend claims, and say how many fail."""
+def main(backend: str, count: str, *options: str) -> int:
+    """Check `count` cases that the backend claims, and print the outcome as a line of JSON."""
+    named = dict(option.split("=") for option in options if "=" in option)
+    first = int(next((option for option in options if "=" not in option), 0))
+    device = named.get("device", "cpu")
     torch.set_num_threads(1)
-    started, checked, failed, seed = time.perf_counter(), 0, 0, int(first)
+    torch._dynamo.config.recompile_limit = 1000
+    torch._dynamo.config.fail_on_recompile_limit_hit = True
+    started, checked, seed = time.perf_counter(), 0, first
+    failed: list[int] = []
+    drawn: Counter[str] = Counter()
     while checked < int(count):
-        case = draw(seed)
-        seed += 1
-        if not supported(case, backend):
-            continue
-        checked += 1
-        for mismatch in mismatches(case, backend):
-            failed += 1
-            print(case, mismatch, sep="\n  ", flush=True)
-    seconds = time.perf_counter() - started
-    print(f"{backend}: {checked} cases, {failed} mismatches, seeds {first} to {seed - 1}, {seconds:.0f} s")
-    return min(failed, 1)
+        cases: list[Case] = []
+        measured: list[Tensor] = []
+        while len(cases) < min(AT_ONCE, int(count) - checked):
+            case = draw(seed, few_shapes=device != "cpu")
+            seed += 1
+            if not supported(case, backend, device):
+                continue
+            cases.append(case)
+            try:
+                measured.append(measure(case, backend, device))
+            except Exception:
+                traceback.print_exc()
+                measured.append(torch.full((len(CHECKS), 2), torch.nan, dtype=torch.float64, device=device))
+        # Once for many cases, as the host would wait for the device each time.
+        for case, of_case in zip(cases, torch.stack(measured).tolist(), strict=True):
+            drawn.update(case.properties())
+            if complaints := _complaints(of_case):
+                failed.append(case.seed)
+                print(case, *complaints, sep="\n  ", file=sys.stderr, flush=True)
+        checked += len(cases)
+    report = {
+        "backend": backend,
+        "device": torch.cuda.get_device_name() if device.startswith("cuda") else device,
+        "cases": checked,
+        "mismatches": len(failed),
+        "failed_seeds": failed[:20],
+        "seeds": [first, seed - 1],
+        "seconds": round(time.perf_counter() - started, 1),
+        "torch": torch.__version__,
+        "drawn": dict(sorted(drawn.items())),
+    }
+    print(json.dumps(report))
+    return min(len(failed), 1)
 
 
 if __name__ == "__main__":
