@@ -359,9 +359,6 @@ def main(backend: str, count: str, *options: str) -> int:
     named = dict(option.split("=") for option in options if "=" in option)
     first = int(next((option for option in options if "=" not in option), 0))
     device = named.get("device", "cpu")
-    torch.set_num_threads(1)
-    torch._dynamo.config.recompile_limit = 1000
-    torch._dynamo.config.fail_on_recompile_limit_hit = True
     started, checked, seed = time.perf_counter(), 0, first
     failed: list[int] = []
     drawn: Counter[str] = Counter()
@@ -402,4 +399,7 @@ def main(backend: str, count: str, *options: str) -> int:
 
 
 if __name__ == "__main__":
+    torch.set_num_threads(1)
+    torch._dynamo.config.recompile_limit = 1000
+    torch._dynamo.config.fail_on_recompile_limit_hit = True
     sys.exit(main(*sys.argv[1:]))
