@@ -204,6 +204,18 @@ def test_a_finished_run_whose_evaluation_is_gone_is_evaluated(start: Start, tmp_
     assert result.read_bytes() == before
 
 
+def test_a_screen_that_cannot_be_written_leaves_a_finished_run_finished(
+    start: Start, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def broken(*_: Any) -> None:
+        raise BrokenPipeError
+
+    monkeypatch.setattr(run, "print_closing_screen", broken)
+    with pytest.raises(BrokenPipeError):
+        start("run")
+    assert record(tmp_path / "run")["status"] == "finished"
+
+
 def test_a_stop_ends_the_sweep(start: Start, before: Callable[..., None]) -> None:
     before("training_step", 1, lambda _: send(signal.SIGTERM))
     with pytest.raises(SystemExit) as left:

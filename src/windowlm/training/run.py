@@ -220,11 +220,13 @@ class TrainingRun:
 
     def _end(self, status: Literal["stopped", "finished", "failed"]) -> None:
         """Record how the run ended, and give W&B back, so that the next run of a sweep starts its own."""
+        if not self.begun:
+            return
+        self.begun = False  # what goes wrong from here on does not change how it ended
         try:
-            if self.begun:
-                if self.config.logger.kind == "csv":
-                    MetricsLog(self.folder.metrics).write_csv(self.folder.path / "metrics.csv")
-                self.folder.update_record(status=status)
+            if self.config.logger.kind == "csv":
+                MetricsLog(self.folder.metrics).write_csv(self.folder.path / "metrics.csv")
+            self.folder.update_record(status=status)
         finally:
             if self.wandb_run is not None:
                 self.wandb_run.finish(exit_code=1 if status == "failed" else 0)
