@@ -16,7 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
-from windowlm.atomic_write import write_atomically
+from windowlm.atomic_write import json_bytes, write_atomically
 from windowlm.errors import UserError
 from windowlm.model.config import ModelConfig
 from windowlm.model.cost import model_cost
@@ -67,8 +67,7 @@ def save_bundle(
         tokenizer.save(Path(staging))
         for file in sorted(Path(staging).iterdir()):
             write_atomically(folder / file.name, file.read_bytes())
-    text = json.dumps({"format": FORMAT, **config}, indent=1, ensure_ascii=False, allow_nan=False)
-    write_atomically(folder / CONFIG_NAME, (text + "\n").encode())
+    write_atomically(folder / CONFIG_NAME, json_bytes({"format": FORMAT, **config}))
     write_atomically(folder / WEIGHTS_NAME, save(_untied(model_state)))
 
 

@@ -2,6 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from windowlm.attention.window import Visibility
 from windowlm.model.config import ModelConfig
 from windowlm.model.decoder import Decoder
 
@@ -83,6 +84,22 @@ def test_positions_are_counted_when_only_documents_are_given() -> None:
         assert torch.allclose(
             model(rows_BT, documents_BT), model(rows_BT, documents_BT, positions_BT), atol=1e-5
         )
+
+
+def test_documents_are_checked_once_and_seen_through_the_window_of_each_layer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = small(layers=3, window=[4, None, 9])
+    tokens_BT, documents_BT = tokens(1, 20), torch.tensor([[0] * 12 + [1] * 8], dtype=torch.int32)
+    hidden_BTD = model.embedding(tokens_BT)
+    for block, window in zip(model.blocks, (4, None, 9), strict=True):
+        hidden_BTD = block(hidden_BTD, Visibility.build(window=window, documents_BT=documents_BT), None)
+    expected_BTD = model.final_norm(hidden_BTD)
+
+    built, build = [], Visibility.build
+    monkeypatch.setattr(Visibility, "build", lambda **given: built.append(given) or build(**given))
+    assert torch.equal(model.hidden(tokens_BT, documents_BT), expected_BTD)
+    assert len(built) == 1
 
 
 def test_tied_embeddings_share_one_matrix() -> None:

@@ -7,6 +7,7 @@ appendix B, with pairs counted inside the window only).
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from windowlm.attention.window import receptive_field, visible_pairs
 from windowlm.model.config import ModelConfig
@@ -81,4 +82,4 @@ def pairs_by_position(windows: Sequence[int | None], length: int) -> list[int]:
         length: positions to tabulate.
     """
     up_to = [sum(visible_pairs(tokens, window) for window in windows) for tokens in range(length + 1)]
-    return [after - before for before, after in zip(up_to, up_to[1:], strict=False)]
+    return [after - before for before, after in pairwise(up_to)]

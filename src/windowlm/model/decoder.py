@@ -95,10 +95,11 @@ class Decoder(nn.Module):
     ) -> torch.Tensor:
         """Final normed states ``[B, T, D]``, for callers that apply the head in pieces."""
         hidden_BTD = self.embedding(tokens_BT)
-        visibilities = {
-            window: Visibility.build(window=window, documents_BT=documents_BT, positions_BT=positions_BT)
-            for window in set(self.layer_windows)
-        }
+        # Checking the documents waits for the device, so it is done once for all windows.
+        checked = Visibility.build(
+            window=self.layer_windows[0], documents_BT=documents_BT, positions_BT=positions_BT
+        )
+        visibilities = {window: checked.with_window(window) for window in set(self.layer_windows)}
         for block, window in zip(self.blocks, self.layer_windows, strict=True):
             hidden_BTD = block(hidden_BTD, visibilities[window], positions_BT)
         output_BTD: torch.Tensor = self.final_norm(hidden_BTD)

@@ -20,7 +20,7 @@ from windowlm.data.datamodule import DocumentDataModule
 from windowlm.data.token_store import PreparedData, prepare_tokens
 from windowlm.evaluation.evaluate import evaluate_model
 from windowlm.evaluation.length_sweep import plan_targets
-from windowlm.evaluation.precision import AUTOCAST_DTYPES, WEIGHT_DTYPES
+from windowlm.evaluation.precision import WEIGHT_DTYPES, compute_dtype
 from windowlm.evaluation.result import LengthResult, RunFacts
 from windowlm.evaluation.result_files import RESULT_NAME
 from windowlm.model.cost import model_cost
@@ -240,7 +240,7 @@ class TrainingRun:
                 config.model,
                 data.tokenizer.vocabulary_size,
                 config.data.sequence_length,
-                AUTOCAST_DTYPES.get(config.precision, WEIGHT_DTYPES[config.precision]).itemsize,
+                compute_dtype(config.precision).itemsize,
             ),
             data=data,
             device=self.device,
@@ -323,7 +323,6 @@ class TrainingRun:
             self.folder.model,
             module.model.state_dict(),
             {
-                "format": 1,
                 "model": asdict(config.model),
                 "vocabulary_size": data.tokenizer.vocabulary_size,
                 "sequence_length": config.data.sequence_length,
