@@ -68,7 +68,9 @@ def test_a_yaml_holds_the_settings_of_its_dataclass_and_no_other(group: str, opt
     if group in ("experiment", "hydra"):
         return
     held = keys_of(composed(f"{group}={option}", *COMPANIONS.get((group, option), []))[group], f"{group}.")
-    fields = {key: setting for key, setting in settings_of(TrainConfig).items() if key.startswith(f"{group}.")}
+    fields = {
+        key: setting for key, setting in settings_of(TrainConfig).items() if key.startswith(f"{group}.")
+    }
     assert held <= fields.keys()
     assert all(fields[key].under_nullable for key in fields.keys() - held)
 

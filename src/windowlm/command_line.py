@@ -101,6 +101,8 @@ def _run(command: Command[Any], started: str, conf: Path, words: list[str]) -> i
     refused = [f"--{name.replace('_', '-')}" for name in REFUSED_OPTIONS if getattr(known, name, None)]
     if unknown_options or refused:
         raise ConfigError(f"{(unknown_options or refused)[0]}: no such option; {started} --help lists them")
+    if known.multirun and not command.fixes_run_dir:
+        raise ConfigError(f"{started} makes no sweeps: leave -m away, and call it once for each")
     for word in known.overrides:
         if word.startswith("~"):
             key = key_of(word)
@@ -232,6 +234,7 @@ def _explain(error: Exception, command: Command[Any], conf: Path, overrides: lis
 
     settings = settings_of(command.config_type)
     groups = {folder.name: folder for folder in conf.iterdir() if folder.is_dir()}
+    reason = str(error.__cause__ or error).strip().partition("\n")[0]
     given = {}
     for word in overrides:
         key, separator, value = word.partition("=")
@@ -239,7 +242,8 @@ def _explain(error: Exception, command: Command[Any], conf: Path, overrides: lis
         if not separator or not key_of(word):
             return ConfigError(f"{word!r}: a setting is given as key=value", key=key)
         try:
-            key = OverridesParser.create().parse_override(word).key_or_group
+            parsed = OverridesParser.create().parse_override(word)
+            key = parsed.key_or_group
         except HydraException:
             return ConfigError(
                 f"{word}: cannot be read; a value with commas, brackets, quotes or spaces stands in quotes",
@@ -250,9 +254,16 @@ def _explain(error: Exception, command: Command[Any], conf: Path, overrides: lis
             options = sorted(option.stem for option in groups[key].glob("*.yaml"))
             if (wrong := _wrong_option(key, value, options)) is not None:
                 return wrong
+            if "No match in the defaults list" in reason:
+                inside = ", ".join(name for name in settings if name.startswith(f"{key}."))
+                return ConfigError(
+                    f"{word}: this command has no {key} to choose" + (f", but {inside}" if inside else ""),
+                    key=key,
+                )
         elif key not in settings and not key.startswith(("hydra.", "hydra/")):
             return unknown_key_error(key, value, settings)
-    reason = str(error.__cause__ or error).strip().partition("\n")[0]
+        if parsed.is_sweep_override() and "Ambiguous" in reason:
+            return ConfigError(f"{word}: several values make a sweep, which starts with -m", key=key)
     key = str(getattr(error, "full_key", None) or "")
     if key in given:
         return ConfigError(f"{key}={given[key]}: {reason}", key=key)
@@ -325,7 +336,7 @@ def _hand_to_hydra(
 
     # Hydra would print tracebacks of its own and exit with 1.
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    saved, sys.argv = sys.argv, [command.name, *options, f"hydra.job.name={command.name}", *overrides]
+    saved, sys.argv = sys.argv, [command.name, f"hydra.job.name={command.name}", *overrides, *options]
     try:
         with runs.all() if runs is not None else nullcontext():
             hydra.main(config_path=str(conf.resolve()), config_name=command.name, version_base="1.3")(task)()

@@ -138,6 +138,14 @@ def test_an_output_folder_leaves_the_runs_folder_alone(run, tmp_path):
     assert not (run / "evaluation").exists()
 
 
+@pytest.mark.parametrize("name", ["file", "file/inside"])
+def test_an_output_folder_that_cannot_be_is_refused_before_the_work(run, tmp_path, monkeypatch, name):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr("windowlm.evaluation.evaluate.length_sweep", lambda *_, **__: pytest.fail("scored"))
+    with pytest.raises(UserError, match=r"^output_dir=.*file is a file"):
+        evaluate(run, output_dir=tmp_path / name)
+
+
 def test_a_second_evaluation_gives_the_same_file_to_the_bit(run):
     evaluate(run)
     first = (run / "evaluation" / "length.json").read_bytes()

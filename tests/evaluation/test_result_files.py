@@ -90,3 +90,9 @@ def test_other_data_have_a_folder_that_is_called_after_them(data, name):
 
 def test_rows_may_lack_columns():
     assert csv_of_rows([{"a": 1, "b": None}, {"a": 2, "c": 3}]) == "a,b,c\n1,,\n2,,3\n"
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"file: the result cannot be written: File exists"):
+        write_results(tmp_path / "file", *swept(), b"plot")

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from windowlm.setting_text import setting_text
+
 DataName = Literal["stdlib", "text", "pg19", "wikitext-103", "enwik8", "tinystories", "fineweb-edu"]
 
 
@@ -74,13 +76,17 @@ class DataConfig:
                 raise ValueError(f"{field}={value!r}: between 0 and 0.5, both excluded; try {field}=0.05")
         if self.name == "text" and not self.path:
             raise ValueError(
-                f"path={self.path!r}: data=text reads a file, folder or glob; try path=my_documents"
+                f"path={setting_text(self.path)}: data=text reads a file or folder; try path=my_documents"
             )
         if self.name == "stdlib" and self.path is not None:
-            raise ValueError(f"path={self.path!r}: data=stdlib finds its own files; try path=null")
+            raise ValueError(
+                f"path={setting_text(self.path)}: data=stdlib finds its own files; try path=null"
+            )
         if self.revision is not None and (self.name in ("stdlib", "text") or self.path is not None):
-            raise ValueError(f"revision={self.revision!r}: only data of the hub has one; try revision=null")
+            raise ValueError(
+                f"revision={setting_text(self.revision)}: only data of the hub has one; try revision=null"
+            )
         if self.name == "fineweb-edu" and self.documents is None:
             raise ValueError(
-                "documents=None: fineweb-edu is streamed up to a stated number; try documents=10000"
+                "documents=null: fineweb-edu is streamed up to a stated number; try documents=10000"
             )

@@ -1,5 +1,6 @@
 """The evaluation as a run and ``scripts/evaluate.py`` call it: score, write the files, return the result."""
 
+import os
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -100,6 +101,7 @@ def evaluate_checkpoint(
     )
     run = bundle.folder.parent if bundle.folder.name == MODEL_FOLDER else bundle.folder
     folder = run / evaluation_name(data) if output_dir is None else output_dir
+    _check_writable(folder)
     result, earlier = evaluate_model(
         bundle.model, documents, bundle.tokenizer.token_bytes_V, evaluation, facts, folder
     )
@@ -109,6 +111,14 @@ def evaluate_checkpoint(
         console.out(f"the earlier result is kept in {shlex.quote(str(earlier))}", highlight=False)
     console.out(f"results in {shlex.quote(str(folder))}", highlight=False)
     return result
+
+
+def _check_writable(folder: Path) -> None:
+    """Raise UserError, before the work, where a folder cannot be made or written."""
+    nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+        reason = "may not be written" if nearest.is_dir() else "is a file"
+        raise UserError(f"output_dir={folder}: {nearest} {reason}; give a folder that can be written")
 
 
 def _device(name: str) -> torch.device:

@@ -45,6 +45,9 @@ def write_results(folder: Path, result: LengthResult, targets: TargetSet, plot: 
 
     Returns:
         Where an earlier result was moved, or None.
+
+    Raises:
+        UserError: the folder cannot be written.
     """
     files = {
         "length.csv": csv_of_rows(flat_rows(result)).encode(),
@@ -54,10 +57,15 @@ def write_results(folder: Path, result: LengthResult, targets: TargetSet, plot: 
         ),
         RESULT_NAME: json_bytes(result),
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    earlier = _keep_earlier(folder, files)
-    for name, content in files.items():
-        write_atomically(folder / name, content)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        earlier = _keep_earlier(folder, files)
+        for name, content in files.items():
+            write_atomically(folder / name, content)
+    except OSError as error:
+        raise UserError(
+            f"{folder}: the result cannot be written: {error.strerror}: {error.filename}"
+        ) from None
     return earlier
 
 

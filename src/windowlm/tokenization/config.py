@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from windowlm.setting_text import setting_text
+
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerConfig:
@@ -41,8 +43,10 @@ class TokenizerConfig:
                 f"training_bytes={self.training_bytes!r}: at least 1; try training_bytes=256000000"
             )
         if self.kind == "file" and not self.path:
-            raise ValueError(f"path={self.path!r}: kind=file reads a tokenizer.json; try path=tokenizer.json")
+            raise ValueError(
+                f"path={setting_text(self.path)}: kind=file reads a tokenizer.json; try path=tokenizer.json"
+            )
         if self.kind != "file" and self.path is not None:
-            raise ValueError(f"path={self.path!r}: only kind=file reads a path; try path=null")
+            raise ValueError(f"path={setting_text(self.path)}: only kind=file reads a path; try path=null")
         if not self.end_mark:
             raise ValueError("end_mark='': a special token that is not empty; try end_mark='<|endoftext|>'")
