@@ -197,7 +197,7 @@ def test_a_sweep_ends_with_an_evaluation_of_each_run_and_a_comparison(
 
     table = run_script("scripts/compare_runs.py", str(folder), cwd=workplace)
     assert table.returncode == 0, table.stderr
-    assert "model.window" in table.stdout
+    assert " window " in table.stdout
     assert "precision" in table.stdout
     assert list(folder.glob("*.png"))
 
