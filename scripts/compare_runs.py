@@ -32,6 +32,8 @@ def main() -> int:
     )
     given = parser.parse_args()
     folders = given.folders
+    if Path(given.evaluation).name != given.evaluation:
+        parser.error("--evaluation is the name of a folder in each run, not a path")
     if len(folders) > 2:
         parser.error("give one folder of runs, or two run folders")
     console = Console(width=None if sys.stdout.isatty() else PIPED_WIDTH)

@@ -264,6 +264,22 @@ def test_a_run_folder_of_null_is_named_by_the_time(recorder: Recorder) -> None:
     assert recorder.calls[0][1].output_dir.parent == Path("runs")
 
 
+def test_runs_of_one_second_get_folders_of_their_own(
+    recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(time, "strftime", lambda _: "now")
+
+    assert run(recorder) == 0
+    assert run(recorder) == 0
+    assert run(recorder, "-m", "seed=1,2") == 0
+    assert [str(invocation.output_dir) for _, invocation in recorder.calls] == [
+        "runs/now",
+        "runs/now-2",
+        "runs/now-3/0",
+        "runs/now-3/1",
+    ]
+
+
 def test_a_sweep_of_an_experiment_is_checked_and_run(recorder: Recorder) -> None:
     assert run(recorder, "-m", "experiment=window_sweep") == 0
     assert len(recorder.calls) == 12

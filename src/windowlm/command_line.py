@@ -19,7 +19,7 @@ from typing import Any, Generic
 from windowlm.command_words import corrected, for_hydra, key_of
 from windowlm.config import Config, ConfigError, check_config, settings_of, unknown_key_error
 from windowlm.errors import USAGE_ERROR, UserError, exit_status
-from windowlm.unbegun_runs import UnbegunRuns
+from windowlm.unbegun_runs import UnbegunRuns, free_name
 
 STATE_FOLDER = ".hydra"
 SWEEP_RECORD = "multirun.yaml"
@@ -111,26 +111,41 @@ def _run(command: Command[Any], started: str, conf: Path, words: list[str]) -> i
     sparse = command.complete is not None
     overrides = [for_hydra(word, settings, sweep=known.multirun, sparse=sparse) for word in known.overrides]
     given = {key_of(word): word.partition("=")[2] for word in overrides}
-    if command.fixes_run_dir:
-        if given.get("data.path", "null") != "null" and "data" not in given:
-            overrides.insert(0, "data=text")
-        if given.get("run_dir", "null") == "null":
-            # One process chooses the name: Hydra's own clock would differ between the processes of one run.
-            overrides = [word for word in overrides if key_of(word) != "run_dir"]
-            overrides.append(f"run_dir=runs/{time.strftime('%Y-%m-%d_%H-%M-%S')}")
+    if command.fixes_run_dir and given.get("data.path", "null") != "null" and "data" not in given:
+        overrides.insert(0, "data=text")
+    name = None
+    if command.fixes_run_dir and given.get("run_dir", "null") == "null":
+        # One process chooses the name: Hydra's own clock would differ between the processes of one run.
+        name = free_name(Path("runs", time.strftime("%Y-%m-%d_%H-%M-%S")))
+        overrides = [*(word for word in overrides if key_of(word) != "run_dir"), f"run_dir={name}"]
     options = [word for word in words if word not in known.overrides]
     shows_only = known.help or known.hydra_help or known.cfg or known.info or known.shell_completion
-    folder = None
+    runs = None
     if not shows_only:
         configs, folder = _check(command, conf, overrides, sweep=known.multirun)
-        if not command.fixes_run_dir:
-            folder = None
-        if folder is not None:
-            if command.check is not None:
-                command.check(configs, folder, known.multirun)
+        if command.check is not None:
+            command.check(configs, folder, known.multirun)
+        if command.fixes_run_dir:
+            runs = _in_new_folder(name) if folder == name else UnbegunRuns(folder, SWEEP_RECORD)
+            if folder == name:
+                overrides[-1] = f"run_dir={runs.folder}"
             overrides += _keep_old_state(folder, sweep=known.multirun)
     return _hand_to_hydra(
-        command, conf, options, overrides, folder, command_line=f"{started} {shlex.join(words)}".strip()
+        command, conf, options, overrides, runs, command_line=f"{started} {shlex.join(words)}".strip()
+    )
+
+
+def _in_new_folder(path: Path) -> UnbegunRuns:
+    try:
+        return UnbegunRuns.in_new_folder(path, SWEEP_RECORD)
+    except OSError as error:
+        raise _not_writable(path, error) from None
+
+
+def _not_writable(folder: Path, error: OSError) -> ConfigError:
+    return ConfigError(
+        f"run_dir={folder}: cannot be written: {error.strerror or error}; give a folder that can",
+        key="run_dir",
     )
 
 
@@ -295,7 +310,7 @@ def _hand_to_hydra(
     conf: Path,
     options: list[str],
     overrides: list[str],
-    folder: Path | None,
+    runs: UnbegunRuns | None,
     command_line: str,
 ) -> int:
     import hydra
@@ -308,7 +323,6 @@ def _hand_to_hydra(
     statuses: list[int] = []
     mistakes: list[UserError] = []
     started = False
-    runs = UnbegunRuns(folder, SWEEP_RECORD) if folder is not None else None
 
     def task(composed: DictConfig) -> None:
         runtime = HydraConfig.get()
@@ -345,10 +359,7 @@ def _hand_to_hydra(
     except OSError as error:
         if started:
             raise
-        raise ConfigError(
-            f"run_dir={folder}: cannot be written: {error.strerror or error}; give a folder that can",
-            key="run_dir",
-        ) from None
+        raise _not_writable(Path() if runs is None else runs.folder, error) from None
     finally:
         sys.argv = saved
     if mistakes:

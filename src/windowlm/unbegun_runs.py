@@ -7,7 +7,14 @@ folder has not begun, and its record and the folders made for it are removed aga
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
+
+
+def free_name(path: Path) -> Path:
+    """``path``, or ``path-2`` and so on where that exists."""
+    names = (path if number == 1 else path.with_name(f"{path.name}-{number}") for number in count(1))
+    return next(name for name in names if not name.exists())
 
 
 class UnbegunRuns:
@@ -16,9 +23,13 @@ class UnbegunRuns:
     Args:
         folder: the run's folder, or that of a sweep's runs, as it is before Hydra writes.
         sweep_record: name of the file that Hydra writes into the folder of a sweep.
+
+    Attributes:
+        folder: the folder.
     """
 
     def __init__(self, folder: Path, sweep_record: str) -> None:
+        self.folder = folder
         self._folder = folder.absolute()
         self._missing = [path for path in (self._folder, *self._folder.parents) if not path.exists()]
         self._entries = set(self._folder.iterdir()) if self._folder.is_dir() else set()
@@ -26,9 +37,24 @@ class UnbegunRuns:
         self._earlier_record = self._sweep_record.read_bytes() if self._sweep_record.is_file() else None
         self._begun = False
 
+    @classmethod
+    def in_new_folder(cls, path: Path, sweep_record: str) -> "UnbegunRuns":
+        """Make the folder, under the next free name where another command was faster, and watch it.
+
+        Raises:
+            OSError: it cannot be made.
+        """
+        while True:
+            runs = cls(free_name(path), sweep_record)
+            try:
+                runs.folder.mkdir(parents=True)
+            except FileExistsError:
+                continue
+            return runs
+
     @contextmanager
     def run(self, folder: Path, record: str | None) -> Iterator[None]:
-        """One run: its record goes if nothing was written beside it.
+        """One run: its record goes if nothing was written beside it, and its folder if that leaves it empty.
 
         Args:
             folder: the run's own.
@@ -40,12 +66,15 @@ class UnbegunRuns:
         finally:
             if _states(folder) != before:
                 self._begun = True
-            elif record is not None:
-                shutil.rmtree(folder / record)
+            else:
+                if record is not None:
+                    shutil.rmtree(folder / record)
+                if folder.absolute() not in {self._folder, *self._entries}:
+                    _remove_empty(folder)
 
     @contextmanager
     def all(self) -> Iterator[None]:
-        """All runs of the command: folders that were made for them and are empty go."""
+        """All runs of the command: the folders above them go where they were made for them and are empty."""
         try:
             yield
         finally:
@@ -53,10 +82,13 @@ class UnbegunRuns:
                 self._sweep_record.write_bytes(self._earlier_record)
             elif not self._begun:
                 self._sweep_record.unlink(missing_ok=True)
-            children = set(self._folder.iterdir()) if self._folder.is_dir() else set()
-            for path in (*(children - self._entries), *self._missing):
-                with suppress(OSError):  # a file, or not empty
-                    path.rmdir()
+            for path in self._missing:
+                _remove_empty(path)
+
+
+def _remove_empty(folder: Path) -> None:
+    with suppress(OSError):  # not empty, or not there
+        folder.rmdir()
 
 
 def _states(folder: Path) -> dict[str, int]:

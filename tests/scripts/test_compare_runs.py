@@ -86,6 +86,7 @@ def test_mistakes_end_with_status_2_and_one_message(tmp_path, monkeypatch, capsy
         ([tmp_path, tmp_path], "not a run"),
         ([tmp_path] * 3, "give one folder of runs, or two run folders"),
         ([], "required"),
+        ([tmp_path, "--evaluation", "../elsewhere"], "the name of a folder in each run, not a path"),
     ]:
         monkeypatch.setattr(sys, "argv", [str(SCRIPT), *map(str, arguments)])
         with pytest.raises(SystemExit) as ended:

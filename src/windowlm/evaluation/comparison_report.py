@@ -46,7 +46,7 @@ def compare_folder(folder: Path, console: "Console", evaluation: str = OWN_EVALU
     if not evaluated:
         raise UserError(
             f"{folder}: none of its {len(runs)} runs holds a result in {evaluation}/; let one end, or write "
-            f"it with: {evaluate_command(runs[0].folder)}"
+            f"it with: {evaluate_command(runs[0].folder, evaluation)}"
         )
     keys = differing_settings(runs)
     console.out(shlex.quote(str(folder)), highlight=False)

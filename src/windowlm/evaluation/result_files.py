@@ -80,9 +80,7 @@ def read_result(run: Path, evaluation: str = OWN_EVALUATION) -> LengthResult:
         UserError: the file is missing, damaged or of another format.
     """
     path = run / evaluation / RESULT_NAME
-    advice = f"; write it with: {evaluate_command(run)}"
-    if evaluation != OWN_EVALUATION:
-        advice += " data.path=TEXT"
+    advice = f"; write it with: {evaluate_command(run, evaluation)}"
     if not path.is_file():
         raise UserError(f"{path}: there is no such file, so this run is not evaluated{advice}")
     try:
@@ -95,9 +93,10 @@ def read_result(run: Path, evaluation: str = OWN_EVALUATION) -> LengthResult:
     return result
 
 
-def evaluate_command(run: Path) -> str:
-    """The command that scores a run's own data, as a shell takes it."""
-    return f"python scripts/evaluate.py {shlex.quote(f'checkpoint={run}')}"
+def evaluate_command(run: Path, evaluation: str = OWN_EVALUATION) -> str:
+    """The command that writes an evaluation of a run, as a shell takes it; ``TEXT`` stands for other data."""
+    command = f"python scripts/evaluate.py {shlex.quote(f'checkpoint={run}')}"
+    return command if evaluation == OWN_EVALUATION else f"{command} data.path=TEXT"
 
 
 def flat_rows(result: LengthResult) -> list[dict[str, Any]]:

@@ -1,0 +1,37 @@
+"""Traces of runs that do not begin."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+from windowlm.unbegun_runs import UnbegunRuns, free_name
+
+
+def test_commands_that_start_at_once_get_folders_of_their_own(tmp_path):
+    with ThreadPoolExecutor(8) as pool:
+        runs = list(pool.map(lambda _: UnbegunRuns.in_new_folder(tmp_path / "a" / "b", "record"), range(40)))
+    assert len({run.folder for run in runs}) == 40
+    assert free_name(tmp_path / "a" / "b") == tmp_path / "a" / "b-41"
+
+
+def test_what_was_there_stays_and_what_was_made_in_vain_goes(tmp_path):
+    (tmp_path / "a" / "0").mkdir(parents=True)
+    (tmp_path / "a" / "record").write_text("old")
+    runs = UnbegunRuns(tmp_path / "a", "record")
+    with runs.all():
+        (tmp_path / "a" / "record").write_text("new")
+        for name in "01":
+            (tmp_path / "a" / name / ".hydra").mkdir(parents=True)
+            with runs.run(tmp_path / "a" / name, ".hydra"):
+                pass
+    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["0", "record"]
+    assert not list((tmp_path / "a" / "0").iterdir())
+    assert (tmp_path / "a" / "record").read_text() == "old"
+
+
+def test_a_run_that_writes_keeps_its_record(tmp_path):
+    runs = UnbegunRuns(tmp_path / "new", "record")
+    with runs.all():
+        (tmp_path / "new" / ".hydra").mkdir(parents=True)
+        (tmp_path / "new" / "record").touch()
+        with runs.run(tmp_path / "new", ".hydra"):
+            (tmp_path / "new" / "run.json").touch()
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == [".hydra", "record", "run.json"]
