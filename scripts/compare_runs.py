@@ -42,6 +42,8 @@ def main() -> int:
             compare_folder(folders[0], console, given.evaluation)
         else:
             compare_two(*folders, console, given.evaluation)
+    except BrokenPipeError:
+        raise
     except OSError as error:
         raise UserError(str(error)) from None
     return 0

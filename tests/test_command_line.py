@@ -466,3 +466,16 @@ def test_ctrl_c_while_data_are_read_ends_in_one_line_and_leaves_nothing(tmp_path
     assert process.returncode in (75, 130)
     assert "Traceback" not in errors
     assert not (tmp_path / "new").exists()
+
+
+def test_a_reader_that_goes_away_is_no_mistake(tmp_path: Path) -> None:
+    command = shlex.join([sys.executable, str(PROJECT / "train.py"), "--help"])
+    done = subprocess.run(
+        ["bash", "-c", f"{command} | true; exit ${{PIPESTATUS[0]}}"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode in (0, 141)
+    assert done.stderr == ""

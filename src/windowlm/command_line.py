@@ -356,10 +356,12 @@ def _hand_to_hydra(
             hydra.main(config_path=str(conf.resolve()), config_name=command.name, version_base="1.3")(task)()
     except (HydraException, OmegaConfBaseException) as error:
         raise _explain(error, command, conf, overrides) from None
+    except BrokenPipeError:
+        raise
     except OSError as error:
-        if started:
+        if started or runs is None:
             raise
-        raise _not_writable(Path() if runs is None else runs.folder, error) from None
+        raise _not_writable(runs.folder, error) from None
     finally:
         sys.argv = saved
     if mistakes:

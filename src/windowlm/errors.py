@@ -1,10 +1,12 @@
 """The error of a user's mistake; commands show its message alone and exit with status 2."""
 
+import os
 import sys
 from collections.abc import Callable
 
 USAGE_ERROR = 2
 INTERRUPTED_BY_USER = 130  # 128 + SIGINT, as a shell reports it
+READER_GONE = 141  # 128 + SIGPIPE
 
 
 class UserError(ValueError):
@@ -24,3 +26,7 @@ def exit_status(command: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED_BY_USER
+    except BrokenPipeError:
+        # As of `| head`. What is still to be written at the end must go somewhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return READER_GONE

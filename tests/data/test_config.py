@@ -48,6 +48,9 @@ def test_every_data_set_has_a_yaml() -> None:
         ("revision", {"name": "stdlib", "revision": "main"}),
         ("revision", {"name": "pg19", "revision": "main", "path": "copy"}),
         ("documents", {"name": "fineweb-edu"}),
+        ("exclude", {"exclude": ""}),
+        ("cache_dir", {"cache_dir": " "}),
+        ("text_column", {"text_column": ""}),
     ],
 )
 def test_a_mistake_names_the_setting_and_a_good_value(field: str, settings: dict[str, Any]) -> None:

@@ -138,6 +138,11 @@ def test_json_lines_and_parquet_give_a_document_a_row(tmp_path: Path) -> None:
         ]
 
 
+def test_a_byte_order_mark_before_json_is_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text(json.dumps({"text": "one"}), encoding="utf-8-sig")
+    assert [read(document) for document in documents(tmp_path / "a.jsonl", tmp_path)] == ["one"]
+
+
 def test_other_columns_can_hold_the_text(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text(json.dumps({"body": "one", "writer": "A", "name": "N"}))
     columns = {"text_column": "body", "title_column": "name", "author_column": "writer"}

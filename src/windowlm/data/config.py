@@ -74,6 +74,13 @@ class DataConfig:
             value = getattr(self, field)
             if not 0 < value < 0.5:
                 raise ValueError(f"{field}={value!r}: between 0 and 0.5, both excluded; try {field}=0.05")
+        for field in ("exclude", "revision", "cache_dir"):
+            value = getattr(self, field)
+            if value is not None and not value.strip():
+                raise ValueError(f"{field}={value}: empty; try {field}=null")
+        for field in ("text_column", "title_column", "author_column"):
+            if not getattr(self, field):
+                raise ValueError(f"{field}=: empty; try {field}={field.removesuffix('_column')}")
         if self.name == "text" and not self.path:
             raise ValueError(
                 f"path={setting_text(self.path)}: data=text reads a file or folder; try path=my_documents"

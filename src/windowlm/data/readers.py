@@ -69,7 +69,7 @@ def json_rows(path: Path) -> Iterator[dict[str, Any]]:
             if not line.strip():
                 continue
             try:
-                row = json.loads(line)
+                row = json.loads(line.removeprefix("\ufeff"))
             except json.JSONDecodeError as error:
                 raise DataError(f"data.path: {str(path)!r} line {number} is not JSON: {error.msg}") from error
             if not isinstance(row, dict):
