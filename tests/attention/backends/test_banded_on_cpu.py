@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from windowlm.attention.backends import banded, banded_matmul
+from windowlm.attention.backends import banded, banded_plan
 from windowlm.attention.dispatch import attention
 from windowlm.attention.window import Visibility
 
@@ -22,7 +22,7 @@ def test_the_gradients_are_those_of_the_weights_that_were_dropped(sinks: int) ->
         torch.manual_seed(1)
         return attention(query, key, value, visibility, backend="banded", dropout=0.4)
 
-    tensors = heads(70, 4, 2), heads(70, 2, 2), heads(70, 2, 2)
+    tensors = heads(140, 4, 2), heads(140, 2, 2), heads(140, 2, 2)
     assert torch.autograd.gradcheck(with_fixed_draws, tensors, fast_mode=True)
 
 
@@ -60,7 +60,7 @@ def test_queries_that_see_all_before_them_may_be_handed_to_full_attention(
     tokens: int, window: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(banded, "WIDE", 1)
-    monkeypatch.setattr(banded_matmul, "WIDE", 1)
+    monkeypatch.setattr(banded_plan, "WIDE", 1)
     torch.manual_seed(0)
     query, key, value, gradient = heads(tokens, 4), heads(tokens), heads(tokens), heads(tokens, 4)
     results = []
@@ -97,3 +97,25 @@ def test_the_gradient_of_a_learned_sink_is_rounded_once_and_not_at_each_block() 
             return torch.autograd.grad(mixed, sink_logits_H, tensors[0].abs())[0]
 
         assert torch.equal(sink_gradient("banded"), sink_gradient("reference"))
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize(("window", "causal"), [(20, True), (20, False), (100, True), (200, True)])
+def test_blocks_taken_together_and_alone_give_the_same(
+    window: int, causal: bool, packed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    tensors = heads(700, 4), heads(700), heads(700)
+    gradient = torch.randn_like(tensors[0])
+    documents_BT = (torch.arange(700)[None] >= 150).int() if packed else None
+    results, kinds = [], []
+    for scores in (banded_plan.RUN, 1):
+        monkeypatch.setattr(banded_plan, "RUN", scores)
+        visibility = Visibility.build(window=window, causal=causal, documents_BT=documents_BT)
+        plan = banded_plan.make_plan(visibility, 700, 700)
+        kinds.append({type(block) for block in banded_plan.blocks_of(plan, 0, 700, 2, 2, torch.float64)})
+        mixed = attention(*tensors, visibility, backend="banded")
+        results.append((mixed, *torch.autograd.grad(mixed, tensors, gradient)))
+    assert kinds == [{banded_plan.Block, banded_plan.Run}, {banded_plan.Block}]
+    for together, alone in zip(*results, strict=True):
+        torch.testing.assert_close(together, alone)

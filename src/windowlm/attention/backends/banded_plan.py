@@ -1,0 +1,255 @@
+"""Cuts queries and keys for `banded_matmul`: which keys each block meets, and which blocks go together.
+
+Shapes: B batch, T queries, S keys, K key-value heads, G query heads a key-value head, D head dimension,
+N blocks, Q queries a block, L keys in reach of a block, M blocks with a mask of their own, C blocks of a run,
+P = G Q rows of a block.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
+
+from ..window import PADDING, Places, Visibility, reach, within_window
+
+BLOCK = 64
+# Up to here the pairs that a block of 64 computes beside the visible ones cost more than smaller products do.
+NARROW, NARROW_BLOCK = 128, 32
+# From here on the keys of a block no longer fit in the cache: more queries share each reading of them.
+WIDE, WIDE_BLOCK = 2048, 128
+VECTOR = 16
+# Scores that are computed in one call: enough to outweigh the call, few enough to stay in the caches.
+RUN = 2**18
+
+
+class Plan(NamedTuple):
+    """Which keys each block of queries meets, and under which mask.
+
+    Attributes:
+        blocks: int64 [B or 1, N, 4]: first and last + 1 of the keys, the column of the mask that the first
+            key stands in, and the number of the block's own mask (-1: the common one).
+        common: [Q, L], added to the scores: 0 where visible, -inf elsewhere.
+        hidden: bool [M, Q, L], the masks of blocks that meet the edge of a document or padding.
+        blind: bool [M, Q], queries of such blocks that see nothing; their rows of `hidden` are open.
+        sinks: how many first keys are visible to all; those before a block's keys are met besides.
+    """
+
+    blocks: Tensor
+    common: Tensor
+    hidden: Tensor
+    blind: Tensor
+    sinks: int
+
+
+def make_plan(visibility: Visibility, queries: int, keys: int) -> Plan:
+    """Lay out the blocks; those that meet the edge of a document, padding or sinks get masks of their own."""
+    assert visibility.window is not None
+    behind, ahead = reach(visibility.window, visibility.causal)
+    behind += -behind % VECTOR
+    # Blocks that meet sinks or the edge of a document stand alone, and half as many of them are faster.
+    alone = visibility.sinks or visibility.documents is not None
+    block = NARROW_BLOCK if visibility.window <= NARROW and not alone else BLOCK
+    block = WIDE_BLOCK if visibility.window >= WIDE else block
+    column_L = torch.arange(behind + block + ahead)
+    row_Q = torch.arange(block)
+    hidden_QL = ~within_window(row_Q[:, None] + behind - column_L, visibility.window, visibility.causal)
+    common = torch.zeros(hidden_QL.shape).masked_fill(hidden_QL, -torch.inf)
+
+    first_query_N = torch.arange(0, queries, block)
+    first_key_N = first_query_N + keys - queries - behind
+    start_N, stop_N = first_key_N.clamp(min=0), (first_key_N + len(column_L)).clamp(max=keys)
+    blocks_1N4 = torch.stack([start_N, stop_N, start_N - first_key_N, torch.full_like(start_N, -1)], -1)[None]
+    documents_BT = visibility.documents
+    if documents_BT is None and not visibility.sinks:
+        nothing = hidden_QL.new_empty(0, 0)
+        return Plan(blocks_1N4, common, nothing[None], nothing, 0)
+    if documents_BT is None:
+        assert visibility.positions is None
+        documents_BT = torch.zeros(1, keys, dtype=torch.int32)
+        block_M = torch.arange(len(range(keys - queries - behind, visibility.sinks, block)))[: len(start_N)]
+        row_M = torch.zeros_like(block_M)
+    else:
+        assert not visibility.sinks
+        changes_BT = (documents_BT.diff(dim=1, prepend=documents_BT[:, :1]) != 0).cumsum(1)
+        changing_BN = changes_BT[:, start_N] != changes_BT[:, stop_N - 1]
+        edges_BN = changing_BN | (documents_BT[:, start_N] == PADDING)
+        row_M, block_M = edges_BN.nonzero(as_tuple=True)
+    places = visibility.places(queries, keys, documents_BT.device)
+    query_MQ = first_query_N[block_M, None] + row_Q
+    key_ML = first_key_N[block_M, None] + column_L
+    inside_MQ, inside_ML = query_MQ < queries, (key_ML >= 0) & (key_ML < keys)
+    query_MQ, key_ML, row_M1 = query_MQ.clamp(max=queries - 1), key_ML.clamp(0, keys - 1), row_M[:, None]
+    visible_MQL = visibility.between(
+        Places(
+            places.query_positions[row_M1, query_MQ],
+            places.key_positions[row_M1, key_ML],
+            documents_BT[row_M1, query_MQ],
+            documents_BT[row_M1, key_ML],
+        )
+    )
+    visible_MQL &= inside_MQ[:, :, None] & inside_ML[:, None, :]
+    seen_ML = visible_MQL.any(1)
+    first_M = seen_ML.int().argmax(1)
+    last_M = len(column_L) - 1 - seen_ML.flip(1).int().argmax(1)
+    blocks_BN4 = blocks_1N4.repeat(len(documents_BT), 1, 1)
+    blocks_BN4[row_M, block_M] = torch.stack(
+        [
+            first_key_N[block_M] + first_M,
+            first_key_N[block_M] + torch.where(seen_ML.any(1), last_M + 1, first_M),
+            first_M,
+            torch.arange(len(row_M)),
+        ],
+        dim=-1,
+    )
+    blind_MQ = ~visible_MQL.any(2)
+    return Plan(blocks_BN4, common, ~(visible_MQL | blind_MQ[:, :, None]), blind_MQ, visibility.sinks)
+
+
+class Block(NamedTuple):
+    """One block with all heads, [K, ...].
+
+    Attributes:
+        queries, keys: its place in the row.
+        sinks: how many first keys of the row stand before `keys` in the L columns.
+        bias: its mask [P, L], added to the scores.
+        blind: bool [P, 1], rows that see nothing; None where all see.
+    """
+
+    queries: slice
+    sinks: int
+    keys: slice
+    bias: Tensor
+    blind: Tensor | None
+
+    def rows(self, tokens_THD: Tensor, kv_heads: int) -> Tensor:
+        """Rows of all query heads that share a key-value head, [K, P, D]; a view where each has its own."""
+        return rearrange(tokens_THD[self.queries], "q (k g) d -> k (g q) d", k=kv_heads)
+
+    def write(self, tokens_THD: Tensor, rows_KPD: Tensor) -> None:
+        """Put rows back where `rows` takes them from."""
+        target_QHD = tokens_THD[self.queries]
+        target_QHD.copy_(rearrange(rows_KPD, "k (g q) d -> q (k g) d", q=len(target_QHD)))
+
+    def keys_of(self, tokens_SKD: Tensor) -> Tensor:
+        """The block's keys or values, [K, L, D]; a view where it has no sinks."""
+        near_LKD = tokens_SKD[self.keys]
+        if self.sinks:
+            near_LKD = torch.cat([tokens_SKD[: self.sinks], near_LKD])
+        return near_LKD.transpose(0, 1)
+
+    def add_to_keys(self, total_SKD: Tensor, left_KLP: Tensor, right_KPD: Tensor, scale: float = 1.0) -> None:
+        """Add the product, times `scale`, to the gradient of the block's keys or values."""
+        if not self.sinks:
+            total_SKD[self.keys].transpose(0, 1).baddbmm_(left_KLP, right_KPD, alpha=scale)
+            return
+        sum_LKD = torch.bmm(left_KLP, right_KPD).transpose(0, 1)
+        total_SKD[: self.sinks].add_(sum_LKD[: self.sinks], alpha=scale)
+        total_SKD[self.keys].add_(sum_LKD[self.sinks :], alpha=scale)
+
+    def of_heads(self, of_all_heads: list[torch.Generator]) -> list[torch.Generator]:
+        """What belongs to the heads that it holds."""
+        return of_all_heads
+
+
+class Run(NamedTuple):
+    """Neighbouring blocks of the common mask with one key-value head, [C, ...]: fewer calls for small blocks.
+
+    Attributes:
+        head: the key-value head.
+        blocks: C, how many.
+        block: Q, queries a block.
+        first_query, first_key: of the first block.
+        bias: the common mask [P, L].
+    """
+
+    head: int
+    blocks: int
+    block: int
+    first_query: int
+    first_key: int
+    bias: Tensor
+    blind: None = None
+
+    def rows(self, tokens_THD: Tensor, kv_heads: int) -> Tensor:
+        """Like `Block.rows`, [C, P, D]."""
+        return rearrange(self._queries(tokens_THD, kv_heads), "(c q) g d -> c (g q) d", c=self.blocks)
+
+    def write(self, tokens_THD: Tensor, rows_CPD: Tensor) -> None:
+        """Like `Block.write`."""
+        groups = rows_CPD.shape[1] // self.block
+        rows = rearrange(rows_CPD, "c (g q) d -> (c q) g d", g=groups)
+        self._queries(tokens_THD, tokens_THD.shape[1] // groups).copy_(rows)
+
+    def keys_of(self, tokens_SKD: Tensor) -> Tensor:
+        """Like `Block.keys_of`, [C, L, D]: a view in which the blocks overlap."""
+        length = self.bias.shape[1]
+        stop = self.first_key + (self.blocks - 1) * self.block + length
+        return tokens_SKD[self.first_key : stop, self.head].unfold(0, length, self.block).mT
+
+    def add_to_keys(self, total_SKD: Tensor, left_CLP: Tensor, right_CPD: Tensor, scale: float = 1.0) -> None:
+        """Like `Block.add_to_keys`, for blocks at a time whose keys do not overlap."""
+        total_CLD = self.keys_of(total_SKD)
+        step = -(-self.bias.shape[1] // self.block)
+        for start in range(min(step, self.blocks)):
+            apart = slice(start, None, step)
+            total_CLD[apart].baddbmm_(left_CLP[apart], right_CPD[apart], alpha=scale)
+
+    def of_heads(self, of_all_heads: list[torch.Generator]) -> list[torch.Generator]:
+        """Like `Block.of_heads`."""
+        return [of_all_heads[self.head]]
+
+    def _queries(self, tokens_THD: Tensor, kv_heads: int) -> Tensor:
+        groups = tokens_THD.shape[1] // kv_heads
+        tokens = slice(self.first_query, self.first_query + self.blocks * self.block)
+        return tokens_THD[tokens, self.head * groups : (self.head + 1) * groups]
+
+
+def blocks_of(
+    plan: Plan, index: int, queries: int, kv_heads: int, groups: int, dtype: torch.dtype
+) -> Iterator[Block | Run]:
+    """All blocks of one row of the batch, alone or in runs; those that see nothing are left out."""
+    block, length = plan.common.shape
+    rows = plan.blocks[min(index, len(plan.blocks) - 1)].tolist()
+    sizes = [min(block, queries - first) for first in range(0, queries, block)]
+    whole = [
+        own < 0 and stop - start == length and size == block and not plan.sinks
+        for size, (start, stop, _, own) in zip(sizes, rows, strict=True)
+    ]
+    common_PL = F.pad(plan.common.to(dtype), (plan.sinks, 0)).repeat(groups, 1)
+    some_blind = plan.blind.any(1).tolist()
+    for number, blocks in _runs(whole, RUN // common_PL.numel()):
+        size, (start, stop, column, own) = sizes[number], rows[number]
+        if blocks > 1:
+            for head in range(kv_heads):
+                yield Run(head, blocks, block, number * block, start, common_PL)
+        elif start < stop:
+            sinks = min(plan.sinks, start)
+            bias_PL = common_PL[:, column : column + sinks + stop - start]
+            if own >= 0 or size < block or (sinks and column):
+                bias_QL = _own_bias(plan, own, size, slice(column, column + stop - start), dtype)
+                bias_PL = F.pad(bias_QL, (sinks, 0)).repeat(groups, 1)
+            blind_P1 = None
+            if own >= 0 and some_blind[own]:
+                blind_P1 = plan.blind[own, :size].repeat(groups)[:, None]
+            place = slice(number * block, number * block + size)
+            yield Block(place, sinks, slice(start, stop), bias_PL, blind_P1)
+
+
+def _own_bias(plan: Plan, own: int, size: int, columns: slice, dtype: torch.dtype) -> Tensor:
+    """The mask [Q, L] of a block that the common one does not fit."""
+    common_QL = plan.common[:size, columns].to(dtype)
+    if own < 0:
+        return common_QL
+    return torch.zeros_like(common_QL).masked_fill_(plan.hidden[own, :size, columns], -torch.inf)
+
+
+def _runs(whole: list[bool], longest: int) -> Iterator[tuple[int, int]]:
+    """First block and number of blocks to take together: neighbours that are whole, up to `longest`."""
+    first = 0
+    for number in range(1, len(whole) + 1):
+        if number == len(whole) or not (whole[first] and whole[number]) or number - first >= longest:
+            yield first, number - first
+            first = number
