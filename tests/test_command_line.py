@@ -182,23 +182,15 @@ def test_every_setting_can_be_given_as_key_and_value(recorder: Recorder, config_
 @pytest.mark.parametrize(
     "value",
     [
-        "plain",
-        "with space",
-        "a,b",
+        "a b,c",
         "it's",
         'say "x"',
-        "[x]",
-        "{a: 1}",
-        "k=v",
+        "[x] {a: 1}[/i]",
+        "k=v # % $HOME",
         "back\\slash",
         "ends'",
-        "#",
-        "%",
         "end\\",
-        "a[b].txt",
         "line\nbreak",
-        "runs/[bold]",
-        "$HOME",
     ],
 )
 def test_paths_may_hold_any_character(recorder: Recorder, value: str) -> None:
