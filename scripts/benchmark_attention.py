@@ -16,6 +16,7 @@ Shapes: B batch, T queries, S keys, H query heads, K key-value heads, D head dim
 import argparse
 import ctypes
 import json
+import os
 import platform
 import shlex
 import statistics
@@ -92,8 +93,10 @@ def main() -> int:
     console = Console(width=None if sys.stdout.isatty() else PIPED_WIDTH)
     report: dict[str, Any] = {
         "command": shlex.join(["python", *sys.argv]),
+        "commit": commit(),
         "device": device_name(options.device),
         "threads": torch.get_num_threads() if options.device.type == "cpu" else None,
+        "load_before": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
         "dtype": str(options.dtype).removeprefix("torch."),
         "versions": {name: version_of(name) for name in PACKAGES},
         "shapes": [],
@@ -677,6 +680,15 @@ def plot_of(report: dict[str, Any]) -> bytes:
     )
     png: bytes = vl_convert.vegalite_to_png(chart.to_json(), ppi=144)
     return png
+
+
+def commit() -> str | None:
+    """The commit that the script is of; None outside a repository."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
 
 
 def device_name(device: torch.device) -> str:

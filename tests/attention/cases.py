@@ -5,12 +5,15 @@
 
 import json
 import random
+import shlex
+import subprocess
 import sys
 import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -383,7 +386,10 @@ def main(backend: str, count: str, *options: str) -> int:
                 failed.append(case.seed)
                 print(case, *complaints, sep="\n  ", file=sys.stderr, flush=True)
         checked += len(cases)
+    git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
     report = {
+        "command": shlex.join(["python", *sys.argv]),
+        "commit": subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip() or None,
         "backend": backend,
         "device": torch.cuda.get_device_name() if device.startswith("cuda") else device,
         "cases": checked,
