@@ -45,7 +45,7 @@ def main() -> int:
     except BrokenPipeError:
         raise
     except OSError as error:
-        raise UserError(str(error)) from None
+        raise UserError(f"{error.filename}: {error.strerror}") from None
     return 0
 
 
