@@ -101,19 +101,50 @@ def test_tensors_that_do_not_fit_are_refused(query: torch.Tensor, key: torch.Ten
 
 
 @pytest.mark.parametrize(
-    "options", [{"dropout": 1.0}, {"dropout": float("nan")}, {"scale": float("nan")}, {"logit_cap": -1.0}]
+    "options",
+    [
+        {"dropout": 1.0},
+        {"dropout": float("nan")},
+        {"dropout": "a"},
+        {"scale": float("nan")},
+        {"scale": "a"},
+        {"logit_cap": -1.0},
+        {"logit_cap": "a"},
+        {"logit_cap": True},
+    ],
 )
-def test_numbers_out_of_range_are_refused_by_name(options: dict[str, float]) -> None:
+def test_numbers_out_of_range_are_refused_by_name(options: dict[str, Any]) -> None:
     heads = torch.randn(1, 4, 1, 8)
     with pytest.raises(ValueError, match=rf"^{next(iter(options))}="):
-        attention(heads, heads, heads, Visibility.build(window=2), **options)  # type: ignore[arg-type]
+        attention(heads, heads, heads, Visibility.build(window=2), **options)
 
 
-def test_a_visibility_of_another_batch_is_refused() -> None:
+@pytest.mark.parametrize(("rows", "tokens", "message"), [(2, 4, "2 rows, the call"), (3, 5, "length 5")])
+def test_a_visibility_of_another_batch_is_refused(rows: int, tokens: int, message: str) -> None:
     heads = torch.randn(3, 4, 1, 8)
-    visibility = Visibility.build(window=2, documents_BT=torch.zeros(2, 4, dtype=torch.int32))
-    with pytest.raises(ValueError, match="visibility describes 2 rows, the query has 3"):
-        attention(heads, heads, heads, visibility)
+    for window in (2, None):
+        documents_BT = torch.zeros(rows, tokens, dtype=torch.int32)
+        visibility = Visibility.build(window=window, documents_BT=documents_BT)
+        with pytest.raises(ValueError, match=message):
+            attention(heads, heads, heads, visibility)
+
+
+def test_fewer_keys_than_queries_without_positions_are_refused() -> None:
+    heads = torch.randn(1, 6, 1, 8)
+    for window in (2, None):
+        with pytest.raises(ValueError, match="5 keys for 6 queries"):
+            attention(heads, heads[:, :5], heads[:, :5], Visibility.build(window=window))
+
+
+def test_arguments_of_another_kind_are_refused_by_name() -> None:
+    heads, visibility = torch.randn(1, 4, 1, 8), Visibility.build(window=2)
+    for position, name in enumerate(("query", "key", "value", "visibility")):
+        arguments: list[Any] = [heads, heads, heads, visibility]
+        arguments[position] = None
+        with pytest.raises(ValueError, match=f"^{name} is a NoneType"):
+            attention(*arguments)
+    with pytest.raises(ValueError, match="sink_logits_H is a list"):
+        attention(heads, heads, heads, visibility, sink_logits_H=[0.0])  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

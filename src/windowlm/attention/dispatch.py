@@ -76,12 +76,9 @@ def attention(
             honour the call.
     """
     _check_tensors(query_BTHD, key_BSKD, value_BSKD, visibility)
-    if not 0.0 <= dropout < 1.0:
-        raise ValueError(
-            f"dropout={dropout!r}: a probability from 0 up to but not including 1 is allowed; try 0.1"
-        )
+    check_dropout(dropout)
     scale = query_BTHD.shape[-1] ** -0.5 if scale is None else scale
-    if not math.isfinite(scale):
+    if not isinstance(scale, int | float) or not math.isfinite(scale):
         raise ValueError(f"scale={scale!r}: a finite number is allowed; try scale=None")
     check_logit_cap(logit_cap)
     if sink_logits_H is not None:
@@ -179,13 +176,33 @@ def _report(choice: Choice, device: str) -> None:
     log.info("attention on %s: backend %s, %s", device, choice.name, choice.reason)
 
 
-def check_logit_cap(logit_cap: float | None) -> None:
+def check_dropout(dropout: object) -> None:
+    """Raise ValueError unless it is a probability below 1."""
+    if not isinstance(dropout, int | float) or not 0.0 <= dropout < 1.0:
+        raise ValueError(
+            f"dropout={dropout!r}: a probability from 0 up to but not including 1 is allowed; try dropout=0.1"
+        )
+
+
+def check_logit_cap(logit_cap: object) -> None:
     """Raise ValueError unless the cap is a finite number above 0, or None."""
-    if logit_cap is not None and not 0 < logit_cap < math.inf:
+    if logit_cap is None:
+        return
+    if isinstance(logit_cap, bool) or not isinstance(logit_cap, int | float) or not 0 < logit_cap < math.inf:
         raise ValueError(f"logit_cap={logit_cap!r}: a number above 0 or None is allowed; try logit_cap=50")
 
 
+def check_visibility(visibility: object) -> None:
+    """Raise ValueError unless it is a `Visibility`."""
+    if not isinstance(visibility, Visibility):
+        raise ValueError(
+            f"visibility is a {type(visibility).__name__}: what Visibility.build returns is allowed"
+        )
+
+
 def _check_sink_logits(sink_logits_H: Tensor, query_BTHD: Tensor) -> None:
+    if not isinstance(sink_logits_H, Tensor):
+        raise ValueError(f"sink_logits_H is a {type(sink_logits_H).__name__}: a torch tensor is allowed")
     if sink_logits_H.shape != query_BTHD.shape[2:3] or not sink_logits_H.is_floating_point():
         raise ValueError(
             f"sink_logits_H has shape {tuple(sink_logits_H.shape)} and dtype {sink_logits_H.dtype}: "
@@ -200,6 +217,8 @@ def _check_sink_logits(sink_logits_H: Tensor, query_BTHD: Tensor) -> None:
 def _check_tensors(query_BTHD: Tensor, key_BSKD: Tensor, value_BSKD: Tensor, visibility: Visibility) -> None:
     named = {"query": query_BTHD, "key": key_BSKD, "value": value_BSKD}
     for name, tensor in named.items():
+        if not isinstance(tensor, Tensor):
+            raise ValueError(f"{name} is a {type(tensor).__name__}: a torch tensor is allowed")
         if tensor.dim() != 4:
             raise ValueError(
                 f"{name} has shape {tuple(tensor.shape)}: "
@@ -228,8 +247,5 @@ def _check_tensors(query_BTHD: Tensor, key_BSKD: Tensor, value_BSKD: Tensor, vis
         raise ValueError(
             f"{heads} query heads over {key_BSKD.shape[2]} key-value heads: give a divisor of {heads}"
         )
-    described = visibility.documents if visibility.positions is None else visibility.positions
-    if described is not None and described.shape[0] not in (1, batch):
-        raise ValueError(
-            f"visibility describes {described.shape[0]} rows, the query has {batch}; give one a row"
-        )
+    check_visibility(visibility)
+    visibility.check_call(batch, query_BTHD.shape[1], key_BSKD.shape[1], query_BTHD.device)

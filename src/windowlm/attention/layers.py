@@ -10,7 +10,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from .config import BACKENDS, RotaryConfig
-from .dispatch import attention, check_logit_cap
+from .dispatch import attention, check_dropout, check_logit_cap, check_visibility
 from .rotary import RotaryEmbedding, Rotation
 from .window import Visibility, check_causal, check_sinks, check_window
 
@@ -78,10 +78,7 @@ class SlidingWindowAttention(nn.Module):
             raise ValueError(
                 f"kv_heads={kv_heads}: a divisor of heads={heads} is allowed; try kv_heads={heads}"
             )
-        if not isinstance(dropout, int | float) or not 0.0 <= dropout < 1.0:
-            raise ValueError(
-                f"dropout={dropout!r}: from 0 up to but not including 1 is allowed; try dropout=0.1"
-            )
+        check_dropout(dropout)
         check_causal(causal)
         if backend not in BACKENDS:
             raise ValueError(f"backend={backend!r}: {', '.join(BACKENDS)} are allowed; try backend='auto'")
@@ -203,10 +200,7 @@ class SlidingWindowAttention(nn.Module):
             )
         if mask is not None:
             raise ValueError("mask beside visibility: give the mask to Visibility.build(mask_BT=...) instead")
-        if not isinstance(visibility, Visibility):
-            raise ValueError(
-                f"visibility is a {type(visibility).__name__}: what Visibility.build returns is allowed"
-            )
+        check_visibility(visibility)
         given = (visibility.window, visibility.causal, visibility.sinks)
         if given != (self.window_size, self.causal, self.sinks):
             raise ValueError(
