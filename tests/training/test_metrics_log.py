@@ -1,4 +1,5 @@
 import csv
+import math
 from pathlib import Path
 
 from windowlm.training.metrics_log import MetricsLog
@@ -38,3 +39,10 @@ def test_the_table_has_a_column_for_every_name(tmp_path: Path) -> None:
         rows = list(csv.DictReader(file))
     assert list(rows[0]) == ["step", "train_loss", "validation_loss"]
     assert rows[-1] == {"step": "30", "train_loss": "", "validation_loss": "2.0"}
+
+
+def test_what_is_not_finite_is_written_as_null(tmp_path: Path) -> None:
+    log = MetricsLog(tmp_path / "metrics.jsonl")
+    log.append({"step": 1, "train_loss": math.nan, "gradient_norm": math.inf, "seconds": 1.0})
+    assert log.rows() == [{"step": 1, "train_loss": None, "gradient_norm": None, "seconds": 1.0}]
+    assert "NaN" not in log.path.read_text(encoding="utf-8")

@@ -38,7 +38,7 @@ def print_closing_screen(
     compressed = compressed_bits_per_byte(data_module.validation_bytes())
     console.out(
         f"validation: {module.validation_bits_per_byte:.3f} bits per byte "
-        f"(gzip -9 {compressed['gzip']:.3f}, xz -9 {compressed['xz']:.3f} on the same bytes); "
+        f"(gzip -9 {compressed['gzip']:.3f}, xz -9 {compressed['xz']:.3f} on the same text, joined); "
         f"{module.spent().tokens:,} tokens in {module.seconds_trained:.0f} s",
         highlight=False,
     )

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ class MetricsLog:
         """Write one row; it is in the file when this returns."""
         assert "step" in row
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row, allow_nan=True) + "\n")
+            file.write(json.dumps(_without_nan(row), allow_nan=False) + "\n")
 
     def rows(self) -> list[dict[str, Any]]:
         """All rows; a last line that a kill left unfinished is not one."""
@@ -60,3 +61,9 @@ class MetricsLog:
             writer = csv.DictWriter(file, columns)
             writer.writeheader()
             writer.writerows(rows)
+
+
+def _without_nan(row: dict[str, Any]) -> dict[str, Any]:
+    """The row as JSON can say it, which knows no NaN and no infinity."""
+    unknown = {name for name, value in row.items() if isinstance(value, float) and not math.isfinite(value)}
+    return {name: None if name in unknown else value for name, value in row.items()}

@@ -103,7 +103,7 @@ def plan_table(plan: Plan) -> Table:
         "budget": f"{plan.budget}: about {plan.steps:,} steps of {plan.tokens_per_step:,} tokens, "
         f"{tokens / 1e6:,.2f} million tokens, {tokens / max(train.token_count, 1):.2f} epochs",
         "expected": f"{_duration(plan.seconds)} of training, "
-        f"{plan.calibration.memory_bytes / 2**30:.2f} GiB for weights, optimizer and activations",
+        f"{plan.calibration.memory_bytes / 2**30:.2f} GiB at the peak",
         "results": shlex.quote(str(plan.run_dir)),
     }
     for name, value in rows.items():
