@@ -26,15 +26,24 @@ def test_the_drawing_in_the_docstring_is_what_is_drawn() -> None:
 
 def test_the_drawings_of_other_docstrings_are_the_masks() -> None:
     def drawn(docstring: str | None) -> list[str]:
-        return re.findall(r"^ {4,}((?:[01] )*[01](?: {4}(?:[01] )*[01])?)$", docstring or "", re.MULTILINE)
+        return re.findall(r"^ {4,}([01](?: | {4}|[01])*[01])$", docstring or "", re.MULTILINE)
 
-    def rows(window: int, tokens: int, causal: bool = True) -> list[str]:
-        mask = Visibility.build(window=window, causal=causal).mask(tokens, tokens, CPU)[0]
+    def rows(queries: int, keys: int, **settings: Any) -> list[str]:
+        mask = Visibility.build(**settings).mask(queries, keys, CPU)[0]
         return [" ".join(map(str, row)) for row in mask.int().tolist()]
 
-    both = [f"{one}    {two}" for one, two in zip(rows(3, 6), rows(3, 6, causal=False), strict=True)]
-    assert drawn(window.__doc__) == both
-    assert drawn(layers.SlidingWindowAttention.__doc__) == rows(2, 4)
+    def beside(*masks: list[str]) -> list[str]:
+        return ["    ".join(row) for row in zip(*masks, strict=True)]
+
+    assert drawn(window.__doc__) == beside(rows(6, 6, window=3), rows(6, 6, window=3, causal=False))
+    assert drawn(layers.SlidingWindowAttention.__doc__) == rows(4, 4, window=2)
+    documents_BT = torch.tensor([[0, 0, 0, 0, 1, 1]])
+    packed = rows(6, 6, window=2, documents_BT=documents_BT)
+    with_sink = rows(6, 6, window=2, documents_BT=documents_BT, sinks=1)
+    last = rows(2, 6, window=2)
+    assert drawn(Visibility.__doc__) == beside(packed[:4], with_sink[:4]) + beside(
+        packed[4:], with_sink[4:], last
+    )
 
 
 def test_sinks_are_told_from_the_window() -> None:

@@ -149,6 +149,15 @@ class Visibility:
 
     A key is visible iff it is within the window (or among the first `sinks` tokens of the document), in
     the query's document, not padding and, if `causal`, not in the future. Positions decide, not indices.
+    A window of 2 over six tokens, rows are queries: documents of four and two tokens; the same with one sink;
+    one document, of which the last two tokens are queries.
+
+        1 0 0 0 0 0    1 0 0 0 0 0
+        1 1 0 0 0 0    1 1 0 0 0 0
+        0 1 1 0 0 0    1 1 1 0 0 0
+        0 0 1 1 0 0    1 0 1 1 0 0
+        0 0 0 0 1 0    0 0 0 0 1 0    0 0 0 1 1 0
+        0 0 0 0 1 1    0 0 0 0 1 1    0 0 0 0 1 1
 
     Create it with `Visibility.build`, which checks its arguments.
 
