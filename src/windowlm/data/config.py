@@ -48,7 +48,7 @@ class DataConfig:
     test_fraction: float = 0.05
     split_seed: int = 0
     sequence_length: int = 1024
-    batch_size: int = 4
+    batch_size: int = 1
     validation_tokens: int | None = 65_536
     workers: int = 0
     cache_dir: str | None = None

@@ -30,11 +30,11 @@ class ModelConfig:
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
     layers: int = 4
-    dim: int = 192
+    dim: int = 128
     heads: int = 4
     kv_heads: int = 2
-    head_dim: int = 48
-    feed_forward_dim: int = 512
+    head_dim: int = 32
+    feed_forward_dim: int = 352
     window: int | list[int | None] | None = 256
     qk_norm: bool = True
     tied_embeddings: bool = True
