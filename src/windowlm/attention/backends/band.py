@@ -61,6 +61,8 @@ def schedule_for(head_dim: int, window: int) -> Schedule:
         if window <= 512:
             return Schedule(Tiles(64, 32, 4, 3), Tiles(64, 32, 4, 3), Tiles(128, 64, 4, 2))
         return Schedule(Tiles(128, 64, 4, 3), Tiles(64, 64, 4, 3), Tiles(128, 64, 4, 2))
+    if window >= 2048:
+        return Schedule(Tiles(128, 64, 8, 4), Tiles(128, 64, 8, 3), Tiles(32, 128, 8, 3))
     forward = Tiles(64, 32, 4, 3) if window <= SMALL_WINDOW else Tiles(128, 64, 8, 3)
     return Schedule(forward, Tiles(128, 32, 4, 3), Tiles(32, 64, 4, 3))
 
