@@ -56,6 +56,20 @@ def test_the_comparison_notices_faults(
     assert any(complaint in mismatch for mismatch in mismatches(padded, "banded"))
 
 
+def test_an_error_that_is_too_large_on_average_is_no_luck(monkeypatch: pytest.MonkeyPatch) -> None:
+    right, calls = banded.attend, []
+
+    def coarse(*tensors: torch.Tensor, **options: object) -> torch.Tensor:
+        calls.append(1)
+        output: torch.Tensor = right(*tensors, **options)
+        return output + output.detach() * 2e-6
+
+    monkeypatch.setattr(banded, "attend", coarse)
+    case = next(case for case in map(draw, range(100)) if case.dtype == torch.float32 and case.queries > 60)
+    assert any("error of output" in mismatch for mismatch in mismatches(case, "banded"))
+    assert len(calls) > 8
+
+
 def test_cases_of_few_shapes_need_few_kernels() -> None:
     kernels = set()
     for seed in range(2000):
