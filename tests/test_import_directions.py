@@ -44,9 +44,21 @@ def imports_of(path: Path) -> set[str]:
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
-            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+        elif isinstance(node, ast.ImportFrom):
+            module = absolute(path, node)
+            names |= {module, *(f"{module}.{alias.name}" for alias in node.names)}
     return names
+
+
+def absolute(path: Path, node: ast.ImportFrom) -> str:
+    """The module's full name, where dots count from the package of the importing file."""
+    if node.level == 0:
+        assert node.module is not None
+        return node.module
+    package = ["windowlm", *path.relative_to(SOURCE).parts[:-1]]
+    above = package[: len(package) - (node.level - 1)]
+    assert above, f"{path} climbs out of the project"
+    return ".".join([*above, *([node.module] if node.module else [])])
 
 
 def owner(path: Path) -> str:
@@ -62,6 +74,13 @@ def test_a_file_imports_only_what_its_package_may(path: Path) -> None:
     allowed = ALLOWED[own] | {own} | (SHARED if own != "attention" else set())
     imported = {name.split(".")[1] for name in imports_of(path) if name.startswith("windowlm.")}
     assert imported <= allowed, f"{path.name} imports {sorted(imported - allowed)}"
+
+
+def test_relative_imports_count_under_their_full_names() -> None:
+    tree = ast.parse("from ..model import decoder\nfrom . import window\nfrom .backends import band")
+    nodes = [node for node in tree.body if isinstance(node, ast.ImportFrom)]
+    names = [absolute(SOURCE / "attention" / "picture.py", node) for node in nodes]
+    assert names == ["windowlm.model", "windowlm.attention", "windowlm.attention.backends"]
 
 
 @pytest.mark.parametrize("library", ONLY_IMPORTER)

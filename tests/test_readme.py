@@ -1,7 +1,12 @@
 import ast
 import re
 
+import yaml
+
 from tests.conftest import PROJECT
+from windowlm.model.config import ModelConfig
+from windowlm.model.cost import model_cost
+from windowlm.tokenization.config import TokenizerConfig
 
 README = (PROJECT / "README.md").read_text(encoding="utf-8")
 SOURCE = PROJECT / "src" / "windowlm"
@@ -28,3 +33,13 @@ def test_the_file_map_says_what_the_files_say() -> None:
 def test_links_of_the_readme_lead_somewhere() -> None:
     for target in re.findall(r"\]\((?!http)([^)#]+)\)", README):
         assert (PROJECT / target).exists(), target
+
+
+def test_the_readme_counts_the_parameters_of_the_models() -> None:
+    row = re.search(r"`tiny`, `small`, `base`: ([\d.]+), ([\d.]+) and ([\d.]+) million parameters", README)
+    assert row is not None
+    for name, written in zip(("tiny", "small", "base"), row.groups(), strict=True):
+        settings = yaml.safe_load((PROJECT / f"conf/model/{name}.yaml").read_text(encoding="utf-8"))
+        del settings["rotary"]
+        cost = model_cost(ModelConfig(**settings), TokenizerConfig().vocabulary_size, 1024, 4)
+        assert f"{cost.parameters / 1e6:.1f}" == written
