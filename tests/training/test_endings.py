@@ -36,7 +36,7 @@ Start = Callable[..., int]
 def begin(folder: Path, texts: Path, cache: Path, sweep: bool = False, **changes: Any) -> int:
     """Start a run of six steps in a folder, or go on with it, as ``train.py`` would."""
     values = {
-        "model": {**SHAPE, "attention_dropout": 0.2},
+        "model": {**SHAPE, "attention_dropout": 0.2, **changes.pop("model", {})},
         "data": {
             "name": "text",
             "path": str(texts),
@@ -44,6 +44,7 @@ def begin(folder: Path, texts: Path, cache: Path, sweep: bool = False, **changes
             "sequence_length": 64,
             "batch_size": 2,
             "validation_tokens": 256,
+            **changes.pop("data", {}),
         },
         "tokenizer": {"kind": "bytes"},
         "trainer": {
@@ -214,6 +215,48 @@ def test_a_screen_that_cannot_be_written_leaves_a_finished_run_finished(
     with pytest.raises(BrokenPipeError):
         start("run")
     assert record(tmp_path / "run")["status"] == "finished"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "before"),
+    [
+        ("data.sequence_length", 32, 64),
+        ("data.batch_size", 4, 2),
+        ("trainer.accumulate_batches", 2, 1),
+        ("model.window", 4, 8),
+    ],
+)
+def test_the_state_of_another_run_is_taken_only_with_the_batches_it_was_counted_in(
+    start: Start, uninterrupted: Path, tmp_path: Path, key: str, value: int, before: int
+) -> None:
+    group, _, name = key.partition(".")
+    with pytest.raises(ConfigError, match=f"{key}={value}: .* has {key}={before}") as refused:
+        start("next", resume=str(uninterrupted), **{group: {name: value}})
+    assert refused.value.correction == f"{key}={before}"
+    assert not (tmp_path / "next").exists()
+
+
+def test_a_run_goes_on_from_the_state_of_another_with_a_larger_budget(
+    start: Start, uninterrupted: Path, tmp_path: Path
+) -> None:
+    assert start("next", resume=str(uninterrupted), trainer={"max_steps": 8}) == 0
+    assert steps_saved(tmp_path / "next") == 8
+
+
+@pytest.mark.parametrize(
+    ("budget", "spent", "larger"),
+    [
+        ({"max_steps": 6}, "6 of 6 steps", "trainer.max_steps=12"),
+        ({"max_steps": None, "max_tokens": 500}, "768 of 500 tokens", "trainer.max_tokens=1536"),
+    ],
+)
+def test_the_state_of_another_run_leaves_something_of_the_budget(
+    start: Start, uninterrupted: Path, tmp_path: Path, budget: dict[str, Any], spent: str, larger: str
+) -> None:
+    with pytest.raises(ConfigError, match=f"{spent}; give a larger budget") as refused:
+        start("next", resume=str(uninterrupted), trainer=budget)
+    assert refused.value.correction == larger
+    assert not (tmp_path / "next").exists()
 
 
 def test_a_stop_ends_the_sweep(start: Start, before: Callable[..., None]) -> None:

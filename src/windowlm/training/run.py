@@ -15,7 +15,7 @@ from rich.console import Console
 
 from windowlm.bundle import save_bundle
 from windowlm.command_line import Invocation
-from windowlm.config import TrainConfig
+from windowlm.config import ConfigError, TrainConfig
 from windowlm.data.datamodule import DocumentDataModule
 from windowlm.data.token_store import PreparedData, prepare_tokens
 from windowlm.evaluation.evaluate import evaluate_model
@@ -126,6 +126,8 @@ class TrainingRun:
         module = self._module(data)
         if self.start.checkpoint is not None:
             self._restore(module, self.start.checkpoint)
+            if module.finished and not self.start.continues:
+                raise self._spent_already(module)
         if module.finished and not config.plan:
             if self.start.continues and self._is_evaluated():
                 return self._nothing_to_do()
@@ -186,6 +188,17 @@ class TrainingRun:
         module.model.to(WEIGHT_DTYPES[self.config.precision])
         module.load_state_dict(saved["state_dict"])
         self.console.out(f"going on from step {module.spent().steps:,} of {checkpoint}", highlight=False)
+
+    def _spent_already(self, module: LanguageModelModule) -> ConfigError:
+        trainer = self.config.trainer
+        used = self.budget.used(module.spent())
+        name = "max_steps" if trainer.max_steps else "max_tokens" if trainer.max_tokens else "max_seconds"
+        return ConfigError(
+            f"resume={self.config.resume}: that run has already spent {used:,.10g} of {self.budget}; give a "
+            "larger budget",
+            key=f"trainer.{name}",
+            correction=f"trainer.{name}={2 * math.ceil(used)}",
+        )
 
     def _begin(self, data: PreparedData, step: int) -> None:
         """Write what the run is, cut its metrics back to ``step``, and start logging."""

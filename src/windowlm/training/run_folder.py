@@ -5,7 +5,7 @@ This module loads no torch: a folder that cannot be used is refused before any w
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -32,6 +32,16 @@ CHANGEABLE = (
     "trainer.device",
     "trainer.log_every_n_steps",
     "trainer.progress_bar",
+)
+
+# What a run that starts from another's state must share with it: the shapes of the weights, and the size of a
+# batch, in which the state counts tokens and text that is used.
+SHARED_WITH_ORIGIN = (
+    "model.",
+    "tokenizer.",
+    "data.sequence_length",
+    "data.batch_size",
+    "trainer.accumulate_batches",
 )
 
 # What Hydra may have written into a folder before its run began.
@@ -220,27 +230,38 @@ def _foreign_checkpoint(config: TrainConfig, source: Path) -> Path:
             f"resume={source}: holds no run with a checkpoint; give a run's folder, auto or null",
             key="resume",
         )
-    _refuse_changes(config, folder, ("model.", "tokenizer."))
+    for key, given, before in _changes(config, folder):
+        if key.startswith(SHARED_WITH_ORIGIN):
+            raise ConfigError(
+                f"{key}={given}: the run in {source} has {key}={before}, and its state fits no other",
+                key=key,
+                correction=f"{key}={before}",
+            )
     return folder.last_checkpoint
 
 
-def _refuse_changes(config: TrainConfig, folder: RunFolder, prefixes: tuple[str, ...] = ("",)) -> None:
+def _refuse_changes(config: TrainConfig, folder: RunFolder) -> None:
     """Refuse settings that differ from those of the run in ``folder``, but for the changeable ones."""
+    for key, given, before in _changes(config, folder):
+        if not _is_changeable(key):
+            raise ConfigError(
+                f"{key}={given}: the run in {folder.path} has {key}={before}; what may change when it goes "
+                f"on is {', '.join(CHANGEABLE)}",
+                key=key,
+                correction=f"{key}={before}",
+            )
+
+
+def _changes(config: TrainConfig, folder: RunFolder) -> Iterator[tuple[str, str, str]]:
+    """Each setting that differs from that of the run in ``folder``, as text: key, new value, old value."""
     try:
         old = flattened(json.loads(folder.config.read_text(encoding="utf-8")))
     except (ValueError, OSError) as error:
         raise ConfigError(f"{folder.config}: cannot be read ({error}); choose another run_dir") from None
     new = flattened(json.loads(json.dumps(asdict(config))))
     for key in sorted(old.keys() | new.keys()):
-        if not key.startswith(prefixes) or _is_changeable(key) or old.get(key) == new.get(key):
-            continue
-        given, before = setting_text(new.get(key)), setting_text(old.get(key))
-        raise ConfigError(
-            f"{key}={given}: the run in {folder.path} has {key}={before}; what may change when it goes on is "
-            f"{', '.join(CHANGEABLE)}",
-            key=key,
-            correction=f"{key}={before}",
-        )
+        if old.get(key) != new.get(key):
+            yield key, setting_text(new.get(key)), setting_text(old.get(key))
 
 
 def _is_changeable(key: str) -> bool:

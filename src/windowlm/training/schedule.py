@@ -17,7 +17,7 @@ class Spent:
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """Exactly one of the three is set."""
+    """Exactly one of the three is set, above 0."""
 
     steps: int | None = None
     tokens: int | None = None
@@ -32,12 +32,15 @@ class Budget:
 
     def progress(self, spent: Spent) -> float:
         """Share of the budget that is used; 1 or more when the run is done."""
+        limit = self.steps or self.tokens or self.seconds
+        assert limit is not None
+        return self.used(spent) / limit
+
+    def used(self, spent: Spent) -> float:
+        """What is spent of the quantity that is limited."""
         if self.steps is not None:
-            return spent.steps / self.steps
-        if self.tokens is not None:
-            return spent.tokens / self.tokens
-        assert self.seconds is not None
-        return spent.seconds / self.seconds
+            return spent.steps
+        return spent.tokens if self.tokens is not None else spent.seconds
 
     def __str__(self) -> str:
         if self.steps is not None:
