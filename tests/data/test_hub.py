@@ -1,5 +1,6 @@
 """Data sets of the hub, on local files of the same layout and a hub that is stood in for."""
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -53,6 +54,29 @@ def test_pg19_keeps_its_splits_and_a_book_of_the_test_is_not_trained_on(tmp_path
     }
     assert prepared.train.title(4) == "Book 4"
     assert prepared.duplicates_dropped == 1
+
+
+def excluded(tmp_path: Path, entry: dict[str, str], **others: Any) -> int:
+    (tmp_path / "list.json").write_text(json.dumps([entry]))
+    others["exclude"] = str(tmp_path / "list.json")
+    return prepare_tokens(settings("pg19", tmp_path / "copy", tmp_path, **others), BYTES).excluded
+
+
+def test_books_are_left_out_by_the_columns_that_are_given(tmp_path: Path) -> None:
+    write_pg19(tmp_path / "copy")
+    assert excluded(tmp_path, {"title": "Book 1"}) == 1
+    assert excluded(tmp_path, {"title": "u1"}, title_column="url") == 1
+    assert excluded(tmp_path, {"author": "u1", "title": "Book 1"}, author_column="url") == 1
+    with pytest.raises(DataError, match=r"names authors, and these data have none.*data\.author_column="):
+        excluded(tmp_path, {"author": "u1"})
+
+
+@pytest.mark.parametrize("name", ["pg19", "wikitext-103", "enwik8", "tinystories", "fineweb-edu"])
+def test_a_column_that_is_not_there_is_named(tmp_path: Path, name: Any) -> None:
+    for pattern in PRESETS[name].files.values():
+        write_parquet(tmp_path / "copy" / pattern.replace("*", "0"), [{"text": text(0)}])
+    with pytest.raises(DataError, match=r"^data\.text_column=txt: row 1 of .* has the columns 'text'; give"):
+        prepare_tokens(settings(name, tmp_path / "copy", tmp_path, text_column="txt", documents=2), BYTES)
 
 
 def test_a_limit_of_documents_is_for_the_training_split(tmp_path: Path) -> None:

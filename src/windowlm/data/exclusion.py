@@ -24,7 +24,7 @@ def excluded_documents(path: str, texts: TextStore) -> NDArray[np.bool_]:
         bool `[documents]`.
 
     Raises:
-        DataError: The file is missing or not such a list.
+        DataError: The file is missing or not such a list, or it names authors and no document has one.
     """
     try:
         entries = json.loads(Path(path).expanduser().read_text(encoding="utf-8"))
@@ -38,6 +38,11 @@ def excluded_documents(path: str, texts: TextStore) -> NDArray[np.bool_]:
                 '{"author": ..., "title": ...} with one of the two or both'
             )
         wanted.add((_plain(entry.get("author")), _plain(entry.get("title"))))
+    if any(author for author, _ in wanted) and all(texts.author(i) is None for i in range(len(texts))):
+        raise DataError(
+            f"data.exclude={path!r}: it names authors, and these data have none; name titles alone, or give "
+            "the column that holds the author, data.author_column=COLUMN"
+        )
     left_out = set()
     for document in range(len(texts)):
         author, title = _plain(texts.author(document)), _plain(texts.title(document))

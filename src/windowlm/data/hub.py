@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
@@ -24,7 +24,7 @@ from windowlm.data.config import DataConfig
 from windowlm.data.documents import Document, Source, Split
 from windowlm.data.errors import DataError
 from windowlm.data.identity import file_states, hash_of
-from windowlm.data.readers import InMemory, TextFile, parquet_rows
+from windowlm.data.readers import InMemory, TextFile, parquet_rows, text_of
 
 _TIMEOUT_SECONDS = 10
 # The client below huggingface_hub is requests, httpx or another one, by version; its errors derive from the
@@ -41,7 +41,7 @@ class Preset:
         files: Glob of the parquet files of each split, in the order of reading: where splits share a
             document, the first keeps it. `train` alone is split by document hash.
         revision: Branch, tag or commit that is read unless `data.revision` says otherwise.
-        title_column: Column of the document's title.
+        title_column: Column of the document's title where there is no `data.title_column`.
         rows: `documents` where a row is one, `articles` where rows are lines of Wikipedia articles,
             `one` where all rows are one document, cut by position.
         streamed: Read over the network instead of downloading all files first.
@@ -50,7 +50,7 @@ class Preset:
     repository: str
     files: dict[Split, str]
     revision: str = "main"
-    title_column: str | None = None
+    title_column: str = "title"
     rows: Literal["documents", "articles", "one"] = "documents"
     streamed: bool = False
 
@@ -93,7 +93,7 @@ def find_hub_source(data: DataConfig) -> Source:
     commit = _resolve_revision(preset.repository, data.revision or preset.revision, cache_folder(data))
     return Source(
         name=f"{preset.repository} at {commit[:12]}",
-        key=hash_of(preset, commit, data.text_column),
+        key=hash_of(preset, commit, *_columns(data)),
         documents=lambda: _hub_documents(data, preset, commit),
         revision=commit,
     )
@@ -114,9 +114,13 @@ def _local_source(data: DataConfig, preset: Preset, path: Path) -> Source:
             )
     return Source(
         name=f"{data.name} at {path}",
-        key=hash_of(preset, file_states(files), data.text_column),
+        key=hash_of(preset, file_states(files), *_columns(data)),
         documents=lambda: _documents(str(path), preset, data),
     )
+
+
+def _columns(data: DataConfig) -> tuple[str, str, str]:
+    return data.text_column, data.title_column, data.author_column
 
 
 def _hub_documents(data: DataConfig, preset: Preset, commit: str) -> Iterator[Document]:
@@ -140,28 +144,39 @@ def _hub_documents(data: DataConfig, preset: Preset, commit: str) -> Iterator[Do
 def _documents(root: str, preset: Preset, data: DataConfig) -> Iterator[Document]:
     for split, pattern in preset.files.items():
         stated = split if len(preset.files) > 1 else None
-        rows = parquet_rows(f"{root}/{pattern}")
+        rows = _Rows(f"{root}/{pattern}", data.text_column)
         if preset.rows == "one":
-            yield Document(read=_JoinedRows(f"{root}/{pattern}", data.text_column), title=data.name)
+            yield Document(read=rows.joined, title=data.name)
         elif preset.rows == "articles":
-            for title, text in join_articles(row[data.text_column] for row in rows):
-                yield Document(read=InMemory(text), title=title, split=stated)
+            for heading, text in join_articles(text for text, _ in rows):
+                yield Document(read=InMemory(text), title=heading, split=stated)
         else:
-            for row in rows:
-                name = row[preset.title_column] if preset.title_column else None
-                yield Document(read=InMemory(row[data.text_column]), title=name, split=stated)
+            for text, row in rows:
+                title = row.get(data.title_column, row.get(preset.title_column))
+                author = row.get(data.author_column)
+                yield Document(
+                    read=InMemory(text),
+                    title=None if title is None else str(title),
+                    author=None if author is None else str(author),
+                    split=stated,
+                )
 
 
 @dataclass(frozen=True)
-class _JoinedRows:
-    """Reads all rows as the lines of one document."""
+class _Rows:
+    """Rows of parquet files with their text."""
 
     files: str
     text_column: str
 
-    def __call__(self) -> Iterator[str]:
-        for number, row in enumerate(parquet_rows(self.files)):
-            yield ("\n" if number else "") + row[self.text_column]
+    def __iter__(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        for number, row in enumerate(parquet_rows(self.files), start=1):
+            yield text_of(row, self.text_column, f"row {number} of {self.files!r}"), row
+
+    def joined(self) -> Iterator[str]:
+        """All rows as the lines of one document."""
+        for number, (text, _) in enumerate(self):
+            yield ("\n" if number else "") + text
 
 
 _ARTICLE_HEADING = re.compile(r" = (?!= )(.*\S) = \n?")

@@ -98,6 +98,31 @@ def parquet_rows(files: str) -> Iterator[dict[str, Any]]:
         raise DataError(f"data.path: {files!r} is not readable as parquet: {error}") from error
 
 
+def text_of(row: dict[str, Any], column: str, place: str) -> str:
+    """The text of a row.
+
+    Args:
+        row: Cells by column.
+        column: `data.text_column`.
+        place: Where the row stands, for messages.
+
+    Raises:
+        DataError: The column is missing or holds something else.
+    """
+    if column not in row:
+        raise DataError(
+            f"data.text_column={column}: {place} has the columns {', '.join(map(repr, row))}; give the one "
+            "that holds the text"
+        )
+    text = row[column]
+    if not isinstance(text, str):
+        raise DataError(
+            f"data.text_column={column}: {place} holds {type(text).__name__} there, not text; mend the file "
+            "or give another column"
+        )
+    return text
+
+
 def _open_text(path: Path) -> TextIO:
     if path.suffix.lower() == ".gz":
         return gzip.open(path, "rt", encoding="utf-8", newline="")

@@ -17,7 +17,7 @@ from windowlm.data.documents import Document, Source, Split
 from windowlm.data.errors import DataError
 from windowlm.data.hub import find_hub_source
 from windowlm.data.identity import file_states, hash_of
-from windowlm.data.readers import InMemory, TextFile, json_rows, parquet_rows
+from windowlm.data.readers import InMemory, TextFile, json_rows, parquet_rows, text_of
 
 _SPLIT_NAME = re.compile(r"(train|validation|test)[.-]")
 _TEXT = (".txt", ".md", ".txt.gz", ".md.gz")
@@ -170,17 +170,7 @@ def _documents(files: list[_File], data: DataConfig) -> Iterator[Document]:
 
 def _row_documents(rows: Iterable[dict[str, Any]], file: _File, data: DataConfig) -> Iterator[Document]:
     for number, row in enumerate(rows, start=1):
-        text = row.get(data.text_column)
-        if data.text_column not in row:
-            raise DataError(
-                f"data.text_column={data.text_column}: row {number} of {str(file.path)!r} has the columns "
-                f"{', '.join(map(repr, row))}; give the one that holds the text"
-            )
-        if not isinstance(text, str):
-            raise DataError(
-                f"data.text_column={data.text_column}: row {number} of {str(file.path)!r} holds "
-                f"{type(text).__name__} there, not text; mend the file or give another column"
-            )
+        text = text_of(row, data.text_column, f"row {number} of {str(file.path)!r}")
         title, author = row.get(data.title_column), row.get(data.author_column)
         if text:
             yield Document(
