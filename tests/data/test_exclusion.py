@@ -45,7 +45,13 @@ def test_a_duplicate_of_an_excluded_document_is_left_out_with_it(tmp_path: Path)
     assert ROWS[4]["text"] not in left
 
 
-@pytest.mark.parametrize("entries", [["Title 4"], [{"name": "Title 4"}], [{}], "Title 4"])
+@pytest.mark.parametrize(
+    "entries",
+    [
+        *(["Title 4"], [{"name": "Title 4"}], [{}], "Title 4"),
+        *([{"author": None}], [{"author": None, "title": "Title 4"}], [{"title": 4}], [{"author": " "}]),
+    ],
+)
 def test_a_list_of_another_form_is_refused(tmp_path: Path, entries: object) -> None:
     with pytest.raises(DataError, match=r"data\.exclude=.*is not allowed"):
         remaining(tmp_path, entries)

@@ -32,10 +32,10 @@ def excluded_documents(path: str, texts: TextStore) -> NDArray[np.bool_]:
         raise DataError(f"data.exclude={path!r}: not a readable JSON file: {error}") from error
     wanted: set[tuple[str | None, str | None]] = set()
     for entry in entries if isinstance(entries, list) else [entries]:
-        if not isinstance(entry, dict) or not entry or not entry.keys() <= {"author", "title"}:
+        if not _is_allowed(entry):
             raise DataError(
                 f"data.exclude={path!r}: {entry!r} is not allowed; the file is a list of "
-                '{"author": ..., "title": ...} with one of the two or both'
+                '{"author": "...", "title": "..."} with one of the two or both'
             )
         wanted.add((_plain(entry.get("author")), _plain(entry.get("title"))))
     if any(author for author, _ in wanted) and all(texts.author(i) is None for i in range(len(texts))):
@@ -49,6 +49,12 @@ def excluded_documents(path: str, texts: TextStore) -> NDArray[np.bool_]:
         if wanted & {(author, title), (author, None), (None, title)}:
             left_out.add(texts.hash(document))
     return np.array([texts.hash(document) in left_out for document in range(len(texts))], dtype=bool)
+
+
+def _is_allowed(entry: object) -> bool:
+    if not isinstance(entry, dict) or not entry or not entry.keys() <= {"author", "title"}:
+        return False
+    return all(isinstance(value, str) and value.strip() for value in entry.values())
 
 
 def _plain(text: object) -> str | None:
