@@ -6,6 +6,8 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from windowlm.attention.config import RotaryConfig
+from windowlm.attention.rotary import RotaryEmbedding
 from windowlm.config import (
     ConfigError,
     EvaluateConfig,
@@ -14,6 +16,7 @@ from windowlm.config import (
     settings_of,
     unknown_key_error,
 )
+from windowlm.model.config import ModelConfig
 
 CONF = Path(__file__).parents[1] / "conf"
 GROUPS = [
@@ -108,6 +111,16 @@ def test_key_value_heads_must_divide_the_heads() -> None:
     error = error_of(model__kv_heads=3)
     assert (error.key, error.correction) == ("model.kv_heads", "model.kv_heads=2")
     assert "1, 2, 4" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("fraction", "head_dim", "good"), [(0.3, 32, "0.3125"), (0.01, 32, "0.0625"), (0.99, 48, "1.0")]
+)
+def test_an_even_number_of_dimensions_is_rotated(fraction: float, head_dim: int, good: str) -> None:
+    error = error_of(model__rotary={"fraction": fraction}, model__head_dim=head_dim)
+    assert (error.key, error.correction) == ("model.rotary.fraction", f"model.rotary.fraction={good}")
+    shape = ModelConfig(head_dim=head_dim, rotary=RotaryConfig(fraction=float(good)))
+    assert RotaryEmbedding(head_dim, shape.rotary).rotated % 2 == 0
 
 
 def test_an_unknown_key_offers_the_nearest() -> None:

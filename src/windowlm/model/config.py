@@ -48,16 +48,24 @@ class ModelConfig:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: must be at least 1; try {name}=1")
         if self.heads % self.kv_heads:
-            allowed = [n for n in range(1, self.heads + 1) if self.heads % n == 0]
-            nearest = min(allowed, key=lambda n: abs(n - self.kv_heads))
+            divisors = [n for n in range(1, self.heads + 1) if self.heads % n == 0]
+            nearest = min(divisors, key=lambda n: abs(n - self.kv_heads))
             raise ValueError(
                 f"kv_heads={self.kv_heads}: must divide heads={self.heads}, so one of "
-                f"{', '.join(map(str, allowed))}; try kv_heads={nearest}"
+                f"{', '.join(map(str, divisors))}; try kv_heads={nearest}"
             )
         if self.rotary is not None and self.head_dim % 2:
             raise ValueError(
                 f"head_dim={self.head_dim}: must be even for rotary positions; "
                 f"try head_dim={self.head_dim + 1}"
+            )
+        if self.rotary is not None and self.rotary.fraction * self.head_dim % 2:
+            fraction = self.rotary.fraction
+            shares = [rotated / self.head_dim for rotated in range(2, self.head_dim + 1, 2)]
+            exact = [share for share in shares if share * self.head_dim % 2 == 0]
+            raise ValueError(
+                f"rotary.fraction={fraction!r}: must rotate an even number of the head_dim={self.head_dim} "
+                f"dimensions; try rotary.fraction={min(exact, key=lambda share: abs(share - fraction))!r}"
             )
         if isinstance(self.window, list) and not self.window:
             raise ValueError("window=[]: a pattern holds at least one entry; try window=256")
