@@ -123,6 +123,20 @@ def test_an_even_number_of_dimensions_is_rotated(fraction: float, head_dim: int,
     assert RotaryEmbedding(head_dim, shape.rotary).rotated % 2 == 0
 
 
+@pytest.mark.parametrize("key", ["optimizer__weight_decay", "model__norm_epsilon"])
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_numbers_are_finite(key: str, value: float) -> None:
+    error = error_of(**{key: value})
+    assert error.key == key.replace("__", ".")
+    assert error.correction is not None
+
+
+def test_numbers_of_groups_within_groups_are_finite() -> None:
+    error = error_of(model__rotary={"base": float("inf")})
+    assert str(error) == "model.rotary.base=inf: allowed is a finite number"
+    assert error.correction == "model.rotary.base=10000.0"
+
+
 def test_an_unknown_key_offers_the_nearest() -> None:
     error = error_of(model__windw=64)
     assert "there is no setting model.windw" in str(error)

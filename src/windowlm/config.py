@@ -8,6 +8,7 @@ Loading this module loads no torch.
 
 import difflib
 import json
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
@@ -18,7 +19,7 @@ from windowlm.data.config import DataConfig
 from windowlm.errors import UserError
 from windowlm.evaluation.config import EvaluationConfig, ScoredDataConfig
 from windowlm.model.config import ModelConfig
-from windowlm.setting_text import setting_text
+from windowlm.setting_text import flattened, setting_text
 from windowlm.tokenization.config import TokenizerConfig
 from windowlm.training.config import (
     CheckpointConfig,
@@ -70,11 +71,16 @@ class TrainConfig:
             )
         if self.resume is not None and not self.resume.strip():
             raise ValueError(f"resume={self.resume}: auto, the folder of a run, or null; try resume=auto")
-        if self.precision == "16-mixed" and self.trainer.device == "cpu":
-            raise ValueError(
-                "precision=16-mixed: float16 training needs a GPU, and trainer.device=cpu; allowed on a CPU: "
-                "32-true, bf16-mixed, bf16-true; try precision=bf16-mixed"
-            )
+        if self.trainer.device == "cpu":
+            for key, precision in (
+                ("precision", self.precision),
+                ("evaluation.precision", self.evaluation.precision),
+            ):
+                if precision == "16-mixed":
+                    raise ValueError(
+                        f"{key}=16-mixed: float16 needs a GPU, and trainer.device=cpu; allowed on a CPU: "
+                        f"32-true, bf16-mixed, bf16-true; try {key}=bf16-mixed"
+                    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,16 +210,25 @@ def check_config(config_type: type[Config], values: Mapping[str, Any]) -> Config
         values: nested dictionaries, lists and scalars as YAML gives them.
 
     Raises:
-        ConfigError: first unknown key, wrong type or value out of range.
+        ConfigError: first unknown key, wrong type, value out of range or number that is not finite.
     """
     from pydantic import TypeAdapter, ValidationError
 
     adapter: TypeAdapter[Config] = TypeAdapter(config_type)
     try:
         # JSON mode: strict there still takes an object for a dataclass and a list for a tuple.
-        return adapter.validate_json(json.dumps(values), strict=True)
+        config = adapter.validate_json(json.dumps(values), strict=True)
     except ValidationError as error:
         raise _first_error(config_type, error.errors(), values) from None
+    for key, value in flattened(values).items():
+        if isinstance(value, float) and not math.isfinite(value):
+            good = _plain_default(settings_of(config_type)[key])
+            raise ConfigError(
+                f"{key}={setting_text(value)}: allowed is a finite number",
+                key=key,
+                correction=None if good is None else f"{key}={setting_text(good)}",
+            )
+    return config
 
 
 def _first_error(config_type: type, errors: list[Any], values: Mapping[str, Any]) -> ConfigError:
