@@ -71,6 +71,12 @@ def test_books_are_left_out_by_the_columns_that_are_given(tmp_path: Path) -> Non
         excluded(tmp_path, {"author": "u1"})
 
 
+def test_a_local_copy_may_lie_in_a_folder_of_any_name(tmp_path: Path) -> None:
+    write_pg19(tmp_path / "pg [copy] *?")
+    prepared = prepare_tokens(settings("pg19", tmp_path / "pg [copy] *?", tmp_path), BYTES)
+    assert len(prepared.train) == 5
+
+
 @pytest.mark.parametrize("name", ["pg19", "wikitext-103", "enwik8", "tinystories", "fineweb-edu"])
 def test_a_column_that_is_not_there_is_named(tmp_path: Path, name: Any) -> None:
     for pattern in PRESETS[name].files.values():

@@ -213,6 +213,19 @@ def test_content_that_is_not_text_is_named(tmp_path: Path, name: str, content: b
         list(map(read, documents(tmp_path / name, tmp_path)))
 
 
+@pytest.mark.parametrize("failure", [ValueError("Bad"), pa.ArrowInvalid("Bad")])
+def test_what_the_reader_of_parquet_refuses_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: Exception
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise failure
+
+    monkeypatch.setattr("windowlm.data.readers.load_dataset", refuse)
+    (tmp_path / "a.parquet").write_bytes(b"PAR1")
+    with pytest.raises(DataError, match=r"a\.parquet' is not readable as parquet: .*Bad"):
+        documents(tmp_path / "a.parquet", tmp_path)
+
+
 def test_missing_and_empty_paths_are_named(tmp_path: Path) -> None:
     (tmp_path / "empty.txt").touch()
     (tmp_path / "nothing").mkdir()

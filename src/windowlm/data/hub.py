@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import re
 import sys
@@ -115,7 +116,7 @@ def _local_source(data: DataConfig, preset: Preset, path: Path) -> Source:
     return Source(
         name=f"{data.name} at {path}",
         key=hash_of(preset, file_states(files), *_columns(data)),
-        documents=lambda: _documents(str(path), preset, data),
+        documents=lambda: _documents(glob.escape(str(path)), preset, data),
     )
 
 
@@ -130,18 +131,20 @@ def _hub_documents(data: DataConfig, preset: Preset, commit: str) -> Iterator[Do
     root = f"hf://datasets/{preset.repository}@{commit}"
     try:
         if not preset.streamed:
-            root = snapshot_download(
+            folder = snapshot_download(
                 preset.repository,
                 repo_type="dataset",
                 revision=commit,
                 allow_patterns=list(preset.files.values()),
             )
+            root = glob.escape(folder)
         yield from _documents(root, preset, data)
     except _NETWORK_ERRORS as error:
         raise DataError(_unreachable(preset.repository, error)) from error
 
 
 def _documents(root: str, preset: Preset, data: DataConfig) -> Iterator[Document]:
+    """Documents of the files below `root`, the beginning of a glob."""
     for split, pattern in preset.files.items():
         stated = split if len(preset.files) > 1 else None
         rows = _Rows(f"{root}/{pattern}", data.text_column)

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-import pyarrow
 from datasets import load_dataset
 
 from windowlm.data.arrow_store import quiet_datasets
@@ -92,7 +91,7 @@ def parquet_rows(files: str) -> Iterator[dict[str, Any]]:
                 "parquet", data_files=[files], split="train", streaming=True, batch_size=_ROWS_AT_ONCE
             )
             yield from rows
-    except (pyarrow.ArrowInvalid, OSError) as error:
+    except (ValueError, OSError) as error:  # pyarrow's errors and those of datasets are of these
         if files.startswith("hf://"):
             raise
         raise DataError(f"data.path: {files!r} is not readable as parquet: {error}") from error
