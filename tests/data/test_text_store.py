@@ -44,6 +44,18 @@ def test_a_single_document_is_cut_by_position_and_the_cuts_are_stated(tmp_path: 
     assert store.cuts[1] == "validation: bytes 900 to 950 of book.txt"
 
 
+def test_a_document_that_is_alone_but_for_its_duplicates_is_cut(tmp_path: Path) -> None:
+    whole = text(0, 500)
+    (tmp_path / "docs").mkdir()
+    for name in ("a.txt", "b.txt", "c.txt"):
+        (tmp_path / "docs" / name).write_text(whole)
+    store = open_store(settings(tmp_path / "docs", tmp_path), tmp_path)
+    assert store.is_duplicate.tolist() == [False, False, False, True, True]
+    assert "".join("".join(store.text(document)) for document in range(5)) == whole
+    assert [cut.partition(":")[0] for cut in store.cuts] == ["train", "validation", "test"]
+    assert (store.splits >= 0).all()
+
+
 def test_a_limit_counts_documents_in_their_order(tmp_path: Path) -> None:
     folder = write_documents(tmp_path / "docs", 6)
     store = open_store(settings(folder, tmp_path, documents=4), tmp_path)

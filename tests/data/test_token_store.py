@@ -264,12 +264,21 @@ def test_data_shorter_than_a_sequence_is_refused(tmp_path: Path) -> None:
     assert len(prepare(tmp_path / "short.txt", tmp_path / "cache", sequence_length=49).train) == 1
 
 
-def test_data_without_validation_text_is_refused(tmp_path: Path) -> None:
+def test_two_identical_files_are_one_document_in_three_parts(tmp_path: Path) -> None:
+    (tmp_path / "docs").mkdir()
     for name in ("a.txt", "b.txt"):
-        (tmp_path / "docs").mkdir(exist_ok=True)
-        (tmp_path / "docs" / name).write_text("the same text " * 50)
-    with pytest.raises(DataError, match=r"no document is left for the validation split.*1 duplicates"):
-        prepare(tmp_path / "docs", tmp_path / "cache")
+        (tmp_path / "docs" / name).write_text(text(0, 500))
+    prepared = prepare(tmp_path / "docs", tmp_path / "cache")
+    assert prepared.duplicates_dropped == 1
+    assert "".join(chain(*texts_of(prepared).values())) == text(0, 500)
+    assert all(texts_of(prepared).values())
+
+
+def test_data_of_which_nothing_is_left_are_refused(tmp_path: Path) -> None:
+    folder = write_documents(tmp_path / "docs", 2)
+    (tmp_path / "list.json").write_text('[{"title": "000.txt"}, {"title": "001.txt"}]')
+    with pytest.raises(DataError, match=r"no document is left for the train split.*2 found.*2 excluded"):
+        prepare(folder, tmp_path / "cache", exclude=str(tmp_path / "list.json"))
 
 
 def test_a_tokenizer_file_that_cannot_be_used_is_refused(tmp_path: Path) -> None:

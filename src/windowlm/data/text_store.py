@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import datasets
 import numpy as np
@@ -29,6 +30,7 @@ from windowlm.data.documents import Document, Source, cut_by_position, hash_docu
 from windowlm.data.errors import DataError
 from windowlm.data.identity import code_version, hash_of
 from windowlm.data.progress import progress_bar
+from windowlm.data.readers import InMemory
 from windowlm.data.splits import SPLIT_NAMES
 from windowlm.tokenization import pieces as pieces_module
 from windowlm.tokenization.pieces import split_text
@@ -126,9 +128,9 @@ def open_text_store(source: Source, data: DataConfig, folder: Path) -> TextStore
 
 
 def _rows(source: Source, data: DataConfig, advance: Callable[[int], None]) -> Iterator[dict[str, Any]]:
-    first_with_hash: set[str] = set()
-    for index, document in enumerate(_cut_if_single(_first(source.documents(), data.documents), data)):
-        digest, _ = hash_document(document)
+    documents = _cut_if_single(_hashed(_first(source.documents(), data.documents)), data)
+    index = -1
+    for index, (document, digest, _, is_duplicate) in enumerate(documents):
         about = {
             "document": index,
             "hash": digest,
@@ -136,16 +138,15 @@ def _rows(source: Source, data: DataConfig, advance: Callable[[int], None]) -> I
             "author": _storable(document.author),
             "split": document.split,
             "cut": _storable(document.cut),
-            "duplicate": digest in first_with_hash,
+            "duplicate": is_duplicate,
         }
-        if digest in first_with_hash:
+        if is_duplicate:
             yield about | {"text": ""}
         else:
             for piece in split_text(document.read()):
                 yield about | {"text": piece}
                 advance(len(piece))
-        first_with_hash.add(digest)
-    if not first_with_hash:
+    if index < 0:
         raise DataError(f"data.path={source.name!r}: no document holds text; give a path with text in it")
 
 
@@ -165,11 +166,36 @@ def _first(documents: Iterator[Document], limit: int | None) -> Iterator[Documen
         yield document
 
 
-def _cut_if_single(documents: Iterator[Document], data: DataConfig) -> Iterator[Document]:
-    """Cut a document that is alone by position, so that all splits have text."""
-    beginning = list(islice(documents, 2))
-    if len(beginning) == 1 and beginning[0].split is None:
-        size = hash_document(beginning[0])[1]
-        parts = cut_by_position(beginning[0], size, data.validation_fraction, data.test_fraction)
-        return iter(parts)
-    return chain(beginning, documents)
+class _Hashed(NamedTuple):
+    document: Document
+    digest: str
+    byte_count: int
+    is_duplicate: bool
+
+
+def _hashed(documents: Iterable[Document]) -> Iterator[_Hashed]:
+    """Documents with their hash; one that repeats an earlier one holds no text."""
+    known: set[str] = set()
+    for document in documents:
+        digest, byte_count = hash_document(document)
+        is_duplicate = digest in known
+        known.add(digest)
+        kept = replace(document, read=InMemory("")) if is_duplicate else document
+        yield _Hashed(kept, digest, byte_count, is_duplicate)
+
+
+def _cut_if_single(documents: Iterator[_Hashed], data: DataConfig) -> Iterator[_Hashed]:
+    """Cut a document that is alone but for its duplicates by position, so that all splits have text."""
+    beginning = list(islice(documents, 1))
+    for entry in documents:
+        beginning.append(entry)
+        if not entry.is_duplicate:
+            return chain(beginning, documents)
+    if not beginning or beginning[0].document.split is not None:
+        return iter(beginning)
+    single, *duplicates = beginning
+    fractions = data.validation_fraction, data.test_fraction
+    parts = cut_by_position(single.document, single.byte_count, *fractions)
+    # All documents state a split, or none does.
+    stated = (entry._replace(document=replace(entry.document, split="train")) for entry in duplicates)
+    return chain(_hashed(parts), stated)
