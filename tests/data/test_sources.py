@@ -39,6 +39,15 @@ def test_the_standard_library_is_read_without_its_tests() -> None:
     assert "test folders left out" in source.name
 
 
+def test_a_link_to_nothing_in_the_standard_library_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "module.py").write_text("import this")
+    (tmp_path / "removed.py").symlink_to(tmp_path / "nowhere.py")
+    monkeypatch.setattr(sysconfig, "get_path", lambda _: str(tmp_path))
+    assert [document.title for document in find_source(DataConfig()).documents()] == ["module.py"]
+
+
 def test_a_file_is_one_document_with_every_byte_kept(tmp_path: Path) -> None:
     text = "line\r\nline\n\ttab \ufeff é\r"
     (tmp_path / "a.txt").write_bytes(text.encode())

@@ -68,7 +68,7 @@ def _standard_library() -> list[_File]:
     for folder, subfolders, names in os.walk(root):
         subfolders[:] = [name for name in subfolders if name not in _NOT_SOURCE]
         paths = [Path(folder) / name for name in names if name.endswith(".py")]
-        files += [_File(path, path.relative_to(root).as_posix()) for path in paths]
+        files += [_File(path, path.relative_to(root).as_posix()) for path in paths if path.is_file()]
     return sorted(files, key=lambda file: file.title)
 
 
