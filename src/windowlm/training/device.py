@@ -19,11 +19,16 @@ def choose_device(config: TrainConfig) -> torch.device:
             correction="trainer.device=cpu",
         )
     device = torch.device("cuda" if available and config.trainer.device != "cpu" else "cpu")
-    if config.precision == "16-mixed" and device.type == "cpu":
-        raise ConfigError(
-            "precision=16-mixed: float16 training needs a GPU and this run is on a CPU; allowed there: "
-            "32-true, bf16-mixed, bf16-true",
-            key="precision",
-            correction="precision=bf16-mixed",
-        )
+    if device.type == "cpu":
+        for key, value in (
+            ("precision", config.precision),
+            ("evaluation.precision", config.evaluation.precision),
+        ):
+            if value == "16-mixed":
+                raise ConfigError(
+                    f"{key}=16-mixed: float16 needs a GPU and this run is on a CPU; allowed there: 32-true, "
+                    "bf16-mixed, bf16-true",
+                    key=key,
+                    correction=f"{key}=bf16-mixed",
+                )
     return device
