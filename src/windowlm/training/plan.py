@@ -8,13 +8,11 @@ import torch
 from rich.table import Table
 from rich.text import Text
 
-from windowlm.attention.backends.capability import Request
-from windowlm.attention.dispatch import choose_backend
 from windowlm.config import TrainConfig
 from windowlm.data.token_store import PreparedData
-from windowlm.evaluation.precision import compute_dtype
 from windowlm.model.config import ModelConfig
 from windowlm.model.cost import ModelCost
+from windowlm.training.backends import chosen_backends
 from windowlm.training.calibration import Calibration
 from windowlm.training.peak_flops import dense_bf16_peak, device_name
 from windowlm.training.schedule import Budget
@@ -94,7 +92,7 @@ def plan_table(plan: Plan) -> Table:
         f"{train.byte_count / max(train.token_count, 1):.2f} bytes a token",
         "model": f"{_shape(config.model)}; {cost.parameters:,} parameters",
         "attention": f"window {_window(config.model)}; receptive field {reach}",
-        "backend": ", ".join(_backends(config, plan.device)),
+        "backend": ", ".join(chosen_backends(config, plan.device)),
         "KV cache": f"{cost.kv_cache_bytes_per_token:,} bytes a token; {cached}",
         "FLOPs": f"{cost.flops_per_token / 1e6:,.1f} million a token, forward and backward",
         "device": device_name(plan.device)
@@ -134,24 +132,6 @@ def _shape(model: ModelConfig) -> str:
 def _window(model: ModelConfig) -> str:
     names = ["full" if window is None else f"{window:,}" for window in model.layer_windows()]
     return names[0] if len(set(names)) == 1 else " ".join(names) + " (by layer)"
-
-
-def _backends(config: TrainConfig, device: torch.device) -> list[str]:
-    """Each distinct choice over the layers, with its reason."""
-    model = config.model
-    choices = []
-    for window in dict.fromkeys(model.layer_windows()):
-        request = Request(
-            device=device.type,
-            dtype=compute_dtype(config.precision),
-            head_dim=model.head_dim,
-            window=window,
-            documents=True,
-            dropout=model.attention_dropout,
-        )
-        choice = choose_backend(model.backend, request)
-        choices.append(f"{choice.name} ({choice.reason})")
-    return list(dict.fromkeys(choices))
 
 
 def _duration(seconds: float) -> str:

@@ -26,6 +26,7 @@ from windowlm.evaluation.result_files import RESULT_NAME
 from windowlm.model.cost import model_cost
 from windowlm.model.decoder import Decoder
 from windowlm.training import COMMAND_STARTED
+from windowlm.training.backends import chosen_backends
 from windowlm.training.calibration import calibrate
 from windowlm.training.checkpoint_io import AtomicCheckpointIO
 from windowlm.training.checkpoint_writer import CheckpointWriter
@@ -90,6 +91,7 @@ class TrainingRun:
         self.folder = RunFolder(invocation.output_dir)
         self.start: Start = find_start(config, invocation.output_dir)
         self.device = choose_device(config)
+        chosen_backends(config, self.device)  # refuses one that cannot serve the run
         self.budget = Budget.of(config.trainer)
         self.begun = False
         self.wandb_run: WandbRun | None = None

@@ -1,0 +1,49 @@
+"""The attention backends of a run, chosen before its data are read."""
+
+from dataclasses import replace
+
+import torch
+
+from windowlm.attention.backends.capability import Request
+from windowlm.attention.dispatch import choose_backend, compute_capability
+from windowlm.config import ConfigError, TrainConfig
+from windowlm.evaluation.precision import compute_dtype
+
+
+def chosen_backends(config: TrainConfig, device: torch.device) -> list[str]:
+    """Each distinct choice over the layers, with its reason, as training makes it.
+
+    Raises:
+        ConfigError: the backend cannot serve the training, or the evaluation in its own precision.
+    """
+    model = config.model
+    choices = []
+    for window in dict.fromkeys(model.layer_windows()):
+        training = Request(
+            device=device.type,
+            compute_capability=compute_capability(device),
+            dtype=compute_dtype(config.precision),
+            head_dim=model.head_dim,
+            window=window,
+            documents=True,
+            dropout=model.attention_dropout,
+        )
+        evaluation = replace(
+            training, dtype=compute_dtype(config.evaluation.precision), dropout=0.0, gradients=False
+        )
+        choices.append(_chosen(model.backend, training, "training"))
+        _chosen(model.backend, evaluation, f"evaluation.precision={config.evaluation.precision}")
+    return list(dict.fromkeys(choices))
+
+
+def _chosen(backend: str, request: Request, user: str) -> str:
+    try:
+        choice = choose_backend(backend, request)
+    except ValueError as error:
+        reason = str(error).removeprefix(f"backend={backend!r} ").partition("; try ")[0]
+        raise ConfigError(
+            f"model.backend={backend}: {reason} ({user})",
+            key="model.backend",
+            correction="model.backend=auto",
+        ) from None
+    return f"{choice.name} ({choice.reason})"

@@ -1,0 +1,44 @@
+"""Backends that cannot serve a run."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from windowlm.attention.backends import banded
+from windowlm.config import ConfigError, TrainConfig
+from windowlm.evaluation.config import EvaluationConfig
+from windowlm.model.config import ModelConfig
+from windowlm.training.backends import chosen_backends
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("backend", ["flex", "flash4"])
+def test_a_backend_that_needs_a_gpu_is_refused_by_its_key(backend: str) -> None:
+    config = TrainConfig(run_dir="run", model=ModelConfig(backend=backend))  # type: ignore[arg-type]
+    with pytest.raises(
+        ConfigError, match=rf"^model\.backend={backend}: cannot serve this call: it does not run on cpu"
+    ) as refused:
+        chosen_backends(config, CPU)
+    assert (refused.value.key, refused.value.correction) == ("model.backend", "model.backend=auto")
+
+
+def test_each_distinct_choice_is_named_once() -> None:
+    config = TrainConfig(run_dir="run", model=ModelConfig(layers=4, window=[8, None, 8, None]))
+    choices = chosen_backends(config, CPU)
+    assert len(choices) == len(set(choices))
+    assert all("fastest that supports the call" in choice for choice in choices)
+
+
+def test_the_precision_of_the_evaluation_counts_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        banded, "CAPABILITIES", replace(banded.CAPABILITIES, dtypes=frozenset({torch.float32}))
+    )
+    model = ModelConfig(backend="banded")
+    assert chosen_backends(TrainConfig(run_dir="run", model=model), CPU)
+    config = TrainConfig(run_dir="run", model=model, evaluation=EvaluationConfig(precision="64-true"))
+    with pytest.raises(
+        ConfigError, match=r"does not compute in torch\.float64.*evaluation\.precision=64-true"
+    ):
+        chosen_backends(config, CPU)
