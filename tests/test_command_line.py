@@ -90,6 +90,9 @@ def test_defaults_are_composed_and_the_run_gets_a_folder_of_its_own(recorder: Re
         (["model.window=true"], "model.window=true", "model.window=256"),
         (["model.foo=1"], "model has layers, dim", None),
         (["optimizer=3"], "optimizer=3: allowed is adamw", None),
+        (["optimizer=null"], "optimizer=null: allowed is adamw; leave optimizer away", None),
+        (["experiment=null"], "experiment=null: allowed is window_sweep; leave experiment away", None),
+        (["-m", "model=tiny,null"], "model=null: allowed is base, small, tiny; leave model away", None),
         (["trainer.max_steps=10,20"], "several values make a sweep, which starts with -m", None),
         (["tokenizer=file"], "tokenizer.path=null: kind=file", "tokenizer.path=tokenizer.json"),
         (["=3"], "given as key=value", None),
@@ -427,10 +430,10 @@ def test_a_corrected_command_names_the_script_as_it_was_started(
     assert evaluate(recorder, "checkpoint=x", "evaluation.max_targets=0") == 2
     expected = "try: python scripts/evaluate.py checkpoint=x evaluation.max_targets=16384"
     assert expected in capsys.readouterr().err
-    assert evaluate(recorder, "checkpoint=x", "data=pg19") == 2
-    assert (
-        "data=pg19: this command has no data to choose, but data.name, data.path" in capsys.readouterr().err
-    )
+    for data in ("pg19", "null"):
+        assert evaluate(recorder, "checkpoint=x", f"data={data}") == 2
+        expected = f"data={data}: this command has no data to choose, but data.name, data.path"
+        assert expected in capsys.readouterr().err
     assert evaluate(recorder, "-m", "checkpoint=x,y") == 2
     assert "scripts/evaluate.py makes no sweeps" in capsys.readouterr().err
     assert evaluate(recorder) == 2

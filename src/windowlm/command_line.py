@@ -246,9 +246,12 @@ def _explain(error: Exception, command: Command[Any], conf: Path, overrides: lis
     """Hydra's complaint as an error that names the key and the nearest right one."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
+    from omegaconf import OmegaConf
 
     settings = settings_of(command.config_type)
     groups = {folder.name: folder for folder in conf.iterdir() if folder.is_dir()}
+    defaults = OmegaConf.load(conf / f"{command.name}.yaml").defaults
+    chosen = {str(name) for entry in defaults if OmegaConf.is_dict(entry) for name in entry}
     reason = str(error.__cause__ or error).strip().partition("\n")[0]
     given = {}
     for word in overrides:
@@ -265,16 +268,16 @@ def _explain(error: Exception, command: Command[Any], conf: Path, overrides: lis
                 key=key,
                 correction=f"{key}='{value}'" if "'" not in value and key not in groups else None,
             )
+        if key in groups and key not in chosen:
+            inside = ", ".join(name for name in settings if name.startswith(f"{key}."))
+            return ConfigError(
+                f"{word}: this command has no {key} to choose" + (f", but {inside}" if inside else ""),
+                key=key,
+            )
         if key in groups:
             options = sorted(option.stem for option in groups[key].glob("*.yaml"))
             if (wrong := _wrong_option(key, value, options)) is not None:
                 return wrong
-            if "No match in the defaults list" in reason:
-                inside = ", ".join(name for name in settings if name.startswith(f"{key}."))
-                return ConfigError(
-                    f"{word}: this command has no {key} to choose" + (f", but {inside}" if inside else ""),
-                    key=key,
-                )
         elif key not in settings and not key.startswith(("hydra.", "hydra/")):
             return unknown_key_error(key, value, settings)
         if parsed.is_sweep_override() and "Ambiguous" in reason:
@@ -288,10 +291,14 @@ def _explain(error: Exception, command: Command[Any], conf: Path, overrides: lis
 def _wrong_option(group: str, value: str, options: list[str]) -> ConfigError | None:
     """The error for a group's option, or one of those of a sweep, that does not exist."""
     chosen = [choice.strip() for choice in value.split(",")]
-    wrong = [choice for choice in chosen if choice not in {*options, "null"}]
+    wrong = [choice for choice in chosen if choice not in options]
     if not wrong:
         return None
-    nearest = {choice: difflib.get_close_matches(choice, options, n=1, cutoff=0.5) for choice in wrong}
+    if "null" in wrong:
+        return ConfigError(
+            f"{group}=null: allowed is {', '.join(options)}; leave {group} away for the default", key=group
+        )
+    nearest = {name: difflib.get_close_matches(name, options, n=1, cutoff=0.5) for name in wrong}
     better = [nearest[choice][0] if nearest.get(choice) else choice for choice in chosen]
     return ConfigError(
         f"{group}={wrong[0]}: allowed is {', '.join(options)}",
