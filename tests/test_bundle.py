@@ -124,6 +124,9 @@ def edit_config(folder, change):
     [
         (lambda config: config.pop("model"), "the key model is missing"),
         (lambda config: config.pop("vocabulary_size"), "the key vocabulary_size is missing"),
+        (lambda config: config.pop("training"), "the key training is missing"),
+        (lambda config: config.update(model=[1]), r"model=\[1\]: must be an object"),
+        (lambda config: config.update(sequence_length="32"), "sequence_length='32': must be a whole number"),
         (lambda config: config["model"].update(dim="wide"), r"model\.dim: .*integer"),
         (lambda config: config["model"].update(wings=2), r"model\.wings: "),
         (lambda config: config["model"].update(kv_heads=3), "kv_heads=3: must divide"),
@@ -149,6 +152,16 @@ def test_a_damaged_file_is_named(tmp_path, name):
     saved(tmp_path)
     (tmp_path / name).write_bytes(b"\x00 not this")
     with pytest.raises(UserError, match=name):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content", ["[1]", "{}", '{"kind": 3}', '{"kind": "bpe"}', '{"kind": "bpe", "end_mark": 3}', "{"]
+)
+def test_a_damaged_tokenizer_is_named(tmp_path, content):
+    saved(tmp_path)
+    (tmp_path / "tokenizer_description.json").write_text(content)
+    with pytest.raises(UserError, match="its tokenizer cannot be read"):
         load(tmp_path)
 
 

@@ -376,6 +376,16 @@ def test_a_resumed_run_that_does_not_begin_leaves_the_earlier_record(
     assert everything() == before
 
 
+@pytest.mark.parametrize("content", ["[1]", "null", "not JSON"])
+def test_a_run_whose_settings_are_damaged_is_named(
+    recorder: Recorder, capsys: pytest.CaptureFixture[str], content: str
+) -> None:
+    assert run(recorder, "run_dir=one") == 0
+    Path("one/config.json").write_text(content)
+    assert run(recorder, "run_dir=one", "resume=auto") == 2
+    assert "one/config.json: cannot be read" in capsys.readouterr().err
+
+
 def test_hydras_record_of_an_earlier_start_is_kept(recorder: Recorder) -> None:
     assert run(recorder, "run_dir=one", "seed=1") == 0
     assert run(recorder, "run_dir=one", "seed=1", "resume=auto") == 0

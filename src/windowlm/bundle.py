@@ -27,6 +27,16 @@ FORMAT = 1
 MODEL_FOLDER = "model"
 WEIGHTS_NAME = "model.safetensors"
 CONFIG_NAME = "config.json"
+_JSON_NAMES: dict[type, str] = {dict: "an object", int: "a whole number", str: "a text"}
+_CONFIG_KEYS: dict[str, type] = {
+    "model": dict,
+    "vocabulary_size": int,
+    "sequence_length": int,
+    "source_identity": str,
+    "tokenizer_identity": str,
+    "data": dict,
+    "training": dict,
+}
 
 
 @dataclass(frozen=True)
@@ -85,23 +95,20 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> Bundle:
     config = _read_config(folder)
     try:
         shape = TypeAdapter(ModelConfig).validate_json(json.dumps(config["model"]), strict=True)
-        vocabulary_size = TypeAdapter(int).validate_python(config["vocabulary_size"], strict=True)
-    except KeyError as error:
-        raise UserError(f"{folder / CONFIG_NAME}: the key {error.args[0]} is missing") from None
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, ("model", *first["loc"])))
         raise UserError(f"{folder / CONFIG_NAME}: {key}: {first['msg']}") from None
     try:
         tokenizer = Tokenizer.load(folder)
-    except (ValueError, KeyError) as error:
+    except ValueError as error:
         raise UserError(f"{folder}: its tokenizer cannot be read: {error}") from None
-    if tokenizer.vocabulary_size != vocabulary_size:
+    if tokenizer.vocabulary_size != config["vocabulary_size"]:
         raise UserError(
             f"{folder}: the tokenizer has {tokenizer.vocabulary_size} tokens and config.json says "
-            f"vocabulary_size={vocabulary_size}; the files are of different models"
+            f"vocabulary_size={config['vocabulary_size']}; the files are of different models"
         )
-    model = Decoder(shape, vocabulary_size)
+    model = Decoder(shape, tokenizer.vocabulary_size)
     _load_weights(model, folder / WEIGHTS_NAME)
     return Bundle(model.to(device).eval(), tokenizer, config, folder)
 
@@ -129,6 +136,11 @@ def _read_config(folder: Path) -> dict[str, Any]:
         raise UserError(f"{path}: not JSON: {error}") from None
     if not isinstance(config, dict) or config.get("format") != FORMAT:
         raise UserError(f"{path}: format must be {FORMAT}, the only one that this version of windowlm reads")
+    for key, kind in _CONFIG_KEYS.items():
+        if key not in config:
+            raise UserError(f"{path}: the key {key} is missing")
+        if not isinstance(config[key], kind):
+            raise UserError(f"{path}: {key}={config[key]!r}: must be {_JSON_NAMES[kind]}")
     return config
 
 

@@ -76,15 +76,18 @@ class Tokenizer(ABC):
         """Read a tokenizer that `save` wrote.
 
         Raises:
-            ValueError: The folder holds no tokenizer, or one that is not byte-level.
+            ValueError: The folder holds no tokenizer, a damaged one, or one that is not byte-level.
         """
         path = Path(folder) / _DESCRIPTION
         if not path.is_file():
             raise ValueError(f"{str(folder)!r} holds no tokenizer: {_DESCRIPTION} is missing")
         description = json.loads(path.read_text(encoding="utf-8"))
-        if description["kind"] == "bytes":
-            return BytesTokenizer()
-        return BytePairTokenizer.from_file(Path(folder) / _TOKENIZER, description["end_mark"])
+        match description:
+            case {"kind": "bytes"}:
+                return BytesTokenizer()
+            case {"kind": "bpe", "end_mark": str(end_mark)}:
+                return BytePairTokenizer.from_file(Path(folder) / _TOKENIZER, end_mark)
+        raise ValueError(f"{str(path)!r} describes no tokenizer: {description!r}")
 
 
 class BytesTokenizer(Tokenizer):

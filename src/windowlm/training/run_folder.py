@@ -255,9 +255,12 @@ def _refuse_changes(config: TrainConfig, folder: RunFolder) -> None:
 def _changes(config: TrainConfig, folder: RunFolder) -> Iterator[tuple[str, str, str]]:
     """Each setting that differs from that of the run in ``folder``, as text: key, new value, old value."""
     try:
-        old = flattened(json.loads(folder.config.read_text(encoding="utf-8")))
+        settings = json.loads(folder.config.read_text(encoding="utf-8"))
+        if not isinstance(settings, dict):
+            raise ValueError("it is no object")
     except (ValueError, OSError) as error:
         raise ConfigError(f"{folder.config}: cannot be read ({error}); choose another run_dir") from None
+    old = flattened(settings)
     new = flattened(json.loads(json.dumps(asdict(config))))
     for key in sorted(old.keys() | new.keys()):
         if old.get(key) != new.get(key):
