@@ -134,6 +134,51 @@ def small_module(**changes: Any) -> LanguageModelModule:
     )
 
 
+def learning_rates(budget: Budget, steps: int, seconds_per_step: float = 0.0) -> list[float]:
+    """Share of the peak rate at each of the steps, two batches each, over a budget."""
+    module = LanguageModelModule(
+        Decoder(SHAPE, VOCABULARY),
+        OptimizerConfig(lr=1.0, warmup_fraction=0.2, final_lr_fraction=0.0),
+        budget,
+        np.ones(VOCABULARY, dtype=np.int64),
+        sequence_length=LENGTH,
+        batch_size=1,
+        accumulate_batches=2,
+        seed=0,
+    )
+    module.seconds_per_step = seconds_per_step
+    optimizer = torch.optim.SGD(module.parameters(), lr=7.0)
+    module.optimizers = lambda: optimizer  # type: ignore[method-assign,assignment]
+    rates = []
+    for _ in range(steps):
+        module.on_train_batch_start(rows(1), 0)
+        rates.append(optimizer.param_groups[0]["lr"])
+        module.batches_trained += 2
+        module.seconds_trained += seconds_per_step
+    return rates
+
+
+@pytest.mark.parametrize(
+    ("one", "ten"),
+    [
+        (Budget(steps=1), Budget(steps=10)),
+        (Budget(tokens=2 * LENGTH), Budget(tokens=20 * LENGTH)),
+        (Budget(seconds=0.5), Budget(seconds=5.0)),
+    ],
+)
+def test_every_step_is_taken_at_the_rate_of_its_middle(one: Budget, ten: Budget) -> None:
+    assert learning_rates(one, 1, 0.5) == pytest.approx([0.5 * (1 + math.cos(math.pi * 0.3 / 0.8))])
+    rates = learning_rates(ten, 10, 0.5)
+    assert rates[:2] == pytest.approx([0.25, 0.75])
+    assert rates[2:] == pytest.approx([0.5 * (1 + math.cos(math.pi * (step + 0.5) / 8)) for step in range(8)])
+    assert min(rates) > 0
+
+
+def test_a_step_that_outlasts_the_budget_still_learns() -> None:
+    assert learning_rates(Budget(seconds=0.1), 1, 60.0)[0] > 0
+    assert learning_rates(Budget(tokens=3 * LENGTH), 2)[1] > 0
+
+
 def test_tables_follow_the_module_to_its_device_and_keep_their_dtype() -> None:
     module = small_module().to(torch.bfloat16).to("meta")
     for table in (module.token_bytes_V, module.pairs_by_position_T, module.visible_pairs):

@@ -51,6 +51,7 @@ class LanguageModelModule(pl.LightningModule):
     Attributes:
         batches_trained: batches whose gradient has been taken, over the whole run.
         seconds_trained: clock of the run, kept over resumes.
+        seconds_per_step: what a step is expected to take, for the schedule over a budget in seconds.
         learning_rate: rate of the running step.
         gradient_norm: norm before clipping of the last step, a scalar tensor.
         train_sums: losses since the last logged row.
@@ -91,6 +92,7 @@ class LanguageModelModule(pl.LightningModule):
         self.loss_scaling = loss_scaling
         self.batches_trained = 0
         self.seconds_trained = 0.0
+        self.seconds_per_step = 0.0
         self.learning_rate = 0.0
         self.gradient_norm = torch.tensor(math.nan)
         self.train_sums = LossSums()
@@ -128,7 +130,7 @@ class LanguageModelModule(pl.LightningModule):
         # Without a seed of its own each batch, dropout after a resume would differ.
         torch.manual_seed((self.seed * 1_000_003 + self.batches_trained) % 2**63)
         if self.batches_trained % self.accumulate_batches == 0:
-            factor = learning_rate_factor(self.optimizer_config, self.budget.progress(self.spent()))
+            factor = learning_rate_factor(self.optimizer_config, self._progress_in_mid_step())
             self.learning_rate = self.optimizer_config.lr * factor
             optimizer = self.optimizers()
             for group in optimizer.param_groups:  # type: ignore[union-attr]
@@ -204,6 +206,14 @@ class LanguageModelModule(pl.LightningModule):
         self.validation_bits_per_byte = state["validation_bits_per_byte"]
         self.train_sums.load_state_dict(state["train_sums"])
         self.visible_pairs.fill_(state["visible_pairs"])
+
+    def _progress_in_mid_step(self) -> float:
+        """Share of the budget in the middle of the step that begins: at either end the rate may be 0."""
+        before = self.budget.progress(self.spent())
+        step = Spent(
+            steps=1, tokens=self.tokens_per_batch * self.accumulate_batches, seconds=self.seconds_per_step
+        )
+        return before + min(self.budget.progress(step), 1 - before) / 2
 
     def _count_pairs(self, batch: Batch) -> torch.Tensor:
         """Query-key pairs inside window and document, summed over the layers."""

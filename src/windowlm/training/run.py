@@ -274,6 +274,7 @@ class TrainingRun:
         """Train; returns why it stopped before the budget was spent, or None."""
         config = self.config
         interval = self._validation_interval(plan)
+        module.seconds_per_step = plan.seconds_per_step
 
         def validates_after(step: int) -> bool:
             return isinstance(interval, int) and step % interval == 0

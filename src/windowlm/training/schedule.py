@@ -59,7 +59,7 @@ def learning_rate_factor(config: OptimizerConfig, progress: float) -> float:
 
     Args:
         config: schedule, fractions.
-        progress: share of the budget used before the step.
+        progress: share of the budget used in the middle of the step.
     """
     progress = min(max(progress, 0.0), 1.0)
     if progress < config.warmup_fraction:
