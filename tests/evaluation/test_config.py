@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from windowlm.evaluation.config import EvaluationConfig
+from windowlm.evaluation.config import EvaluationConfig, ScoredDataConfig
 
 
 @pytest.mark.parametrize("lengths", [[], [0, 4], [8, 4], [4, 4], [-1]])
@@ -28,3 +28,19 @@ def test_counts_below_one_are_refused(name):
 def test_the_settings_load_without_torch_and_numpy():
     code = "import sys, windowlm.evaluation.config; print({'torch', 'numpy', 'pydantic'} & set(sys.modules))"
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "set()"
+
+
+@pytest.mark.parametrize(
+    "given", [{"documents": 3}, {"exclude": "list.json"}, {"revision": "v1"}, {"text_column": "body"}]
+)
+def test_settings_of_other_documents_need_their_name_or_path(given):
+    with pytest.raises(ValueError, match=r"give data\.path or data\.name.*; try \w+=null$"):
+        ScoredDataConfig(**given)
+    with pytest.raises(ValueError, match="give data"):
+        ScoredDataConfig(**given, cache_dir="cache")
+    for other in ({"path": "book.txt"}, {"name": "pg19"}):
+        assert ScoredDataConfig(**given, **other).given() == given | other
+
+
+def test_the_cache_folder_can_be_given_for_the_runs_own_documents():
+    assert ScoredDataConfig(cache_dir="cache").given() == {"cache_dir": "cache"}

@@ -54,7 +54,7 @@ class EvaluationConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ScoredDataConfig:
-    """Documents that a finished run is scored on; null takes the run's own setting.
+    """Documents that a finished run is scored on; without a name and a path those of its own split.
 
     Args:
         name: a data set by name, all of its documents.
@@ -79,6 +79,19 @@ class ScoredDataConfig:
     exclude: str | None = None
     revision: str | None = None
     cache_dir: str | None = None
+
+    def __post_init__(self) -> None:
+        """Check relations.
+
+        Raises:
+            ValueError: a setting of other documents, which are not named.
+        """
+        for field, value in self.given().items():
+            if self.name is None and self.path is None and field != "cache_dir":
+                raise ValueError(
+                    f"{field}={value}: the run's own documents are read as in the run; give data.path or "
+                    f"data.name with it, or leave it away; try {field}=null"
+                )
 
     def given(self) -> dict[str, str | int]:
         """The settings that are not null."""
