@@ -2,8 +2,9 @@ from pathlib import Path
 
 import pytest
 
+from windowlm.config import TrainConfig
 from windowlm.errors import UserError
-from windowlm.training.wandb_run import choose_mode
+from windowlm.training.wandb_run import WandbRun, choose_mode
 
 
 @pytest.fixture(autouse=True)
@@ -55,3 +56,24 @@ def test_an_unknown_variable_is_refused(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setenv("WANDB_MODE", "sometimes")
     with pytest.raises(UserError, match="WANDB_MODE=sometimes: allowed is one of online"):
         choose_mode("offline")
+
+
+@pytest.mark.parametrize(
+    ("failure", "message"),
+    [
+        ("CommError", r"^logger\.mode=auto: no; try logger\.mode=offline"),
+        ("UsageError", r"^logger: W&B refuses the settings: no"),
+        ("ValueError", r"^logger: W&B refuses the settings: no"),
+    ],
+)
+def test_only_a_failed_connection_is_laid_to_the_mode(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, failure: str, message: str
+) -> None:
+    import wandb
+
+    def fail(**_: object) -> None:
+        raise getattr(wandb.errors, failure, ValueError)("no")
+
+    monkeypatch.setattr(wandb, "init", fail)
+    with pytest.raises(UserError, match=message):
+        WandbRun(TrainConfig(run_dir="run"), tmp_path, None, "id", {})

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from windowlm.setting_text import setting_text
+
 DEFAULT_BUDGET_SECONDS = 180.0
 
 Precision = Literal["32-true", "16-mixed", "bf16-mixed", "bf16-true"]
@@ -157,3 +159,17 @@ class LoggerConfig:
     name: str | None = None
     tags: list[str] | None = None
     mode: Literal["auto", "online", "offline"] = "auto"
+
+    def __post_init__(self) -> None:
+        # W&B's own rules, which it would check only when the run begins.
+        if not 1 <= len(self.project) <= 128 or any(mark in self.project for mark in "/\\#?%:"):
+            raise ValueError(
+                f"project={self.project}: 1 to 128 characters without / \\ # ? % :; try project=windowlm"
+            )
+        wrong = [tag for tag in self.tags or () if not 1 <= len(tag) <= 64]
+        if wrong:
+            kept = [tag for tag in self.tags or () if tag not in wrong]
+            raise ValueError(
+                f"tags={setting_text(self.tags)}: each has 1 to 64 characters, one here {len(wrong[0])}; "
+                f"try tags={setting_text(kept or None)}"
+            )

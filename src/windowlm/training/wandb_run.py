@@ -52,8 +52,8 @@ class WandbRun:
             its last entries when a process is killed; what it has already is not logged twice.
 
     Raises:
-        UserError: the mode asks for a key and there is none, ``WANDB_MODE`` is unknown, or W&B cannot be
-            reached.
+        UserError: the mode asks for a key and there is none, ``WANDB_MODE`` is unknown, W&B cannot be
+            reached, or it refuses a setting.
     """
 
     def __init__(
@@ -88,8 +88,12 @@ class WandbRun:
                 allow_val_change=True,
                 settings=wandb.Settings(silent=True, console="off"),
             )
-        except wandb.Error as error:
+        except wandb.errors.CommError as error:
             raise UserError(f"logger.mode={settings.mode}: {error}; try logger.mode=offline") from None
+        except (wandb.Error, ValueError) as error:
+            raise UserError(
+                f"logger: W&B refuses the settings: {error}; logger=none runs without it"
+            ) from None
         self.logger = StepLogger(experiment=run)
         for row in rows:
             if row["step"] >= run.starting_step:
