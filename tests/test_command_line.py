@@ -422,10 +422,10 @@ def test_the_evaluation_takes_what_is_not_given_from_the_run(recorder: Recorder)
     for words, targets, split in [
         ((), 77, "test"),
         (("evaluation.split=validation",), 77, "validation"),
-        (("evaluation=full",), None, "validation"),
+        (("evaluation=full",), None, "test"),
         (("data.path=book.txt",), None, "test"),
         (("data.path=book.txt", "evaluation.max_targets=5"), 5, "test"),
-        (("evaluation=full", "evaluation.max_targets=5"), 5, "validation"),
+        (("evaluation=full", "evaluation.max_targets=5"), 5, "test"),
     ]:
         assert evaluate(recorder, "checkpoint=one", *words) == 0
         config = recorder.calls[-1][0]
