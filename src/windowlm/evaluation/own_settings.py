@@ -13,18 +13,23 @@ def with_own_settings(values: dict[str, Any]) -> dict[str, Any]:
     """Settings of ``scripts/evaluate.py`` with ``evaluation`` filled up from the run's own.
 
     A run's own data are scored as the run scored them. Of other data, ``data.path`` or ``data.name``, every
-    target is, unless ``evaluation.max_targets`` says otherwise.
+    target is, in float32, unless ``evaluation.max_targets`` and ``evaluation.precision`` say otherwise.
 
     Args:
         values: composed settings, in ``evaluation`` those that are given.
 
     Raises:
-        UserError: the run's ``config.json`` is damaged.
+        UserError: the run's ``config.json`` is damaged, or a split of other data is asked for.
     """
-    own = _own_settings(Path(values["checkpoint"]))
+    own, given = _own_settings(Path(values["checkpoint"])), values["evaluation"] or {}
     if any(values["data"].get(name) is not None for name in ("path", "name")):
-        own["max_targets"] = None
-    return {**values, "evaluation": own | (values["evaluation"] or {})}
+        if "split" in given:
+            raise UserError(
+                f"evaluation.split={given['split']}: other data are scored whole, in no split; leave it "
+                "away, or data.path and data.name"
+            )
+        own |= {"max_targets": None, "precision": "32-true"}
+    return {**values, "evaluation": own | given}
 
 
 def _own_settings(checkpoint: Path) -> dict[str, Any]:
