@@ -21,6 +21,7 @@ from windowlm.setting_text import setting_text
 from windowlm.training.run_folder import RunFolder, check_run_folder, record_of
 
 CONF = PROJECT / "conf"
+NO_CORRECTION = ""
 
 
 class Recorder:
@@ -109,7 +110,9 @@ def test_defaults_are_composed_and_the_run_gets_a_folder_of_its_own(recorder: Re
         (["model.rotary.scaling.kind=yarn", "model.rotary.scaling.factor=2"], "original_length", None),
         (["model.rotary.fractoin=0.5"], "no setting model.rotary.fractoin", "model.rotary.fraction=0.5"),
         (["trainer.max_steps"], "given as key=value", None),
-        (["optimizer.lr=[1"], "cannot be read", None),
+        (["optimizer.lr=[1"], "optimizer.lr=[1: cannot be read", NO_CORRECTION),
+        (["model.window=[64,64"], "model.window=[64,64: cannot be read", NO_CORRECTION),
+        (["-m", "data.path=choice(a,b"], "cannot be read; a text", "data.path='choice(a,b'"),
         (["precision=16-mixed", "trainer.device=cpu"], "needs a GPU", "precision=bf16-mixed"),
         (["--unknown"], "no such option", None),
         (["-m", "model.window=64,0"], "model.window=0", "model.window=64,256"),
@@ -130,7 +133,9 @@ def test_a_mistake_ends_with_status_2_one_message_and_nothing_written(
     assert expected in printed.err
     assert "Traceback" not in printed.err
     assert len(printed.err.strip().splitlines()) <= 2
-    if correction is not None:
+    if correction == NO_CORRECTION:
+        assert "try:" not in printed.err
+    elif correction is not None:
         assert correction in shlex.split(printed.err.splitlines()[1])
     assert not recorder.calls
     assert not list(Path.cwd().iterdir())
@@ -444,6 +449,8 @@ def test_a_corrected_command_names_the_script_as_it_was_started(
         assert evaluate(recorder, "checkpoint=x", f"data={data}") == 2
         expected = f"data={data}: this command has no data to choose, but data.name, data.path"
         assert expected in capsys.readouterr().err
+    assert evaluate(recorder, "checkpoint=x", "data.path=y", "evaluation.split=test") == 2
+    assert "error: evaluation.split=test: other data are scored whole" in capsys.readouterr().err
     assert evaluate(recorder, "-m", "checkpoint=x,y") == 2
     assert "scripts/evaluate.py makes no sweeps" in capsys.readouterr().err
     assert evaluate(recorder) == 2

@@ -263,10 +263,14 @@ def _explain(error: Exception, command: Command[Any], conf: Path, overrides: lis
             parsed = OverridesParser.create().parse_override(word)
             key = parsed.key_or_group
         except HydraException:
+            is_text = key_of(word) in settings and settings[key_of(word)].is_text
+            advice = (
+                "a text with commas or quotes stands in quotes" if is_text else "a bracket or quote is open"
+            )
             return ConfigError(
-                f"{word}: cannot be read; a value with commas, brackets, quotes or spaces stands in quotes",
+                f"{word}: cannot be read; {advice}",
                 key=key,
-                correction=f"{key}='{value}'" if "'" not in value and key not in groups else None,
+                correction=f"{key}='{value}'" if is_text and "'" not in value else None,
             )
         if key in groups and key not in chosen:
             inside = ", ".join(name for name in settings if name.startswith(f"{key}."))

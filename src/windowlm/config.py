@@ -91,7 +91,7 @@ class EvaluateConfig:
         checkpoint: run folder, or a model folder with its safetensors, config and tokenizer.
         data: documents to score; nothing given scores the run's own split.
         evaluation: context lengths, targets, precision; what is not given is as in the run, but every target
-            of other data is scored.
+            of other data is scored, in float32.
         device: ``auto`` takes a GPU where there is one.
         output_dir: folder of the results; null is ``evaluation`` in the run's folder, or
             ``evaluation_NAME`` for other data.
@@ -179,15 +179,15 @@ def settings_of(config_type: type, prefix: str = "", under_nullable: bool = Fals
 def unknown_key_error(key: str, value: str, settings: Iterable[str]) -> ConfigError:
     """The error for a key that does not exist, with the nearest ones that do.
 
-    Near are the keys of the same group with a name like it, then those of other groups with the same name or
-    one like it.
+    Near are the keys of other groups with the same name, then those of the same group with a name like it,
+    then those of other groups.
     """
     known = list(settings)
     parent, _, leaf = key.rpartition(".")
     siblings = {name.rpartition(".")[2]: name for name in known if name.rpartition(".")[0] == parent}
     others = {name.rpartition(".")[2]: name for name in reversed(known)}
-    nearest = [siblings[match] for match in difflib.get_close_matches(leaf, siblings, n=3, cutoff=0.6)]
-    nearest += [name for name in known if name.rpartition(".")[2] == leaf]
+    nearest = [name for name in known if name.rpartition(".")[2] == leaf]
+    nearest += [siblings[match] for match in difflib.get_close_matches(leaf, siblings, n=3, cutoff=0.6)]
     nearest += [others[match] for match in difflib.get_close_matches(leaf, others, n=3, cutoff=0.6)]
     nearest = list(dict.fromkeys(nearest))[:3]
     hint = ""
