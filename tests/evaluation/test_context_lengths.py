@@ -7,8 +7,8 @@ from windowlm.errors import UserError
 from windowlm.evaluation.context_lengths import resolve_context_lengths
 
 
-def test_the_default_is_five_powers_of_two_up_to_half_the_training_length():
-    assert resolve_context_lengths(None, 1024, np.array([10_000])) == [32, 64, 128, 256, 512]
+def test_the_default_is_six_powers_of_two_up_to_half_the_training_length():
+    assert resolve_context_lengths(None, 1024, np.array([10_000])) == [16, 32, 64, 128, 256, 512]
 
 
 def test_a_training_length_between_powers_of_two_is_not_exceeded():

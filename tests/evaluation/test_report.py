@@ -7,7 +7,7 @@ from rich.console import Console
 
 from windowlm.evaluation.config import EvaluationConfig
 from windowlm.evaluation.length_sweep import length_sweep
-from windowlm.evaluation.report import length_plot, length_table, window_text
+from windowlm.evaluation.report import caption, length_plot, length_table, window_text
 
 from .fakes import ReachModel, one_byte_each, random_documents
 from .test_length_sweep import FACTS
@@ -38,10 +38,19 @@ def test_the_table_shows_every_length_with_its_change_and_marks_extrapolation():
     assert f"{change['mean']:+.4f} ± {change['high'] - change['mean']:.4f}" in text
     assert "32*" in text
     assert "4*" not in text
-    assert "1 documents are too short" in text
     words = " ".join(text.split())
+    assert "1 documents are too short" in words
+    undecided = result["paired"]["low"] <= 0 <= result["paired"]["high"]
+    assert ("Whether c = 32 differs from c = 4 cannot be told" in words) == undecided
     assert "naive: the same targets in windows of c tokens" in words
     assert "the mean of the documents, each counted once" in words
+
+
+@pytest.mark.parametrize(("low", "high", "told"), [(-0.2, -0.1, True), (-0.2, 0.1, False), (0.1, 0.2, True)])
+def test_an_interval_that_holds_zero_is_named(low, high, told):
+    result = result_of()
+    result["paired"] |= {"low": low, "high": high}
+    assert ("cannot be told" in caption(result)) != told
 
 
 def test_a_single_document_has_a_change_without_interval():

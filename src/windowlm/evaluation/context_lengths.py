@@ -5,7 +5,7 @@ import numpy.typing as npt
 
 from windowlm.errors import UserError
 
-DEFAULT_COUNT = 5
+DEFAULT_COUNT = 6
 
 
 def resolve_context_lengths(
@@ -14,7 +14,7 @@ def resolve_context_lengths(
     """Context lengths to measure, increasing.
 
     The default ends at the largest power of two c such that windows of 2c tokens fit the training length
-    and documents longer than c hold at least half of the tokens; it then halves down to c / 16.
+    and documents longer than c hold at least half of the tokens; it then halves down to c / 32.
 
     Args:
         requested: the setting, already sorted and positive; None for the default.

@@ -75,6 +75,13 @@ def caption(result: LengthResult) -> str:
         "the shortest c, the mean of the documents, each counted once, with its 95% t interval. naive: the "
         "same targets in windows of c tokens that do not overlap, so that a target sees 1 to c."
     ]
+    whole = result["paired"]
+    low, high = (None, None) if whole is None else (whole["low"], whole["high"])
+    if whole is not None and low is not None and high is not None and low <= 0 <= high:
+        sentences.append(
+            f"Whether c = {whole['longest']} differs from c = {whole['shortest']} cannot be told: "
+            "the interval of the change holds zero."
+        )
     if any(row["extrapolation"] for row in result["rows"]):
         sentences.append(f"* windows of 2c beyond the {result['training_length']:,} tokens of training.")
     if result["documents_too_short"]:
