@@ -1,5 +1,6 @@
 """Runs in this process that are stopped, fail or go on."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -15,6 +16,7 @@ import torch
 from tests.training.offline_wandb import read_offline_run
 from windowlm.command_line import Invocation
 from windowlm.config import ConfigError, TrainConfig, check_config
+from windowlm.errors import UserError
 from windowlm.training import run
 from windowlm.training.lightning_module import LanguageModelModule
 from windowlm.training.metrics_log import WALL_CLOCK_COLUMNS, MetricsLog
@@ -259,11 +261,64 @@ def test_the_state_of_another_run_leaves_something_of_the_budget(
     assert not (tmp_path / "next").exists()
 
 
-def test_a_stop_ends_the_sweep(start: Start, before: Callable[..., None]) -> None:
-    before("training_step", 1, lambda _: send(signal.SIGTERM))
+def evaluation_that(act: Callable[[], None]) -> Callable[..., Any]:
+    """The evaluation, which does something first."""
+    evaluate = run.evaluate_model
+
+    def acting(*arguments: Any) -> Any:
+        act()
+        return evaluate(*arguments)
+
+    return acting
+
+
+def swallowed() -> None:
+    with contextlib.suppress(BaseException):
+        send(signal.SIGINT)
+
+
+def fails() -> None:
+    swallowed()
+    raise UserError("a worker is gone")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(("method", "batches"), [("training_step", 1), ("training_step", 5), ("spent", 0)])
+def test_a_signal_ends_the_sweep(
+    number: signal.Signals, method: str, batches: int, start: Start, before: Callable[..., None]
+) -> None:
+    before(method, batches, lambda _: send(number))
     with pytest.raises(SystemExit) as left:
         start("0", sweep=True)
     assert left.value.code == 75
+
+
+@pytest.mark.parametrize("act", [lambda: send(signal.SIGINT), swallowed, fails])
+def test_a_signal_in_an_evaluation_ends_the_sweep_however_the_evaluation_takes_it(
+    act: Callable[[], None], start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "evaluate_model", evaluation_that(act))
+    with pytest.raises(SystemExit) as left:
+        start("0", sweep=True)
+    assert left.value.code == 75
+
+
+def test_a_signal_before_a_run_begins_ends_the_sweep(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "choose_device", lambda _: send(signal.SIGINT))
+    with pytest.raises(SystemExit) as left:
+        start("0", sweep=True)
+    assert left.value.code == 75
+
+
+def test_a_failure_without_a_signal_leaves_the_sweep_to_go_on(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> None:
+        raise UserError("this run alone")
+
+    monkeypatch.setattr(run, "evaluate_model", evaluation_that(fail))
+    with pytest.raises(UserError, match="this run alone"):
+        start("0", sweep=True)
 
 
 def test_the_wall_clock_limit_counts_from_the_start_of_the_command(

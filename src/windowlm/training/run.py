@@ -3,6 +3,7 @@
 import logging
 import math
 import secrets
+import sys
 import warnings
 from dataclasses import asdict
 from datetime import timedelta
@@ -64,12 +65,24 @@ def train(config: TrainConfig, invocation: Invocation) -> int:
 
     Raises:
         UserError: what device, data or checkpoint show to be wrong, or a loss that is not finite.
-        SystemExit: with status 75, where a run of a sweep stopped, so that the sweep stops too.
+        SystemExit: with status 75, where a run of a sweep stopped or a signal came: the sweep stops too.
     """
     with Signals() as signals:
-        status = TrainingRun(config, invocation, signals).execute()
-    if status == INTERRUPTED and invocation.sweep_dir is not None:
-        raise SystemExit(status)
+        try:
+            status = TrainingRun(config, invocation, signals).execute()
+        except Interrupted as interruption:
+            print(f"stopped: {interruption}", file=sys.stderr)
+            status = INTERRUPTED
+        except Exception as error:
+            # Hydra would go on with the other runs of the sweep.
+            if signals.received is None or invocation.sweep_dir is None:
+                raise
+            print(f"stopped: {signals.received}; {type(error).__name__}: {error}", file=sys.stderr)
+            status = INTERRUPTED
+    # A signal counts even where a library swallowed its exception and the run came to its end.
+    interrupted = status == INTERRUPTED or signals.received is not None
+    if interrupted and invocation.sweep_dir is not None:
+        raise SystemExit(INTERRUPTED)
     return status
 
 
