@@ -46,6 +46,19 @@ def test_own_data_that_have_changed_are_refused(bundle):
         scored_documents(bundle, "validation", {})
 
 
+def test_a_split_that_the_data_do_not_have_is_named(bundle, tmp_path):
+    folder = tmp_path / "stated"
+    folder.mkdir()
+    for split in ("train", "validation"):
+        (folder / f"{split}.txt").write_text(f"{split} " * 20)
+    bundle.config["data"]["path"] = str(folder)
+    prepared = prepare_tokens(DataConfig(**bundle.config["data"]), TokenizerConfig(kind="bytes"))
+    bundle.config["source_identity"] = prepared.source_identity
+    assert len(scored_documents(bundle, "validation", {})[0]) == 1
+    with pytest.raises(UserError, match=r"^evaluation\.split=test: these data have no test split"):
+        scored_documents(bundle, "test", {})
+
+
 def test_other_fractions_would_score_text_of_the_training_and_are_refused(bundle):
     with pytest.raises(UserError, match="not those of its training"):
         scored_documents(bundle, "validation", {"validation_fraction": 0.4})

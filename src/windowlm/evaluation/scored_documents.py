@@ -26,7 +26,8 @@ def scored_documents(bundle: Bundle, split: str, settings: Mapping[str, Any]) ->
         settings: settings of ``DataConfig``.
 
     Raises:
-        UserError: a setting is wrong, or the run's own data are no longer those of its training.
+        UserError: a setting is wrong, the run's own data are no longer those of its training, or they have no
+            such split.
         DataError: the documents cannot be read.
     """
     own = bundle.config["data"]
@@ -40,7 +41,13 @@ def scored_documents(bundle: Bundle, split: str, settings: Mapping[str, Any]) ->
             f"{prepared.source_identity}, then {bundle.config['source_identity']}), so the {split} split may "
             "hold text that it was trained on; score other documents: data.path=FILE"
         )
-    return {"validation": prepared.validation, "test": prepared.test}[split], prepared.source_identity
+    documents = {"validation": prepared.validation, "test": prepared.test}[split]
+    if not len(documents):
+        raise UserError(
+            f"evaluation.split={split}: these data have no {split} split ({prepared.source}); score the "
+            "other one, or other documents: data.path=FILE"
+        )
+    return documents, prepared.source_identity
 
 
 def _checked(settings: Mapping[str, Any]) -> DataConfig:
