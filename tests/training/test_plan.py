@@ -51,3 +51,7 @@ def test_left_out_documents_are_counted(tmp_path: Path) -> None:
     (tmp_path / "docs" / "copy.txt").write_text(text(5), encoding="utf-8")
     shown = printed(tmp_path, "docs", "run", exclude=str(tmp_path / "list.json"))
     assert "1 duplicates dropped; 2 left out by data.exclude" in shown
+    (tmp_path / "list.json").write_text(json.dumps([{"title": "no such title"}]))
+    shown = printed(tmp_path, "docs", "run", exclude=str(tmp_path / "list.json"))
+    assert "; 0 left out by data.exclude" in shown
+    assert "data.exclude" not in printed(tmp_path, "docs", "run")

@@ -4,11 +4,13 @@ import shlex
 
 from rich.console import Console
 
+from windowlm.command_line import Invocation
 from windowlm.config import TrainConfig
 from windowlm.data.compression import compressed_bits_per_byte
 from windowlm.data.datamodule import DocumentDataModule
 from windowlm.evaluation.report import length_table
 from windowlm.evaluation.result import LengthResult
+from windowlm.training.given_settings import given_settings
 from windowlm.training.lightning_module import LanguageModelModule
 from windowlm.training.run_folder import RunFolder
 
@@ -17,6 +19,7 @@ def print_closing_screen(
     console: Console,
     config: TrainConfig,
     folder: RunFolder,
+    invocation: Invocation,
     module: LanguageModelModule,
     data_module: DocumentDataModule,
     result: LengthResult,
@@ -28,6 +31,7 @@ def print_closing_screen(
         console: where to.
         config: settings of the run.
         folder: its folder.
+        invocation: how it was started.
         module: after the last step.
         data_module: its validation bytes are compressed, to compare with.
         result: its evaluation.
@@ -46,19 +50,25 @@ def print_closing_screen(
     for name, meaning in folder.contents():
         console.out(f"  {name:<14} {meaning}", highlight=False)
     console.out("\nnext", style="bold", highlight=False)
-    for command in (*next_commands(config, folder), sync_command):
+    for command in (*next_commands(config, folder, invocation), sync_command):
         if command is not None:
             console.out(f"  {command}", highlight=False)
 
 
-def next_commands(config: TrainConfig, folder: RunFolder) -> list[str]:
-    """Three commands to try, as a shell takes them."""
-    window = config.model.window
-    smaller = max(1, window // 4) if isinstance(window, int) else 64
+def next_commands(config: TrainConfig, folder: RunFolder, invocation: Invocation) -> list[str]:
+    """Three commands to try, as a shell takes them: after a single run the first is this one, changed."""
+    if invocation.sweep_dir is not None:
+        first = ["scripts/compare_runs.py", str(folder.path.parent)]
+    else:
+        window = config.model.window
+        smaller = max(1, window // 4) if isinstance(window, int) else 64
+        given = given_settings(invocation.command)
+        own = [given[key] for key in given if key not in ("run_dir", "resume", "model.window")]
+        first = ["train.py", *own, f"model.window={smaller}"]
     return [
         shlex.join(["python", *words])
         for words in (
-            ["train.py", f"model.window={smaller}"],
+            first,
             ["scripts/evaluate.py", f"checkpoint={folder.path}", "data.path=FILE_OR_FOLDER"],
             ["train.py", "data.path=FILE_OR_FOLDER"],
         )

@@ -164,6 +164,7 @@ class TrainingRun:
             self.console,
             config,
             self.folder,
+            self.invocation,
             module,
             data_module,
             result,
