@@ -11,7 +11,7 @@ from windowlm.data.errors import DataError
 ROWS = [{"text": text(i), "title": f"Title {i}", "author": f"Author {i % 3}"} for i in range(12)]
 
 
-def remaining(tmp_path: Path, entries: object) -> tuple[set[str], int]:
+def remaining(tmp_path: Path, entries: object) -> tuple[set[str], int | None]:
     (tmp_path / "books.jsonl").write_text("\n".join(map(json.dumps, ROWS)))
     (tmp_path / "list.json").write_text(json.dumps(entries))
     exclude = str(tmp_path / "list.json")

@@ -56,7 +56,7 @@ def test_pg19_keeps_its_splits_and_a_book_of_the_test_is_not_trained_on(tmp_path
     assert prepared.duplicates_dropped == 1
 
 
-def excluded(tmp_path: Path, entry: dict[str, str], **others: Any) -> int:
+def excluded(tmp_path: Path, entry: dict[str, str], **others: Any) -> int | None:
     (tmp_path / "list.json").write_text(json.dumps([entry]))
     others["exclude"] = str(tmp_path / "list.json")
     return prepare_tokens(settings("pg19", tmp_path / "copy", tmp_path, **others), BYTES).excluded

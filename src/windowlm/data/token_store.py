@@ -105,7 +105,7 @@ class PreparedData:
         source_identity: Hash of the texts of all splits and which split each is in.
         revision: Commit of a hub data set.
         duplicates_dropped: Documents left out because an earlier one has the same text.
-        excluded: Documents left out by `data.exclude`.
+        excluded: Documents left out by `data.exclude`; None without one.
         cuts: What was cut out of a single document, in words, one entry a split.
     """
 
@@ -117,7 +117,7 @@ class PreparedData:
     source_identity: str
     revision: str | None = None
     duplicates_dropped: int = 0
-    excluded: int = 0
+    excluded: int | None = None
     cuts: list[str] = field(default_factory=list)
 
     def summary(self) -> dict[str, Any]:
@@ -138,7 +138,7 @@ class PreparedData:
             "tokenizer_identity": self.tokenizer.identity,
             **splits,
             "duplicates_dropped": self.duplicates_dropped,
-            "excluded": self.excluded,
+            "excluded": self.excluded or 0,
             "cuts": self.cuts,
         }
 
@@ -181,7 +181,7 @@ def prepare_tokens(data: DataConfig, tokenizer: TokenizerConfig | Tokenizer) -> 
         source_identity=hash_of(texts.identity, splits.tolist()),
         revision=source.revision,
         duplicates_dropped=int(texts.is_duplicate.sum()),
-        excluded=excluded,
+        excluded=excluded if data.exclude else None,
         cuts=texts.cuts,
     )
     if prepared.train.token_count <= data.sequence_length:

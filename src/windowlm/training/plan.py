@@ -117,7 +117,7 @@ def _documents(data: PreparedData) -> str:
         if len(split)
     )
     dropped = f"; {data.duplicates_dropped:,} duplicates dropped" if data.duplicates_dropped else ""
-    excluded = f"; {data.excluded:,} left out by data.exclude" if data.excluded else ""
+    excluded = "" if data.excluded is None else f"; {data.excluded:,} left out by data.exclude"
     cuts = "".join(f"; {cut}" for cut in data.cuts)
     return f"{data.source}: {splits}{dropped}{excluded}{cuts}"
 
