@@ -272,7 +272,7 @@ def test_the_folder_copied_alone_into_another_project_works(tmp_path: Path) -> N
 import sys
 sys.modules["windowlm"] = None
 import torch
-from other.borrowed.layers import SlidingWindowAttention
+from other.borrowed import FlashAttention, RotaryEmbedding, SlidingWindowAttention
 layer = SlidingWindowAttention(16, 2, 8, 5)
 layer(torch.randn(1, 12, 16)).sum().backward()
 """
