@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shlex
 import shutil
 import signal
 from collections.abc import Callable, Iterator
@@ -37,6 +38,11 @@ Start = Callable[..., int]
 
 def begin(folder: Path, texts: Path, cache: Path, sweep: bool = False, **changes: Any) -> int:
     """Start a run of six steps in a folder, or go on with it, as ``train.py`` would."""
+    invocation = Invocation(
+        output_dir=folder,
+        sweep_dir=folder.parent if sweep else None,
+        command=changes.pop("command", f"python train.py {shlex.quote(f'run_dir={folder}')}"),
+    )
     values = {
         "model": {**SHAPE, "attention_dropout": 0.2, **changes.pop("model", {})},
         "data": {
@@ -62,9 +68,6 @@ def begin(folder: Path, texts: Path, cache: Path, sweep: bool = False, **changes
         "run_dir": str(folder),
         **changes,
     }
-    invocation = Invocation(
-        output_dir=folder, sweep_dir=folder.parent if sweep else None, command="python train.py"
-    )
     return train(check_config(TrainConfig, values), invocation)
 
 
@@ -259,6 +262,23 @@ def test_the_state_of_another_run_leaves_something_of_the_budget(
         start("next", resume=str(uninterrupted), trainer=budget)
     assert refused.value.correction == larger
     assert not (tmp_path / "next").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "resume", "warns"),
+    [
+        ("", "auto", True),
+        ("run_dir=null", "auto", True),
+        ("run_dir=run", "auto", False),
+        ("'+run_dir=my run'", "auto", False),
+        ("", None, False),
+    ],
+)
+def test_resuming_without_a_folder_is_said_to_start_a_new_run(
+    start: Start, capsys: pytest.CaptureFixture[str], words: str, resume: str | None, warns: bool
+) -> None:
+    assert start("run", plan=True, resume=resume, command=f"python train.py {words}") == 0
+    assert ("resume=auto without run_dir starts a new run" in capsys.readouterr().out) is warns
 
 
 def evaluation_that(act: Callable[[], None]) -> Callable[..., Any]:

@@ -3,6 +3,7 @@
 import logging
 import math
 import secrets
+import shlex
 import sys
 import warnings
 from dataclasses import asdict
@@ -33,6 +34,7 @@ from windowlm.training.checkpoint_io import AtomicCheckpointIO
 from windowlm.training.checkpoint_writer import CheckpointWriter
 from windowlm.training.closing_screen import print_closing_screen
 from windowlm.training.device import choose_device
+from windowlm.training.given_settings import given_settings
 from windowlm.training.lightning_module import LanguageModelModule
 from windowlm.training.metrics_log import MetricsLog
 from windowlm.training.metrics_writer import MetricsWriter
@@ -129,6 +131,13 @@ class TrainingRun:
         config = self.config
         if self.start.finished and self._is_evaluated():
             return self._nothing_to_do()
+        if self._cannot_be_found_again():
+            self.console.out(
+                "warning: resume=auto without run_dir starts a new run; to go on with this one later, give "
+                f"{shlex.quote(f'run_dir={self.folder.path}')}",
+                style="yellow",
+                highlight=False,
+            )
         torch.manual_seed(config.seed)
         data = prepare_tokens(config.data, config.tokenizer)
         data_module = DocumentDataModule(data, config.data, seed=config.seed)
@@ -171,6 +180,11 @@ class TrainingRun:
             self.wandb_run.sync_command() if self.wandb_run is not None else None,
         )
         return 0
+
+    def _cannot_be_found_again(self) -> bool:
+        """Whether the same command would choose another folder, in which there is nothing to resume."""
+        given = given_settings(self.invocation.command).get("run_dir", "run_dir=null")
+        return self.config.resume == "auto" and given == "run_dir=null"
 
     def _is_evaluated(self) -> bool:
         """Whether the model of the last step was; an evaluation alone may be of an earlier budget."""
