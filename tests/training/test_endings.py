@@ -7,6 +7,7 @@ import shlex
 import shutil
 import signal
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -167,6 +168,34 @@ def test_a_stop_is_saved_without_a_validation(
     before("training_step", 2, lambda _: send(signal.SIGTERM))
     assert start("run") == 75
     assert [row["step"] for row in rows(tmp_path / "run") if "validation_loss" in row] == [2]
+
+
+def test_a_save_waits_for_a_validation_that_is_due_at_a_step_and_not_for_one_due_at_a_time(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[tuple[str, int]] = []
+    save, validate = pl.Trainer.save_checkpoint, LanguageModelModule.on_validation_epoch_start
+
+    def saving(self: pl.Trainer, path: Path, *arguments: Any) -> None:
+        if path.name == "last.ckpt":
+            events.append(("save", self.global_step))
+        save(self, path, *arguments)
+
+    def validating(self: LanguageModelModule) -> None:
+        events.append(("validation", self.spent().steps))
+        validate(self)
+
+    monkeypatch.setattr(pl.Trainer, "save_checkpoint", saving)
+    monkeypatch.setattr(LanguageModelModule, "on_validation_epoch_start", validating)
+    every_step = {"every_n_steps": 1}
+    assert start("steps", checkpoint=every_step, trainer={"max_steps": 3}) == 0
+    assert events == [("save", 1), ("validation", 2), ("save", 2), ("validation", 3), ("save", 3)]
+
+    events.clear()
+    monkeypatch.setattr(run.TrainingRun, "_validation_interval", lambda *_: timedelta(microseconds=1))
+    seconds = {"max_steps": None, "max_seconds": 2.0, "validate_every_n_steps": None}
+    assert start("seconds", checkpoint=every_step, trainer=seconds) == 0
+    assert events[:3] == [("save", 1), ("validation", 1), ("save", 1)]
 
 
 def test_a_run_that_stops_in_its_evaluation_is_evaluated_and_not_trained_on(

@@ -15,12 +15,13 @@ class CheckpointWriter(pl.Callback):
     """Save after every validation, every n steps and at the end.
 
     A step that is both due and validated is saved after its validation: saved before, a run killed in
-    between would resume without that validation. Weights that are not finite are never saved.
+    between would resume without that validation. Validations that are due at times cannot be foreseen, and
+    such a step may be saved before and after. Weights that are not finite are never saved.
 
     Args:
         folder: where ``last.ckpt`` and ``best.ckpt`` go.
         every_n_steps: steps between two saves.
-        validates_after: tells whether a validation is due after this step.
+        validates_after: tells whether a validation is known to be due after this step.
         save_model: writes the weights in the form that is read without Lightning.
 
     Attributes:

@@ -16,14 +16,14 @@ class Stopping(pl.Callback):
 
     When the budget is spent the run is validated and saved. When it stops before, for the limit or a signal,
     it is saved at once: a validation could outlast whatever wants the process to end. A validation that is
-    due at that very step takes place, or a resumed run would lack it.
+    due at that very step takes place, or a resumed run would lack it; one that is due at a time does not.
 
     Args:
         signals: inside their context; while the loop runs a first one waits for the end of the step.
         max_time: seconds from ``started`` after which training stops; None for no limit. Each start of a run
             trains at least one step, so that a run that is started again and again gets somewhere.
         started: ``time.monotonic()`` at the start of the command.
-        validates_after: tells whether a validation is due after this step.
+        validates_after: tells whether a validation is known to be due after this step.
 
     Attributes:
         reason: why training stopped before the budget was spent; None while it goes on or is finished.
