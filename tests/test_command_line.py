@@ -14,7 +14,6 @@ from windowlm.attention.config import RotaryConfig, YarnScaling
 from windowlm.command_line import Command, Invocation, main
 from windowlm.config import EvaluateConfig, TrainConfig, settings_of
 from windowlm.errors import UserError
-from windowlm.evaluation.config import ScoredDataConfig
 from windowlm.evaluation.own_settings import with_own_settings
 from windowlm.model.config import ModelConfig
 from windowlm.setting_text import setting_text
@@ -172,7 +171,7 @@ def words_of(values: dict[str, object], prefix: str = "") -> list[str]:
 def test_every_setting_can_be_given_as_key_and_value(recorder: Recorder, config_type: type) -> None:
     scaling = YarnScaling(kind="yarn", factor=2.0, original_length=64, attention_factor=1.5)
     config = (
-        EvaluateConfig(checkpoint="run", data=ScoredDataConfig(name="pg19"))
+        EvaluateConfig(checkpoint="run")
         if config_type is EvaluateConfig
         else TrainConfig(
             run_dir=str(Path.cwd() / "new"), model=ModelConfig(rotary=RotaryConfig(scaling=scaling))
