@@ -103,7 +103,7 @@ def test_a_byte_model_starts_near_eight_bits_a_byte_and_learns(finished_run: tup
 
 def test_the_evaluation_has_a_row_for_each_context_length(finished_run: tuple[Path, str]) -> None:
     rows = json.loads((finished_run[0] / "evaluation" / "length.json").read_text())["rows"]
-    assert [row["context_length"] for row in rows] == [2, 4, 8, 16, 32]
+    assert [row["context_length"] for row in rows] == [1, 2, 4, 8, 16, 32]
     assert len({(row["targets"], row["bytes"]) for row in rows}) == 1
     for row in rows:
         assert row["bits_per_byte"] == pytest.approx(row["nats"] / row["bytes"] / math.log(2))
