@@ -1,5 +1,6 @@
 import ast
 import re
+import subprocess
 
 import yaml
 
@@ -43,3 +44,11 @@ def test_the_readme_counts_the_parameters_of_the_models() -> None:
         del settings["rotary"]
         cost = model_cost(ModelConfig(**settings), TokenizerConfig().vocabulary_size, 1024, 4)
         assert f"{cost.parameters / 1e6:.1f}" == written
+
+
+def test_continuous_integration_finds_the_test_command() -> None:
+    script = (PROJECT / ".ci" / "run").read_text(encoding="utf-8")
+    find = re.search(r"^test_command=\$\((.+)\)$", script, flags=re.MULTILINE)
+    assert find is not None
+    found = subprocess.run(["bash", "-c", find[1]], cwd=PROJECT, capture_output=True, text=True, check=True)
+    assert found.stdout.strip().endswith('pip install -e ".[dev]" && .venv/bin/python -m pytest')
