@@ -71,16 +71,17 @@ class TrainConfig:
             )
         if self.resume is not None and not self.resume.strip():
             raise ValueError(f"resume={self.resume}: auto, the folder of a run, or null; try resume=auto")
-        if self.trainer.device == "cpu":
-            for key, precision in (
-                ("precision", self.precision),
-                ("evaluation.precision", self.evaluation.precision),
-            ):
-                if precision == "16-mixed":
-                    raise ValueError(
-                        f"{key}=16-mixed: float16 needs a GPU, and trainer.device=cpu; allowed on a CPU: "
-                        f"32-true, bf16-mixed, bf16-true; try {key}=bf16-mixed"
-                    )
+        key = self.float16_key()
+        if self.trainer.device == "cpu" and key is not None:
+            raise ValueError(
+                f"{key}=16-mixed: float16 needs a GPU, and trainer.device=cpu; allowed on a CPU: "
+                f"32-true, bf16-mixed, bf16-true; try {key}=bf16-mixed"
+            )
+
+    def float16_key(self) -> str | None:
+        """The first setting that asks for float16, which no CPU trains or scores in; None for none."""
+        asked = {"precision": self.precision, "evaluation.precision": self.evaluation.precision}
+        return next((key for key, precision in asked.items() if precision == "16-mixed"), None)
 
 
 @dataclass(frozen=True, kw_only=True)

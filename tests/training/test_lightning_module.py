@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from windowlm.data.packing import UNSCORED
 from windowlm.model.config import ModelConfig
 from windowlm.model.decoder import Decoder
 from windowlm.training.config import OptimizerConfig
 from windowlm.training.lightning_module import LanguageModelModule
-from windowlm.training.loss_sums import IGNORED
 from windowlm.training.non_finite import NonFiniteError
 from windowlm.training.schedule import Budget
 
@@ -30,7 +30,7 @@ def rows(count: int) -> dict[str, torch.Tensor]:
     tokens_BT = torch.randint(0, VOCABULARY, (count, LENGTH), generator=draw)
     targets_BT = tokens_BT.roll(-1, 1)
     for row in range(count):
-        targets_BT[row, 2 + 2 * row :] = IGNORED
+        targets_BT[row, 2 + 2 * row :] = UNSCORED
     return {
         "tokens_BT": tokens_BT,
         "targets_BT": targets_BT,
@@ -109,7 +109,7 @@ def test_the_gradient_is_that_of_the_mean_over_targets() -> None:
     batch = rows(6)
     logits = model(batch["tokens_BT"], batch["documents_BT"], batch["positions_BT"])
     loss = torch.nn.functional.cross_entropy(
-        logits.flatten(0, 1), batch["targets_BT"].flatten(), ignore_index=IGNORED
+        logits.flatten(0, 1), batch["targets_BT"].flatten(), ignore_index=UNSCORED
     )
     loss.backward()
     expected = gradient_of(model)

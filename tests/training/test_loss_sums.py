@@ -3,13 +3,14 @@ import math
 import pytest
 import torch
 
-from windowlm.training.loss_sums import IGNORED, LossSums
+from windowlm.data.packing import UNSCORED
+from windowlm.training.loss_sums import LossSums
 
 
 def test_nats_are_divided_once_and_marks_are_not_scored() -> None:
     token_bytes_V = torch.tensor([1, 4, 0])
     sums = LossSums()
-    sums.add(torch.tensor([[1.0, 2.0, 0.0]]), torch.tensor([[0, 1, IGNORED]]), token_bytes_V)
+    sums.add(torch.tensor([[1.0, 2.0, 0.0]]), torch.tensor([[0, 1, UNSCORED]]), token_bytes_V)
     sums.add(torch.tensor([[9.0]]), torch.tensor([[2]]), token_bytes_V)
     assert sums.loss() == pytest.approx(12 / 3)
     assert sums.bits_per_byte() == pytest.approx(3 / 5 / math.log(2))
@@ -37,11 +38,11 @@ def test_sums_go_on_from_saved_ones_bit_for_bit() -> None:
     ]
     whole, first, second = LossSums(), LossSums(), LossSums()
     for nats_BT, targets_BT in batches:
-        whole.add(nats_BT, targets_BT.where(targets_BT >= 0, IGNORED), token_bytes_V)
+        whole.add(nats_BT, targets_BT.where(targets_BT >= 0, UNSCORED), token_bytes_V)
     for sums, part in ((first, batches[:3]), (second, batches[3:])):
         if sums is second:
             second.load_state_dict(first.state_dict())
         for nats_BT, targets_BT in part:
-            sums.add(nats_BT, targets_BT.where(targets_BT >= 0, IGNORED), token_bytes_V)
+            sums.add(nats_BT, targets_BT.where(targets_BT >= 0, UNSCORED), token_bytes_V)
     assert (second.loss(), second.bits_per_byte()) == (whole.loss(), whole.bits_per_byte())
     assert LossSums().state_dict() == {}

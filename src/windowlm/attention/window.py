@@ -54,7 +54,7 @@ def check_causal(causal: object) -> None:
         raise ValueError(f"causal={causal!r}: True or False is allowed; try causal=True")
 
 
-def within_window(distance: Tensor, window: int | Tensor | None, causal: bool) -> Tensor:
+def within_window(distance: Tensor, window: int | None, causal: bool) -> Tensor:
     """Whether a key at `distance = query position - key position` lies in the window (bool, same shape)."""
     if causal:
         visible = distance >= 0
@@ -343,9 +343,7 @@ class Visibility:
         return self.once(("bounds", queries, keys, device), lambda: self._bounds(queries, keys, device))
 
     def _bounds(self, queries: int, keys: int, device: torch.device) -> Bounds:
-        behind, ahead = (keys, keys) if self.window is None else reach(self.window, self.causal)
-        if self.causal:
-            ahead = 0
+        behind, ahead = (keys if side is None else side for side in self.reach)
         index_1S = torch.arange(keys, device=device)[None]
         documents_BT = self.documents
         if documents_BT is None:

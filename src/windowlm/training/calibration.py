@@ -10,10 +10,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from windowlm.data.packing import UNSCORED
 from windowlm.evaluation.precision import AUTOCAST_DTYPES
 from windowlm.model.decoder import Decoder
 from windowlm.training.config import Precision
-from windowlm.training.loss_sums import IGNORED
 from windowlm.training.peak_memory import peak_memory_bytes, reset_peak_memory
 
 # A mean and a mean square.
@@ -75,7 +75,7 @@ def _forward_backward(
     with autocast:
         logits_BTV = model(batch["tokens_BT"], batch["documents_BT"], batch["positions_BT"])
         loss = F.cross_entropy(
-            logits_BTV.flatten(0, 1).float(), batch["targets_BT"].flatten(), ignore_index=IGNORED
+            logits_BTV.flatten(0, 1).float(), batch["targets_BT"].flatten(), ignore_index=UNSCORED
         )
     forward = _now(device) - started
     loss.backward()  # type: ignore[no-untyped-call]

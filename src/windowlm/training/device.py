@@ -19,16 +19,12 @@ def choose_device(config: TrainConfig) -> torch.device:
             correction="trainer.device=cpu",
         )
     device = torch.device("cuda" if available and config.trainer.device != "cpu" else "cpu")
-    if device.type == "cpu":
-        for key, value in (
-            ("precision", config.precision),
-            ("evaluation.precision", config.evaluation.precision),
-        ):
-            if value == "16-mixed":
-                raise ConfigError(
-                    f"{key}=16-mixed: float16 needs a GPU and this run is on a CPU; allowed there: 32-true, "
-                    "bf16-mixed, bf16-true",
-                    key=key,
-                    correction=f"{key}=bf16-mixed",
-                )
+    key = config.float16_key()
+    if device.type == "cpu" and key is not None:
+        raise ConfigError(
+            f"{key}=16-mixed: float16 needs a GPU and this run is on a CPU; allowed there: 32-true, "
+            "bf16-mixed, bf16-true",
+            key=key,
+            correction=f"{key}=bf16-mixed",
+        )
     return device

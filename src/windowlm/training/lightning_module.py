@@ -14,11 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from windowlm.data.packing import UNSCORED
 from windowlm.model.cost import pairs_by_position
 from windowlm.model.decoder import Decoder
 from windowlm.training.config import OptimizerConfig
 from windowlm.training.gradient import gradient_norm, rescale_gradient
-from windowlm.training.loss_sums import IGNORED, LossSums
+from windowlm.training.loss_sums import LossSums
 from windowlm.training.non_finite import NonFiniteError
 from windowlm.training.optimizer import build_optimizer
 from windowlm.training.schedule import Budget, Spent, learning_rate_factor
@@ -141,7 +142,7 @@ class LanguageModelModule(pl.LightningModule):
         nats_BT = self._token_nats(batch)
         targets_BT = batch["targets_BT"]
         self.train_sums.add(nats_BT, targets_BT, self.token_bytes_V)
-        self._step_targets.append((targets_BT != IGNORED).sum())
+        self._step_targets.append((targets_BT != UNSCORED).sum())
         self.visible_pairs.add_(self._count_pairs(batch))
         self.batches_trained += 1
         # Workers read ahead, so only training knows which batch comes next.
@@ -225,7 +226,7 @@ class LanguageModelModule(pl.LightningModule):
         nats_BT = F.cross_entropy(
             logits_BTV.flatten(0, 1).to(torch.promote_types(logits_BTV.dtype, torch.float32)),
             batch["targets_BT"].flatten(),
-            ignore_index=IGNORED,
+            ignore_index=UNSCORED,
             reduction="none",
         )
         return nats_BT.view_as(batch["targets_BT"])

@@ -7,7 +7,7 @@ import math
 
 import torch
 
-IGNORED = -100
+from windowlm.data.packing import UNSCORED
 
 
 class LossSums:
@@ -28,7 +28,7 @@ class LossSums:
             targets_BT: token ids, -100 where there is no target.
             token_bytes_V: bytes of each token, 0 where it is not scored.
         """
-        trained_BT = targets_BT != IGNORED
+        trained_BT = targets_BT != UNSCORED
         bytes_BT = token_bytes_V[targets_BT.clamp(min=0)] * trained_BT
         scored_BT = bytes_BT > 0
         double_BT = nats_BT.detach().double()

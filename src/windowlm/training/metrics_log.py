@@ -1,12 +1,12 @@
 """``metrics.jsonl``: one JSON object a logged step, the record that everything else is rebuilt from."""
 
-import csv
 import json
 import math
 from pathlib import Path
 from typing import Any
 
 from windowlm.atomic_write import write_atomically
+from windowlm.evaluation.result_files import csv_of_rows
 
 # Columns that depend on the clock or the machine; all others are the same in a run that is repeated.
 WALL_CLOCK_COLUMNS = (
@@ -55,12 +55,7 @@ class MetricsLog:
 
     def write_csv(self, path: Path) -> None:
         """The same rows as a table, one column for each name that occurs."""
-        rows = self.rows()
-        columns = list(dict.fromkeys(name for row in rows for name in row))
-        with path.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, columns)
-            writer.writeheader()
-            writer.writerows(rows)
+        write_atomically(path, csv_of_rows(self.rows()).encode())
 
 
 def _without_nan(row: dict[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 
 from ..window import Bounds, Visibility
 from .capability import Capabilities
-from .operator import Operator
+from .operator import Operator, empty_gradients
 
 CAPABILITIES = Capabilities(
     purpose="own Triton kernels, tiles fitted to the window",
@@ -226,12 +226,6 @@ def _empty_outputs(query_BTHD: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     return torch.empty_like(query_BTHD), query_BTHD.new_empty((batch, heads, queries), dtype=torch.float32)
 
 
-def _empty_gradients(
-    query_BTHD: Tensor, key_BSKD: Tensor, value_BSKD: Tensor, *_: Any
-) -> tuple[Tensor, Tensor, Tensor]:
-    return torch.empty_like(query_BTHD), torch.empty_like(key_BSKD), torch.empty_like(value_BSKD)
-
-
 _attend = Operator(
     f"{__name__}.attend",
     "(Tensor query, Tensor key, Tensor value, Tensor[] ranges, int window, float scale) -> (Tensor, Tensor)",
@@ -243,5 +237,5 @@ _attend_backward = Operator(
     "(Tensor query, Tensor key, Tensor value, Tensor output, Tensor normalizer, Tensor gradient, "
     "Tensor[] ranges, int window, float scale) -> (Tensor, Tensor, Tensor)",
     backward,
-    _empty_gradients,
+    empty_gradients,
 )

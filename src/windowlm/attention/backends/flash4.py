@@ -12,7 +12,7 @@ from torch.autograd.function import once_differentiable
 
 from ..window import Segments, Visibility
 from .capability import Capabilities
-from .operator import Operator
+from .operator import Operator, empty_gradients
 
 
 def _installed() -> bool:
@@ -155,10 +155,6 @@ def _empty_outputs(query: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     return torch.empty_like(query), query.new_empty((*batch, heads, tokens), dtype=torch.float32)
 
 
-def _empty_gradients(query: Tensor, key: Tensor, value: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
-    return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
-
-
 _SETTINGS = "Tensor? offsets, int? longest, float scale, bool causal, int? behind, int? ahead"
 _attend = Operator(
     f"{__name__}.attend",
@@ -171,5 +167,5 @@ _attend_backward = Operator(
     "(Tensor query, Tensor key, Tensor value, Tensor output, Tensor normalizer, Tensor gradient, "
     f"{_SETTINGS}) -> (Tensor, Tensor, Tensor)",
     _compute_backward,
-    _empty_gradients,
+    empty_gradients,
 )
