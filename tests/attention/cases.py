@@ -1,6 +1,7 @@
 """Drawn attention calls, and what must hold for a backend on each of them.
 
-`python tests/attention/cases.py BACKEND COUNT [FIRST_SEED] [device=cuda]` checks many more than the tests do.
+`python tests/attention/cases.py BACKEND COUNT [FIRST_SEED] [device=cuda] [processes=8]` checks many more than
+the tests do.
 """
 
 import json
@@ -11,8 +12,10 @@ import sys
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
+from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,9 +33,11 @@ CHECKS = (
     "pairs of query and key read wrongly",
     "numbers of a query's output changed by what it cannot see",
 )
+KINDS = ("plain", "packed", "left", "right", "both", "holes", "more keys", "ring")
 PASSES = 4
 DRAWN_AGAIN = 7
 AT_ONCE = 100
+SEEDS_A_PROCESS = 1_000_000
 
 
 class Shape(NamedTuple):
@@ -136,10 +141,10 @@ class Case:
                 yield name
 
 
-def draw(seed: int, *, few_shapes: bool = False) -> Case:
+def draw(seed: int, *, shapes: Sequence[Shape] = ()) -> Case:
     """Draw the case of this seed; always the same one.
 
-    With `few_shapes` batch, heads, head dimension and dtype are those of `SHAPES`, and what else needs a
+    With `shapes`, some of `SHAPES`, batch, heads, head dimension and dtype are theirs, and what else needs a
     kernel of its own is drawn for some of them, one at a time: compiled backends would compile for hours.
     """
     chance = random.Random(seed)
@@ -149,10 +154,10 @@ def draw(seed: int, *, few_shapes: bool = False) -> Case:
     )
     near = [queries - 1, queries, queries + 1]
     window = chance.choice([None, 1, 2, 64, 65, chance.randint(1, 320), chance.randint(1, 100), *near])
-    kind = chance.choice(["plain", "plain", "packed", "left", "right", "both", "holes", "more keys", "ring"])
+    kind = chance.choice(["plain", *KINDS])
     learned_sinks, capped = chance.random() < 0.1, chance.random() < 0.1
-    if few_shapes:
-        shape = SHAPES[0 if long else chance.randrange(len(SHAPES))]
+    if shapes:
+        shape = shapes[0 if long else chance.randrange(len(shapes))]
         if shape in SHAPES[2:] and kind in ("more keys", "ring"):
             kind = "packed"
         if shape in SHAPES[2:] or kind in ("more keys", "ring"):
@@ -379,15 +384,76 @@ def main(backend: str, count: str, *options: str) -> int:
     """Check `count` cases that the backend claims, and print the outcome as a line of JSON."""
     named = dict(option.split("=") for option in options if "=" in option)
     first = int(next((option for option in options if "=" not in option), 0))
-    device = named.get("device", "cpu")
-    started, checked, seed = time.perf_counter(), 0, first
+    device, processes = named.get("device", "cpu"), int(named.get("processes", 1))
+    started = time.perf_counter()
+    # Of compiled kernels each process compiles those of its own shapes.
+    shapes = [shape for shape in SHAPES if device != "cpu" and _serves(backend, device, shape)]
+    shares = [
+        (
+            backend,
+            int(count) // processes + (process < int(count) % processes),
+            first + process * SEEDS_A_PROCESS,
+            device,
+            shapes[process % max(len(shapes), 1) :: processes],
+        )
+        for process in range(processes)
+    ]
+    if processes == 1:
+        outcomes = [_check(*shares[0])]
+    else:
+        with ProcessPoolExecutor(processes, get_context("spawn"), _prepare) as pool:
+            outcomes = list(pool.map(_check, *zip(*shares, strict=True)))
+    failed = sorted(seed for outcome in outcomes for seed in outcome.failed)
+    drawn = sum((outcome.drawn for outcome in outcomes), Counter[str]())
+    git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    report = {
+        "command": shlex.join(["python", *sys.argv]),
+        "commit": subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip() or None,
+        "backend": backend,
+        "device": torch.cuda.get_device_name() if device.startswith("cuda") else device,
+        "cases": sum(outcome.checked for outcome in outcomes),
+        "mismatches": len(failed),
+        "failed_seeds": failed[:20],
+        "seeds": [outcome.seeds for outcome in outcomes],
+        "seconds": round(time.perf_counter() - started, 1),
+        "torch": torch.__version__,
+        "drawn": dict(sorted(drawn.items())),
+    }
+    print(json.dumps(report))
+    return min(len(failed), 1)
+
+
+def _serves(backend: str, device: str, shape: Shape) -> bool:
+    request = Request(device=device, dtype=shape.dtype, head_dim=shape.head_dim)
+    return capabilities(backend).refusal(request) is None
+
+
+class Outcome(NamedTuple):
+    """What one process found."""
+
+    checked: int
+    failed: list[int]
+    seeds: tuple[int, int]
+    drawn: Counter[str]
+
+
+def _prepare() -> None:
+    torch.set_num_threads(1)
+    torch._dynamo.config.recompile_limit = 1000
+    torch._dynamo.config.fail_on_recompile_limit_hit = True
+    # A graph that is asked for several gradients must not give away what it saved for the first.
+    torch._functorch.config.donated_buffer = False
+
+
+def _check(backend: str, count: int, first: int, device: str, shapes: Sequence[Shape]) -> Outcome:
+    checked, seed = 0, first
     failed: list[int] = []
     drawn: Counter[str] = Counter()
-    while checked < int(count):
+    while checked < count:
         cases: list[Case] = []
         measured: list[Tensor] = []
-        while len(cases) < min(AT_ONCE, int(count) - checked):
-            case = draw(seed, few_shapes=device != "cpu")
+        while len(cases) < min(AT_ONCE, count - checked):
+            case = draw(seed, shapes=shapes)
             seed += 1
             if not supported(case, backend, device):
                 continue
@@ -405,26 +471,11 @@ def main(backend: str, count: str, *options: str) -> int:
                 failed.append(case.seed)
                 print(case, *complaints, sep="\n  ", file=sys.stderr, flush=True)
         checked += len(cases)
-    git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    report = {
-        "command": shlex.join(["python", *sys.argv]),
-        "commit": subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip() or None,
-        "backend": backend,
-        "device": torch.cuda.get_device_name() if device.startswith("cuda") else device,
-        "cases": checked,
-        "mismatches": len(failed),
-        "failed_seeds": failed[:20],
-        "seeds": [first, seed - 1],
-        "seconds": round(time.perf_counter() - started, 1),
-        "torch": torch.__version__,
-        "drawn": dict(sorted(drawn.items())),
-    }
-    print(json.dumps(report))
-    return min(len(failed), 1)
+        torch.cuda.empty_cache()  # of long cases, which other processes need
+        print(f"{backend}: {checked} of {count} cases, {len(failed)} mismatches", file=sys.stderr, flush=True)
+    return Outcome(checked, failed, (first, seed - 1), drawn)
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
-    torch._dynamo.config.recompile_limit = 1000
-    torch._dynamo.config.fail_on_recompile_limit_hit = True
+    _prepare()
     sys.exit(main(*sys.argv[1:]))

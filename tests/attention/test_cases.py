@@ -9,7 +9,7 @@ import torch
 from windowlm.attention.backends import banded, banded_blocks, banded_matmul
 from windowlm.attention.dispatch import MODULES
 
-from .cases import SHAPES, Shape, draw, main, mismatches, supported
+from .cases import KINDS, SHAPES, Shape, draw, main, mismatches, supported
 
 CASES, AT_ONCE = 500, 50
 
@@ -73,19 +73,30 @@ def test_an_error_that_is_too_large_on_average_is_no_luck(monkeypatch: pytest.Mo
 def test_cases_of_few_shapes_need_few_kernels() -> None:
     kernels = set()
     for seed in range(2000):
-        case = draw(seed, few_shapes=True)
+        case = draw(seed, shapes=SHAPES)
         shape = Shape(case.batch, case.kv_heads, case.groups, case.head_dim, case.dtype)
         special = case.keys != case.queries, case.learned_sinks, case.logit_cap is not None
         assert not any(special) or shape in SHAPES[:2]
         kernels.add((shape, *special))
     assert len(kernels) == len(SHAPES) + 6
-    assert not any(mismatches(draw(seed, few_shapes=True), "banded") for seed in range(20))
+    assert not any(mismatches(draw(seed, shapes=SHAPES), "banded") for seed in range(20))
 
 
 def test_the_command_prints_what_it_checked(capsys: pytest.CaptureFixture[str]) -> None:
     assert main("banded", "3", "40") == 0
     report = json.loads(capsys.readouterr().out)
-    assert (report["cases"], report["mismatches"], report["seeds"]) == (3, 0, [40, 42])
+    assert (report["cases"], report["mismatches"], report["seeds"]) == (3, 0, [[40, 42]])
+
+
+def test_processes_share_the_count_and_no_seed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main("banded", "5", "processes=2") == 0
+    report = json.loads(capsys.readouterr().out)
+    (first, last), (other_first, _) = report["seeds"]
+    assert (report["cases"], sum(report["drawn"][kind] for kind in KINDS if kind in report["drawn"])) == (
+        5,
+        5,
+    )
+    assert first == 0 <= last < other_first
 
 
 def test_the_command_counts_a_backend_that_raises(
