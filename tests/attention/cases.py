@@ -41,15 +41,17 @@ SEEDS_A_PROCESS = 1_000_000
 
 
 class Shape(NamedTuple):
-    """What compiled kernels are specialised for, all but the lengths."""
+    """What compiled kernels are specialised for, all but the lengths; `special` is one of `SPECIALS`."""
 
     batch: int
     kv_heads: int
     groups: int
     head_dim: int
     dtype: torch.dtype
+    special: str = ""
 
 
+SPECIALS = ("learned sinks", "logit cap", "more keys", "ring")
 SHAPES = (
     Shape(2, 1, 1, 64, torch.bfloat16),
     Shape(2, 2, 4, 64, torch.bfloat16),
@@ -59,6 +61,7 @@ SHAPES = (
     Shape(2, 2, 2, 16, torch.float16),
     Shape(2, 3, 2, 64, torch.float16),
     Shape(2, 2, 3, 32, torch.float32),
+    *(Shape(2, 2, 4, 64, torch.bfloat16, special) for special in SPECIALS),
 )
 
 
@@ -144,11 +147,13 @@ class Case:
 def draw(seed: int, *, shapes: Sequence[Shape] = ()) -> Case:
     """Draw the case of this seed; always the same one.
 
-    With `shapes`, some of `SHAPES`, batch, heads, head dimension and dtype are theirs, and what else needs a
-    kernel of its own is drawn for some of them, one at a time: compiled backends would compile for hours.
+    With `shapes`, some of `SHAPES`, all that needs a kernel of its own is theirs: compiled backends would
+    compile for hours.
     """
     chance = random.Random(seed)
-    long = chance.random() < 0.004
+    shape = chance.choice(shapes) if shapes else None
+    # With many heads the reference would need all memory of several processes.
+    long = chance.random() < (0.004 if shape is None else 0.05 * (shape.kv_heads * shape.groups == 1))
     queries = (
         chance.randint(1000, 4000) if long else chance.choice([chance.randint(1, 300), 63, 64, 65, 128, 129])
     )
@@ -156,13 +161,10 @@ def draw(seed: int, *, shapes: Sequence[Shape] = ()) -> Case:
     window = chance.choice([None, 1, 2, 64, 65, chance.randint(1, 320), chance.randint(1, 100), *near])
     kind = chance.choice(["plain", *KINDS])
     learned_sinks, capped = chance.random() < 0.1, chance.random() < 0.1
-    if shapes:
-        shape = shapes[0 if long else chance.randrange(len(shapes))]
-        if shape in SHAPES[2:] and kind in ("more keys", "ring"):
-            kind = "packed"
-        if shape in SHAPES[2:] or kind in ("more keys", "ring"):
-            learned_sinks = capped = False
-        capped = capped and not learned_sinks
+    if shape is not None:
+        if kind in SPECIALS or shape.special in SPECIALS[2:]:
+            kind = shape.special if shape.special in SPECIALS[2:] else "packed"
+        learned_sinks, capped = (shape.special == special for special in SPECIALS[:2])
     else:
         shape = Shape(
             batch=1 if long else chance.randint(1, 2),
@@ -174,8 +176,12 @@ def draw(seed: int, *, shapes: Sequence[Shape] = ()) -> Case:
     extra = chance.randint(1, 150) if kind in ("more keys", "ring") else 0
     packed = kind in ("packed", "left", "right", "both", "holes")
     return Case(
-        **shape._asdict(),
         seed=seed,
+        batch=shape.batch,
+        kv_heads=shape.kv_heads,
+        groups=shape.groups,
+        head_dim=shape.head_dim,
+        dtype=shape.dtype,
         queries=queries,
         keys=queries + extra,
         window=None if window is None else max(window, 1),
@@ -424,7 +430,14 @@ def main(backend: str, count: str, *options: str) -> int:
 
 
 def _serves(backend: str, device: str, shape: Shape) -> bool:
-    request = Request(device=device, dtype=shape.dtype, head_dim=shape.head_dim)
+    request = Request(
+        device=device,
+        dtype=shape.dtype,
+        head_dim=shape.head_dim,
+        sink_logits=shape.special == "learned sinks",
+        logit_cap=shape.special == "logit cap",
+        separate_keys=shape.special == "ring",
+    )
     return capabilities(backend).refusal(request) is None
 
 
@@ -441,6 +454,7 @@ def _prepare() -> None:
     torch.set_num_threads(1)
     torch._dynamo.config.recompile_limit = 1000
     torch._dynamo.config.fail_on_recompile_limit_hit = True
+    torch._dynamo.config.assume_static_by_default = False
     # A graph that is asked for several gradients must not give away what it saved for the first.
     torch._functorch.config.donated_buffer = False
 
