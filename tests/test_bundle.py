@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from windowlm.attention.config import LinearScaling, RotaryConfig
 from windowlm.bundle import load, save_bundle
 from windowlm.errors import UserError
 from windowlm.model.config import ModelConfig
@@ -64,11 +65,43 @@ def test_tied_weights_are_written_once(tmp_path):
     assert len({"head.weight", "embedding.weight"} & load_file(tmp_path / "model.safetensors").keys()) == 1
 
 
+OPTIONS = {
+    "attention_sinks": 2,
+    "learned_sinks": True,
+    "output_gate": True,
+    "logit_cap": 30.0,
+    "rotary": [RotaryConfig(base=100.0, scaling=LinearScaling(kind="linear", factor=2.0)), None],
+}
+
+
+def test_every_option_of_the_attention_is_kept(tmp_path):
+    torch.manual_seed(0)
+    model = Decoder(ModelConfig(**SHAPE, **OPTIONS), 256).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    save_bundle(tmp_path, model.state_dict(), config_of(SHAPE | OPTIONS), BytesTokenizer())
+    bundle = load(tmp_path)
+    tokens_BT = torch.randint(256, (2, 12))
+    assert bundle.model.config == model.config
+    assert torch.equal(bundle.model(tokens_BT), model(tokens_BT))
+
+
+def test_a_bundle_from_before_these_options_is_read_as_one_without_them(tmp_path):
+    model = saved(tmp_path)
+    edit_config(tmp_path, lambda config: [config["model"].pop(name) for name in [*OPTIONS][:-1]])
+    bundle = load(tmp_path)
+    tokens_BT = torch.randint(256, (2, 12))
+    assert bundle.model.config == model.config
+    assert torch.equal(bundle.model(tokens_BT), model(tokens_BT))
+
+
 def test_the_receptive_field_is_that_of_the_windows(tmp_path):
     saved(tmp_path / "a", window=4)
     saved(tmp_path / "b", window=[4, None])
     assert load(tmp_path / "a").receptive_field == 1 + 2 * 3
     assert load(tmp_path / "b").receptive_field is None
+    saved(tmp_path / "c", window=4, attention_sinks=2)
+    assert load(tmp_path / "c").receptive_field == 1 + 2 * 3 + 2
 
 
 def test_weights_of_bfloat16_are_read_as_float32(tmp_path):

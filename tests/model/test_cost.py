@@ -13,16 +13,17 @@ def config(**changes: object) -> ModelConfig:
     return ModelConfig(**{**settings, **changes})  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("qk_norm", [True, False])
-def test_parameters_are_those_of_the_module(tied: bool, qk_norm: bool) -> None:
-    shape = config(tied_embeddings=tied, qk_norm=qk_norm)
+@pytest.mark.parametrize("name", ["tied_embeddings", "qk_norm", "learned_sinks", "output_gate"])
+@pytest.mark.parametrize("value", [True, False])
+def test_parameters_are_those_of_the_module(name: str, value: bool) -> None:
+    shape = config(**{name: value})
     counted = sum(parameter.numel() for parameter in Decoder(shape, 300).parameters())
     assert model_cost(shape, 300, 64, 4).parameters == counted
 
 
-def test_flops_outside_attention_are_those_that_torch_counts() -> None:
-    shape = config(window=1, backend="reference")
+@pytest.mark.parametrize("gate", [True, False])
+def test_flops_outside_attention_are_those_that_torch_counts(gate: bool) -> None:
+    shape = config(window=1, backend="reference", output_gate=gate, learned_sinks=gate)
     model = Decoder(shape, 300)
     with FlopCounterMode(display=False) as counter:
         model(torch.zeros(1, 64, dtype=torch.int64))
@@ -45,13 +46,25 @@ def test_the_cache_of_a_windowed_layer_stops_growing() -> None:
     assert cost.kv_cache_bytes_per_token == 3 * row
     assert cost.kv_cache_bytes == row * (8 + 100 + 20)
     assert cost.receptive_field is None
+    cost = model_cost(config(window=[8, None, 98], attention_sinks=4), 300, 100, 4)
+    assert cost.kv_cache_bytes_per_token == 3 * row
+    assert cost.kv_cache_bytes == row * (12 + 100 + 100)
 
 
 def test_receptive_fields_add_up() -> None:
     assert model_cost(config(window=[8, 20]), 300, 100, 4).receptive_field == 1 + 7 + 19 + 7
+    with_sinks = config(window=[8, 20], attention_sinks=3)
+    assert model_cost(with_sinks, 300, 100, 4).receptive_field == 1 + 7 + 19 + 7 + 3
 
 
-@pytest.mark.parametrize("windows", [[1], [3], [None], [3, None, 50]])
-def test_pairs_by_position_are_those_of_the_mask(windows: list[int | None]) -> None:
-    seen = sum(Visibility.build(window=window).mask(20, 20, torch.device("cpu")).long() for window in windows)
-    assert pairs_by_position(windows, 20) == seen.sum(-1).flatten().tolist()
+@pytest.mark.parametrize("windows", [[1], [3], [None], [3, None, 50], [17, 18, 20]])
+@pytest.mark.parametrize("sinks", [0, 1, 3, 19, 30])
+def test_pairs_are_those_of_the_mask(windows: list[int | None], sinks: int) -> None:
+    shape = config(layers=len(windows), window=windows, attention_sinks=sinks)
+    seen = sum(
+        Visibility.build(window=window, sinks=sinks).mask(20, 20, torch.device("cpu")).long()
+        for window in windows
+    )
+    assert pairs_by_position(shape, 20) == seen.sum(-1).flatten().tolist()
+    flops = model_cost(shape, 300, 20, 4).attention_flops_per_token
+    assert flops == pytest.approx(4 * 4 * 16 * int(seen.sum()) / 20)

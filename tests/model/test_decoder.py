@@ -2,6 +2,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from windowlm.attention.config import RotaryConfig
+from windowlm.attention.layers import SlidingWindowAttention
 from windowlm.attention.window import Visibility
 from windowlm.model.config import ModelConfig
 from windowlm.model.decoder import Decoder
@@ -51,6 +53,94 @@ def test_a_token_reaches_exactly_the_receptive_field() -> None:
     seen = embedded_BTD.grad[0].abs().sum(-1) > 0
     assert int(seen.sum()) == 1 + 3 + 6
     assert bool(seen[-10:].all())
+
+
+def test_with_sinks_a_token_reaches_the_receptive_field_and_the_first_tokens() -> None:
+    model = small(window=[4, 7], attention_sinks=3).double()
+    embedded_BTD = model.embedding(tokens(1, 30)).detach().requires_grad_()
+    model.embedding.register_forward_hook(lambda *_: embedded_BTD)
+    model(tokens(1, 30))[0, -1].sum().backward()
+    assert embedded_BTD.grad is not None
+    seen = embedded_BTD.grad[0].abs().sum(-1) > 0
+    assert seen.nonzero().flatten().tolist() == [0, 1, 2, *range(20, 30)]
+
+
+OPTIONS: dict[str, object] = {
+    "attention_sinks": 2,
+    "learned_sinks": True,
+    "output_gate": True,
+    "logit_cap": 1.5,
+    "rotary": [RotaryConfig(base=100.0), None],
+}
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_each_option_changes_the_output(name: str) -> None:
+    plain, changed = small(), small(**{name: OPTIONS[name]})
+    with torch.no_grad():
+        before_BTV, after_BTV = plain(tokens(1, 20)), changed(tokens(1, 20))
+    assert not torch.allclose(before_BTV, after_BTV, atol=1e-4)
+    assert before_BTV[0, 0].allclose(after_BTV[0, 0], atol=1e-5) is (
+        name not in ("learned_sinks", "output_gate")
+    )
+
+
+@pytest.mark.parametrize("names", [[name] for name in OPTIONS] + [list(OPTIONS)])
+def test_the_layers_are_those_that_a_hand_builds(names: list[str]) -> None:
+    options = {name: OPTIONS[name] for name in names}
+    model = small(layers=4, window=[5, None, 3], **options)
+    layers = []
+    windows, rotaries = (5, None, 3, 5), options.get("rotary", [RotaryConfig()]) * 4  # type: ignore[operator]
+    for block, window, rotary in zip(model.blocks, windows, rotaries, strict=False):
+        layer = SlidingWindowAttention(
+            32,
+            4,
+            8,
+            window,
+            0.0,
+            kv_heads=2,
+            qk_norm=True,
+            rotary=rotary,
+            sinks=options.get("attention_sinks", 0),  # type: ignore[arg-type]
+            learned_sinks="learned_sinks" in names,
+            gate="output_gate" in names,
+            logit_cap=options.get("logit_cap"),  # type: ignore[arg-type]
+            backend="reference",
+        )
+        for parameter in block.attention.parameters():
+            torch.nn.init.normal_(parameter, std=0.5)
+        layer.load_state_dict(block.attention.state_dict())
+        layers.append(layer)
+    tokens_BT, documents_BT = tokens(1, 24), torch.tensor([[0] * 15 + [1] * 9], dtype=torch.int32)
+    hidden_BTD = model.embedding(tokens_BT)
+    for block, layer in zip(model.blocks, layers, strict=True):
+        visibility = Visibility.build(window=layer.window_size, sinks=layer.sinks, documents_BT=documents_BT)
+        hidden_BTD = hidden_BTD + layer(block.attention_norm(hidden_BTD), visibility=visibility)
+        hidden_BTD = hidden_BTD + block.feed_forward(block.feed_forward_norm(hidden_BTD))
+    expected_BTD = model.final_norm(hidden_BTD)
+    assert torch.allclose(model.hidden(tokens_BT, documents_BT), expected_BTD, atol=1e-5)
+
+
+def test_gradients_reach_the_parameters_of_the_options() -> None:
+    model = small(**OPTIONS)
+    F.cross_entropy(model(tokens(2, 20)).flatten(0, 1), tokens(2, 20).flatten()).backward()
+    for block in model.blocks:
+        assert block.attention.gate.weight.grad.abs().min() > 0
+        assert block.attention.sink_logits.grad.abs().min() > 0
+
+
+def test_sinks_are_those_of_each_document() -> None:
+    model = small(window=3, attention_sinks=2)
+    first_T, second_T = tokens(2, 12)
+    documents_BT = torch.tensor([[0] * 12 + [1] * 12], dtype=torch.int32)
+    with torch.no_grad():
+        packed = model(torch.cat([first_T, second_T])[None], documents_BT)[:, 12:]
+        assert torch.allclose(packed, model(second_T[None]), atol=1e-5)
+
+
+def test_full_layers_ask_for_no_sinks() -> None:
+    model = small(window=[4, None], attention_sinks=2)
+    assert [block.attention.sinks for block in model.blocks] == [2, 0]
 
 
 def test_packed_documents_do_not_see_each_other() -> None:

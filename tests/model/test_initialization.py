@@ -5,12 +5,21 @@ from torch import nn
 
 from windowlm.model.config import ModelConfig
 from windowlm.model.decoder import Decoder
+from windowlm.model.initialization import initialize
 
 
-def model(layers: int = 8, *, tied: bool = False) -> Decoder:
+def model(layers: int = 8, *, tied: bool = False, options: bool = False) -> Decoder:
     torch.manual_seed(0)
     config = ModelConfig(
-        layers=layers, dim=256, heads=4, kv_heads=2, head_dim=64, feed_forward_dim=512, tied_embeddings=tied
+        layers=layers,
+        dim=256,
+        heads=4,
+        kv_heads=2,
+        head_dim=64,
+        feed_forward_dim=512,
+        tied_embeddings=tied,
+        learned_sinks=options,
+        output_gate=options,
     )
     return Decoder(config, 1000)
 
@@ -40,3 +49,13 @@ def test_the_residual_stream_does_not_grow_with_depth() -> None:
             built(torch.randint(0, 1000, (2, 64)))
         spread.append(inputs[0].std().item())
     assert spread[1] < 1.5 * spread[0]
+
+
+def test_gates_start_half_open_and_sinks_like_one_key() -> None:
+    built = model(1, options=True)
+    layer = built.blocks[0].attention  # type: ignore[union-attr]
+    nn.init.ones_(layer.gate.weight)
+    nn.init.ones_(layer.sink_logits)
+    initialize(built, 1)
+    assert not layer.gate.weight.any()
+    assert not layer.sink_logits.any()

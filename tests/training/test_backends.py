@@ -31,6 +31,31 @@ def test_each_distinct_choice_is_named_once() -> None:
     assert all("fastest that supports the call" in choice for choice in choices)
 
 
+@pytest.mark.parametrize(
+    ("option", "flag", "feature"),
+    [
+        ({"attention_sinks": 2}, "sinks", "it has no sinks"),
+        ({"learned_sinks": True}, "sink_logits", "it has no learned sinks"),
+        ({"logit_cap": 5.0}, "logit_cap", "it has no cap on the logits"),
+    ],
+)
+def test_the_options_of_the_attention_count(
+    monkeypatch: pytest.MonkeyPatch, option: dict[str, object], flag: str, feature: str
+) -> None:
+    monkeypatch.setattr(banded, "CAPABILITIES", replace(banded.CAPABILITIES, **{flag: False}))
+    model = ModelConfig(backend="banded", **option)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=feature):
+        chosen_backends(TrainConfig(run_dir="run", model=model), CPU)
+
+
+def test_sinks_do_not_limit_the_backends_of_full_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(banded, "CAPABILITIES", replace(banded.CAPABILITIES, sinks=False))
+    model = ModelConfig(window=[8, None], attention_sinks=2)
+    windowed, full = chosen_backends(TrainConfig(run_dir="run", model=model), CPU)
+    assert windowed.startswith("reference")
+    assert full.startswith("banded")
+
+
 def test_the_precision_of_the_evaluation_counts_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         banded, "CAPABILITIES", replace(banded.CAPABILITIES, dtypes=frozenset({torch.float32}))

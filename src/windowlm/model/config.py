@@ -1,9 +1,13 @@
 """Settings of the decoder."""
 
-from dataclasses import dataclass, field
-from typing import ClassVar
+import json
+import math
+from dataclasses import asdict, dataclass, field, replace
+from typing import ClassVar, TypeVar
 
 from windowlm.attention.config import BackendName, RotaryConfig
+
+Entry = TypeVar("Entry")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,12 +23,20 @@ class ModelConfig:
         feed_forward_dim: hidden width of the gated MLP.
         window: keys that a query may see, itself included; null is full causal attention; a list is a
             pattern that repeats over the layers, such as ``[1024, 1024, 1024, null]``.
+        attention_sinks: first tokens of a document that stay visible beside the window (Xiao et al. 2023,
+            arXiv:2309.17453).
+        learned_sinks: a learned logit for each head in the softmax's denominator (gpt-oss, arXiv:2508.10925).
+        output_gate: multiply each head's output by a sigmoid of the hidden state (Qiu et al. 2025,
+            arXiv:2505.06708).
+        logit_cap: bound attention scores by ``cap * tanh(score / cap)`` (Gemma 2, arXiv:2408.00118); null
+            for no bound.
         qk_norm: RMSNorm over each query and key head before the rotation (Henry et al. 2020).
         tied_embeddings: share the embedding matrix with the output head.
         attention_dropout: dropout on attention weights while training.
         norm_epsilon: added to the mean square in every RMSNorm.
         backend: attention backend, or ``auto``.
-        rotary: rotary positions of every layer; null for none (NoPE).
+        rotary: rotary positions of every layer; null for none (NoPE); a list is a pattern that repeats over
+            the layers, such as ``[{base: 10000}, null]``.
     """
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
@@ -36,12 +48,16 @@ class ModelConfig:
     head_dim: int = 32
     feed_forward_dim: int = 352
     window: int | list[int | None] | None = 256
+    attention_sinks: int = 0
+    learned_sinks: bool = False
+    output_gate: bool = False
+    logit_cap: float | None = None
     qk_norm: bool = True
     tied_embeddings: bool = True
     attention_dropout: float = 0.0
     norm_epsilon: float = 1e-6
     backend: BackendName = "auto"
-    rotary: RotaryConfig | None = field(default_factory=RotaryConfig)
+    rotary: RotaryConfig | list[RotaryConfig | None] | None = field(default_factory=RotaryConfig)
 
     def __post_init__(self) -> None:
         for name in ("layers", "dim", "heads", "kv_heads", "head_dim", "feed_forward_dim"):
@@ -54,27 +70,24 @@ class ModelConfig:
                 f"kv_heads={self.kv_heads}: must divide heads={self.heads}, so one of "
                 f"{', '.join(map(str, divisors))}; try kv_heads={nearest}"
             )
-        if self.rotary is not None and self.head_dim % 2:
-            raise ValueError(
-                f"head_dim={self.head_dim}: must be even for rotary positions; "
-                f"try head_dim={self.head_dim + 1}"
-            )
-        if self.rotary is not None and self.rotary.fraction * self.head_dim % 2:
-            fraction = self.rotary.fraction
-            shares = [rotated / self.head_dim for rotated in range(2, self.head_dim + 1, 2)]
-            exact = [share for share in shares if share * self.head_dim % 2 == 0]
-            raise ValueError(
-                f"rotary.fraction={fraction!r}: must rotate an even number of the head_dim={self.head_dim} "
-                f"dimensions; try rotary.fraction={min(exact, key=lambda share: abs(share - fraction))!r}"
-            )
+        self._check_rotary()
         if isinstance(self.window, list) and not self.window:
             raise ValueError("window=[]: a pattern holds at least one entry; try window=256")
-        for window in self.window if isinstance(self.window, list) else [self.window]:
+        for window in _pattern(self.window):
             if window is not None and window < 1:
                 raise ValueError(
                     f"window={self.window}: a window counts the keys a query sees, itself included, so it is "
                     "at least 1, or null for full causal attention; try window=256"
                 )
+        if self.attention_sinks < 0:
+            raise ValueError(
+                f"attention_sinks={self.attention_sinks}: must be at least 0; try attention_sinks=0"
+            )
+        if self.logit_cap is not None and not 0 < self.logit_cap < math.inf:
+            raise ValueError(
+                f"logit_cap={self.logit_cap}: must be above 0 and finite, or null for no bound; "
+                "try logit_cap=50"
+            )
         if not 0 <= self.attention_dropout < 1:
             raise ValueError(
                 f"attention_dropout={self.attention_dropout}: must lie in [0, 1); try attention_dropout=0.1"
@@ -84,5 +97,49 @@ class ModelConfig:
 
     def layer_windows(self) -> list[int | None]:
         """Window of each layer, the pattern repeated from the first layer on."""
-        pattern = self.window if isinstance(self.window, list) else [self.window]
+        return self._by_layer(self.window)
+
+    def layer_sinks(self) -> list[int]:
+        """Sinks of each layer: none without a window, which hides nothing and leaves faster backends."""
+        return [0 if window is None else self.attention_sinks for window in self.layer_windows()]
+
+    def layer_rotaries(self) -> list[RotaryConfig | None]:
+        """Rotary positions of each layer, the pattern repeated from the first layer on."""
+        return self._by_layer(self.rotary)
+
+    def _by_layer(self, setting: Entry | list[Entry]) -> list[Entry]:
+        pattern = _pattern(setting)
         return [pattern[layer % len(pattern)] for layer in range(self.layers)]
+
+    def _check_rotary(self) -> None:
+        pattern = _pattern(self.rotary)
+        if not pattern:
+            raise ValueError("rotary=[]: a pattern holds at least one entry; try rotary=[{base: 10000},null]")
+        if self.head_dim % 2 and any(rotary is not None for rotary in pattern):
+            raise ValueError(
+                f"head_dim={self.head_dim}: must be even for rotary positions; "
+                f"try head_dim={self.head_dim + 1}"
+            )
+        for place, rotary in enumerate(pattern):
+            if rotary is None or rotary.fraction * self.head_dim % 2 == 0:
+                continue
+            good = self._even_fraction(rotary.fraction)
+            key, advice = "rotary.fraction", f"rotary.fraction={good!r}"
+            if isinstance(self.rotary, list):
+                mended = [*pattern[:place], replace(rotary, fraction=good), *pattern[place + 1 :]]
+                entries = json.dumps([entry and asdict(entry) for entry in mended])
+                key, advice = f"rotary[{place}].fraction", f"rotary={entries}".replace('"', "")
+            raise ValueError(
+                f"{key}={rotary.fraction!r}: must rotate an even number of the head_dim={self.head_dim} "
+                f"dimensions; try {advice}"
+            )
+
+    def _even_fraction(self, fraction: float) -> float:
+        """The nearest share of the head that is an even number of its dimensions."""
+        shares = [rotated / self.head_dim for rotated in range(2, self.head_dim + 1, 2)]
+        exact = [share for share in shares if share * self.head_dim % 2 == 0]
+        return min(exact, key=lambda share: abs(share - fraction))
+
+
+def _pattern(setting: Entry | list[Entry]) -> list[Entry]:
+    return setting if isinstance(setting, list) else [setting]

@@ -5,7 +5,6 @@ attention; forward attention = 4 x head_dim x heads x visible pairs a token (PaL
 appendix B, with pairs counted inside the window only).
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -23,7 +22,8 @@ class ModelCost:
         attention_flops_per_token: forward attention FLOPs a token, mean over the sequence.
         flops_per_token: model FLOPs a token, forward and backward.
         kv_cache_bytes_per_token: bytes of keys and values that one token adds to the cache of all layers.
-        kv_cache_bytes: bytes of the cache at the sequence length; windowed layers hold at most W tokens.
+        kv_cache_bytes: bytes of the cache at the sequence length; windowed layers hold at most W tokens and
+            the sinks.
         receptive_field: tokens that can influence an output; None when a layer sees everything.
     """
 
@@ -47,17 +47,22 @@ def model_cost(
         sequence_length: tokens in a sequence.
         bytes_per_element: bytes of one cached number, 4 for float32, 2 for bfloat16.
     """
-    windows = config.layer_windows()
+    seen = _most_keys(config)
+    reach = receptive_field(config.layer_windows())
     attention_width = config.heads * config.head_dim
     kv_width = config.kv_heads * config.head_dim
     block = config.dim * (2 * attention_width + 2 * kv_width) + 3 * config.dim * config.feed_forward_dim
-    norms = 2 * config.dim + (2 * config.head_dim if config.qk_norm else 0)
+    if config.output_gate:
+        block += config.dim * config.heads
+    vectors = 2 * config.dim + (2 * config.head_dim if config.qk_norm else 0)
+    if config.learned_sinks:
+        vectors += config.heads
     embedding = vocabulary_size * config.dim
     matmul_parameters = config.layers * block + embedding
-    parameters = matmul_parameters + config.layers * norms + config.dim
+    parameters = matmul_parameters + config.layers * vectors + config.dim
     if not config.tied_embeddings:
         parameters += embedding
-    pairs_per_token = sum(visible_pairs(sequence_length, window) for window in windows) / sequence_length
+    pairs_per_token = sum(visible_pairs(sequence_length, keys) for keys in seen) / sequence_length
     attention_flops = 4 * attention_width * pairs_per_token
     kv_bytes = 2 * kv_width * bytes_per_element
     return ModelCost(
@@ -67,19 +72,29 @@ def model_cost(
         flops_per_token=6 * matmul_parameters + 3 * attention_flops,
         kv_cache_bytes_per_token=kv_bytes * config.layers,
         kv_cache_bytes=sum(
-            kv_bytes * (sequence_length if window is None else min(window, sequence_length))
-            for window in windows
+            kv_bytes * (sequence_length if keys is None else min(keys, sequence_length)) for keys in seen
         ),
-        receptive_field=receptive_field(windows),
+        receptive_field=None if reach is None else reach + config.attention_sinks,
     )
 
 
-def pairs_by_position(windows: Sequence[int | None], length: int) -> list[int]:
+def pairs_by_position(config: ModelConfig, length: int) -> list[int]:
     """Query-key pairs of all layers that the token at each position of a document adds, ``[length]``.
 
     Args:
-        windows: window of each layer.
+        config: shape of the model.
         length: positions to tabulate.
     """
-    up_to = [sum(visible_pairs(tokens, window) for window in windows) for tokens in range(length + 1)]
+    seen = _most_keys(config)
+    up_to = [sum(visible_pairs(tokens, keys) for keys in seen) for tokens in range(length + 1)]
     return [after - before for before, after in pairwise(up_to)]
+
+
+def _most_keys(config: ModelConfig) -> list[int | None]:
+    """Keys that a query of each layer sees at most, the sinks included; None for all.
+
+    A query with n tokens before and at it sees ``min(n, W)`` in its window, and of the others the first S
+    are sinks: ``min(n, W + S)`` together, as many as a window of W + S shows.
+    """
+    layers = zip(config.layer_windows(), config.layer_sinks(), strict=True)
+    return [None if window is None else window + sinks for window, sinks in layers]

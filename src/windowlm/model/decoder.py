@@ -3,9 +3,12 @@
 Shape letters: B batch, T sequence, D model width, V vocabulary.
 """
 
+from dataclasses import replace
+
 import torch
 from torch import nn
 
+from windowlm.attention.config import RotaryConfig
 from windowlm.attention.layers import SlidingWindowAttention
 from windowlm.attention.window import Visibility
 from windowlm.model.config import ModelConfig
@@ -16,7 +19,9 @@ from windowlm.model.initialization import initialize
 class Block(nn.Module):
     """One pre-norm residual block: windowed attention, then the feed-forward network."""
 
-    def __init__(self, config: ModelConfig, window: int | None) -> None:
+    def __init__(
+        self, config: ModelConfig, window: int | None, sinks: int, rotary: RotaryConfig | None
+    ) -> None:
         super().__init__()
         self.attention_norm = nn.RMSNorm(config.dim, eps=config.norm_epsilon)
         self.attention = SlidingWindowAttention(
@@ -27,8 +32,12 @@ class Block(nn.Module):
             dropout=config.attention_dropout,
             kv_heads=config.kv_heads,
             qk_norm=config.qk_norm,
-            rotary=config.rotary,
+            rotary=rotary,
             backend=config.backend,
+            sinks=sinks,
+            learned_sinks=config.learned_sinks,
+            gate=config.output_gate,
+            logit_cap=config.logit_cap,
         )
         self.feed_forward_norm = nn.RMSNorm(config.dim, eps=config.norm_epsilon)
         self.feed_forward = FeedForward(config.dim, config.feed_forward_dim)
@@ -59,7 +68,8 @@ class Decoder(nn.Module):
         self.vocabulary_size = vocabulary_size
         self.layer_windows = config.layer_windows()
         self.embedding = nn.Embedding(vocabulary_size, config.dim)
-        self.blocks = nn.ModuleList(Block(config, window) for window in self.layer_windows)
+        layers = zip(self.layer_windows, config.layer_sinks(), config.layer_rotaries(), strict=True)
+        self.blocks = nn.ModuleList(Block(config, *layer) for layer in layers)
         self.final_norm = nn.RMSNorm(config.dim, eps=config.norm_epsilon)
         self.head = nn.Linear(config.dim, vocabulary_size, bias=False)
         if config.tied_embeddings:
@@ -97,9 +107,14 @@ class Decoder(nn.Module):
         hidden_BTD = self.embedding(tokens_BT)
         # Checking the documents waits for the device, so it is done once for all windows.
         checked = Visibility.build(
-            window=self.layer_windows[0], documents_BT=documents_BT, positions_BT=positions_BT
+            window=self.layer_windows[0],
+            sinks=self.config.attention_sinks,
+            documents_BT=documents_BT,
+            positions_BT=positions_BT,
         )
         visibilities = {window: checked.with_window(window) for window in set(self.layer_windows)}
+        if None in visibilities:
+            visibilities[None] = replace(visibilities[None], sinks=0)
         for block, window in zip(self.blocks, self.layer_windows, strict=True):
             hidden_BTD = block(hidden_BTD, visibilities[window], positions_BT)
         output_BTD: torch.Tensor = self.final_norm(hidden_BTD)

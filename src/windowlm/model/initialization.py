@@ -7,12 +7,16 @@
 | query, key, value, gate, up        | normal, standard deviation fan_in ** -0.5     |
 | attention output, down             | normal, fan_in ** -0.5 * (2 * layers) ** -0.5 |
 | RMSNorm weights                    | ones                                          |
+| output gate of the attention       | zeros                                         |
+| logits of learned sinks            | zeros                                         |
 
 The last factor keeps the variance of the residual stream independent of depth: each of the
 2 * layers branches adds to it (Radford et al. 2019, GPT-2, section 2.3).
 """
 
 from torch import nn
+
+from windowlm.attention.layers import SlidingWindowAttention
 
 EMBEDDING_STANDARD_DEVIATION = 0.02
 RESIDUAL_OUTPUTS = ("output", "down")
@@ -32,3 +36,18 @@ def initialize(model: nn.Module, layers: int) -> None:
             nn.init.normal_(module.weight, std=deviation)
         elif isinstance(module, nn.RMSNorm):
             nn.init.ones_(module.weight)
+    for module in model.modules():
+        if isinstance(module, SlidingWindowAttention):
+            _initialize_options(module)
+
+
+def _initialize_options(attention: SlidingWindowAttention) -> None:
+    if attention.gate is not None:
+        # Every head starts half open, where the sigmoid is steepest: none is shut by the draw, and the
+        # residual stream starts with half of what attention adds, whatever the hidden state.
+        nn.init.zeros_(attention.gate.weight)
+    if attention.sink_logits is not None:
+        # Beside scores around 0 a sink weighs as much as one key: the output stays near that without sinks,
+        # and the softmax's gradient reaches the logit. A very low logit would learn nothing, a very high one
+        # would shut the head.
+        nn.init.zeros_(attention.sink_logits)

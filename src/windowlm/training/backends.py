@@ -18,15 +18,18 @@ def chosen_backends(config: TrainConfig, device: torch.device) -> list[str]:
     """
     model = config.model
     choices = []
-    for window in dict.fromkeys(model.layer_windows()):
+    for window, sinks in dict.fromkeys(zip(model.layer_windows(), model.layer_sinks(), strict=True)):
         training = Request(
             device=device.type,
             compute_capability=compute_capability(device),
             dtype=compute_dtype(config.precision),
             head_dim=model.head_dim,
             window=window,
+            sinks=sinks,
             documents=True,
             dropout=model.attention_dropout,
+            sink_logits=model.learned_sinks,
+            logit_cap=model.logit_cap is not None,
         )
         evaluation = replace(
             training, dtype=compute_dtype(config.evaluation.precision), dropout=0.0, gradients=False

@@ -83,7 +83,7 @@ class LanguageModelModule(pl.LightningModule):
             torch.from_numpy(np.ascontiguousarray(token_bytes_V)), persistent=False
         )
         self.pairs_by_position_T = nn.Buffer(
-            torch.tensor(pairs_by_position(model.layer_windows, sequence_length)), persistent=False
+            torch.tensor(pairs_by_position(model.config, sequence_length)), persistent=False
         )
         self.visible_pairs = nn.Buffer(torch.zeros((), dtype=torch.int64), persistent=False)
         self.tokens_per_batch = sequence_length * batch_size
