@@ -7,8 +7,10 @@ import torch
 from rich.console import Console
 
 from tests.data.corpus import prepare, text, write_documents
+from windowlm.attention.config import RotaryConfig
 from windowlm.config import TrainConfig
 from windowlm.data.config import DataConfig
+from windowlm.model.config import ModelConfig
 from windowlm.model.cost import model_cost
 from windowlm.training.calibration import Calibration
 from windowlm.training.config import TrainerConfig
@@ -16,11 +18,14 @@ from windowlm.training.plan import Plan, plan_table
 from windowlm.training.schedule import Budget
 
 
-def printed(tmp_path: Path, folder: str, run_dir: str, **data: object) -> str:
+def printed(
+    tmp_path: Path, folder: str, run_dir: str, model: ModelConfig | None = None, **data: object
+) -> str:
     path = tmp_path / folder
     write_documents(path, 10)
     config = TrainConfig(
         run_dir=run_dir,
+        model=model or ModelConfig(),
         data=DataConfig(name="text", path=str(path), sequence_length=16),
         trainer=TrainerConfig(max_steps=5),
     )
@@ -55,3 +60,20 @@ def test_left_out_documents_are_counted(tmp_path: Path) -> None:
     shown = printed(tmp_path, "docs", "run", exclude=str(tmp_path / "list.json"))
     assert "; 0 left out by data.exclude" in shown
     assert "data.exclude" not in printed(tmp_path, "docs", "run")
+
+
+def test_the_options_of_the_attention_are_named_where_they_are_set(tmp_path: Path) -> None:
+    assert "window 256; receptive field 1,021 tokens" in printed(tmp_path, "plain", "run")
+    model = ModelConfig(
+        window=8,
+        attention_sinks=4,
+        learned_sinks=True,
+        output_gate=True,
+        logit_cap=30.0,
+        rotary=[RotaryConfig(base=1e6), None],
+    )
+    assert (
+        "window 8; 4 sinks; learned sinks; output gate; logit cap 30.0; "
+        "rotary base 1,000,000 none 1,000,000 none (by layer); receptive field 33 tokens"
+    ) in printed(tmp_path, "all", "run", model)
+    assert "window 256; rotary base none;" in printed(tmp_path, "none", "run", ModelConfig(rotary=None))

@@ -8,6 +8,7 @@ import torch
 from rich.table import Table
 from rich.text import Text
 
+from windowlm.attention.config import RotaryConfig
 from windowlm.config import TrainConfig
 from windowlm.data.token_store import PreparedData
 from windowlm.model.config import ModelConfig
@@ -91,7 +92,9 @@ def plan_table(plan: Plan) -> Table:
         "tokenizer": f"{config.tokenizer.kind}, {data.tokenizer.vocabulary_size:,} symbols, "
         f"{train.byte_count / max(train.token_count, 1):.2f} bytes a token",
         "model": f"{_shape(config.model)}; {cost.parameters:,} parameters",
-        "attention": f"window {_window(config.model)}; receptive field {reach}",
+        "attention": "; ".join(
+            [f"window {_window(config.model)}", *_options(config.model), f"receptive field {reach}"]
+        ),
         "backend": ", ".join(chosen_backends(config, plan.device)),
         "KV cache": f"{cost.kv_cache_bytes_per_token:,} bytes a token; {cached}",
         "FLOPs": f"{cost.flops_per_token / 1e6:,.1f} million a token, forward and backward",
@@ -130,7 +133,23 @@ def _shape(model: ModelConfig) -> str:
 
 
 def _window(model: ModelConfig) -> str:
-    names = ["full" if window is None else f"{window:,}" for window in model.layer_windows()]
+    return _by_layer(["full" if window is None else f"{window:,}" for window in model.layer_windows()])
+
+
+def _options(model: ModelConfig) -> list[str]:
+    """What the layers do besides the window, where it is not the default."""
+    bases = ["none" if rotary is None else f"{rotary.base:,.10g}" for rotary in model.layer_rotaries()]
+    options = {
+        f"{model.attention_sinks:,} sinks": model.attention_sinks > 0,
+        "learned sinks": model.learned_sinks,
+        "output gate": model.output_gate,
+        f"logit cap {model.logit_cap}": model.logit_cap is not None,
+        f"rotary base {_by_layer(bases)}": not isinstance(model.rotary, RotaryConfig),
+    }
+    return [option for option, is_on in options.items() if is_on]
+
+
+def _by_layer(names: list[str]) -> str:
     return names[0] if len(set(names)) == 1 else " ".join(names) + " (by layer)"
 
 
