@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from windowlm.atomic_write import json_bytes, write_atomically
-from windowlm.config import ConfigError, TrainConfig
+from windowlm.config import ConfigError, TrainConfig, settings_of
 from windowlm.errors import UserError
 from windowlm.setting_text import flattened, setting_text
 
@@ -262,7 +262,11 @@ def _changes(config: TrainConfig, folder: RunFolder) -> Iterator[tuple[str, str,
         raise ConfigError(f"{folder.config}: cannot be read ({error}); choose another run_dir") from None
     old = flattened(settings)
     new = flattened(json.loads(json.dumps(asdict(config))))
+    known = settings_of(TrainConfig)
     for key in sorted(old.keys() | new.keys()):
+        # A setting that came after that run: the run was as its default is.
+        if key not in old and key in known and known[key].default == new[key]:
+            continue
         if old.get(key) != new.get(key):
             yield key, setting_text(new.get(key)), setting_text(old.get(key))
 
