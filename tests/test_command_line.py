@@ -1,4 +1,6 @@
+import json
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import PROJECT, SMALL_RUN, run_script
-from windowlm.attention.config import RotaryConfig, YarnScaling
+from windowlm.attention.config import NtkScaling, RotaryConfig, YarnScaling
 from windowlm.command_line import Command, Invocation, main
 from windowlm.config import EvaluateConfig, TrainConfig, settings_of
 from windowlm.errors import UserError
@@ -108,6 +110,16 @@ def test_defaults_are_composed_and_the_run_gets_a_folder_of_its_own(recorder: Re
         (["-m", "model.window=64", "model.kv_heads=range(1,4)"], "kv_heads=3", "model.kv_heads=1,2"),
         (["model.rotary.scaling.kind=yarn", "model.rotary.scaling.factor=2"], "original_length", None),
         (["model.rotary.fractoin=0.5"], "no setting model.rotary.fractoin", "model.rotary.fraction=0.5"),
+        (["model.rotary=null", "model.rotary.base=5"], "model.rotary=null stands beside it", NO_CORRECTION),
+        (["model.rotary.base=5", "model.rotary=null"], "model.rotary=null stands beside it", NO_CORRECTION),
+        (["model.rotary=[null]", "model.rotary.base=5"], "model.rotary=[null] stands", NO_CORRECTION),
+        (
+            ["model.rotary.scaling=null", "model.rotary.scaling.kind=ntk"],
+            "scaling=null stands",
+            NO_CORRECTION,
+        ),
+        (["-m", "model.rotary={base: 3},null", "model.rotary.base=5"], "rotary=null stands", NO_CORRECTION),
+        (["model.rotary=[{bsae: 5}]"], "no setting model.rotary[0].bsae", "model.rotary=[{base: 5}]"),
         (["trainer.max_steps"], "given as key=value", None),
         (["optimizer.lr=[1"], "optimizer.lr=[1: cannot be read", NO_CORRECTION),
         (["model.window=[64,64"], "model.window=[64,64: cannot be read", NO_CORRECTION),
@@ -186,6 +198,15 @@ def test_every_setting_can_be_given_as_key_and_value(recorder: Recorder, config_
     assert recorder.calls[-1][0] == config
 
 
+def test_every_option_of_the_attention_can_be_given(recorder: Recorder) -> None:
+    pattern = [RotaryConfig(base=5.0, scaling=NtkScaling(kind="ntk", factor=2.0)), None]
+    model = ModelConfig(
+        attention_sinks=4, learned_sinks=True, output_gate=True, logit_cap=50.0, rotary=pattern
+    )
+    assert run(recorder, *words_of(asdict(model), "model.")) == 0
+    assert recorder.calls[-1][0].model == model
+
+
 @pytest.mark.parametrize(
     "value",
     [
@@ -256,6 +277,62 @@ def test_groups_that_are_null_can_be_filled_key_by_key(recorder: Recorder) -> No
     assert config.model.rotary is not None
     assert config.model.rotary.base == 10_000
     assert getattr(config.model.rotary.scaling, "original_length", None) == 64
+
+
+@pytest.mark.parametrize("mark", ["", "+", "++"])
+def test_a_list_takes_the_place_of_a_group(recorder: Recorder, mark: str) -> None:
+    assert (
+        run(recorder, f"{mark}model.rotary=[{{base: 100}},null,{{scaling: {{kind: ntk, factor: 2}}}}]") == 0
+    )
+    bases = [rotary and rotary.base for rotary in recorder.calls[0][0].model.layer_rotaries()]
+    assert bases == [100, None, 10_000, 100]
+
+
+def test_lists_null_and_groups_can_be_swept(recorder: Recorder) -> None:
+    words = ("-m", "model.rotary=[{base: 100},null],null,{base: 200}", "seed=1,2", "run_dir=sweep")
+    assert run(recorder, *words) == 0
+    pattern = [RotaryConfig(base=100.0), None]
+    settings = [(config.model.rotary, config.seed) for config, _ in recorder.calls]
+    assert settings == [
+        (rotary, seed) for rotary in (pattern, None, RotaryConfig(base=200.0)) for seed in (1, 2)
+    ]
+
+
+@pytest.fixture
+def own_conf(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The settings with a model and an experiment that hold a list."""
+    folder = tmp_path_factory.mktemp("clone") / "conf"
+    shutil.copytree(CONF, folder)
+    written = (folder / "model" / "tiny.yaml").read_text().partition("rotary:")[0]
+    (folder / "model" / "mine.yaml").write_text(f"{written}rotary: [{{base: 100}}, null]\n")
+    text = "# @package _global_\nmodel:\n  rotary: [{base: 100}, null]\n"
+    (folder / "experiment" / "mine.yaml").write_text(text)
+    monkeypatch.setitem(globals(), "CONF", folder)
+    return folder
+
+
+@pytest.mark.usefixtures("own_conf")
+def test_a_list_of_a_yaml_is_taken_or_replaced_whole(
+    recorder: Recorder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(recorder, "model=mine") == 0
+    assert run(recorder, "model=mine", "model.rotary=null") == 0
+    assert run(recorder, "model=mine", "model.rotary=[{base: 7}]") == 0
+    assert [config.model.rotary for config, _ in recorder.calls] == [
+        [RotaryConfig(base=100.0), None],
+        None,
+        [RotaryConfig(base=7.0)],
+    ]
+    for words, message in [
+        (["model=mine", "model.rotary.base=5"], "model.rotary.base=5: there is a list above it"),
+        (["model=mine", "model.rotary.scaling.kind=ntk"], "kind=ntk: there is a list above it"),
+        (["model=mine", "model.rotary={base: 5}"], "model.rotary: a list and a group of settings cannot be"),
+        (["experiment=mine"], "experiment/mine: a list and a group of settings cannot be merged"),
+    ]:
+        assert run(recorder, *words) == 2
+        printed = capsys.readouterr().err
+        assert message in printed
+        assert len(printed.splitlines()) == 1
 
 
 def test_a_run_folder_of_null_is_named_by_the_time(recorder: Recorder) -> None:
@@ -335,6 +412,19 @@ def test_a_folder_with_a_sweep_goes_on_with_the_same_settings_alone(
     assert everything() == before
     assert run(recorder, "-m", "run_dir=old", "seed=1,2", "resume=auto") == 0
     assert Path("old/0/.hydra-2").is_dir()
+
+
+def test_a_run_from_before_a_setting_goes_on_with_its_default_alone(
+    recorder: Recorder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(recorder, "run_dir=one") == 0
+    settings = json.loads(Path("one/config.json").read_text())
+    del settings["model"]["attention_sinks"]
+    Path("one/config.json").write_text(json.dumps(settings))
+    assert run(recorder, "run_dir=one", "resume=auto", "model.attention_sinks=2") == 2
+    assert "model.attention_sinks=2: the run in one has model.attention_sinks=null" in capsys.readouterr().err
+    assert run(recorder, "run_dir=one", "resume=auto", "model.rotary=null") == 2
+    assert run(recorder, "run_dir=one", "resume=auto") == 0
 
 
 @pytest.mark.parametrize("folder", ["file", "file/run", "/proc/no/run"])

@@ -6,7 +6,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from windowlm.attention.config import RotaryConfig
+from windowlm.attention.config import LinearScaling, RotaryConfig
 from windowlm.attention.rotary import RotaryEmbedding
 from windowlm.config import (
     ConfigError,
@@ -121,6 +121,53 @@ def test_an_even_number_of_dimensions_is_rotated(fraction: float, head_dim: int,
     assert (error.key, error.correction) == ("model.rotary.fraction", f"model.rotary.fraction={good}")
     shape = ModelConfig(head_dim=head_dim, rotary=RotaryConfig(fraction=float(good)))
     assert RotaryEmbedding(head_dim, shape.rotary).rotated % 2 == 0
+
+
+def test_an_even_number_of_dimensions_is_rotated_in_each_entry_of_a_pattern() -> None:
+    error = error_of(model__rotary=[None, {"fraction": 0.3}], model__head_dim=32)
+    assert str(error).startswith("model.rotary[1].fraction=0.3: must rotate an even number")
+    assert error.correction == "model.rotary=[null, {base: 10000.0, fraction: 0.3125, scaling: null}]"
+    assert error_of(model__rotary=[None, {}], model__head_dim=15).correction == "model.head_dim=16"
+    assert ModelConfig(head_dim=15, rotary=[None, None]).layer_rotaries() == [None] * 4
+
+
+def test_a_rotary_pattern_repeats_over_the_layers() -> None:
+    pattern = [{"base": 100}, {"scaling": {"kind": "linear", "factor": 2}}, None]
+    config = check_config(TrainConfig, {"run_dir": "run", "model": {"layers": 5, "rotary": pattern}})
+    scaled = RotaryConfig(scaling=LinearScaling(kind="linear", factor=2.0))
+    first = RotaryConfig(base=100.0)
+    assert config.model.layer_rotaries() == [first, scaled, None, first, scaled]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "message", "correction"),
+    [
+        ([], "model.rotary=[]: a pattern holds at least one entry", "model.rotary=[{base: 10000},null]"),
+        (
+            [None, {"base": -1, "fraction": 0.5}],
+            "model.rotary[1].base=-1.0: ",
+            "[null,{fraction: 0.5, base: 10000}]",
+        ),
+        ([{"bsae": 5}, None], "nearest: model.rotary[0].base", "[{base: 5},null]"),
+        ([{"layers": 5}, None], "there is no setting model.rotary[0].layers", None),
+        ([{"base": "x"}, 7], "model.rotary[0].base=x: allowed is a number", "[{base: 10000.0},7]"),
+        ([5, None], "model.rotary=[5,null]: allowed is a list, each entry a group of settings or null", None),
+        ([{"scaling": {"kind": "yarm"}}], "model.rotary[0].scaling.kind=yarm", "[{scaling: {kind: yarn}}]"),
+        ([{"scaling": {"kind": "ntk"}}], "model.rotary[0].scaling.factor: must be given", None),
+        ([{"base": float("inf")}], "model.rotary=[{base: inf}]: allowed is a finite number", None),
+        ("flat", "model.rotary=flat: allowed is a group of settings or a list or null", None),
+    ],
+)
+def test_an_entry_of_a_rotary_pattern_is_checked(
+    pattern: object, message: str, correction: str | None
+) -> None:
+    error = error_of(model__rotary=pattern)
+    assert message in str(error)
+    assert error.key == "model.rotary"
+    if correction is None:
+        assert error.correction is None
+    else:
+        assert error.correction == "model.rotary=" + correction.removeprefix("model.rotary=")
 
 
 @pytest.mark.parametrize("key", ["optimizer__weight_decay", "model__norm_epsilon"])
@@ -238,6 +285,13 @@ def test_float16_on_a_cpu_is_refused() -> None:
         ("evaluation__context_lengths", [0]),
         ("model__attention_dropout", 1.0),
         ("model__rotary", {"base": -1.0}),
+        ("model__attention_sinks", -1),
+        ("model__attention_sinks", 1.5),
+        ("model__learned_sinks", 1),
+        ("model__output_gate", "sometimes"),
+        ("model__logit_cap", 0.0),
+        ("model__logit_cap", float("inf")),
+        ("model__logit_cap", float("nan")),
         ("model__layers", None),
         ("model", 3),
     ],

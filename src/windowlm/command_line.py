@@ -6,21 +6,24 @@ complaints included, ends with one message and exit status 2.
 
 import difflib
 import os
+import re
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any, Generic
 
-from windowlm.command_words import corrected, for_hydra, key_of
-from windowlm.config import Config, ConfigError, check_config, settings_of, unknown_key_error
+from windowlm.command_words import corrected, for_hydra, key_of, made_room, refuse_settings_of_no_group
+from windowlm.config import Config, ConfigError, Setting, check_config, settings_of, unknown_key_error
 from windowlm.errors import USAGE_ERROR, UserError, exit_status
 from windowlm.unbegun_runs import UnbegunRuns, free_name
 
+# How OmegaConf says that a list stands where a group was, or a group where a list was.
+MERGED_WITH_LIST = re.compile(r"(?:In '(\S+)': .*\n)?Cannot merge \w+ with \w+\s+full_key: (\S*)")
 STATE_FOLDER = ".hydra"
 SWEEP_RECORD = "multirun.yaml"
 # The check before the start could not see what these bring in.
@@ -109,7 +112,14 @@ def _run(command: Command[Any], started: str, conf: Path, words: list[str]) -> i
             raise ConfigError(f"{word}: a setting can be changed, not removed; give {key}=VALUE", key=key)
     settings = settings_of(command.config_type)
     sparse = command.complete is not None
-    overrides = [for_hydra(word, settings, sweep=known.multirun, sparse=sparse) for word in known.overrides]
+    overrides = [
+        override
+        for word in known.overrides
+        for override in (
+            *made_room(word, settings),
+            for_hydra(word, settings, sweep=known.multirun, sparse=sparse),
+        )
+    ]
     given = {key_of(word): word.partition("=")[2] for word in overrides}
     if command.fixes_run_dir and given.get("data.path", "null") != "null" and "data" not in given:
         overrides.insert(0, "data=text")
@@ -171,6 +181,7 @@ def _check(command: Command[Any], conf: Path, overrides: list[str], *, sweep: bo
         try:
             for words in _expand(command, overrides) if sweep else [overrides]:
                 try:
+                    refuse_settings_of_no_group(words, settings_of(command.config_type))
                     composed = compose(command.name, words, return_hydra_config=True)
                     configs.append(check_config(command.config_type, _plain(command, composed)))
                 except ConfigError as error:
@@ -178,7 +189,7 @@ def _check(command: Command[Any], conf: Path, overrides: list[str], *, sweep: bo
                 folders.append(Path(composed.hydra.sweep.dir if sweep else composed.hydra.run.dir))
         except ConfigError:
             raise
-        except (HydraException, OmegaConfBaseException, ValueError) as error:
+        except (HydraException, OmegaConfBaseException, ValueError, TypeError) as error:
             raise _explain(error, command, conf, overrides) from None
         finally:
             GlobalHydra.instance().clear()
@@ -286,10 +297,35 @@ def _explain(error: Exception, command: Command[Any], conf: Path, overrides: lis
             return unknown_key_error(key, value, settings)
         if parsed.is_sweep_override() and "Ambiguous" in reason:
             return ConfigError(f"{word}: several values make a sweep, which starts with -m", key=key)
+    if (mistake := _list_for_group(error, given, settings)) is not None:
+        return mistake
+    if type(error) is TypeError:
+        raise error
     key = str(getattr(error, "full_key", None) or "")
     if key in given:
         return ConfigError(f"{key}={given[key]}: {reason}", key=key)
     return ConfigError(f"{key}: {reason}" if key else reason)
+
+
+def _list_for_group(
+    error: Exception, given: Mapping[str, str], settings: Mapping[str, Setting]
+) -> ConfigError | None:
+    """The error where a list in one place meets a group, or a setting of the group, in another."""
+    inside = [key for key in given if key in settings and settings[key].under_nullable]
+    if inside and type(error) in (TypeError, ValueError):
+        return ConfigError(
+            f"{inside[0]}={given[inside[0]]}: there is a list above it, which has no such setting; give the "
+            "whole list",
+            key=inside[0],
+        )
+    if (merged := MERGED_WITH_LIST.search(f"{error}\n{error.__cause__}")) is not None:
+        place = merged[2] or merged[1]
+        return ConfigError(
+            f"{place}: a list and a group of settings cannot be merged; give the whole list on the command "
+            "line, or in an option of conf/model",
+            key=place,
+        )
+    return None
 
 
 def _wrong_option(group: str, value: str, options: list[str]) -> ConfigError | None:

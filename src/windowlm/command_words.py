@@ -6,8 +6,9 @@ Free text, such as a path, may hold any character; Hydra's grammar would read it
 import os
 import re
 from collections.abc import Mapping, Sequence
+from typing import get_args
 
-from windowlm.config import Setting
+from windowlm.config import ConfigError, Setting
 
 # How a sweep begins in Hydra's own words, and one of texts that are quoted already.
 SWEEP_SYNTAX = re.compile(r"""(choice|range|interval|glob|shuffle|sort|tag|extend_list)\(|['"]""")
@@ -42,6 +43,39 @@ def for_hydra(word: str, settings: Mapping[str, Setting], *, sweep: bool, sparse
         elif not swept:
             value = _quoted(value)
     return f"{key}={value}"
+
+
+def made_room(word: str, settings: Mapping[str, Setting]) -> list[str]:
+    """``key=null`` before a list that takes the place of a group, with which OmegaConf cannot merge it."""
+    key, value = key_of(word), word.partition("=")[2]
+    if key not in settings or not settings[key].is_group or "[" not in value:
+        return []
+    # Hydra's sweeper keeps one override of each spelling of a key.
+    return [f"{'' if word.startswith('+') else '++'}{key}=null"]
+
+
+def refuse_settings_of_no_group(words: Sequence[str], settings: Mapping[str, Setting]) -> None:
+    """Refuse null or a list in the place of a group beside a setting of that group: one would be dropped.
+
+    Args:
+        words: overrides of one run.
+        settings: the command's settings.
+
+    Raises:
+        ConfigError: ``model.rotary=null`` stands beside ``model.rotary.base=5``.
+    """
+    given = {key_of(word): word.partition("=")[2] for word in words}
+    for group, whole in given.items():
+        nullable = group in settings and type(None) in get_args(settings[group].kind)
+        if not nullable or not (whole == "null" or whole.startswith("[")):
+            continue
+        for key, value in given.items():
+            if key.startswith(f"{group}."):
+                raise ConfigError(
+                    f"{key}={value}: {group}={whole} stands beside it and has no such setting; "
+                    "leave one of the two away",
+                    key=key,
+                )
 
 
 def corrected(words: Sequence[str], key: str, correction: str) -> list[str]:

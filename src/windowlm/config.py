@@ -222,7 +222,9 @@ def check_config(config_type: type[Config], values: Mapping[str, Any]) -> Config
     except ValidationError as error:
         raise _first_error(config_type, error.errors(), values) from None
     for key, value in flattened(values).items():
-        if isinstance(value, float) and not math.isfinite(value):
+        entries = value if isinstance(value, list) else [value]
+        numbers = [number for entry in entries for number in flattened({key: entry}).values()]
+        if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
             good = _plain_default(settings_of(config_type)[key])
             raise ConfigError(
                 f"{key}={setting_text(value)}: allowed is a finite number",
@@ -234,6 +236,8 @@ def check_config(config_type: type[Config], values: Mapping[str, Any]) -> Config
 
 def _first_error(config_type: type, errors: list[Any], values: Mapping[str, Any]) -> ConfigError:
     settings = settings_of(config_type)
+    if (inside := _error_in_entry(config_type, errors, values, settings)) is not None:
+        return inside
     errors = _of_chosen_kinds(errors)
     unknown = [error for error in errors if error["type"] == "unexpected_keyword_argument"]
     first = (unknown or errors)[0]
@@ -271,6 +275,43 @@ def _first_error(config_type: type, errors: list[Any], values: Mapping[str, Any]
         key=key,
         correction=None if good is None else f"{key}={setting_text(good)}",
     )
+
+
+def _error_in_entry(
+    config_type: type, errors: list[Any], values: Mapping[str, Any], settings: Mapping[str, Setting]
+) -> ConfigError | None:
+    """The error in a group that is an entry of a list, found as if the group stood in the list's place."""
+    for error in errors:
+        place = next((n for n, part in enumerate(error["loc"]) if isinstance(part, int)), None)
+        key = _key_of(error["loc"], values, settings)
+        entries = _value_at(values, key)
+        if place is None or not isinstance(entries, list) or error["loc"][place] >= len(entries):
+            continue
+        number = error["loc"][place]
+        entry, branch = entries[number], error["loc"][: place + 1]
+        if not isinstance(entry, Mapping):
+            continue
+        alone = [
+            {**other, "loc": (*branch[:-1], *other["loc"][place + 1 :])}
+            for other in errors
+            if other["loc"][: place + 1] == branch
+        ]
+        found = _first_error(config_type, alone, _replaced(values, key, entry))
+        correction = None
+        if found.correction is not None and found.correction.startswith(f"{key}."):
+            name, _, good = found.correction.removeprefix(f"{key}.").partition("=")
+            kept = {other: value for other, value in entry.items() if f"{key}.{other}" != found.key}
+            mended = [*entries[:number], _replaced(kept, name, good), *entries[number + 1 :]]
+            correction = f"{key}={setting_text(mended)}"
+        message = str(found).replace(f"{key}.", f"{key}[{number}].")
+        return ConfigError(message, key=key, correction=correction)
+    return None
+
+
+def _replaced(values: Mapping[str, Any], key: str, value: Any) -> dict[str, Any]:
+    """A copy with another value at a full key."""
+    name, _, rest = key.partition(".")
+    return {**values, name: _replaced(values.get(name) or {}, rest, value) if rest else value}
 
 
 def _wrong_kind(key: str, given: str, values: Mapping[str, Any]) -> ConfigError:
