@@ -55,6 +55,22 @@ def test_settings_that_differ_are_named_by_their_full_keys(tmp_path):
     assert differing_settings(runs[:1]) == []
 
 
+def test_a_list_in_the_place_of_a_group_differs_from_the_group(tmp_path):
+    pattern = [{"base": 10_000.0, "fraction": 1.0, "scaling": None}, None]
+    runs = [
+        make_run(tmp_path / name, {"model": {"rotary": rotary}}, ended=False)
+        for name, rotary in (("a", pattern), ("b", pattern[0]), ("c", pattern), ("d", None))
+    ]
+    assert differing_settings([runs[0], runs[2]]) == []
+    assert differing_settings([runs[0], runs[3]]) == ["model.rotary"]
+    assert set(differing_settings(runs[:2])) == {
+        "model.rotary",
+        "model.rotary.base",
+        "model.rotary.fraction",
+        "model.rotary.scaling",
+    }
+
+
 def test_the_paired_difference_is_second_minus_first_over_documents(tmp_path):
     first = make_run(tmp_path / "a", settings_of(2), reach=2)
     second = make_run(tmp_path / "b", settings_of(8), reach=8)

@@ -1,3 +1,4 @@
+import csv
 import json
 import math
 from pathlib import Path
@@ -10,6 +11,7 @@ from safetensors.torch import load_file
 import windowlm
 from tests.conftest import run_script
 from tests.training.offline_wandb import read_offline_run
+from windowlm.attention.config import RotaryConfig
 from windowlm.training.metrics_log import WALL_CLOCK_COLUMNS
 
 
@@ -204,6 +206,34 @@ def test_a_sweep_ends_with_an_evaluation_of_each_run_and_a_comparison(
     two = run_script("scripts/compare_runs.py", str(folder / "0"), str(folder / "2"), cwd=workplace)
     assert two.returncode == 0, two.stderr
     assert "model.window" in two.stdout
+
+
+def test_every_option_of_the_attention_is_trained_kept_and_compared(
+    small_run: tuple[str, ...], workplace: Path
+) -> None:
+    words = (
+        *("-m", *small_run, "trainer.max_steps=2", "logger=none", "run_dir=options", "resume=auto"),
+        *("model.layers=2", "model.window=[16,null]", "model.attention_sinks=2", "model.learned_sinks=true"),
+        *("model.output_gate=true", "model.logit_cap=20", "model.rotary=[{base: 100},null],null"),
+    )
+    done = run_script("train.py", *words, cwd=workplace)
+    assert done.returncode == 0, done.stderr
+    assert "2 sinks; learned sinks; output gate; logit cap 20.0; rotary base 100 none (by layer)" in " ".join(
+        done.stdout.split()
+    )
+    folder = workplace / "options"
+    model = windowlm.load(folder / "0").model
+    assert model.config.rotary == [RotaryConfig(base=100.0), None]
+    assert windowlm.load(folder / "1").model.config.rotary is None
+    for block in model.blocks:
+        assert block.attention.gate.weight.abs().min() > 0
+        assert block.attention.sink_logits.abs().min() > 0
+    again = run_script("train.py", *words, cwd=workplace)
+    assert again.returncode == 0, again.stderr
+    table = run_script("scripts/compare_runs.py", str(folder), cwd=workplace)
+    assert table.returncode == 0, table.stderr
+    rows = list(csv.DictReader((folder / "comparison.csv").read_text().splitlines()))
+    assert "[{base: 100.0, fraction: 1.0, scaling: null},null]" in {row["model.rotary"] for row in rows}
 
 
 def test_the_users_own_documents_are_scored(
