@@ -1,7 +1,7 @@
 """Drawn attention calls, and what must hold for a backend on each of them.
 
-`python tests/attention/cases.py BACKEND COUNT [FIRST_SEED] [device=cuda] [processes=8]` checks many more than
-the tests do.
+`python tests/attention/cases.py BACKEND COUNT [FIRST_SEED] [device=cuda] [processes=8] [seconds=500]` checks
+many more than the tests do, as many as it can in the time if there is a limit.
 """
 
 import json
@@ -58,6 +58,7 @@ SHAPES = (
     Shape(2, 2, 4, 128, torch.bfloat16),
     Shape(2, 1, 8, 128, torch.bfloat16),
     Shape(2, 3, 1, 32, torch.bfloat16),
+    Shape(2, 1, 3, 96, torch.bfloat16),
     Shape(2, 2, 2, 16, torch.float16),
     Shape(2, 3, 2, 64, torch.float16),
     Shape(2, 2, 3, 32, torch.float32),
@@ -392,6 +393,7 @@ def main(backend: str, count: str, *options: str) -> int:
     first = int(next((option for option in options if "=" not in option), 0))
     device, processes = named.get("device", "cpu"), int(named.get("processes", 1))
     started = time.perf_counter()
+    deadline = time.time() + float(named.get("seconds", "inf"))
     # Of compiled kernels each process compiles those of its own shapes.
     shapes = [shape for shape in SHAPES if device != "cpu" and _serves(backend, device, shape)]
     shares = [
@@ -401,6 +403,7 @@ def main(backend: str, count: str, *options: str) -> int:
             first + process * SEEDS_A_PROCESS,
             device,
             shapes[process % max(len(shapes), 1) :: processes],
+            deadline,
         )
         for process in range(processes)
     ]
@@ -459,11 +462,13 @@ def _prepare() -> None:
     torch._functorch.config.donated_buffer = False
 
 
-def _check(backend: str, count: int, first: int, device: str, shapes: Sequence[Shape]) -> Outcome:
+def _check(
+    backend: str, count: int, first: int, device: str, shapes: Sequence[Shape], deadline: float
+) -> Outcome:
     checked, seed = 0, first
     failed: list[int] = []
     drawn: Counter[str] = Counter()
-    while checked < count:
+    while checked < count and time.time() < deadline:
         cases: list[Case] = []
         measured: list[Tensor] = []
         while len(cases) < min(AT_ONCE, count - checked):

@@ -64,7 +64,9 @@ def test_segments_are_the_runs_of_the_rows_laid_end_to_end() -> None:
         assert offsets[: len(starts)] == starts
         assert set(offsets[len(starts) :]) == {total}
         assert len(offsets) % OFFSETS_MULTIPLE == 0
-        assert segments.longest == max(b - a for a, b in zip(starts, [*starts[1:], total], strict=True))
+        longest = max(b - a for a, b in zip(starts, [*starts[1:], total], strict=True))
+        assert longest <= segments.longest < 2 * longest
+        assert segments.longest.bit_count() == 1
         padded = any(PADDING in documents for documents in case.documents)
         assert (segments.real is not None) == padded
         checked += 1
@@ -125,3 +127,29 @@ def test_block_masks_hold_all_that_is_visible_and_whole_blocks_nothing_else(firs
         partly_BTS, wholly_BTS = (chosen[:, : case.queries, : case.keys] for chosen in grown)
         assert mask_BTS[wholly_BTS].all(), case
         assert not mask_BTS[~partly_BTS & ~wholly_BTS].any(), case
+
+
+def test_what_was_prepared_in_a_loader_is_not_computed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    packed = next(case for case in DRAWN if case.kind == "packed" and not case.sinks and case.batch == 2)
+    fresh = packed.visibility("cpu")
+    bounds, segments = fresh.bounds(packed.queries, packed.keys, CPU), fresh.segments(2, packed.queries, CPU)
+    prepared = packed.visibility("cpu").prepare(2)
+    for name in ("_bounds", "_segments"):
+        monkeypatch.delattr(Visibility, name)
+    moved = prepared.to(CPU)
+    assert all(map(torch.equal, moved.bounds(packed.queries, packed.keys, CPU), bounds))
+    assert torch.equal(moved.segments(2, packed.queries, CPU).offsets, segments.offsets)
+    # Runs do not depend on the window, ranges do.
+    other = moved.with_window(3)
+    assert torch.equal(other.segments(2, packed.queries, CPU).offsets, segments.offsets)
+    with pytest.raises(AttributeError):
+        other.bounds(packed.queries, packed.keys, CPU)
+
+
+def test_a_moved_visibility_takes_its_tensors_along() -> None:
+    documents = torch.tensor([[0, 0, 1, 1, -1]], dtype=torch.int32)
+    meta = torch.device("meta")
+    moved = Visibility.build(window=2, documents_BT=documents).prepare(1).to(meta)
+    assert moved.documents is not None
+    assert moved.documents.device == moved.segments(1, 5, meta).offsets.device == meta
+    assert moved.bounds(5, 5, meta).first_keys.device == meta

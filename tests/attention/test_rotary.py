@@ -1,9 +1,12 @@
 """The rotation: its definition, its exactness far out, and that nothing can spoil it."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
+from functorch.compile import make_boxed_func, min_cut_rematerialization_partition
+from torch._dynamo.backends.common import aot_autograd
 
 from windowlm.attention.config import (
     LinearScaling,
@@ -183,3 +186,26 @@ def test_the_rotation_survives_compilation_autocast_and_reloading() -> None:
     reloaded = RotaryEmbedding(16)
     reloaded.load_state_dict(rotary.state_dict())
     assert torch.equal(reloaded(heads_BTHD), expected)
+
+
+def test_a_compiled_model_computes_the_angles_once_for_all_layers() -> None:
+    rotary = RotaryEmbedding(8)
+    calls: list[int] = []
+
+    def stack(heads_BTHD: torch.Tensor, positions_BT: torch.Tensor) -> torch.Tensor:
+        for _ in range(3):
+            heads_BTHD = rotary.rotate(heads_BTHD, rotary.rotation(positions_BT)).sin()
+        return heads_BTHD
+
+    def count(graph: torch.fx.GraphModule, _: object) -> Any:
+        calls.append(sum("rotary_rotation" in str(node.target) for node in graph.graph.nodes))
+        return make_boxed_func(graph.forward)
+
+    heads_BTHD, positions_BT = torch.randn(2, 5, 1, 8, requires_grad=True), torch.arange(5)[None]
+    compiled = torch.compile(
+        stack,
+        backend=aot_autograd(fw_compiler=count, partition_fn=min_cut_rematerialization_partition),
+        fullgraph=True,
+    )
+    torch.testing.assert_close(compiled(heads_BTHD, positions_BT), stack(heads_BTHD, positions_BT))
+    assert calls[0] == 1

@@ -144,15 +144,34 @@ class SlidingWindowAttention(nn.Module):
         query_BTHD = rearrange(self.query(hidden_BTD), "b t (h d) -> b t h d", h=self.heads)
         key_BTKD = rearrange(self.key(hidden_BTD), "b t (k d) -> b t k d", k=self.kv_heads)
         value_BTKD = rearrange(self.value(hidden_BTD), "b t (k d) -> b t k d", k=self.kv_heads)
+        mixed_BTHD = self.mix(query_BTHD, key_BTKD, value_BTKD, visibility, positions_BT)
+        if self.gate is not None:
+            mixed_BTHD = mixed_BTHD * self.gate(hidden_BTD).sigmoid()[..., None]
+        mixed: Tensor = self.output(rearrange(mixed_BTHD, "b t h d -> b t (h d)"))
+        return mixed
+
+    def mix(
+        self,
+        query_BTHD: Tensor,
+        key_BTKD: Tensor,
+        value_BTKD: Tensor,
+        visibility: Visibility,
+        positions_BT: Tensor | None = None,
+    ) -> Tensor:
+        """The layer between its projections: normalise and rotate queries and keys, then attend.
+
+        Returns:
+            [B, T, H, D].
+        """
         if self.query_norm is not None and self.key_norm is not None:
             dtype = self.query_norm.weight.dtype
             query_BTHD = self.query_norm(query_BTHD.to(dtype)).to(value_BTKD.dtype)
             key_BTKD = self.key_norm(key_BTKD.to(dtype)).to(value_BTKD.dtype)
         if self.rotary is not None:
-            rotation = self._rotation(self.rotary, hidden_BTD, positions_BT, visibility)
+            rotation = self._rotation(self.rotary, query_BTHD, positions_BT, visibility)
             query_BTHD = self.rotary.rotate(query_BTHD, rotation)
             key_BTKD = self.rotary.rotate(key_BTKD, rotation)
-        mixed_BTHD = attention(
+        return attention(
             query_BTHD,
             key_BTKD,
             value_BTKD,
@@ -162,10 +181,6 @@ class SlidingWindowAttention(nn.Module):
             sink_logits_H=self.sink_logits,
             logit_cap=self.logit_cap,
         )
-        if self.gate is not None:
-            mixed_BTHD = mixed_BTHD * self.gate(hidden_BTD).sigmoid()[..., None]
-        mixed: Tensor = self.output(rearrange(mixed_BTHD, "b t h d -> b t (h d)"))
-        return mixed
 
     def _check_hidden(self, hidden_BTD: Tensor) -> None:
         dim, weight = self.query.in_features, self.query.weight
@@ -211,18 +226,21 @@ class SlidingWindowAttention(nn.Module):
         return visibility
 
     def _rotation(
-        self, rotary: RotaryEmbedding, hidden_BTD: Tensor, positions_BT: Tensor | None, visibility: Visibility
+        self, rotary: RotaryEmbedding, query_BTHD: Tensor, positions_BT: Tensor | None, visibility: Visibility
     ) -> Rotation:
         positions_BT = visibility.positions if positions_BT is None else positions_BT
         if positions_BT is None:
-            positions_BT = torch.arange(hidden_BTD.shape[1], device=hidden_BTD.device)[None]
+            positions_BT = torch.arange(query_BTHD.shape[1], device=query_BTHD.device)[None]
             return visibility.once(
-                ("rotation", rotary.config, rotary.rotated, hidden_BTD.shape[1], hidden_BTD.device),
+                ("rotation", rotary.config, rotary.rotated, query_BTHD.shape[1], query_BTHD.device),
                 lambda: rotary.rotation(positions_BT),
+                any_window=True,
             )
         if positions_BT is visibility.positions:
             return visibility.once(
-                ("rotation", rotary.config, rotary.rotated), lambda: rotary.rotation(positions_BT)
+                ("rotation", rotary.config, rotary.rotated),
+                lambda: rotary.rotation(positions_BT),
+                any_window=True,
             )
         return rotary.rotation(positions_BT)
 

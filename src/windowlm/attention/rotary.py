@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .config import LinearScaling, Llama3Scaling, NtkScaling, RotaryConfig, YarnScaling
+from .operator import Operator
 
 
 class Rotation(NamedTuple):
@@ -95,14 +96,8 @@ class RotaryEmbedding(nn.Module):
 
     def rotation(self, positions_BT: Tensor) -> Rotation:
         """Cosines and sines for whole-number positions; share them over layers of the same config."""
-        frequencies_F = torch.tensor(
-            rotary_frequencies(self.rotated, self.config), dtype=torch.float64, device=positions_BT.device
-        )
-        angles_BTF = positions_BT.to(torch.float64)[..., None] * frequencies_F
-        magnitude = rotary_magnitude(self.config)
-        return Rotation(
-            (magnitude * angles_BTF.cos()).to(torch.float32), (magnitude * angles_BTF.sin()).to(torch.float32)
-        )
+        frequencies = rotary_frequencies(self.rotated, self.config)
+        return Rotation(*_rotation.call(positions_BT, frequencies, rotary_magnitude(self.config)))
 
     def rotate(self, heads_BTHD: Tensor, rotation: Rotation) -> Tensor:
         """Rotate in at least float32, then return to the dtype of `heads_BTHD`."""
@@ -119,3 +114,30 @@ class RotaryEmbedding(nn.Module):
         if positions_BT is None:
             positions_BT = torch.arange(heads_BTHD.shape[1], device=heads_BTHD.device)[None]
         return self.rotate(heads_BTHD, self.rotation(positions_BT))
+
+
+def _cosine_and_sine(
+    positions_BT: Tensor, frequencies: list[float], magnitude: float
+) -> tuple[Tensor, Tensor]:
+    frequencies_F = torch.tensor(frequencies, dtype=torch.float64, device=positions_BT.device)
+    angles_BTF = positions_BT.to(torch.float64)[..., None] * frequencies_F
+    cosine_BTF, sine_BTF = angles_BTF.cos(), angles_BTF.sin()
+    return (magnitude * cosine_BTF).to(torch.float32), (magnitude * sine_BTF).to(torch.float32)
+
+
+def _empty_cosine_and_sine(
+    positions_BT: Tensor, frequencies: list[float], magnitude: float
+) -> tuple[Tensor, Tensor]:
+    cosine_BTF, sine_BTF = (
+        positions_BT.new_empty((*positions_BT.shape, len(frequencies)), dtype=torch.float32) for _ in range(2)
+    )
+    return cosine_BTF, sine_BTF
+
+
+# A compiler that looked inside would compute the angles anew, in float64, for every head that it rotates.
+_rotation = Operator(
+    f"{__name__}.rotation",
+    "(Tensor positions, float[] frequencies, float magnitude) -> (Tensor, Tensor)",
+    _cosine_and_sine,
+    _empty_cosine_and_sine,
+)

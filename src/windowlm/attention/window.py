@@ -127,6 +127,10 @@ class Bounds(NamedTuple):
     last_queries: Tensor
     gaps: Tensor
 
+    def moved(self, move: Callable[[Tensor], Tensor]) -> "Bounds":
+        """The same with each tensor moved."""
+        return Bounds(*map(move, self))
+
 
 class Segments(NamedTuple):
     """Runs of tokens of one document, or of padding, in the rows laid end to end, for packed kernels.
@@ -134,13 +138,17 @@ class Segments(NamedTuple):
     Attributes:
         offsets: int32, where each run starts, then the number of tokens, repeated so that the length is a
             multiple of `OFFSETS_MULTIPLE` and shapes recur.
-        longest: tokens of the longest run.
+        longest: a power of two that no run exceeds, so that few values recur.
         real: bool [B, T], False for padding; None where there is none.
     """
 
     offsets: Tensor
     longest: int
     real: Tensor | None
+
+    def moved(self, move: Callable[[Tensor], Tensor]) -> "Segments":
+        """The same with each tensor moved."""
+        return Segments(move(self.offsets), self.longest, None if self.real is None else move(self.real))
 
 
 @dataclass(frozen=True, eq=False)
@@ -181,7 +189,8 @@ class Visibility:
     key_positions: Tensor | None = None
     key_documents: Tensor | None = None
     layout: Layout | None = None
-    _prepared: dict[Hashable, Any] = field(default_factory=dict, repr=False)
+    _of_window: dict[Hashable, Any] = field(default_factory=dict, repr=False)
+    _of_documents: dict[Hashable, Any] = field(default_factory=dict, repr=False)
 
     @classmethod
     def build(
@@ -253,7 +262,48 @@ class Visibility:
         Raises:
             ValueError: for a bad window.
         """
-        return replace(self, window=check_window(window), _prepared={})
+        return replace(self, window=check_window(window), _of_window={})
+
+    def prepare(self, batch: int) -> Self:
+        """Make now what kernels read of the documents of `batch` rows, such as on the CPU; returns self."""
+        if self.documents is not None and not self.separate_keys:
+            tokens, device = self.documents.shape[1], self.documents.device
+            if not self.sinks:
+                self.bounds(tokens, tokens, device)
+            if self.layout is not None and not self.layout.gaps:
+                self.segments(batch, tokens, device)
+        return self
+
+    def to(self, device: torch.device, *, non_blocking: bool = False) -> Self:
+        """The same on another device, with what was prepared of it."""
+        return self._moved(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Self:
+        """The same in memory from which a GPU copies while the host goes on; torch's DataLoader calls it."""
+        return self._moved(lambda tensor: tensor.pin_memory())
+
+    def _moved(self, move: Callable[[Tensor], Tensor]) -> Self:
+        def moved(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else move(tensor)
+
+        def all_moved(prepared: dict[Hashable, Any]) -> dict[Hashable, Any]:
+            """Ranges and segments, under the names of the other device; the rest is made anew."""
+            result: dict[Hashable, Any] = {}
+            for name, made in prepared.items():
+                if isinstance(name, tuple) and isinstance(made, Bounds | Segments):
+                    there = made.moved(move)
+                    result[(*name[:-1], there[0].device)] = there
+            return result
+
+        return replace(
+            self,
+            positions=moved(self.positions),
+            documents=moved(self.documents),
+            key_positions=moved(self.key_positions),
+            key_documents=moved(self.key_documents),
+            _of_window=all_moved(self._of_window),
+            _of_documents=all_moved(self._of_documents),
+        )
 
     @property
     def separate_keys(self) -> bool:
@@ -271,14 +321,18 @@ class Visibility:
         """Whether the window hides none of so many keys, so that attention is full."""
         return self.window is None or self.window >= keys
 
-    def once(self, name: Hashable, prepare: Callable[[], Prepared]) -> Prepared:
-        """Return what `prepare` made when first called under this name: work done once a batch."""
-        if name in self._prepared:
-            prepared: Prepared = self._prepared[name]
+    def once(self, name: Hashable, prepare: Callable[[], Prepared], *, any_window: bool = False) -> Prepared:
+        """Return what `prepare` made when first called under this name: work done once a batch.
+
+        With `any_window` it is shared with other windows over the same documents.
+        """
+        prepared_before = self._of_documents if any_window else self._of_window
+        if name in prepared_before:
+            prepared: Prepared = prepared_before[name]
             return prepared
         prepared = prepare()
         if not torch.compiler.is_compiling():
-            self._prepared[name] = prepared
+            prepared_before[name] = prepared
         return prepared
 
     def places(self, queries: int, keys: int, device: torch.device) -> Places:
@@ -288,7 +342,9 @@ class Visibility:
             ValueError: where the tensors' lengths are not those of the call, or there are fewer keys than
                 queries and no positions of the keys to say where they stand.
         """
-        return self.once(("places", queries, keys, device), lambda: self._places(queries, keys, device))
+        return self.once(
+            ("places", queries, keys, device), lambda: self._places(queries, keys, device), any_window=True
+        )
 
     def check_call(self, batch: int | None, queries: int, keys: int, device: torch.device) -> None:
         """Raise ValueError where the tensors do not describe a call of this shape (None: any batch)."""
@@ -304,7 +360,8 @@ class Visibility:
                 )
             if tensor is not None and tensor.device != device:
                 raise ValueError(f"{name} is on {tensor.device}, the call on {device}; move it with .to()")
-            if tensor is not None and batch is not None and tensor.shape[0] not in (1, batch):
+            # Not `in`: torch.compile of 2.11 takes a number for unequal to its symbol.
+            if tensor is not None and batch is not None and tensor.shape[0] != 1 and tensor.shape[0] != batch:
                 raise ValueError(
                     f"{name} describes {tensor.shape[0]} rows, the call has {batch}; "
                     "give one a row, or one for all"
@@ -365,7 +422,11 @@ class Visibility:
 
     def segments(self, batch: int, queries: int, device: torch.device) -> Segments:
         """Runs of the rows laid end to end, prepared once a batch; asks for documents without gaps."""
-        return self.once(("segments", batch, queries, device), lambda: self._segments(batch, queries, device))
+        return self.once(
+            ("segments", batch, queries, device),
+            lambda: self._segments(batch, queries, device),
+            any_window=True,
+        )
 
     def _segments(self, batch: int, queries: int, device: torch.device) -> Segments:
         if self.documents is None:
@@ -389,7 +450,7 @@ class Visibility:
             torch.where(opens, index, opens.numel()),
         )
         real_BT = documents_BT != PADDING if self.layout.padded else None
-        return Segments(offsets, self.layout.longest, real_BT)
+        return Segments(offsets, 1 << (self.layout.longest - 1).bit_length(), real_BT)
 
     def between(self, places: Places) -> Tensor:
         """Whether each query sees each key of `places`, [..., T, S] from [..., T] and [..., S]; bool."""

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ..operator import Operator, empty_gradients
 from ..window import Bounds, Visibility
 from .capability import Capabilities
-from .operator import Operator, empty_gradients
 
 CAPABILITIES = Capabilities(
     purpose="own Triton kernels, tiles fitted to the window",

@@ -97,7 +97,9 @@ def _over_documents(
 ) -> Tensor:
     documents_BT = visibility.documents
     assert documents_BT is not None
-    tokens, lengths = visibility.once("document lengths", lambda: _document_lengths(documents_BT))
+    tokens, lengths = visibility.once(
+        "document lengths", lambda: _document_lengths(documents_BT), any_window=True
+    )
     if not lengths:
         return _over_all_keys(query_BTHD, key_BSKD, value_BSKD, visibility, scoring)
     outputs = [

@@ -28,7 +28,7 @@ class Operator:
         namespace, function = name.replace(".", "_"), "call"
         self._library = torch.library.Library(namespace, "DEF")  # type: ignore[no-untyped-call]
         self._library.define(function + schema)  # type: ignore[no-untyped-call]
-        self._library.impl(function, compute, "CUDA")  # type: ignore[no-untyped-call]
+        self._library.impl(function, compute, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
         torch.library.register_fake(f"{namespace}::{function}", pretend, lib=self._library)
         self.call: Callable[..., Any] = getattr(torch.ops, namespace).call.default
 

@@ -1,0 +1,265 @@
+"""What the attention layer costs beyond its kernel, and masks when every batch holds other documents.
+
+python scripts/benchmark_layer.py --shapes A B C D E
+python scripts/benchmark_layer.py --shapes B --layouts 1000 --lengths 16 --out docs/results/attention_layer
+
+The layer is timed between its projections: rotation, attention, and whatever moves numbers in between. Its
+floor is the kernel alone plus the rotation's least traffic (queries, keys and their gradients read and
+written once) at the measured bandwidth of copies. With --layouts, that many batches follow, each with
+documents of its own and one of several lengths, as in training: ranges are made on the host and copied.
+
+Shapes: B batch, T tokens.
+"""
+
+import argparse
+import json
+import shlex
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from attention_peers import Problem
+from benchmark_attention import (
+    PACKAGES,
+    PIPED_WIDTH,
+    SHAPES,
+    Inputs,
+    Stopwatch,
+    commit,
+    device_name,
+    draw_documents,
+    draw_inputs,
+    is_shape,
+    make_problem,
+    request_of,
+    step,
+    version_of,
+)
+from rich.console import Console
+from rich.table import Table
+from torch._dynamo.utils import counters
+
+from windowlm.attention.dispatch import attention, choose_backend
+from windowlm.attention.layers import SlidingWindowAttention
+from windowlm.attention.window import Visibility
+
+COPIED = {"cuda": 2**30, "cpu": 2**26}
+MEDIAN_DOCUMENT = 1500
+
+
+def main() -> int:
+    """Run the command; 2 is the status of a user's mistake."""
+    options = parse_options()
+    torch._dynamo.config.recompile_limit = 1000
+    torch._dynamo.config.fail_on_recompile_limit_hit = True
+    console = Console(width=None if sys.stdout.isatty() else PIPED_WIDTH)
+    report: dict[str, Any] = {
+        "command": shlex.join(["python", *sys.argv]),
+        "commit": commit(),
+        "device": device_name(options.device),
+        "dtype": str(options.dtype).removeprefix("torch."),
+        "versions": {name: version_of(name) for name in PACKAGES},
+        "compiled": not options.eager,
+        "shapes": [],
+    }
+    table = Table("", "backend", *("kernel ms", "layer ms", "least traffic ms", "layer over floor"))
+    for name in options.shapes:
+        row = time_layer(make_problem(name, options), options)
+        report["shapes"].append(row)
+        table.add_row(*cells_of(row))
+    console.print(table)
+    if options.layouts:
+        report["layouts"] = vary_layouts(make_problem(options.shapes[0], options), options)
+        console.print_json(data=report["layouts"])
+    if options.out is not None:
+        options.out.mkdir(parents=True, exist_ok=True)
+        (options.out / "layer.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    return 0
+
+
+def parse_options() -> argparse.Namespace:
+    """Read the command line, with defaults that fit the device."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    cuda = torch.cuda.is_available()
+    parser.add_argument("--shapes", nargs="+", default=["A"] if cuda else ["CPU"], metavar="SHAPE")
+    parser.add_argument(
+        "--documents", type=int, metavar="MEDIAN", help="pack documents of random lengths with this median"
+    )
+    parser.add_argument(
+        "--layouts", type=int, default=0, help="batches of other documents, at the first shape"
+    )
+    parser.add_argument("--lengths", type=int, default=16, help="sequence lengths among the layouts")
+    parser.add_argument("--eager", action="store_true", help="do not compile the layer")
+    parser.add_argument("--device", type=torch.device, default=torch.device("cuda:0" if cuda else "cpu"))
+    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"])
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="write layer.json")
+    options = parser.parse_args()
+    for shape in options.shapes:
+        if shape not in SHAPES and not is_shape(shape):
+            parser.error(f"--shapes {shape}: {', '.join(SHAPES)} or six numbers are allowed; try --shapes A")
+    for option, least in (("rounds", 1), ("lengths", 1), ("layouts", 0), ("documents", 1)):
+        if (value := getattr(options, option)) is not None and value < least:
+            parser.error(f"--{option} {value}: a number from {least} on is allowed")
+    options.dtype = getattr(torch, options.dtype or ("bfloat16" if cuda else "float32"))
+    return options
+
+
+def make_layer(problem: Problem) -> SlidingWindowAttention:
+    """The layer whose middle is timed."""
+    return SlidingWindowAttention(
+        problem.heads * problem.head_dim,
+        problem.heads,
+        problem.head_dim,
+        problem.window,
+        dropout=0.0,
+        kv_heads=problem.kv_heads,
+    ).to(problem.device, problem.dtype)
+
+
+def time_layer(problem: Problem, options: argparse.Namespace) -> dict[str, Any]:
+    """Median milliseconds of kernel and layer in turns, forward and backward, beside the floor."""
+    torch.manual_seed(options.seed)
+    inputs = draw_inputs(problem)
+    layer = make_layer(problem)
+    visibility = Visibility.build(window=problem.window, documents_BT=problem.documents)
+    mix = layer.mix if options.eager else torch.compile(layer.mix, fullgraph=True)
+    watch = Stopwatch(problem.device)
+    contestants = {
+        "kernel": lambda query, key, value: attention(query, key, value, visibility),
+        "layer": lambda query, key, value: mix(query, key, value, visibility),
+    }
+    spent: dict[str, list[float]] = {
+        f"{name}_{part}_ms": [] for name in contestants for part in ("forward", "backward")
+    }
+    for attend in contestants.values():
+        step(attend, inputs)
+    for _ in range(options.rounds):
+        for name, attend in contestants.items():
+            held: list[torch.Tensor] = []
+            *heads, gradient_BTHD = inputs
+
+            def forward(attend: Any = attend, held: Any = held, heads: Any = heads) -> None:
+                held.append(attend(*heads))
+
+            def backward(held: Any = held, heads: Any = heads, gradient: Any = gradient_BTHD) -> None:
+                torch.autograd.grad(held.pop(), heads, gradient)
+
+            for part, ms in zip(("forward", "backward"), watch.run(forward, backward), strict=True):
+                spent[f"{name}_{part}_ms"].append(ms)
+    row: dict[str, Any] = {name: statistics.median(times) for name, times in spent.items()}
+    traffic_ms = least_traffic_bytes(inputs) / copy_bytes_per_second(watch) * 1e3
+    for part in ("forward", "backward"):
+        row[f"{part}_over_floor"] = row[f"layer_{part}_ms"] / (row[f"kernel_{part}_ms"] + traffic_ms)
+    layer_ms, kernel_ms = (
+        row[f"{name}_forward_ms"] + row[f"{name}_backward_ms"] for name in ("layer", "kernel")
+    )
+    return row | {
+        "shape": problem.name,
+        "documents": problem.documents is not None,
+        "backend": choose_backend("auto", request_of(problem)).name,
+        "least_traffic_ms": traffic_ms,
+        "over_floor": layer_ms / (kernel_ms + 2 * traffic_ms),
+    }
+
+
+def least_traffic_bytes(inputs: Inputs) -> int:
+    """Bytes that a rotation of queries and keys cannot do without, one way: read once, written once."""
+    return 2 * sum(tensor.numel() * tensor.element_size() for tensor in inputs[:2])
+
+
+def copy_bytes_per_second(watch: Stopwatch) -> float:
+    """Bytes read and written a second by a copy between large tensors."""
+    source = torch.zeros(COPIED[watch.device.type], dtype=torch.int8, device=watch.device)
+    target = torch.empty_like(source)
+    times = [watch.run(lambda: target.copy_(source))[0] for _ in range(9)]
+    return 2 * source.numel() / (statistics.median(times) / 1e3)
+
+
+def cells_of(row: dict[str, Any]) -> list[str]:
+    """One row of the table, forward/backward."""
+    return [
+        row["shape"] + (" documents" if row["documents"] else ""),
+        row["backend"],
+        f"{row['kernel_forward_ms']:.3f}/{row['kernel_backward_ms']:.3f}",
+        f"{row['layer_forward_ms']:.3f}/{row['layer_backward_ms']:.3f}",
+        f"{row['least_traffic_ms']:.3f}",
+        f"{row['forward_over_floor']:.2f}/{row['backward_over_floor']:.2f} ({row['over_floor']:.3f})",
+    ]
+
+
+def vary_layouts(problem: Problem, options: argparse.Namespace) -> dict[str, Any]:
+    """Batches of other documents and lengths through one layer: compilations, mask times and memory.
+
+    Warm are the batches after the first that had all lengths twice.
+    """
+    torch.manual_seed(options.seed)
+    layer, watch = make_layer(problem), Stopwatch(problem.device)
+    mix = layer.mix if options.eager else torch.compile(layer.mix, fullgraph=True)
+    spacing = problem.tokens // options.lengths
+    lengths = [problem.tokens - spacing * number for number in range(options.lengths)]
+    inputs = draw_inputs(problem)
+    warm_from = 2 * options.lengths
+    graphs_when_warm = 0
+    memory_when_warm: float | None = None
+    made_ms, copied_ms, attended_ms = [], [], []
+    slowest_step_s = 0.0
+    for batch in range(warm_from + options.layouts):
+        length = lengths[batch % options.lengths]
+        if batch == warm_from:
+            graphs_when_warm, memory_when_warm = counters["stats"]["unique_graphs"], memory_of(problem)
+            slowest_step_s = 0.0
+        documents_BT = draw_documents(
+            problem.batch, length, options.documents or MEDIAN_DOCUMENT, options.seed + batch
+        )
+        cut = tuple(tensor[:, :length].detach() for tensor in inputs)
+        heads = [tensor.contiguous().requires_grad_() for tensor in cut[:3]]
+        moved: list[Visibility] = []
+        started = time.perf_counter()
+        visibility = Visibility.build(window=problem.window, documents_BT=documents_BT).prepare(problem.batch)
+        made = time.perf_counter()
+        if problem.device.type == "cuda":
+            visibility = visibility.pin_memory()
+
+        def copy(visibility: Visibility = visibility, moved: list[Visibility] = moved) -> None:
+            moved.append(visibility.to(problem.device, non_blocking=True))
+
+        def attend(heads: Any = heads, gradient: Any = cut[3], moved: list[Visibility] = moved) -> None:
+            torch.autograd.grad(mix(*heads, moved[0]), heads, gradient)
+
+        begun = time.perf_counter()
+        spent = watch.run(copy, attend)
+        slowest_step_s = max(slowest_step_s, time.perf_counter() - begun)
+        if batch >= warm_from and length == problem.tokens:
+            made_ms.append((made - started) * 1e3)
+            copied_ms.append(spent[0])
+            attended_ms.append(spent[1])
+    attention_ms, mask_ms = statistics.median(attended_ms), statistics.median(copied_ms)
+    return {
+        "batches": options.layouts,
+        "lengths": lengths,
+        "graphs_when_warm": graphs_when_warm,
+        "graphs_at_the_end": counters["stats"]["unique_graphs"],
+        "slowest_warm_step_s": slowest_step_s,
+        "mask_on_host_ms": statistics.median(made_ms),
+        "mask_on_device_ms": mask_ms,
+        "attention_ms": attention_ms,
+        "mask_over_attention": mask_ms / attention_ms,
+        "memory_when_warm_mib": memory_when_warm,
+        "memory_at_the_end_mib": memory_of(problem),
+    }
+
+
+def memory_of(problem: Problem) -> float | None:
+    """MiB that tensors hold on the device; None where it cannot be told."""
+    return torch.cuda.memory_allocated() / 2**20 if problem.device.type == "cuda" else None
+
+
+if __name__ == "__main__":
+    sys.exit(main())
