@@ -183,7 +183,7 @@ def test_documents_are_checked_once_and_seen_through_the_window_of_each_layer(
     tokens_BT, documents_BT = tokens(1, 20), torch.tensor([[0] * 12 + [1] * 8], dtype=torch.int32)
     hidden_BTD = model.embedding(tokens_BT)
     for block, window in zip(model.blocks, (4, None, 9), strict=True):
-        hidden_BTD = block(hidden_BTD, Visibility.build(window=window, documents_BT=documents_BT), None)
+        hidden_BTD = block(hidden_BTD, Visibility.build(window=window, documents_BT=documents_BT))
     expected_BTD = model.final_norm(hidden_BTD)
 
     built, build = [], Visibility.build
@@ -211,3 +211,13 @@ def test_thirty_steps_learn_a_short_text_by_heart() -> None:
         losses.append(loss.item())
     assert losses[0] > 3.5
     assert losses[-1] < 0.1
+
+
+def test_visibilities_made_before_take_the_place_of_documents_and_positions() -> None:
+    model = small(layers=2, window=[4, None])
+    tokens_BT, documents_BT = tokens(1, 20), torch.tensor([[0] * 12 + [1] * 8], dtype=torch.int32)
+    positions_BT = torch.cat([torch.arange(12), torch.arange(8)])[None]
+    made = model.visibilities(documents_BT, positions_BT)
+    assert torch.equal(model(tokens_BT, visibilities=made), model(tokens_BT, documents_BT, positions_BT))
+    with pytest.raises(ValueError, match="visibilities beside documents_BT"):
+        model(tokens_BT, documents_BT, visibilities=made)

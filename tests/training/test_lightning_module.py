@@ -191,10 +191,11 @@ def test_a_step_reads_nothing_back_from_its_device() -> None:
     """Tensors on the meta device hold no values, so reading one raises; on a GPU it would wait."""
     module = small_module().to("meta")
     weight = torch.zeros(VOCABULARY, requires_grad=True, device="meta")
-    module.model.forward = lambda tokens_BT, *_: weight.expand(*tokens_BT.shape, -1)  # type: ignore[method-assign]
+    module.model.forward = lambda tokens_BT, **_: weight.expand(*tokens_BT.shape, -1)  # type: ignore[method-assign]
     module.trainer = SimpleNamespace(datamodule=SimpleNamespace(next_batch=0))  # type: ignore[assignment]
     optimizer = torch.optim.SGD([weight])
-    batch = {name: tensor.to("meta") for name, tensor in rows(2).items()}
+    batch = module.transfer_batch_to_device(rows(2), torch.device("meta"), 0)
+    assert batch["visibilities"][module.model.layer_windows[0]].documents.device.type == "meta"
     for number in range(2):
         module.training_step(batch, number).backward()  # type: ignore[no-untyped-call]
         module.configure_gradient_clipping(optimizer)

@@ -15,6 +15,8 @@ from windowlm.model.config import ModelConfig
 from windowlm.model.feed_forward import FeedForward
 from windowlm.model.initialization import initialize
 
+Visibilities = dict[int | None, Visibility]  # by window
+
 
 class Block(nn.Module):
     """One pre-norm residual block: windowed attention, then the feed-forward network."""
@@ -42,13 +44,9 @@ class Block(nn.Module):
         self.feed_forward_norm = nn.RMSNorm(config.dim, eps=config.norm_epsilon)
         self.feed_forward = FeedForward(config.dim, config.feed_forward_dim)
 
-    def forward(
-        self, hidden_BTD: torch.Tensor, visibility: Visibility, positions_BT: torch.Tensor | None
-    ) -> torch.Tensor:
+    def forward(self, hidden_BTD: torch.Tensor, visibility: Visibility) -> torch.Tensor:
         """Map ``[B, T, D]`` to the same shape."""
-        attended_BTD = self.attention(
-            self.attention_norm(hidden_BTD), positions_BT=positions_BT, visibility=visibility
-        )
+        attended_BTD = self.attention(self.attention_norm(hidden_BTD), visibility=visibility)
         hidden_BTD = hidden_BTD + attended_BTD
         output_BTD: torch.Tensor = hidden_BTD + self.feed_forward(self.feed_forward_norm(hidden_BTD))
         return output_BTD
@@ -81,6 +79,8 @@ class Decoder(nn.Module):
         tokens_BT: torch.Tensor,
         documents_BT: torch.Tensor | None = None,
         positions_BT: torch.Tensor | None = None,
+        *,
+        visibilities: Visibilities | None = None,
     ) -> torch.Tensor:
         """Logits of the next token.
 
@@ -90,11 +90,14 @@ class Decoder(nn.Module):
                 another's. None: each row is one document.
             positions_BT: position of each token in its document; None counts along the row, which is
                 the same for windowed rotary attention but not bit for bit.
+            visibilities: what `visibilities` made of documents and positions, instead of them.
 
         Returns:
             ``[B, T, V]`` in the dtype of the weights (or of autocast).
         """
-        logits_BTV: torch.Tensor = self.head(self.hidden(tokens_BT, documents_BT, positions_BT))
+        logits_BTV: torch.Tensor = self.head(
+            self.hidden(tokens_BT, documents_BT, positions_BT, visibilities=visibilities)
+        )
         return logits_BTV
 
     def hidden(
@@ -102,10 +105,28 @@ class Decoder(nn.Module):
         tokens_BT: torch.Tensor,
         documents_BT: torch.Tensor | None = None,
         positions_BT: torch.Tensor | None = None,
+        *,
+        visibilities: Visibilities | None = None,
     ) -> torch.Tensor:
         """Final normed states ``[B, T, D]``, for callers that apply the head in pieces."""
         hidden_BTD = self.embedding(tokens_BT)
-        # Checking the documents waits for the device, so it is done once for all windows.
+        if visibilities is None:
+            visibilities = self.visibilities(documents_BT, positions_BT)
+        elif documents_BT is not None or positions_BT is not None:
+            raise ValueError("visibilities beside documents_BT or positions_BT: give the one or the others")
+        for block, window in zip(self.blocks, self.layer_windows, strict=True):
+            hidden_BTD = block(hidden_BTD, visibilities[window])
+        output_BTD: torch.Tensor = self.final_norm(hidden_BTD)
+        return output_BTD
+
+    def visibilities(
+        self, documents_BT: torch.Tensor | None = None, positions_BT: torch.Tensor | None = None
+    ) -> Visibilities:
+        """What the layers of each window may see; checking documents on a GPU makes the host wait for it.
+
+        Raises:
+            ValueError: as ``Visibility.build``.
+        """
         checked = Visibility.build(
             window=self.layer_windows[0],
             sinks=self.config.attention_sinks,
@@ -115,7 +136,4 @@ class Decoder(nn.Module):
         visibilities = {window: checked.with_window(window) for window in set(self.layer_windows)}
         if None in visibilities:
             visibilities[None] = replace(visibilities[None], sinks=0)
-        for block, window in zip(self.blocks, self.layer_windows, strict=True):
-            hidden_BTD = block(hidden_BTD, visibilities[window], positions_BT)
-        output_BTD: torch.Tensor = self.final_norm(hidden_BTD)
-        return output_BTD
+        return visibilities

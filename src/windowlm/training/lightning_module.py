@@ -24,7 +24,7 @@ from windowlm.training.non_finite import NonFiniteError
 from windowlm.training.optimizer import build_optimizer
 from windowlm.training.schedule import Budget, Spent, learning_rate_factor
 
-Batch = dict[str, torch.Tensor]
+Batch = dict[str, Any]
 
 STATE = "windowlm"  # key of the run's own state in a checkpoint
 
@@ -137,6 +137,24 @@ class LanguageModelModule(pl.LightningModule):
             for group in optimizer.param_groups:  # type: ignore[union-attr]
                 group["lr"] = self.learning_rate
 
+    def transfer_batch_to_device(
+        self, batch: Batch, device: torch.device, dataloader_idx: int
+    ) -> dict[str, Any]:
+        """Make what the layers may see while the documents are on the host, which need not wait for a GPU."""
+        visibilities = self.model.visibilities(batch["documents_BT"], batch["positions_BT"])
+        if device.type != "cpu":
+            visibilities = {
+                window: visibility.prepare(len(batch["documents_BT"]))
+                for window, visibility in visibilities.items()
+            }
+        if device.type == "cuda":
+            visibilities = {window: visibility.pin_memory() for window, visibility in visibilities.items()}
+        there = {
+            window: visibility.to(device, non_blocking=True) for window, visibility in visibilities.items()
+        }
+        moved: dict[str, Any] = super().transfer_batch_to_device(batch, device, dataloader_idx)
+        return {**moved, "visibilities": there}
+
     def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
         """Summed loss of the batch over a constant; see the class on how it is normalised."""
         nats_BT = self._token_nats(batch)
@@ -218,15 +236,17 @@ class LanguageModelModule(pl.LightningModule):
 
     def _count_pairs(self, batch: Batch) -> torch.Tensor:
         """Query-key pairs inside window and document, summed over the layers."""
-        return (self.pairs_by_position_T[batch["positions_BT"]] * (batch["documents_BT"] >= 0)).sum()
+        real_BT: torch.Tensor = batch["documents_BT"] >= 0
+        return (self.pairs_by_position_T[batch["positions_BT"]] * real_BT).sum()
 
     def _token_nats(self, batch: Batch) -> torch.Tensor:
         """Loss of each target in nats, 0 where there is none, ``[B, T]`` float32."""
-        logits_BTV = self.model(batch["tokens_BT"], batch["documents_BT"], batch["positions_BT"])
-        nats_BT = F.cross_entropy(
+        targets_BT: torch.Tensor = batch["targets_BT"]
+        logits_BTV: torch.Tensor = self.model(batch["tokens_BT"], visibilities=batch["visibilities"])
+        nats_N = F.cross_entropy(
             logits_BTV.flatten(0, 1).to(torch.promote_types(logits_BTV.dtype, torch.float32)),
-            batch["targets_BT"].flatten(),
+            targets_BT.flatten(),
             ignore_index=UNSCORED,
             reduction="none",
         )
-        return nats_BT.view_as(batch["targets_BT"])
+        return nats_N.view_as(targets_BT)

@@ -420,5 +420,10 @@ def _quiet_lightning() -> None:
     logging.getLogger("lightning.fabric").setLevel(logging.ERROR)
     # The plan names the backend and the reason.
     logging.getLogger("windowlm.attention").setLevel(logging.WARNING)
-    for message in (".*does not have many workers.*", ".*LeafSpec.*", ".*`max_epochs`.*"):
+    for message in (
+        ".*does not have many workers.*",
+        ".*LeafSpec.*",
+        ".*`max_epochs`.*",
+        ".*transfer_batch_to.*",
+    ):
         warnings.filterwarnings("ignore", message=message)
