@@ -247,10 +247,13 @@ def prepare(name: str, problem: Problem, inputs: Inputs) -> Entrant:
     entrant, started = Entrant(name), time.perf_counter()
     try:
         entrant.attend = ours(name, problem) if name.startswith(f"{OURS}:") else PEERS[name](problem)
-        forward_only(entrant.attend, inputs)
         try:
             step(entrant.attend, inputs)
+        except (ImportError, UnsupportedError):
+            raise
         except Exception as error:
+            # Not before: compiled entrants would compile twice.
+            forward_only(entrant.attend, inputs)
             entrant.backward, entrant.problem = False, f"backward: {one_line(error)}"
         entrant.error = error_against_float64(entrant, problem, inputs)
         if not entrant.error <= WRONG:

@@ -1,10 +1,14 @@
 """Ranges, segments and block masks made from documents, against the mask itself."""
 
+import random
+
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.testing import CompileCounter
 
 from windowlm.attention.backends import flex
+from windowlm.attention.rotary import RotaryEmbedding
 from windowlm.attention.window import OFFSETS_MULTIPLE, PADDING, Visibility
 
 from .cases import Case, draw
@@ -153,3 +157,39 @@ def test_a_moved_visibility_takes_its_tensors_along() -> None:
     assert moved.documents is not None
     assert moved.documents.device == moved.segments(1, 5, meta).offsets.device == meta
     assert moved.bounds(5, 5, meta).first_keys.device == meta
+
+
+def test_compiled_code_meets_other_documents_and_lengths_without_compiling_anew() -> None:
+    """What kernels on a GPU read; on a CPU the length decides how many blocks the layer has."""
+    chance, counter = random.Random(0), CompileCounter()
+    rotary, batch = RotaryEmbedding(8), 2
+
+    def read(query_BTHD: Tensor, visibility: Visibility) -> Tensor:
+        tokens, device = query_BTHD.shape[1], query_BTHD.device
+        for layer_visibility in (visibility, visibility):
+            rotation = layer_visibility.once(
+                "rotation",
+                lambda: rotary.rotation(torch.arange(tokens, device=device)[None]),
+                sizes=(tokens,),
+            )
+            query_BTHD = rotary.rotate(query_BTHD, rotation)
+            segments = layer_visibility.segments(batch, tokens, device)
+            bounds = layer_visibility.bounds(tokens, tokens, device)
+            query_BTHD = (
+                query_BTHD * bounds.first_keys[..., None, None] + segments.offsets[1] * segments.longest
+            )
+            visibility.check_call(query_BTHD.shape[0], tokens, tokens, device)
+        return query_BTHD
+
+    compiled = torch.compile(read, backend=counter, fullgraph=True)
+    lengths = [chance.randint(30, 400) for _ in range(16)]
+    warm = 0
+    for number in range(100):
+        length = lengths[number % len(lengths)]
+        ends_B1 = torch.tensor([[chance.randint(1, length)] for _ in range(batch)])
+        documents_BT = (torch.arange(length) >= ends_B1).int()
+        query_BTHD = torch.randn(batch, length, 1, 8)
+        visibility = Visibility.build(window=20, documents_BT=documents_BT).prepare(batch)
+        torch.testing.assert_close(compiled(query_BTHD, visibility), read(query_BTHD, visibility))
+        warm = counter.frame_count if number == 2 * len(lengths) else warm
+    assert counter.frame_count == warm <= 4

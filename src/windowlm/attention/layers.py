@@ -228,21 +228,21 @@ class SlidingWindowAttention(nn.Module):
     def _rotation(
         self, rotary: RotaryEmbedding, query_BTHD: Tensor, positions_BT: Tensor | None, visibility: Visibility
     ) -> Rotation:
-        positions_BT = visibility.positions if positions_BT is None else positions_BT
-        if positions_BT is None:
-            positions_BT = torch.arange(query_BTHD.shape[1], device=query_BTHD.device)[None]
-            return visibility.once(
-                ("rotation", rotary.config, rotary.rotated, query_BTHD.shape[1], query_BTHD.device),
-                lambda: rotary.rotation(positions_BT),
-                any_window=True,
-            )
-        if positions_BT is visibility.positions:
-            return visibility.once(
-                ("rotation", rotary.config, rotary.rotated),
-                lambda: rotary.rotation(positions_BT),
-                any_window=True,
-            )
-        return rotary.rotation(positions_BT)
+        if positions_BT is not None and positions_BT is not visibility.positions:
+            return rotary.rotation(positions_BT)
+        tokens, device = query_BTHD.shape[1], query_BTHD.device
+        positions_BT = visibility.positions
+
+        def rotation() -> Rotation:
+            counted_1T = torch.arange(tokens, device=device)[None]
+            return rotary.rotation(counted_1T if positions_BT is None else positions_BT)
+
+        return visibility.once(
+            ("rotation", rotary.config, rotary.rotated),
+            rotation,
+            sizes=(tokens, device) if positions_BT is None else (),
+            any_window=True,
+        )
 
 
 def _check_tensor(name: str, tensor: object) -> None:

@@ -287,13 +287,12 @@ class Visibility:
             return None if tensor is None else move(tensor)
 
         def all_moved(prepared: dict[Hashable, Any]) -> dict[Hashable, Any]:
-            """Ranges and segments, under the names of the other device; the rest is made anew."""
-            result: dict[Hashable, Any] = {}
-            for name, made in prepared.items():
-                if isinstance(name, tuple) and isinstance(made, Bounds | Segments):
-                    there = made.moved(move)
-                    result[(*name[:-1], there[0].device)] = there
-            return result
+            """Ranges and segments; the rest is made anew."""
+            return {
+                name: made.moved(move)
+                for name, made in prepared.items()
+                if isinstance(made, Bounds | Segments) and name in (("bounds",), ("segments",))
+            }
 
         return replace(
             self,
@@ -321,19 +320,34 @@ class Visibility:
         """Whether the window hides none of so many keys, so that attention is full."""
         return self.window is None or self.window >= keys
 
-    def once(self, name: Hashable, prepare: Callable[[], Prepared], *, any_window: bool = False) -> Prepared:
+    def once(
+        self,
+        name: Hashable,
+        prepare: Callable[[], Prepared],
+        *,
+        sizes: tuple[Hashable, ...] = (),
+        any_window: bool = False,
+    ) -> Prepared:
         """Return what `prepare` made when first called under this name: work done once a batch.
 
-        With `any_window` it is shared with other windows over the same documents.
+        `sizes` are those of the call that the result depends on and the documents do not tell. With
+        `any_window` it is shared with other windows over the same documents.
         """
+        if torch.compiler.is_compiling() and sizes:
+            # Looking for a size would bind the compiled graph to it.
+            return prepare()
         prepared_before = self._of_documents if any_window else self._of_window
-        if name in prepared_before:
-            prepared: Prepared = prepared_before[name]
+        if (name, *sizes) in prepared_before:
+            prepared: Prepared = prepared_before[(name, *sizes)]
             return prepared
         prepared = prepare()
         if not torch.compiler.is_compiling():
-            prepared_before[name] = prepared
+            prepared_before[(name, *sizes)] = prepared
         return prepared
+
+    def _sizes(self, *sizes: Hashable) -> tuple[Hashable, ...]:
+        """Nothing where the tensors of this visibility tell the sizes of every call."""
+        return sizes if self.documents is None and self.positions is None else ()
 
     def places(self, queries: int, keys: int, device: torch.device) -> Places:
         """Positions [B, T] and [B, S] and documents (or None) of queries and keys.
@@ -343,7 +357,10 @@ class Visibility:
                 queries and no positions of the keys to say where they stand.
         """
         return self.once(
-            ("places", queries, keys, device), lambda: self._places(queries, keys, device), any_window=True
+            "places",
+            lambda: self._places(queries, keys, device),
+            sizes=self._sizes(queries, keys, device),
+            any_window=True,
         )
 
     def check_call(self, batch: int | None, queries: int, keys: int, device: torch.device) -> None:
@@ -397,7 +414,11 @@ class Visibility:
         """Ranges of what is visible to the last T of S tokens, without sinks; prepared once a batch."""
         assert not self.sinks
         assert not self.separate_keys
-        return self.once(("bounds", queries, keys, device), lambda: self._bounds(queries, keys, device))
+        return self.once(
+            "bounds",
+            lambda: self._bounds(queries, keys, device),
+            sizes=() if self.documents is not None else (queries, keys, device),
+        )
 
     def _bounds(self, queries: int, keys: int, device: torch.device) -> Bounds:
         behind, ahead = (keys if side is None else side for side in self.reach)
@@ -422,9 +443,11 @@ class Visibility:
 
     def segments(self, batch: int, queries: int, device: torch.device) -> Segments:
         """Runs of the rows laid end to end, prepared once a batch; asks for documents without gaps."""
+        told = self.documents is not None and self.documents.shape[0] == batch
         return self.once(
-            ("segments", batch, queries, device),
+            "segments",
             lambda: self._segments(batch, queries, device),
+            sizes=() if told else (batch, queries, device),
             any_window=True,
         )
 

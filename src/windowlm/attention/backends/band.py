@@ -81,10 +81,7 @@ def attend(
     (batch, queries), keys = query_BTHD.shape[:2], key_BSKD.shape[1]
     bounds = None
     if visibility.documents is not None:
-        bounds = visibility.once(
-            ("band", batch, queries),
-            lambda: Bounds(*_of_each_row(visibility.bounds(queries, keys, query_BTHD.device), batch)),
-        )
+        bounds = Bounds(*_of_each_row(visibility.bounds(queries, keys, query_BTHD.device), batch))
     window = keys if visibility.window is None else min(visibility.window, keys)
     query_BTHD, key_BSKD, value_BSKD = map(_rows_contiguous, (query_BTHD, key_BSKD, value_BSKD))
     ranges = [] if bounds is None else [bounds.first_keys, bounds.last_queries, bounds.gaps]

@@ -33,7 +33,9 @@ def attend(
     batch, queries = query_BTHD.shape[:2]
     bands = _Bands.fit(visibility, queries, key_BSKD.shape[1])
     masks = visibility.once(
-        ("bands", batch, bands, query_BTHD.device), lambda: bands.masks(visibility, batch, query_BTHD.device)
+        "bands",
+        lambda: bands.masks(visibility, batch, query_BTHD.device),
+        sizes=(batch, bands, query_BTHD.device),
     )
     output = scaled_dot_product(
         bands.of_queries(query_BTHD),

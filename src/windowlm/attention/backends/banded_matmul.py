@@ -33,7 +33,9 @@ def attend(
 ) -> Tensor:
     """Attention where the keys are in order, with sinks or documents, not both; returns [B, T, H, D]."""
     queries, keys = query_BTHD.shape[1], key_BSKD.shape[1]
-    plan = visibility.once(("banded matmul", queries, keys), lambda: make_plan(visibility, queries, keys))
+    plan = visibility.once(
+        "banded matmul", lambda: make_plan(visibility, queries, keys), sizes=(queries, keys)
+    )
     scale, dropout = scoring.scale, scoring.dropout
     seed = torch.randint(2**62, ()) if dropout else torch.zeros((), dtype=torch.int64)
     output: Tensor = _attend(query_BTHD, key_BSKD, value_BSKD, *plan, scale, dropout, seed)

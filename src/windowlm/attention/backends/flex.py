@@ -100,7 +100,9 @@ def block_mask(visibility: Visibility, query_BTHD: Tensor, key_BSKD: Tensor) -> 
         plain = _plain.__wrapped__ if torch.compiler.is_compiling() else _plain
         return plain(visibility.window, visibility.causal, queries, keys, device)
     return visibility.once(
-        ("flex", batch, queries, keys, device), lambda: _make(visibility, batch, queries, keys, device)
+        "flex",
+        lambda: _make(visibility, batch, queries, keys, device),
+        sizes=(batch, queries, keys, device) if visibility.documents is None else (),
     )
 
 
