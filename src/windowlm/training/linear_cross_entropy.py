@@ -1,0 +1,132 @@
+"""Output head and cross-entropy in one, a few tokens at a time, so that no logits are kept.
+
+The gradient of each token's logits is known as soon as its loss is, so it is spent on the spot: the forward
+pass leaves the gradients of the summed loss, the backward pass multiplies them by one number. Logits of all
+tokens, [N, V], are the largest tensor of training otherwise (as in Liger, Hsu et al. 2024, arXiv:2410.10989;
+here the gradient of the weights adds up in float32, and nothing is read back from the device).
+
+Shapes: N tokens, D model width, V vocabulary, C tokens of a piece.
+"""
+
+from functools import cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+# Enough rows for the matrix products to run at full speed.
+TOKENS_AT_ONCE = 4096
+
+
+def linear_cross_entropy(
+    hidden_ND: Tensor,
+    weight_VD: Tensor,
+    targets_N: Tensor,
+    *,
+    unscored: int,
+    compiled: bool = False,
+    tokens_at_once: int = TOKENS_AT_ONCE,
+) -> tuple[Tensor, Tensor]:
+    """`-log softmax(hidden @ weight.T)[target]`, summed and of each token.
+
+    Products are taken in the dtype of `hidden_ND`, or autocast's; softmax and sums in at least float32.
+
+    Args:
+        hidden_ND: [N, D].
+        weight_VD: [V, D].
+        targets_N: int64 [N]; `unscored` where there is no target.
+        unscored: the number that stands for no target.
+        compiled: fuse what is done to the logits.
+        tokens_at_once: C, tokens whose logits exist at one time.
+
+    Returns:
+        The sum, a scalar, which carries the gradient, and nats [N], which do not; 0 where there is no target.
+    """
+    device = hidden_ND.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden_ND.dtype
+    with torch.autocast(device, enabled=False):
+        summed, nats_N = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
+            hidden_ND.to(dtype), weight_VD, targets_N, unscored, compiled, tokens_at_once
+        )
+    return summed, nats_N
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        context: Any,
+        hidden_ND: Tensor,
+        weight_VD: Tensor,
+        targets_N: Tensor,
+        unscored: int,
+        compiled: bool,
+        tokens_at_once: int,
+    ) -> tuple[Tensor, Tensor]:
+        wanted = context.needs_input_grad[:2]
+        wide = torch.promote_types(hidden_ND.dtype, torch.float32)
+        cast_VD = weight_VD.to(hidden_ND.dtype)
+        nats_N = hidden_ND.new_empty(len(hidden_ND), dtype=wide)
+        hidden_gradient_ND = torch.empty_like(hidden_ND) if wanted[0] else None
+        weight_gradient_VD = torch.zeros_like(weight_VD, dtype=wide) if wanted[1] else None
+        of_logits = _compiled_loss_and_gradient() if compiled else _loss_and_gradient
+        for start in range(0, len(hidden_ND), tokens_at_once):
+            piece = slice(start, start + tokens_at_once)
+            hidden_CD = hidden_ND[piece]
+            nats_N[piece], gradient_CV = of_logits(hidden_CD @ cast_VD.mT, targets_N[piece], unscored)
+            if hidden_gradient_ND is not None:
+                torch.mm(gradient_CV, cast_VD, out=hidden_gradient_ND[piece])
+            if weight_gradient_VD is not None:
+                _add_product(weight_gradient_VD, gradient_CV.mT, hidden_CD)
+        context.save_for_backward(hidden_gradient_ND, weight_gradient_VD)
+        context.weight_dtype = weight_VD.dtype
+        context.mark_non_differentiable(nats_N)
+        return nats_N.sum(), nats_N
+
+    @staticmethod
+    @once_differentiable
+    def backward(context: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        hidden_gradient_ND, weight_gradient_VD = context.saved_tensors
+        if hidden_gradient_ND is not None:
+            hidden_gradient_ND = hidden_gradient_ND * gradient
+        if weight_gradient_VD is not None:
+            weight_gradient_VD = (weight_gradient_VD * gradient).to(context.weight_dtype)
+        return hidden_gradient_ND, weight_gradient_VD, None, None, None, None
+
+
+def _loss_and_gradient(logits_CV: Tensor, targets_C: Tensor, unscored: int) -> tuple[Tensor, Tensor]:
+    """Nats [C] and the gradient of their sum with respect to the logits, in the logits' dtype."""
+    wide_CV = logits_CV.to(torch.promote_types(logits_CV.dtype, torch.float32))
+    scored_C = targets_C != unscored
+    target_C = torch.where(scored_C, targets_C, 0)
+    normalizer_C = wide_CV.logsumexp(1)
+    nats_C = torch.where(scored_C, normalizer_C - wide_CV.gather(1, target_C[:, None])[:, 0], 0.0)
+    is_target_CV = torch.arange(wide_CV.shape[1], device=wide_CV.device) == target_C[:, None]
+    gradient_CV = (wide_CV - normalizer_C[:, None]).exp() - is_target_CV.to(wide_CV.dtype)
+    return nats_C, torch.where(scored_C[:, None], gradient_CV, 0.0).to(logits_CV.dtype)
+
+
+@cache
+def _compiled_loss_and_gradient() -> Any:
+    return torch.compile(_loss_and_gradient, fullgraph=True)
+
+
+def _add_product(sum_VD: Tensor, gradient_VC: Tensor, hidden_CD: Tensor) -> None:
+    """Add a product to a sum of wider dtype without rounding the product first."""
+    if sum_VD.dtype == hidden_CD.dtype:
+        sum_VD.addmm_(gradient_VC, hidden_CD)
+    elif sum_VD.device.type == "cuda":
+        torch.addmm(sum_VD, gradient_VC, hidden_CD, out_dtype=sum_VD.dtype, out=sum_VD)
+    else:
+        sum_VD.addmm_(gradient_VC.to(sum_VD.dtype), hidden_CD.to(sum_VD.dtype))
+
+
+def cross_entropy_of_logits(
+    hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, *, unscored: int
+) -> tuple[Tensor, Tensor]:
+    """The same with all logits at once: the plain path, and that of float16, whose loss is scaled first."""
+    logits_NV = F.linear(hidden_ND, weight_VD)
+    wide_NV = logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32))
+    nats_N = F.cross_entropy(wide_NV, targets_N, ignore_index=unscored, reduction="none")
+    return nats_N.sum(), nats_N.detach()
