@@ -3,7 +3,7 @@ import torch
 from windowlm.model.config import ModelConfig
 from windowlm.model.decoder import Decoder
 from windowlm.training.config import OptimizerConfig
-from windowlm.training.optimizer import build_optimizer
+from windowlm.training.optimizer import RATE_SHARE, build_optimizer
 
 
 def test_only_matrices_are_decayed_and_each_parameter_is_trained_once() -> None:
@@ -15,11 +15,28 @@ def test_only_matrices_are_decayed_and_each_parameter_is_trained_once() -> None:
 
 
 def test_a_step_without_gradient_shrinks_matrices_alone() -> None:
-    model = torch.nn.Sequential(torch.nn.Linear(3, 3, bias=False), torch.nn.RMSNorm(3))
+    model = Decoder(ModelConfig(layers=1, dim=16, heads=2, kv_heads=1, head_dim=8, feed_forward_dim=8), 20)
     optimizer = build_optimizer(model, OptimizerConfig(lr=0.1, weight_decay=0.5), fused=False)
-    before = model[0].weight.detach().clone()
+    before = model.head.weight.detach().clone()
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
-    assert torch.allclose(model[0].weight, before * 0.95)
-    assert torch.equal(model[1].weight, torch.ones(3))
+    assert torch.allclose(model.head.weight, before * 0.95)
+    assert torch.equal(model.final_norm.weight, torch.ones(16))
+
+
+def test_muon_takes_the_matrices_of_the_blocks_and_adamw_the_rest_at_their_own_rates() -> None:
+    shape = ModelConfig(
+        layers=2, dim=16, heads=2, kv_heads=1, head_dim=8, feed_forward_dim=8, output_gate=True
+    )
+    model = Decoder(shape, 20)
+    config = OptimizerConfig(kind="muon", lr=2e-3, muon_lr=6e-3, weight_decay=0.3)
+    optimizer = build_optimizer(model, config, fused=False)
+    muon, *rest = optimizer.param_groups
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    assert len(muon["params"]) == 2 * 7
+    assert all(names[id(p)].startswith("blocks.") and p.ndim == 2 for p in muon["params"])
+    of_adamw = {names[id(p)] for group in rest for p in group["params"]}
+    assert {"embedding.weight", "blocks.0.attention.gate.weight"} <= of_adamw
+    assert len(of_adamw) + len(muon["params"]) == len(list(model.parameters()))
+    assert (muon["lr"], muon[RATE_SHARE], {group[RATE_SHARE] for group in rest}) == (6e-3, 3.0, {1.0})

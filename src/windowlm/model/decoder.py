@@ -137,3 +137,14 @@ class Decoder(nn.Module):
         if None in visibilities:
             visibilities[None] = replace(visibilities[None], sinks=0)
         return visibilities
+
+    def hidden_matrices(self) -> list[nn.Parameter]:
+        """The matrices of the blocks that map hidden states to hidden states: what Muon is for."""
+        return [
+            layer.weight
+            for block in self.blocks
+            for layer in (
+                *(getattr(block.attention, name) for name in ("query", "key", "value", "output")),
+                *(getattr(block.feed_forward, name) for name in ("gate", "up", "down")),
+            )
+        ]

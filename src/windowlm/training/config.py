@@ -26,10 +26,14 @@ def _inside(owner: object, names: tuple[str, ...], good: float) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """AdamW (Loshchilov and Hutter 2019) and the learning-rate schedule over the budget.
+    """Optimizer and learning-rate schedule over the budget.
 
     Args:
-        lr: peak learning rate.
+        kind: ``adamw`` (Loshchilov and Hutter 2019), or ``muon`` (Jordan et al. 2024) for the matrices inside
+            the blocks and AdamW for the rest.
+        lr: peak learning rate of AdamW.
+        muon_lr: that of Muon, whose updates are scaled to the size of AdamW's.
+        muon_momentum: decay of Muon's running mean of the gradients.
         betas: decay of the running mean and mean square of the gradients.
         epsilon: added to the root of the mean square.
         weight_decay: decoupled decay, on matrices only.
@@ -43,7 +47,10 @@ class OptimizerConfig:
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
+    kind: Literal["adamw", "muon"] = "adamw"
     lr: float = 4e-3
+    muon_lr: float = 6e-3
+    muon_momentum: float = 0.95
     betas: tuple[float, float] = (0.9, 0.95)
     epsilon: float = 1e-8
     weight_decay: float = 0.1
@@ -54,13 +61,17 @@ class OptimizerConfig:
     final_lr_fraction: float = 0.05
 
     def __post_init__(self) -> None:
-        for name in ("lr", "epsilon", "gradient_clip"):
+        for name in ("lr", "muon_lr", "epsilon", "gradient_clip"):
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
                 raise ValueError(f"{name}={value}: must be a finite number above 0; try {name}=0.001")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas={list(self.betas)}: each must lie in [0, 1); try betas=[0.9,0.95]")
         _at_least(self, 0, ("weight_decay",))
+        if not 0 <= self.muon_momentum < 1:
+            raise ValueError(
+                f"muon_momentum={self.muon_momentum}: must lie in [0, 1); try muon_momentum=0.95"
+            )
         _inside(self, ("warmup_fraction", "decay_fraction", "final_lr_fraction"), 0.1)
         if self.schedule == "warmup_stable_decay" and self.warmup_fraction + self.decay_fraction > 1:
             raise ValueError(

@@ -21,7 +21,7 @@ from windowlm.training.config import OptimizerConfig
 from windowlm.training.gradient import gradient_norm, rescale_gradient
 from windowlm.training.loss_sums import LossSums
 from windowlm.training.non_finite import NonFiniteError
-from windowlm.training.optimizer import build_optimizer
+from windowlm.training.optimizer import RATE_SHARE, build_optimizer
 from windowlm.training.schedule import Budget, Spent, learning_rate_factor
 
 Batch = dict[str, Any]
@@ -39,7 +39,7 @@ class LanguageModelModule(pl.LightningModule):
 
     Args:
         model: the decoder.
-        optimizer: AdamW and schedule.
+        optimizer: kind, rates and schedule.
         budget: what the schedule runs over.
         token_bytes_V: UTF-8 bytes of each token; 0 for marks that are trained but not scored.
         sequence_length: T of a batch.
@@ -135,7 +135,8 @@ class LanguageModelModule(pl.LightningModule):
             self.learning_rate = self.optimizer_config.lr * factor
             optimizer = self.optimizers()
             for group in optimizer.param_groups:  # type: ignore[union-attr]
-                group["lr"] = self.learning_rate
+                # A checkpoint from before the share existed has none.
+                group["lr"] = self.learning_rate * group.get(RATE_SHARE, 1.0)
 
     def transfer_batch_to_device(
         self, batch: Batch, device: torch.device, dataloader_idx: int
@@ -201,7 +202,7 @@ class LanguageModelModule(pl.LightningModule):
         self.validation_loss, self.validation_bits_per_byte = sums.loss(), sums.bits_per_byte()
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """AdamW; the rate is set at the start of every step."""
+        """The rates are set at the start of every step."""
         return build_optimizer(self.model, self.optimizer_config, fused=not self.loss_scaling)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -1,34 +1,47 @@
-"""AdamW over the parameters of a model, with decay on matrices only."""
+"""The optimizer over the parameters of a decoder, with decay on matrices only."""
 
 import torch
-from torch import nn
 
+from windowlm.model.decoder import Decoder
 from windowlm.training.config import OptimizerConfig
+from windowlm.training.muon import MuonAdamW
+
+# Peak learning rate of a parameter group as a multiple of the configured one.
+RATE_SHARE = "rate_share"
 
 
-def build_optimizer(model: nn.Module, config: OptimizerConfig, *, fused: bool) -> torch.optim.AdamW:
-    """AdamW (Loshchilov and Hutter 2019).
+def build_optimizer(model: Decoder, config: OptimizerConfig, *, fused: bool) -> torch.optim.Optimizer:
+    """AdamW, or Muon for the matrices inside the blocks and AdamW for the rest.
 
     Norm weights and other vectors are not decayed: pulling them to zero shrinks the signal, not the
     function's complexity.
 
     Args:
         model: its trainable parameters, a shared one counted once.
-        config: rate, betas, decay.
-        fused: one kernel for all parameters; float16's loss scaling needs it off, so that gradients are
-            unscaled before they are clipped.
+        config: kind, rates, betas, decay.
+        fused: AdamW in one kernel for all parameters; float16's loss scaling needs it off, so that gradients
+            are unscaled before they are clipped.
     """
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    matrices = [parameter for parameter in parameters if parameter.ndim >= 2]
-    vectors = [parameter for parameter in parameters if parameter.ndim < 2]
+    hidden = []
+    if config.kind == "muon":
+        hidden = [matrix for matrix in model.hidden_matrices() if matrix.requires_grad]
+    taken = set(map(id, hidden))
+    rest = [p for p in model.parameters() if p.requires_grad and id(p) not in taken]
     groups = [
-        {"params": matrices, "weight_decay": config.weight_decay},
-        {"params": vectors, "weight_decay": 0.0},
+        {"params": [p for p in rest if p.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
-        lr=config.lr,
-        betas=config.betas,
-        eps=config.epsilon,
-        fused=fused,
+    groups = [{**group, RATE_SHARE: 1.0} for group in groups if group["params"]]
+    adamw = {"lr": config.lr, "betas": config.betas, "eps": config.epsilon, "fused": fused}
+    if not hidden:
+        return torch.optim.AdamW(groups, **adamw)  # type: ignore[arg-type]
+    optimizer = MuonAdamW(
+        hidden,
+        groups,
+        muon_lr=config.muon_lr,
+        momentum=config.muon_momentum,
+        weight_decay=config.weight_decay,
+        **adamw,
     )
+    optimizer.param_groups[0][RATE_SHARE] = config.muon_lr / config.lr
+    return optimizer
