@@ -125,6 +125,7 @@ def test_defaults_are_composed_and_the_run_gets_a_folder_of_its_own(recorder: Re
         (["model.window=[64,64"], "model.window=[64,64: cannot be read", NO_CORRECTION),
         (["-m", "data.path=choice(a,b"], "cannot be read; a text", "data.path='choice(a,b'"),
         (["precision=16-mixed", "trainer.device=cpu"], "needs a GPU", "precision=bf16-mixed"),
+        (["precision=16-mixed", "trainer.loss=pieces"], "scales the loss", "trainer.loss=auto"),
         (["--unknown"], "no such option", None),
         (["-m", "model.window=64,0"], "model.window=0", "model.window=64,256"),
         (["-m", "model.windw=64,128"], "there is no setting model.windw", "model.window=64,128"),

@@ -77,6 +77,11 @@ class TrainConfig:
                 f"{key}=16-mixed: float16 needs a GPU, and trainer.device=cpu; allowed on a CPU: "
                 f"32-true, bf16-mixed, bf16-true; try {key}=bf16-mixed"
             )
+        if self.precision == "16-mixed" and self.trainer.loss == "pieces":
+            raise ValueError(
+                "trainer.loss=pieces: precision=16-mixed scales the loss before its gradient is taken, which "
+                "pieces cannot wait for; try trainer.loss=auto"
+            )
 
     def float16_key(self) -> str | None:
         """The first setting that asks for float16, which no CPU trains or scores in; None for none."""

@@ -190,8 +190,8 @@ def test_tables_follow_the_module_to_its_device_and_keep_their_dtype() -> None:
 def test_a_step_reads_nothing_back_from_its_device() -> None:
     """Tensors on the meta device hold no values, so reading one raises; on a GPU it would wait."""
     module = small_module().to("meta")
-    weight = torch.zeros(VOCABULARY, requires_grad=True, device="meta")
-    module.model.forward = lambda tokens_BT, **_: weight.expand(*tokens_BT.shape, -1)  # type: ignore[method-assign]
+    weight = torch.zeros(SHAPE.dim, requires_grad=True, device="meta")
+    module.model.hidden = lambda tokens_BT, **_: weight.expand(*tokens_BT.shape, -1)  # type: ignore[method-assign]
     module.trainer = SimpleNamespace(datamodule=SimpleNamespace(next_batch=0))  # type: ignore[assignment]
     optimizer = torch.optim.SGD([weight])
     batch = module.transfer_batch_to_device(rows(2), torch.device("meta"), 0)

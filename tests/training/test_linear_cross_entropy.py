@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from windowlm.training.linear_cross_entropy import cross_entropy_of_logits, linear_cross_entropy
+from windowlm.training.linear_cross_entropy import cross_entropy_of_logits, head_loss, linear_cross_entropy
 
 UNSCORED = -100
 
@@ -93,3 +93,8 @@ def test_huge_logits_overflow_nothing() -> None:
     hidden_ND, weight_VD, targets_N = draw(10, torch.float32, unscored=0)
     summed, _ = linear_cross_entropy(hidden_ND * 1e4, weight_VD * 1e4, targets_N, unscored=UNSCORED)
     assert all(gradient.isfinite().all() for gradient in gradients(summed, hidden_ND, weight_VD))
+
+
+def test_float16_takes_all_logits_unless_told() -> None:
+    assert head_loss("auto", "16-mixed") is head_loss("whole", "32-true") is cross_entropy_of_logits
+    assert head_loss("auto", "bf16-true") is head_loss("pieces", "32-true") is linear_cross_entropy

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
 from windowlm.data.packing import UNSCORED
 from windowlm.evaluation.precision import AUTOCAST_DTYPES
 from windowlm.model.decoder import Decoder
 from windowlm.training.config import Precision
+from windowlm.training.linear_cross_entropy import HeadLoss, linear_cross_entropy
 from windowlm.training.peak_memory import peak_memory_bytes, reset_peak_memory
 
 # A mean and a mean square.
@@ -37,7 +37,11 @@ class Calibration:
 
 
 def calibrate(
-    model: Decoder, batch: dict[str, torch.Tensor], precision: Precision, device: torch.device
+    model: Decoder,
+    batch: dict[str, torch.Tensor],
+    precision: Precision,
+    device: torch.device,
+    loss: HeadLoss = linear_cross_entropy,
 ) -> Calibration:
     """Run one batch three times on a copy of ``model``: once to warm up, twice for time.
 
@@ -46,6 +50,7 @@ def calibrate(
         batch: a training batch.
         precision: Lightning's name.
         device: where the run will be.
+        loss: of head and targets.
     """
     gc.collect()
     reset_peak_memory(device)
@@ -53,8 +58,10 @@ def calibrate(
     if precision == "bf16-true":
         copied = copied.to(torch.bfloat16)
     batch = {name: tensor.to(device) for name, tensor in batch.items()}
-    _forward_backward(copied, batch, precision)
-    timed = min((_forward_backward(copied, batch, precision) for _ in range(2)), key=lambda pair: pair[1])
+    _forward_backward(copied, batch, precision, loss)
+    timed = min(
+        (_forward_backward(copied, batch, precision, loss) for _ in range(2)), key=lambda pair: pair[1]
+    )
     weights = sum(parameter.numel() * parameter.element_size() for parameter in copied.parameters())
     # On the CPU the original has been counted with the process, and the run trains that one.
     copies = COPIES_OF_WEIGHTS_IN_ADAMW - (1 if device.type == "cpu" else 0)
@@ -66,19 +73,19 @@ def calibrate(
 
 
 def _forward_backward(
-    model: Decoder, batch: dict[str, torch.Tensor], precision: Precision
+    model: Decoder, batch: dict[str, torch.Tensor], precision: Precision, loss: HeadLoss
 ) -> tuple[float, float]:
     device = next(model.parameters()).device
     dtype = AUTOCAST_DTYPES.get(precision)
     autocast: Any = torch.autocast(device.type, dtype) if dtype is not None else contextlib.nullcontext()
     started = _now(device)
     with autocast:
-        logits_BTV = model(batch["tokens_BT"], batch["documents_BT"], batch["positions_BT"])
-        loss = F.cross_entropy(
-            logits_BTV.flatten(0, 1).float(), batch["targets_BT"].flatten(), ignore_index=UNSCORED
+        hidden_BTD = model.hidden(batch["tokens_BT"], batch["documents_BT"], batch["positions_BT"])
+        summed, _ = loss(
+            hidden_BTD.flatten(0, 1), model.head.weight, batch["targets_BT"].flatten(), unscored=UNSCORED
         )
     forward = _now(device) - started
-    loss.backward()  # type: ignore[no-untyped-call]
+    summed.backward()  # type: ignore[no-untyped-call]
     return forward, _now(device) - started
 
 

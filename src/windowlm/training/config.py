@@ -98,6 +98,8 @@ class TrainerConfig:
         validate_every_n_steps: steps between two validations; null validates up to eight times a run, as
             often as a tenth of its work pays for, and at its end.
         log_every_n_steps: steps between two logged rows.
+        loss: ``pieces`` never holds the logits of a whole batch, ``whole`` does; ``auto`` takes pieces but
+            for 16-mixed, whose scaled loss needs the whole.
         progress_bar: ``auto`` shows it on an interactive terminal only.
     """
 
@@ -111,6 +113,7 @@ class TrainerConfig:
     accumulate_batches: int = 1
     validate_every_n_steps: int | None = None
     log_every_n_steps: int = 10
+    loss: Literal["auto", "pieces", "whole"] = "auto"
     progress_bar: Literal["auto", "on", "off"] = "auto"
 
     def __post_init__(self) -> None:

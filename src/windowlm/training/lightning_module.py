@@ -11,7 +11,6 @@ import lightning.pytorch as pl
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from windowlm.data.packing import UNSCORED
@@ -19,6 +18,7 @@ from windowlm.model.cost import pairs_by_position
 from windowlm.model.decoder import Decoder
 from windowlm.training.config import OptimizerConfig
 from windowlm.training.gradient import gradient_norm, rescale_gradient
+from windowlm.training.linear_cross_entropy import HeadLoss, linear_cross_entropy
 from windowlm.training.loss_sums import LossSums
 from windowlm.training.non_finite import NonFiniteError
 from windowlm.training.optimizer import RATE_SHARE, build_optimizer
@@ -48,6 +48,7 @@ class LanguageModelModule(pl.LightningModule):
         seed: with the number of the batch, seeds dropout.
         identities: hashes of source and tokenizer, kept in checkpoints.
         loss_scaling: float16's; it must see the gradients before a fused optimizer would.
+        loss: of head and targets, a choice of ``head_loss``.
 
     Attributes:
         batches_trained: batches whose gradient has been taken, over the whole run.
@@ -73,6 +74,7 @@ class LanguageModelModule(pl.LightningModule):
         seed: int,
         identities: Mapping[str, str] | None = None,
         loss_scaling: bool = False,
+        loss: HeadLoss = linear_cross_entropy,
     ) -> None:
         super().__init__()
         self.model = model
@@ -91,6 +93,7 @@ class LanguageModelModule(pl.LightningModule):
         self.seed = seed
         self.identities = dict(identities or {})
         self.loss_scaling = loss_scaling
+        self.head_loss = loss
         self.batches_trained = 0
         self.seconds_trained = 0.0
         self.seconds_per_step = 0.0
@@ -158,7 +161,7 @@ class LanguageModelModule(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
         """Summed loss of the batch over a constant; see the class on how it is normalised."""
-        nats_BT = self._token_nats(batch)
+        summed, nats_BT = self._loss(batch)
         targets_BT = batch["targets_BT"]
         self.train_sums.add(nats_BT, targets_BT, self.token_bytes_V)
         self._step_targets.append((targets_BT != UNSCORED).sum())
@@ -167,7 +170,7 @@ class LanguageModelModule(pl.LightningModule):
         # Workers read ahead, so only training knows which batch comes next.
         self.trainer.datamodule.next_batch = self.batches_trained  # type: ignore[attr-defined]
         # Lightning divides by the number of accumulated batches; the rescaling undoes that as well.
-        return nats_BT.sum() / self.tokens_per_batch
+        return summed / self.tokens_per_batch
 
     def configure_gradient_clipping(
         self,
@@ -190,7 +193,7 @@ class LanguageModelModule(pl.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Add the batch to the sums."""
-        self._validation_sums.add(self._token_nats(batch), batch["targets_BT"], self.token_bytes_V)
+        self._validation_sums.add(self._loss(batch)[1], batch["targets_BT"], self.token_bytes_V)
 
     def on_validation_epoch_start(self) -> None:
         """Start the sums anew."""
@@ -240,14 +243,11 @@ class LanguageModelModule(pl.LightningModule):
         real_BT: torch.Tensor = batch["documents_BT"] >= 0
         return (self.pairs_by_position_T[batch["positions_BT"]] * real_BT).sum()
 
-    def _token_nats(self, batch: Batch) -> torch.Tensor:
-        """Loss of each target in nats, 0 where there is none, ``[B, T]`` float32."""
+    def _loss(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Nats summed over the targets, and of each, 0 where there is none: ``[B, T]``, without gradient."""
+        hidden_BTD = self.model.hidden(batch["tokens_BT"], visibilities=batch["visibilities"])
         targets_BT: torch.Tensor = batch["targets_BT"]
-        logits_BTV: torch.Tensor = self.model(batch["tokens_BT"], visibilities=batch["visibilities"])
-        nats_N = F.cross_entropy(
-            logits_BTV.flatten(0, 1).to(torch.promote_types(logits_BTV.dtype, torch.float32)),
-            targets_BT.flatten(),
-            ignore_index=UNSCORED,
-            reduction="none",
+        summed, nats_N = self.head_loss(
+            hidden_BTD.flatten(0, 1), self.model.head.weight, targets_BT.flatten(), unscored=UNSCORED
         )
-        return nats_N.view_as(targets_BT)
+        return summed, nats_N.view_as(targets_BT)

@@ -8,16 +8,29 @@ here the gradient of the weights adds up in float32, and nothing is read back fr
 Shapes: N tokens, D model width, V vocabulary, C tokens of a piece.
 """
 
+from collections.abc import Callable
+from contextlib import nullcontext
 from functools import cache
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-# Enough rows for the matrix products to run at full speed.
-TOKENS_AT_ONCE = 4096
+# Few enough to be read again from the caches on a CPU; on a GPU enough for products at full speed.
+LOGITS_AT_ONCE = {"cpu": 2**21}
+LOGITS_AT_ONCE_ELSEWHERE = 2**27
+HeadLoss = Callable[..., tuple[Tensor, Tensor]]
+
+
+def head_loss(kind: Literal["auto", "pieces", "whole"], precision: str) -> HeadLoss:
+    """`linear_cross_entropy`, or `cross_entropy_of_logits` where asked for or float16 needs it.
+
+    Float16's gradients of logits would vanish before the scaled loss multiplies them.
+    """
+    whole = kind == "whole" or (kind == "auto" and precision == "16-mixed")
+    return cross_entropy_of_logits if whole else linear_cross_entropy
 
 
 def linear_cross_entropy(
@@ -27,7 +40,7 @@ def linear_cross_entropy(
     *,
     unscored: int,
     compiled: bool = False,
-    tokens_at_once: int = TOKENS_AT_ONCE,
+    tokens_at_once: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`-log softmax(hidden @ weight.T)[target]`, summed and of each token.
 
@@ -37,16 +50,20 @@ def linear_cross_entropy(
         hidden_ND: [N, D].
         weight_VD: [V, D].
         targets_N: int64 [N]; `unscored` where there is no target.
-        unscored: the number that stands for no target.
+        unscored: the negative number that stands for no target.
         compiled: fuse what is done to the logits.
-        tokens_at_once: C, tokens whose logits exist at one time.
+        tokens_at_once: C, tokens whose logits exist at one time; None for what suits the device.
 
     Returns:
         The sum, a scalar, which carries the gradient, and nats [N], which do not; 0 where there is no target.
     """
     device = hidden_ND.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden_ND.dtype
-    with torch.autocast(device, enabled=False):
+    if tokens_at_once is None:
+        logits_at_once = LOGITS_AT_ONCE.get(device, LOGITS_AT_ONCE_ELSEWHERE)
+        tokens_at_once = max(1, logits_at_once // len(weight_VD))
+    autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    dtype = torch.get_autocast_dtype(device) if autocast else hidden_ND.dtype
+    with torch.autocast(device, enabled=False) if autocast else nullcontext():
         summed, nats_N = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
             hidden_ND.to(dtype), weight_VD, targets_N, unscored, compiled, tokens_at_once
         )
@@ -97,14 +114,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 def _loss_and_gradient(logits_CV: Tensor, targets_C: Tensor, unscored: int) -> tuple[Tensor, Tensor]:
     """Nats [C] and the gradient of their sum with respect to the logits, in the logits' dtype."""
-    wide_CV = logits_CV.to(torch.promote_types(logits_CV.dtype, torch.float32))
-    scored_C = targets_C != unscored
-    target_C = torch.where(scored_C, targets_C, 0)
-    normalizer_C = wide_CV.logsumexp(1)
-    nats_C = torch.where(scored_C, normalizer_C - wide_CV.gather(1, target_C[:, None])[:, 0], 0.0)
-    is_target_CV = torch.arange(wide_CV.shape[1], device=wide_CV.device) == target_C[:, None]
-    gradient_CV = (wide_CV - normalizer_C[:, None]).exp() - is_target_CV.to(wide_CV.dtype)
-    return nats_C, torch.where(scored_C[:, None], gradient_CV, 0.0).to(logits_CV.dtype)
+    scored_C1 = (targets_C != unscored)[:, None]
+    target_C1 = targets_C[:, None].clamp(min=0)
+    log_CV = logits_CV.to(torch.promote_types(logits_CV.dtype, torch.float32)).log_softmax(1)
+    nats_C1 = log_CV.gather(1, target_C1).neg().masked_fill(~scored_C1, 0.0)
+    gradient_CV = log_CV.exp_().scatter_add_(1, target_C1, -torch.ones_like(nats_C1)).mul_(scored_C1)
+    return nats_C1[:, 0], gradient_CV.to(logits_CV.dtype)
 
 
 @cache
@@ -125,7 +140,7 @@ def _add_product(sum_VD: Tensor, gradient_VC: Tensor, hidden_CD: Tensor) -> None
 def cross_entropy_of_logits(
     hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, *, unscored: int
 ) -> tuple[Tensor, Tensor]:
-    """The same with all logits at once: the plain path, and that of float16, whose loss is scaled first."""
+    """The same with all logits at once: the plain path, and that of float16."""
     logits_NV = F.linear(hidden_ND, weight_VD)
     wide_NV = logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32))
     nats_N = F.cross_entropy(wide_NV, targets_N, ignore_index=unscored, reduction="none")

@@ -36,6 +36,7 @@ from windowlm.training.closing_screen import print_closing_screen
 from windowlm.training.device import choose_device
 from windowlm.training.given_settings import given_settings
 from windowlm.training.lightning_module import LanguageModelModule
+from windowlm.training.linear_cross_entropy import head_loss
 from windowlm.training.metrics_log import MetricsLog
 from windowlm.training.metrics_writer import MetricsWriter
 from windowlm.training.peak_flops import dense_bf16_peak, device_name
@@ -208,6 +209,7 @@ class TrainingRun:
             seed=config.seed,
             identities=_identities(data),
             loss_scaling=config.precision == "16-mixed",
+            loss=head_loss(config.trainer.loss, config.precision),
         )
 
     def _restore(self, module: LanguageModelModule, checkpoint: Path) -> None:
@@ -287,7 +289,9 @@ class TrainingRun:
             ),
             data=data,
             device=self.device,
-            calibration=calibrate(model, batch, config.precision, self.device),
+            calibration=calibrate(
+                model, batch, config.precision, self.device, head_loss(config.trainer.loss, config.precision)
+            ),
             budget=self.budget,
             run_dir=self.folder.path,
         )
