@@ -91,16 +91,7 @@ def main() -> int:
     torch._dynamo.config.recompile_limit = 1000
     torch._dynamo.config.fail_on_recompile_limit_hit = True
     console = Console(width=None if sys.stdout.isatty() else PIPED_WIDTH)
-    report: dict[str, Any] = {
-        "command": shlex.join(["python", *sys.argv]),
-        "commit": commit(),
-        "device": device_name(options.device),
-        "threads": torch.get_num_threads() if options.device.type == "cpu" else None,
-        "load_before": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
-        "dtype": str(options.dtype).removeprefix("torch."),
-        "versions": {name: version_of(name) for name in PACKAGES},
-        "shapes": [],
-    }
+    report = {**circumstances(options), "shapes": []}
     for name in options.shapes:
         shape = benchmark(make_problem(name, options), options, console)
         report["shapes"].append(shape)
@@ -108,29 +99,61 @@ def main() -> int:
     return 0
 
 
+def circumstances(options: argparse.Namespace) -> dict[str, Any]:
+    """What a report says of how its figures came about."""
+    return {
+        "command": shlex.join(["python", *sys.argv]),
+        "commit": commit(),
+        "device": device_name(options.device),
+        "threads": torch.get_num_threads() if options.device.type == "cpu" else None,
+        "load_before": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
+        "dtype": str(options.dtype).removeprefix("torch."),
+        "versions": {name: version_of(name) for name in PACKAGES},
+    }
+
+
 def parse_options() -> argparse.Namespace:
     """Read the command line, with defaults that fit the device."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    cuda = torch.cuda.is_available()
-    parser.add_argument("--shapes", nargs="+", default=["A"] if cuda else ["CPU"], metavar="SHAPE")
+    parser = parser_of_shapes(__doc__, rounds=7, written="attention.json and attention.png")
     parser.add_argument(
         "--entrants",
         nargs="+",
         metavar="NAME",
         help=f"{OURS} (all backends), {OURS}:BACKEND, {', '.join(PEERS)}; default: all",
     )
+    parser.add_argument("--round-ms", type=float, default=60.0, help="of one entrant; at least one call")
+    parser.add_argument("--threads", type=int, help="of the CPU")
+    options = checked_options(parser, {"rounds": 1, "threads": 1, "documents": 1})
+    for name in options.entrants or ():
+        if name not in entrant_names() and name != OURS:
+            parser.error(f"--entrants {name}: {OURS}, {', '.join(entrant_names())} are allowed")
+    return options
+
+
+def parser_of_shapes(description: str | None, *, rounds: int, written: str) -> argparse.ArgumentParser:
+    """Options of every benchmark over shapes, with defaults that fit the device."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    cuda = torch.cuda.is_available()
+    parser.add_argument("--shapes", nargs="+", default=["A"] if cuda else ["CPU"], metavar="SHAPE")
     parser.add_argument(
         "--documents", type=int, metavar="MEDIAN", help="pack documents of random lengths with this median"
     )
     parser.add_argument("--device", type=torch.device, default=torch.device("cuda:0" if cuda else "cpu"))
-    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"])
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--round-ms", type=float, default=60.0, help="of one entrant; at least one call")
-    parser.add_argument("--threads", type=int, help="of the CPU")
+    parser.add_argument(
+        "--dtype",
+        choices=["float32", "bfloat16", "float16"],
+        default="bfloat16" if cuda else "float32",
+    )
+    parser.add_argument("--rounds", type=int, default=rounds)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, metavar="FOLDER", help="write attention.json and attention.png")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help=f"write {written}")
+    return parser
+
+
+def checked_options(parser: argparse.ArgumentParser, least: dict[str, int]) -> argparse.Namespace:
+    """The command line, its shapes and numbers checked; `least` is the smallest number of each option."""
     options = parser.parse_args()
     for shape in options.shapes:
         if shape not in SHAPES and not is_shape(shape):
@@ -138,13 +161,10 @@ def parse_options() -> argparse.Namespace:
                 f"--shapes {shape}: {', '.join(SHAPES)} or six numbers from 1 on, "
                 "batch,tokens,heads,kv_heads,head_dim,window; try --shapes 1,8192,8,8,64,256"
             )
-    for name in options.entrants or ():
-        if name not in entrant_names() and name != OURS:
-            parser.error(f"--entrants {name}: {OURS}, {', '.join(entrant_names())} are allowed")
-    for option in ("rounds", "threads", "documents"):
-        if (value := getattr(options, option)) is not None and value < 1:
-            parser.error(f"--{option} {value}: a number from 1 on is allowed")
-    options.dtype = getattr(torch, options.dtype or ("bfloat16" if cuda else "float32"))
+    for option, number in least.items():
+        if (value := getattr(options, option)) is not None and value < number:
+            parser.error(f"--{option} {value}: a number from {number} on is allowed")
+    options.dtype = getattr(torch, options.dtype)
     return options
 
 

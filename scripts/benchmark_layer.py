@@ -13,30 +13,25 @@ Shapes: B batch, T tokens.
 
 import argparse
 import json
-import shlex
 import statistics
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
 from attention_peers import Problem
 from benchmark_attention import (
-    PACKAGES,
     PIPED_WIDTH,
-    SHAPES,
     Inputs,
     Stopwatch,
-    commit,
-    device_name,
+    checked_options,
+    circumstances,
     draw_documents,
     draw_inputs,
-    is_shape,
     make_problem,
+    parser_of_shapes,
     request_of,
     step,
-    version_of,
 )
 from rich.console import Console
 from rich.table import Table
@@ -56,15 +51,7 @@ def main() -> int:
     torch._dynamo.config.recompile_limit = 1000
     torch._dynamo.config.fail_on_recompile_limit_hit = True
     console = Console(width=None if sys.stdout.isatty() else PIPED_WIDTH)
-    report: dict[str, Any] = {
-        "command": shlex.join(["python", *sys.argv]),
-        "commit": commit(),
-        "device": device_name(options.device),
-        "dtype": str(options.dtype).removeprefix("torch."),
-        "versions": {name: version_of(name) for name in PACKAGES},
-        "compiled": not options.eager,
-        "shapes": [],
-    }
+    report = {**circumstances(options), "compiled": not options.eager, "shapes": []}
     table = Table("", "backend", *("kernel ms", "layer ms", "least traffic ms", "layer over floor"))
     for name in options.shapes:
         row = time_layer(make_problem(name, options), options)
@@ -82,33 +69,13 @@ def main() -> int:
 
 def parse_options() -> argparse.Namespace:
     """Read the command line, with defaults that fit the device."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    cuda = torch.cuda.is_available()
-    parser.add_argument("--shapes", nargs="+", default=["A"] if cuda else ["CPU"], metavar="SHAPE")
-    parser.add_argument(
-        "--documents", type=int, metavar="MEDIAN", help="pack documents of random lengths with this median"
-    )
+    parser = parser_of_shapes(__doc__, rounds=20, written="layer.json")
     parser.add_argument(
         "--layouts", type=int, default=0, help="batches of other documents, at the first shape"
     )
     parser.add_argument("--lengths", type=int, default=16, help="sequence lengths among the layouts")
     parser.add_argument("--eager", action="store_true", help="do not compile the layer")
-    parser.add_argument("--device", type=torch.device, default=torch.device("cuda:0" if cuda else "cpu"))
-    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"])
-    parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, metavar="FOLDER", help="write layer.json")
-    options = parser.parse_args()
-    for shape in options.shapes:
-        if shape not in SHAPES and not is_shape(shape):
-            parser.error(f"--shapes {shape}: {', '.join(SHAPES)} or six numbers are allowed; try --shapes A")
-    for option, least in (("rounds", 1), ("lengths", 1), ("layouts", 0), ("documents", 1)):
-        if (value := getattr(options, option)) is not None and value < least:
-            parser.error(f"--{option} {value}: a number from {least} on is allowed")
-    options.dtype = getattr(torch, options.dtype or ("bfloat16" if cuda else "float32"))
-    return options
+    return checked_options(parser, {"rounds": 1, "lengths": 1, "layouts": 0, "documents": 1})
 
 
 def make_layer(problem: Problem) -> SlidingWindowAttention:

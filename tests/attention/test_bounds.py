@@ -9,7 +9,7 @@ from torch._dynamo.testing import CompileCounter
 
 from windowlm.attention.backends import flex
 from windowlm.attention.rotary import RotaryEmbedding
-from windowlm.attention.window import OFFSETS_MULTIPLE, PADDING, Visibility
+from windowlm.attention.window import OFFSETS_MULTIPLE, PADDING, Visibility, move_together
 
 from .cases import Case, draw
 
@@ -193,3 +193,21 @@ def test_compiled_code_meets_other_documents_and_lengths_without_compiling_anew(
         torch.testing.assert_close(compiled(query_BTHD, visibility), read(query_BTHD, visibility))
         warm = counter.frame_count if number == 2 * len(lengths) else warm
     assert counter.frame_count == warm <= 4
+
+
+def test_windows_that_move_together_share_what_they_shared() -> None:
+    documents = torch.tensor([[0, 0, 1, 1, -1]], dtype=torch.int32)
+    wide = Visibility.build(window=4, documents_BT=documents).prepare(1)
+    moves: list[Tensor] = []
+
+    def move(tensor: Tensor) -> Tensor:
+        moves.append(tensor)
+        return tensor.clone()
+
+    moved = move_together({4: wide, 2: wide.with_window(2).prepare(1)}, move)
+    assert moved[4].documents is moved[2].documents is not documents
+    assert moved[4].segments(1, 5, CPU) is moved[2].segments(1, 5, CPU)
+    assert len({id(tensor) for tensor in moves}) == len(moves)
+    for window, visibility in moved.items():
+        fresh = Visibility.build(window=window, documents_BT=documents)
+        assert all(map(torch.equal, visibility.bounds(5, 5, CPU), fresh.bounds(5, 5, CPU)))

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from windowlm.training import linear_cross_entropy as module
 from windowlm.training.linear_cross_entropy import cross_entropy_of_logits, head_loss, linear_cross_entropy
 
 UNSCORED = -100
@@ -98,3 +99,14 @@ def test_huge_logits_overflow_nothing() -> None:
 def test_float16_takes_all_logits_unless_told() -> None:
     assert head_loss("auto", "16-mixed") is head_loss("whole", "32-true") is cross_entropy_of_logits
     assert head_loss("auto", "bf16-true") is head_loss("pieces", "32-true") is linear_cross_entropy
+
+
+def test_a_loss_that_is_only_measured_computes_no_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    hidden_ND, weight_VD, targets_N = draw(20, torch.float32)
+    _, wanted_N = linear_cross_entropy(hidden_ND, weight_VD, targets_N, unscored=UNSCORED)
+    monkeypatch.delattr(module, "_gradient")
+    with torch.no_grad():
+        _, nats_N = linear_cross_entropy(hidden_ND, weight_VD, targets_N, unscored=UNSCORED)
+    assert torch.equal(nats_N, wanted_N)
+    with pytest.raises(NameError):
+        linear_cross_entropy(hidden_ND, weight_VD, targets_N, unscored=UNSCORED)

@@ -14,7 +14,7 @@ A window of W counts the keys a query may see, itself included. Key j is visible
 Shapes: B batch, T queries, S keys; a leading 1 stands for any batch.
 """
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Self, TypeVar
 
@@ -24,6 +24,7 @@ from torch import Tensor
 PADDING = -1
 OFFSETS_MULTIPLE = 64
 Prepared = TypeVar("Prepared")
+Key = TypeVar("Key")
 
 
 def check_window(window: object, name: str = "window") -> int | None:
@@ -276,32 +277,42 @@ class Visibility:
 
     def to(self, device: torch.device, *, non_blocking: bool = False) -> Self:
         """The same on another device, with what was prepared of it."""
-        return self._moved(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+        return self._moved(lambda tensor: tensor.to(device, non_blocking=non_blocking), {})
 
     def pin_memory(self) -> Self:
         """The same in memory from which a GPU copies while the host goes on; torch's DataLoader calls it."""
-        return self._moved(lambda tensor: tensor.pin_memory())
+        return self._moved(lambda tensor: tensor.pin_memory(), {})
 
-    def _moved(self, move: Callable[[Tensor], Tensor]) -> Self:
-        def moved(tensor: Tensor | None) -> Tensor | None:
-            return None if tensor is None else move(tensor)
+    def _moved(self, move: Callable[[Tensor], Tensor], memo: dict[int, Any]) -> Self:
+        """`memo` holds what was moved before, by the identity of what it was, as that of `copy.deepcopy`."""
+
+        def moved(tensor: Tensor) -> Tensor:
+            if id(tensor) not in memo:
+                memo[id(tensor)] = move(tensor)
+            result: Tensor = memo[id(tensor)]
+            return result
+
+        def moved_if_there(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else moved(tensor)
 
         def all_moved(prepared: dict[Hashable, Any]) -> dict[Hashable, Any]:
             """Ranges and segments; the rest is made anew."""
             return {
-                name: made.moved(move)
+                name: made.moved(moved)
                 for name, made in prepared.items()
                 if isinstance(made, Bounds | Segments) and name in (("bounds",), ("segments",))
             }
 
+        if id(self._of_documents) not in memo:
+            memo[id(self._of_documents)] = all_moved(self._of_documents)
         return replace(
             self,
-            positions=moved(self.positions),
-            documents=moved(self.documents),
-            key_positions=moved(self.key_positions),
-            key_documents=moved(self.key_documents),
+            positions=moved_if_there(self.positions),
+            documents=moved_if_there(self.documents),
+            key_positions=moved_if_there(self.key_positions),
+            key_documents=moved_if_there(self.key_documents),
             _of_window=all_moved(self._of_window),
-            _of_documents=all_moved(self._of_documents),
+            _of_documents=memo[id(self._of_documents)],
         )
 
     @property
@@ -337,17 +348,14 @@ class Visibility:
             # Looking for a size would bind the compiled graph to it.
             return prepare()
         prepared_before = self._of_documents if any_window else self._of_window
-        if (name, *sizes) in prepared_before:
-            prepared: Prepared = prepared_before[(name, *sizes)]
+        name = (name, *sizes)
+        if name in prepared_before:
+            prepared: Prepared = prepared_before[name]
             return prepared
         prepared = prepare()
         if not torch.compiler.is_compiling():
-            prepared_before[(name, *sizes)] = prepared
+            prepared_before[name] = prepared
         return prepared
-
-    def _sizes(self, *sizes: Hashable) -> tuple[Hashable, ...]:
-        """Nothing where the tensors of this visibility tell the sizes of every call."""
-        return sizes if self.documents is None and self.positions is None else ()
 
     def places(self, queries: int, keys: int, device: torch.device) -> Places:
         """Positions [B, T] and [B, S] and documents (or None) of queries and keys.
@@ -356,10 +364,11 @@ class Visibility:
             ValueError: where the tensors' lengths are not those of the call, or there are fewer keys than
                 queries and no positions of the keys to say where they stand.
         """
+        told = self.documents is not None or self.positions is not None
         return self.once(
             "places",
             lambda: self._places(queries, keys, device),
-            sizes=self._sizes(queries, keys, device),
+            sizes=() if told else (queries, keys, device),
             any_window=True,
         )
 
@@ -493,6 +502,14 @@ class Visibility:
     def mask(self, queries: int, keys: int, device: torch.device) -> Tensor:
         """The whole mask [B or 1, T, S], bool: for the reference, tests and pictures."""
         return self.between(self.places(queries, keys, device))
+
+
+def move_together(
+    visibilities: Mapping[Key, Visibility], move: Callable[[Tensor], Tensor]
+) -> dict[Key, Visibility]:
+    """Windows over the same documents, each tensor moved once and what they share still shared."""
+    memo: dict[int, Any] = {}
+    return {key: visibility._moved(move, memo) for key, visibility in visibilities.items()}
 
 
 def positions_in_documents(documents_BT: Tensor) -> Tensor:

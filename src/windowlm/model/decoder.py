@@ -133,10 +133,10 @@ class Decoder(nn.Module):
             documents_BT=documents_BT,
             positions_BT=positions_BT,
         )
-        visibilities = {window: checked.with_window(window) for window in set(self.layer_windows)}
-        if None in visibilities:
-            visibilities[None] = replace(visibilities[None], sinks=0)
-        return visibilities
+        return {
+            window: replace(checked.with_window(window), sinks=sinks)
+            for window, sinks in zip(self.layer_windows, self.config.layer_sinks(), strict=True)
+        }
 
     def hidden_matrices(self) -> list[nn.Parameter]:
         """The matrices of the blocks that map hidden states to hidden states: what Muon is for."""

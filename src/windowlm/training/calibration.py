@@ -78,14 +78,19 @@ def _forward_backward(
     device = next(model.parameters()).device
     dtype = AUTOCAST_DTYPES.get(precision)
     autocast: Any = torch.autocast(device.type, dtype) if dtype is not None else contextlib.nullcontext()
+
+    def summed_loss() -> torch.Tensor:
+        with autocast:
+            hidden_BTD = model.hidden(batch["tokens_BT"], batch["documents_BT"], batch["positions_BT"])
+            targets_N = batch["targets_BT"].flatten()
+            return loss(hidden_BTD.flatten(0, 1), model.head.weight, targets_N, unscored=UNSCORED)[0]
+
     started = _now(device)
-    with autocast:
-        hidden_BTD = model.hidden(batch["tokens_BT"], batch["documents_BT"], batch["positions_BT"])
-        summed, _ = loss(
-            hidden_BTD.flatten(0, 1), model.head.weight, batch["targets_BT"].flatten(), unscored=UNSCORED
-        )
+    with torch.no_grad():  # training's own forward pass may hold a part of the backward
+        summed_loss()
     forward = _now(device) - started
-    summed.backward()  # type: ignore[no-untyped-call]
+    started = _now(device)
+    summed_loss().backward()  # type: ignore[no-untyped-call]
     return forward, _now(device) - started
 
 

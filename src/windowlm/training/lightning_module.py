@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from windowlm.attention.window import move_together
 from windowlm.data.packing import UNSCORED
 from windowlm.model.cost import pairs_by_position
 from windowlm.model.decoder import Decoder
@@ -147,17 +148,16 @@ class LanguageModelModule(pl.LightningModule):
         """Make what the layers may see while the documents are on the host, which need not wait for a GPU."""
         visibilities = self.model.visibilities(batch["documents_BT"], batch["positions_BT"])
         if device.type != "cpu":
-            visibilities = {
-                window: visibility.prepare(len(batch["documents_BT"]))
-                for window, visibility in visibilities.items()
-            }
-        if device.type == "cuda":
-            visibilities = {window: visibility.pin_memory() for window, visibility in visibilities.items()}
-        there = {
-            window: visibility.to(device, non_blocking=True) for window, visibility in visibilities.items()
-        }
+            for visibility in visibilities.values():
+                visibility.prepare(len(batch["documents_BT"]))
+
+            def move(tensor: torch.Tensor) -> torch.Tensor:
+                tensor = tensor.pin_memory() if device.type == "cuda" else tensor
+                return tensor.to(device, non_blocking=True)
+
+            visibilities = move_together(visibilities, move)
         moved: dict[str, Any] = super().transfer_batch_to_device(batch, device, dataloader_idx)
-        return {**moved, "visibilities": there}
+        return {**moved, "visibilities": visibilities}
 
     def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
         """Summed loss of the batch over a constant; see the class on how it is normalised."""

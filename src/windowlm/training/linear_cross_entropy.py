@@ -10,7 +10,6 @@ Shapes: N tokens, D model width, V vocabulary, C tokens of a piece.
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from functools import cache
 from typing import Any, Literal
 
 import torch
@@ -39,7 +38,6 @@ def linear_cross_entropy(
     targets_N: Tensor,
     *,
     unscored: int,
-    compiled: bool = False,
     tokens_at_once: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`-log softmax(hidden @ weight.T)[target]`, summed and of each token.
@@ -51,7 +49,6 @@ def linear_cross_entropy(
         weight_VD: [V, D].
         targets_N: int64 [N]; `unscored` where there is no target.
         unscored: the negative number that stands for no target.
-        compiled: fuse what is done to the logits.
         tokens_at_once: C, tokens whose logits exist at one time; None for what suits the device.
 
     Returns:
@@ -65,7 +62,7 @@ def linear_cross_entropy(
     dtype = torch.get_autocast_dtype(device) if autocast else hidden_ND.dtype
     with torch.autocast(device, enabled=False) if autocast else nullcontext():
         summed, nats_N = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
-            hidden_ND.to(dtype), weight_VD, targets_N, unscored, compiled, tokens_at_once
+            hidden_ND.to(dtype), weight_VD, targets_N, unscored, tokens_at_once, torch.is_grad_enabled()
         )
     return summed, nats_N
 
@@ -78,20 +75,24 @@ class _LinearCrossEntropy(torch.autograd.Function):
         weight_VD: Tensor,
         targets_N: Tensor,
         unscored: int,
-        compiled: bool,
         tokens_at_once: int,
+        with_gradients: bool,
     ) -> tuple[Tensor, Tensor]:
-        wanted = context.needs_input_grad[:2]
+        # Of parameters also true where no gradient is recorded, as in a validation.
+        wanted = [with_gradients and needed for needed in context.needs_input_grad[:2]]
         wide = torch.promote_types(hidden_ND.dtype, torch.float32)
         cast_VD = weight_VD.to(hidden_ND.dtype)
         nats_N = hidden_ND.new_empty(len(hidden_ND), dtype=wide)
         hidden_gradient_ND = torch.empty_like(hidden_ND) if wanted[0] else None
         weight_gradient_VD = torch.zeros_like(weight_VD, dtype=wide) if wanted[1] else None
-        of_logits = _compiled_loss_and_gradient() if compiled else _loss_and_gradient
         for start in range(0, len(hidden_ND), tokens_at_once):
             piece = slice(start, start + tokens_at_once)
             hidden_CD = hidden_ND[piece]
-            nats_N[piece], gradient_CV = of_logits(hidden_CD @ cast_VD.mT, targets_N[piece], unscored)
+            log_CV = _log_softmax(hidden_CD @ cast_VD.mT)
+            nats_N[piece] = _nats(log_CV, targets_N[piece], unscored)
+            if not any(wanted):
+                continue
+            gradient_CV = _gradient(log_CV, targets_N[piece], unscored).to(hidden_CD.dtype)
             if hidden_gradient_ND is not None:
                 torch.mm(gradient_CV, cast_VD, out=hidden_gradient_ND[piece])
             if weight_gradient_VD is not None:
@@ -112,19 +113,20 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return hidden_gradient_ND, weight_gradient_VD, None, None, None, None
 
 
-def _loss_and_gradient(logits_CV: Tensor, targets_C: Tensor, unscored: int) -> tuple[Tensor, Tensor]:
-    """Nats [C] and the gradient of their sum with respect to the logits, in the logits' dtype."""
-    scored_C1 = (targets_C != unscored)[:, None]
+def _log_softmax(logits_CV: Tensor) -> Tensor:
+    return logits_CV.to(torch.promote_types(logits_CV.dtype, torch.float32)).log_softmax(1)
+
+
+def _nats(log_CV: Tensor, targets_C: Tensor, unscored: int) -> Tensor:
+    nats_C = -log_CV.gather(1, targets_C[:, None].clamp(min=0))[:, 0]
+    return nats_C.masked_fill(targets_C == unscored, 0.0)
+
+
+def _gradient(log_CV: Tensor, targets_C: Tensor, unscored: int) -> Tensor:
+    """Gradient of the summed nats with respect to the logits, in the place of `log_CV`."""
     target_C1 = targets_C[:, None].clamp(min=0)
-    log_CV = logits_CV.to(torch.promote_types(logits_CV.dtype, torch.float32)).log_softmax(1)
-    nats_C1 = log_CV.gather(1, target_C1).neg().masked_fill(~scored_C1, 0.0)
-    gradient_CV = log_CV.exp_().scatter_add_(1, target_C1, -torch.ones_like(nats_C1)).mul_(scored_C1)
-    return nats_C1[:, 0], gradient_CV.to(logits_CV.dtype)
-
-
-@cache
-def _compiled_loss_and_gradient() -> Any:
-    return torch.compile(_loss_and_gradient, fullgraph=True)
+    minus_one_C1 = -torch.ones_like(target_C1, dtype=log_CV.dtype)
+    return log_CV.exp_().scatter_add_(1, target_C1, minus_one_C1).mul_((targets_C != unscored)[:, None])
 
 
 def _add_product(sum_VD: Tensor, gradient_VC: Tensor, hidden_CD: Tensor) -> None:

@@ -12,6 +12,7 @@ from torch.autograd.function import once_differentiable
 
 from ..operator import Operator, empty_gradients
 from ..window import Segments, Visibility
+from ..window_conventions import from_flash_attention
 from .capability import Capabilities
 
 
@@ -114,7 +115,7 @@ def _compute(
 ) -> tuple[Tensor, Tensor]:
     from flash_attn.cute.interface import _flash_attn_fwd
 
-    window = None if behind is None else behind + 1
+    window = None if behind is None else from_flash_attention((behind, 0), causal=True).window
     generation, _ = torch.cuda.get_device_capability(query.device)
     output, normalizer, *_ = _flash_attn_fwd(
         query,
