@@ -27,7 +27,7 @@ CAPABILITIES = Capabilities(
     compute_capability=(9, 0),
     dtypes=frozenset({torch.bfloat16, torch.float16}),
     head_dim_limit=128,
-    # Of 4.0.0b36 those compared with the reference; at 16 its gradients are wrong.
+    # At 16 the gradients of 4.0.0b36 are wrong.
     head_dim_least=32,
     head_dim_multiple=32,
     bidirectional=True,
