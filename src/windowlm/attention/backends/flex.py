@@ -109,56 +109,59 @@ def block_mask(visibility: Visibility, query_BTHD: Tensor, key_BSKD: Tensor) -> 
 @lru_cache(maxsize=64)
 def _plain(window: int | None, causal: bool, queries: int, keys: int, device: torch.device) -> BlockMask:
     """The mask of a shape without documents, which all batches share."""
-    visibility = Visibility.build(window=window, causal=causal)
-    return _of_bounds(visibility.bounds(queries, keys, device), keys)
+    return _make(Visibility.build(window=window, causal=causal), 1, queries, keys, device)
 
 
 def _make(visibility: Visibility, batch: int, queries: int, keys: int, device: torch.device) -> BlockMask:
-    if not visibility.sinks and not visibility.separate_keys:
-        return _of_bounds(visibility.bounds(queries, keys, device), keys)
-    places = visibility.places(queries, keys, device)
-    rows = places.query_positions.shape[0]
     sees = _sees(visibility, queries, keys, device)
+    if not visibility.sinks and not visibility.separate_keys:
+        return _of_bounds(visibility.bounds(queries, keys, device), keys, sees)
+    rows = visibility.places(queries, keys, device).query_positions.shape[0]
     return create_block_mask(
         sees, rows if rows > 1 else None, None, queries, keys, device=device, BLOCK_SIZE=BLOCK
     )
 
 
 def _sees(visibility: Visibility, queries: int, keys: int, device: torch.device) -> MaskFunction:
-    """The definition for one query and key."""
-    places = visibility.places(queries, keys, device)
-    query_documents, key_documents = places.query_documents, places.key_documents
-    if query_documents is None or key_documents is None:
-        query_documents, key_documents = (
-            torch.zeros_like(positions) for positions in (places.query_positions, places.key_positions)
-        )
+    """The definition for one query and key, which reads no more tensors than it must: each read is slow."""
     # Tensors, so that another window, direction or number of rows compiles nothing anew.
     behind, ahead = (torch.tensor(FAR if side is None else side, device=device) for side in visibility.reach)
+    shift = torch.tensor(keys - queries, device=device)
+    separate, with_sinks = visibility.separate_keys, visibility.sinks > 0
+    if visibility.documents is None and not separate and not with_sinks:
+
+        def near(b: Tensor, h: Tensor, t: Tensor, s: Tensor) -> Tensor:
+            distance = t + shift - s
+            return (distance <= behind) & (distance >= -ahead)
+
+        return near
+    places = visibility.places(queries, keys, device)
+    query_documents, key_documents = places.query_documents, places.key_documents
     no_later = torch.tensor(0 if visibility.causal else FAR, device=device)
     sinks = torch.tensor(visibility.sinks, device=device)
     last_row = torch.tensor(places.query_positions.shape[0] - 1, device=device)
 
     def sees(b: Tensor, h: Tensor, t: Tensor, s: Tensor) -> Tensor:
         row = torch.minimum(b, last_row)
-        key_position, document = places.key_positions[row, s], key_documents[row, s]
-        distance = places.query_positions[row, t] - key_position
-        near = (distance <= behind) & (distance >= -ahead)
-        sink = (key_position < sinks) & (distance >= -no_later)
-        return (near | sink) & (query_documents[row, t] == document) & (document != PADDING)
+        if separate:
+            distance = places.query_positions[row, t] - places.key_positions[row, s]
+        else:
+            distance = t + shift - s  # in one document positions advance by one a token
+        visible = (distance <= behind) & (distance >= -ahead)
+        if with_sinks:
+            sink = (places.key_positions[row, s] < sinks) & (distance >= -no_later)
+            visible = visible | sink
+        if query_documents is not None and key_documents is not None:
+            document = key_documents[row, s]
+            visible = visible & (query_documents[row, t] == document) & (document != PADDING)
+        return visible
 
     return sees
 
 
-def _of_bounds(bounds: Bounds, keys: int) -> BlockMask:
+def _of_bounds(bounds: Bounds, keys: int, sees: MaskFunction) -> BlockMask:
     """A block mask from ranges: O(blocks of queries x blocks of keys), never O(T x S)."""
-    rows, queries = bounds.first_keys.shape
-    shift, last_row = (torch.tensor(value, device=bounds.gaps.device) for value in (keys - queries, rows - 1))
-
-    def sees(b: Tensor, h: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        row = torch.minimum(b, last_row)
-        in_reach = (s >= bounds.first_keys[row, t]) & (s <= bounds.last_keys[row, t])
-        return in_reach & (t + shift <= bounds.last_queries[row, s])
-
+    queries = bounds.first_keys.shape[1]
     first_BIQ = _blocks(bounds.first_keys, keys)
     last_BIQ = _blocks(bounds.last_keys, -1)
     start_J = torch.arange(0, keys, BLOCK, device=first_BIQ.device)
