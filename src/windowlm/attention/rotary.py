@@ -7,6 +7,7 @@ Shapes: B batch, T tokens, H heads, D head dimension, R rotated dimensions, F = 
 """
 
 import math
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -119,10 +120,16 @@ class RotaryEmbedding(nn.Module):
 def _cosine_and_sine(
     positions_BT: Tensor, frequencies: list[float], magnitude: float
 ) -> tuple[Tensor, Tensor]:
-    frequencies_F = torch.tensor(frequencies, dtype=torch.float64, device=positions_BT.device)
+    frequencies_F = _on_device(tuple(frequencies), positions_BT.device)
     angles_BTF = positions_BT.to(torch.float64)[..., None] * frequencies_F
     cosine_BTF, sine_BTF = angles_BTF.cos(), angles_BTF.sin()
     return (magnitude * cosine_BTF).to(torch.float32), (magnitude * sine_BTF).to(torch.float32)
+
+
+@lru_cache(maxsize=64)
+def _on_device(frequencies: tuple[float, ...], device: torch.device) -> Tensor:
+    """Kept, as a copy from the host to a GPU makes the host wait for all work before it."""
+    return torch.tensor(frequencies, dtype=torch.float64, device=device)
 
 
 def _empty_cosine_and_sine(

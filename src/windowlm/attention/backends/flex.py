@@ -56,7 +56,7 @@ def attend(
         query_BTHD.transpose(1, 2),
         key_BSKD.transpose(1, 2),
         value_BSKD.transpose(1, 2),
-        score_mod=None if logit_cap is None else _cap(torch.tensor(logit_cap, device=query_BTHD.device)),
+        score_mod=None if logit_cap is None else _cap(torch.full((), logit_cap, device=query_BTHD.device)),
         block_mask=block_mask(visibility, query_BTHD, key_BSKD),
         scale=scale,
         enable_gqa=query_BTHD.shape[2] != key_BSKD.shape[2],
@@ -124,9 +124,8 @@ def _make(visibility: Visibility, batch: int, queries: int, keys: int, device: t
 
 def _sees(visibility: Visibility, queries: int, keys: int, device: torch.device) -> MaskFunction:
     """The definition for one query and key, which reads no more tensors than it must: each read is slow."""
-    # Tensors, so that another window, direction or number of rows compiles nothing anew.
-    behind, ahead = (torch.tensor(FAR if side is None else side, device=device) for side in visibility.reach)
-    shift = torch.tensor(keys - queries, device=device)
+    behind, ahead = (_on_device(FAR if side is None else side, device) for side in visibility.reach)
+    shift = _on_device(keys - queries, device)
     separate, with_sinks = visibility.separate_keys, visibility.sinks > 0
     if visibility.documents is None and not separate and not with_sinks:
 
@@ -137,9 +136,9 @@ def _sees(visibility: Visibility, queries: int, keys: int, device: torch.device)
         return near
     places = visibility.places(queries, keys, device)
     query_documents, key_documents = places.query_documents, places.key_documents
-    no_later = torch.tensor(0 if visibility.causal else FAR, device=device)
-    sinks = torch.tensor(visibility.sinks, device=device)
-    last_row = torch.tensor(places.query_positions.shape[0] - 1, device=device)
+    no_later = _on_device(0 if visibility.causal else FAR, device)
+    sinks = _on_device(visibility.sinks, device)
+    last_row = _on_device(places.query_positions.shape[0] - 1, device)
 
     def sees(b: Tensor, h: Tensor, t: Tensor, s: Tensor) -> Tensor:
         row = torch.minimum(b, last_row)
@@ -157,6 +156,14 @@ def _sees(visibility: Visibility, queries: int, keys: int, device: torch.device)
         return visible
 
     return sees
+
+
+def _on_device(number: int, device: torch.device) -> Tensor:
+    """A tensor, so that another window, direction or number of rows compiles nothing anew.
+
+    Filled on the device: a copy from the host would wait for all work before it.
+    """
+    return torch.full((), number, device=device)
 
 
 def _of_bounds(bounds: Bounds, keys: int, sees: MaskFunction) -> BlockMask:
