@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .config import BACKENDS, RotaryConfig
 from .dispatch import attention, check_dropout, check_logit_cap, check_visibility
+from .joint_projection import project_jointly
 from .rotary import RotaryEmbedding, Rotation
 from .window import Visibility, check_causal, check_sinks, check_window
 
@@ -141,9 +142,10 @@ class SlidingWindowAttention(nn.Module):
         visibility = self._visibility(hidden_BTD, mask, visibility)
         batch, tokens = hidden_BTD.shape[:2]
         visibility.check_call(batch, tokens, tokens, hidden_BTD.device)
-        query_BTHD = rearrange(self.query(hidden_BTD), "b t (h d) -> b t h d", h=self.heads)
-        key_BTKD = rearrange(self.key(hidden_BTD), "b t (k d) -> b t k d", k=self.kv_heads)
-        value_BTKD = rearrange(self.value(hidden_BTD), "b t (k d) -> b t k d", k=self.kv_heads)
+        query_BTHD, key_BTKD, value_BTKD = (
+            rearrange(projected, "b t (h d) -> b t h d", d=self.dim_head)
+            for projected in project_jointly(hidden_BTD, (self.query, self.key, self.value))
+        )
         mixed_BTHD = self.mix(query_BTHD, key_BTKD, value_BTKD, visibility, positions_BT)
         if self.gate is not None:
             mixed_BTHD = mixed_BTHD * self.gate(hidden_BTD).sigmoid()[..., None]

@@ -1,11 +1,13 @@
 """Gated feed-forward network (SwiGLU, Shazeer 2020, arXiv:2002.05202).
 
-Shape letters: B batch, T sequence, D model width.
+Shape letters: B batch, T sequence, D model width, F hidden width.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+from windowlm.attention.joint_projection import project_jointly
 
 
 class FeedForward(nn.Module):
@@ -19,5 +21,6 @@ class FeedForward(nn.Module):
 
     def forward(self, hidden_BTD: torch.Tensor) -> torch.Tensor:
         """Apply the network to each position on its own."""
-        output_BTD: torch.Tensor = self.down(F.silu(self.gate(hidden_BTD)) * self.up(hidden_BTD))
+        gate_BTF, up_BTF = project_jointly(hidden_BTD, (self.gate, self.up))
+        output_BTD: torch.Tensor = self.down(F.silu(gate_BTF) * up_BTF)
         return output_BTD

@@ -1,0 +1,28 @@
+"""Several linear maps of one input as one matrix product.
+
+Shapes: N tokens of any leading dimensions, D input, O outputs of all maps together.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def project_jointly(hidden_ND: Tensor, layers: Sequence[nn.Linear]) -> tuple[Tensor, ...]:
+    """Apply each layer to the input; outputs are views of one tensor.
+
+    The weights stay apart, as optimizers and checkpoints want them, and are put together for the product. One
+    wide product is faster than several narrow ones, and the input's gradient need not be summed over them.
+
+    Args:
+        hidden_ND: [..., D].
+        layers: without biases, of D inputs each.
+
+    Returns:
+        [..., outputs of the layer] for each layer.
+    """
+    assert all(layer.bias is None for layer in layers)
+    weight_OD = torch.cat([layer.weight for layer in layers])
+    return torch.split(F.linear(hidden_ND, weight_OD), [layer.out_features for layer in layers], dim=-1)
