@@ -191,7 +191,7 @@ def test_a_step_reads_nothing_back_from_its_device() -> None:
     """Tensors on the meta device hold no values, so reading one raises; on a GPU it would wait."""
     module = small_module().to("meta")
     weight = torch.zeros(SHAPE.dim, requires_grad=True, device="meta")
-    module.model.hidden = lambda tokens_BT, **_: weight.expand(*tokens_BT.shape, -1)  # type: ignore[method-assign]
+    module.hidden_states = lambda tokens_BT, **_: weight.expand(*tokens_BT.shape, -1)
     module.trainer = SimpleNamespace(datamodule=SimpleNamespace(next_batch=0))  # type: ignore[assignment]
     optimizer = torch.optim.SGD([weight])
     batch = module.transfer_batch_to_device(rows(2), torch.device("meta"), 0)
@@ -201,7 +201,7 @@ def test_a_step_reads_nothing_back_from_its_device() -> None:
         module.configure_gradient_clipping(optimizer)
     assert module.gradient_norm.device.type == "meta"
     with pytest.raises((RuntimeError, NotImplementedError)):
-        module.train_sums.loss()
+        module.train_sums.read().loss()
 
 
 def test_the_state_of_a_half_filled_row_is_kept() -> None:
@@ -213,7 +213,7 @@ def test_the_state_of_a_half_filled_row_is_kept() -> None:
     checkpoint: dict[str, Any] = {}
     module.on_save_checkpoint(checkpoint)
     other.on_load_checkpoint(checkpoint)
-    assert other.train_sums.loss() == module.train_sums.loss()
+    assert other.train_sums.read().loss() == module.train_sums.read().loss()
     assert int(other.visible_pairs) == int(module.visible_pairs) > 0
     assert (other.batches_trained, other.validation_bits_per_byte) == (5, 2.5)
 

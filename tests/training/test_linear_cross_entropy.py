@@ -1,5 +1,7 @@
 """Head and loss in pieces, against all logits at once."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor
@@ -38,6 +40,28 @@ def test_pieces_give_the_loss_and_the_gradients_of_all_logits(tokens: int, token
     ):
         torch.testing.assert_close(got, wanted, rtol=1e-12, atol=1e-12)
     assert not ours[1].requires_grad
+
+
+@pytest.mark.parametrize("tokens", [1, 7, 31])
+def test_what_is_compiled_between_the_products_computes_the_same(
+    monkeypatch: pytest.MonkeyPatch, tokens: int
+) -> None:
+    monkeypatch.setattr(module, "_compiled_pieces", lambda: (module._nats, module._fused_nats_and_gradient))
+    hidden_ND, weight_VD, targets_N = draw(tokens, torch.float64)
+    fused, plain = (
+        linear_cross_entropy(
+            hidden_ND, weight_VD, targets_N, unscored=UNSCORED, tokens_at_once=8, compiled=compiled
+        )
+        for compiled in (True, False)
+    )
+    torch.testing.assert_close(fused, plain, rtol=1e-12, atol=1e-12)
+    for got, wanted in zip(
+        gradients(fused[0], hidden_ND, weight_VD), gradients(plain[0], hidden_ND, weight_VD), strict=True
+    ):
+        torch.testing.assert_close(got, wanted, rtol=1e-12, atol=1e-12)
+    with torch.no_grad():
+        summed, _ = linear_cross_entropy(hidden_ND, weight_VD, targets_N, unscored=UNSCORED, compiled=True)
+    torch.testing.assert_close(summed, plain[0].detach(), rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -97,16 +121,24 @@ def test_huge_logits_overflow_nothing() -> None:
 
 
 def test_float16_takes_all_logits_unless_told() -> None:
-    assert head_loss("auto", "16-mixed") is head_loss("whole", "32-true") is cross_entropy_of_logits
-    assert head_loss("auto", "bf16-true") is head_loss("pieces", "32-true") is linear_cross_entropy
+    for kind, precision in (("auto", "16-mixed"), ("whole", "32-true")):
+        assert head_loss(kind, precision, compiled=True) is cross_entropy_of_logits
+    for kind, precision in (("auto", "bf16-true"), ("pieces", "32-true")):
+        loss = head_loss(kind, precision, compiled=False)
+        assert isinstance(loss, partial)
+        assert loss.func is linear_cross_entropy
 
 
 def test_a_loss_that_is_only_measured_computes_no_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
     hidden_ND, weight_VD, targets_N = draw(20, torch.float32)
     _, wanted_N = linear_cross_entropy(hidden_ND, weight_VD, targets_N, unscored=UNSCORED)
-    monkeypatch.delattr(module, "_gradient")
+
+    def refused(*_: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(module, "_nats_and_gradient", refused)
     with torch.no_grad():
         _, nats_N = linear_cross_entropy(hidden_ND, weight_VD, targets_N, unscored=UNSCORED)
-    assert torch.equal(nats_N, wanted_N)
-    with pytest.raises(NameError):
+    torch.testing.assert_close(nats_N, wanted_N)
+    with pytest.raises(AssertionError):
         linear_cross_entropy(hidden_ND, weight_VD, targets_N, unscored=UNSCORED)

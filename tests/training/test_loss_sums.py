@@ -12,8 +12,8 @@ def test_nats_are_divided_once_and_marks_are_not_scored() -> None:
     sums = LossSums()
     sums.add(torch.tensor([[1.0, 2.0, 0.0]]), torch.tensor([[0, 1, UNSCORED]]), token_bytes_V)
     sums.add(torch.tensor([[9.0]]), torch.tensor([[2]]), token_bytes_V)
-    assert sums.loss() == pytest.approx(12 / 3)
-    assert sums.bits_per_byte() == pytest.approx(3 / 5 / math.log(2))
+    assert sums.read().loss() == pytest.approx(12 / 3)
+    assert sums.read().bits_per_byte() == pytest.approx(3 / 5 / math.log(2))
 
 
 def test_many_small_losses_are_not_rounded_away() -> None:
@@ -22,12 +22,12 @@ def test_many_small_losses_are_not_rounded_away() -> None:
     sums.add(torch.full((1, 1), 2.0**24), torch.zeros(1, 1, dtype=torch.int64), token_bytes_V)
     for _ in range(100):
         sums.add(torch.full((1, 1), 0.5), torch.zeros(1, 1, dtype=torch.int64), token_bytes_V)
-    assert sums.loss() * 101 == 2**24 + 50
+    assert sums.read().loss() * 101 == 2**24 + 50
 
 
 def test_nothing_summed_is_not_a_number() -> None:
-    assert math.isnan(LossSums().loss())
-    assert math.isnan(LossSums().bits_per_byte())
+    assert math.isnan(LossSums().read().loss())
+    assert math.isnan(LossSums().read().bits_per_byte())
 
 
 def test_sums_go_on_from_saved_ones_bit_for_bit() -> None:
@@ -44,5 +44,8 @@ def test_sums_go_on_from_saved_ones_bit_for_bit() -> None:
             second.load_state_dict(first.state_dict())
         for nats_BT, targets_BT in part:
             sums.add(nats_BT, targets_BT.where(targets_BT >= 0, UNSCORED), token_bytes_V)
-    assert (second.loss(), second.bits_per_byte()) == (whole.loss(), whole.bits_per_byte())
+    assert (second.read().loss(), second.read().bits_per_byte()) == (
+        whole.read().loss(),
+        whole.read().bits_per_byte(),
+    )
     assert LossSums().state_dict() == {}

@@ -4,6 +4,7 @@ import contextlib
 import copy
 import gc
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,12 +13,14 @@ import torch
 from windowlm.data.packing import UNSCORED
 from windowlm.evaluation.precision import AUTOCAST_DTYPES
 from windowlm.model.decoder import Decoder
+from windowlm.training.compilation import hidden_states
 from windowlm.training.config import Precision
+from windowlm.training.device_batch import visibilities_on
 from windowlm.training.linear_cross_entropy import HeadLoss, linear_cross_entropy
 from windowlm.training.peak_memory import peak_memory_bytes, reset_peak_memory
 
-# A mean and a mean square.
-COPIES_OF_WEIGHTS_IN_ADAMW = 2
+# A mean and a mean square of each number in float32, and a copy of the weights where they are narrower.
+ADAMW_BYTES, MASTER_BYTES = 8, 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +44,8 @@ def calibrate(
     batch: dict[str, torch.Tensor],
     precision: Precision,
     device: torch.device,
+    *,
+    compiled: bool = False,
     loss: HeadLoss = linear_cross_entropy,
 ) -> Calibration:
     """Run one batch three times on a copy of ``model``: once to warm up, twice for time.
@@ -50,6 +55,7 @@ def calibrate(
         batch: a training batch.
         precision: Lightning's name.
         device: where the run will be.
+        compiled: as the run will be; compilation is not counted.
         loss: of head and targets.
     """
     gc.collect()
@@ -57,40 +63,48 @@ def calibrate(
     copied = copy.deepcopy(model).to(device)
     if precision == "bf16-true":
         copied = copied.to(torch.bfloat16)
+    visibilities = visibilities_on(copied, batch, device)
     batch = {name: tensor.to(device) for name, tensor in batch.items()}
-    _forward_backward(copied, batch, precision, loss)
+    hidden = hidden_states(copied, compiled=compiled)
+
+    def summed_loss() -> torch.Tensor:
+        hidden_BTD = hidden(batch["tokens_BT"], visibilities=visibilities)
+        targets_N = batch["targets_BT"].flatten()
+        return loss(hidden_BTD.flatten(0, 1), copied.head.weight, targets_N, unscored=UNSCORED)[0]
+
+    _forward_backward(copied, summed_loss, precision)
     timed = min(
-        (_forward_backward(copied, batch, precision, loss) for _ in range(2)), key=lambda pair: pair[1]
+        (_forward_backward(copied, summed_loss, precision) for _ in range(2)), key=lambda pair: pair[1]
     )
-    weights = sum(parameter.numel() * parameter.element_size() for parameter in copied.parameters())
+    numbers = sum(parameter.numel() for parameter in copied.parameters())
+    bytes_each = copied.head.weight.element_size()
+    kept = ADAMW_BYTES + (MASTER_BYTES if bytes_each < MASTER_BYTES else 0)
     # On the CPU the original has been counted with the process, and the run trains that one.
-    copies = COPIES_OF_WEIGHTS_IN_ADAMW - (1 if device.type == "cpu" else 0)
+    kept -= bytes_each if device.type == "cpu" else 0
     return Calibration(
         forward_seconds=timed[0],
         seconds_per_batch=timed[1],
-        memory_bytes=peak_memory_bytes(device) + copies * weights,
+        memory_bytes=peak_memory_bytes(device) + kept * numbers,
     )
 
 
 def _forward_backward(
-    model: Decoder, batch: dict[str, torch.Tensor], precision: Precision, loss: HeadLoss
+    model: Decoder, summed_loss: Callable[[], torch.Tensor], precision: Precision
 ) -> tuple[float, float]:
     device = next(model.parameters()).device
     dtype = AUTOCAST_DTYPES.get(precision)
     autocast: Any = torch.autocast(device.type, dtype) if dtype is not None else contextlib.nullcontext()
-
-    def summed_loss() -> torch.Tensor:
-        with autocast:
-            hidden_BTD = model.hidden(batch["tokens_BT"], batch["documents_BT"], batch["positions_BT"])
-            targets_N = batch["targets_BT"].flatten()
-            return loss(hidden_BTD.flatten(0, 1), model.head.weight, targets_N, unscored=UNSCORED)[0]
-
     started = _now(device)
-    with torch.no_grad():  # training's own forward pass may hold a part of the backward
+    # As in a validation; training's own forward pass may hold a part of the backward.
+    with autocast, torch.no_grad():
+        model.eval()
         summed_loss()
     forward = _now(device) - started
+    model.train()
     started = _now(device)
-    summed_loss().backward()  # type: ignore[no-untyped-call]
+    with autocast:
+        summed = summed_loss()
+    summed.backward()  # type: ignore[no-untyped-call]
     return forward, _now(device) - started
 
 

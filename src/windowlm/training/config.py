@@ -100,6 +100,7 @@ class TrainerConfig:
         log_every_n_steps: steps between two logged rows.
         loss: ``pieces`` never holds the logits of a whole batch, ``whole`` does; ``auto`` takes pieces but
             for 16-mixed, whose scaled loss needs the whole.
+        compile: compile the model for training; ``auto`` does on a GPU.
         progress_bar: ``auto`` shows it on an interactive terminal only.
     """
 
@@ -114,6 +115,7 @@ class TrainerConfig:
     validate_every_n_steps: int | None = None
     log_every_n_steps: int = 10
     loss: Literal["auto", "pieces", "whole"] = "auto"
+    compile: Literal["auto", "on", "off"] = "auto"
     progress_bar: Literal["auto", "on", "off"] = "auto"
 
     def __post_init__(self) -> None:

@@ -1,6 +1,6 @@
 """Norm and scale of a whole gradient, in float32 at least.
 
-A norm summed in bfloat16 is off by up to half a percent, and so would be a scale rounded to it.
+A norm summed in bfloat16 is off by up to half a percent.
 """
 
 import torch
@@ -15,12 +15,6 @@ def gradient_norm(gradients: list[Tensor]) -> Tensor:
 
 
 def rescale_gradient(gradients: list[Tensor], scale: Tensor) -> None:
-    """Multiply in place by ``scale``, a scalar tensor on the gradients' device; rounded once, at the end."""
-    dtype = torch.promote_types(gradients[0].dtype, torch.float32)
-    scale = scale.to(dtype)
-    if gradients[0].dtype is dtype:
-        torch._foreach_mul_(gradients, scale)
-        return
-    # A scalar tensor is rounded to the gradients' dtype before it is multiplied.
-    for gradient in gradients:
-        gradient.copy_(gradient.to(dtype) * scale)
+    """Multiply gradients in float32 or wider by ``scale``, a scalar tensor on their device, in place."""
+    assert gradients[0].dtype in (torch.float32, torch.float64)
+    torch._foreach_mul_(gradients, scale.to(gradients[0].dtype))

@@ -13,14 +13,16 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from windowlm.attention.window import move_together
 from windowlm.data.packing import UNSCORED
 from windowlm.model.cost import pairs_by_position
 from windowlm.model.decoder import Decoder
+from windowlm.training.compilation import HiddenStates
 from windowlm.training.config import OptimizerConfig
+from windowlm.training.device_batch import visibilities_on
 from windowlm.training.gradient import gradient_norm, rescale_gradient
 from windowlm.training.linear_cross_entropy import HeadLoss, linear_cross_entropy
 from windowlm.training.loss_sums import LossSums
+from windowlm.training.master_weights import MasterWeights
 from windowlm.training.non_finite import NonFiniteError
 from windowlm.training.optimizer import RATE_SHARE, build_optimizer
 from windowlm.training.schedule import Budget, Spent, learning_rate_factor
@@ -49,6 +51,7 @@ class LanguageModelModule(pl.LightningModule):
         seed: with the number of the batch, seeds dropout.
         identities: hashes of source and tokenizer, kept in checkpoints.
         loss_scaling: float16's; it must see the gradients before a fused optimizer would.
+        hidden_states: of tokens and visibilities, ``model.hidden`` or the same compiled; None for the former.
         loss: of head and targets, a choice of ``head_loss``.
 
     Attributes:
@@ -75,6 +78,7 @@ class LanguageModelModule(pl.LightningModule):
         seed: int,
         identities: Mapping[str, str] | None = None,
         loss_scaling: bool = False,
+        hidden_states: HiddenStates | None = None,
         loss: HeadLoss = linear_cross_entropy,
     ) -> None:
         super().__init__()
@@ -94,6 +98,7 @@ class LanguageModelModule(pl.LightningModule):
         self.seed = seed
         self.identities = dict(identities or {})
         self.loss_scaling = loss_scaling
+        self.hidden_states = hidden_states or model.hidden
         self.head_loss = loss
         self.batches_trained = 0
         self.seconds_trained = 0.0
@@ -145,17 +150,8 @@ class LanguageModelModule(pl.LightningModule):
     def transfer_batch_to_device(
         self, batch: Batch, device: torch.device, dataloader_idx: int
     ) -> dict[str, Any]:
-        """Make what the layers may see while the documents are on the host, which need not wait for a GPU."""
-        visibilities = self.model.visibilities(batch["documents_BT"], batch["positions_BT"])
-        if device.type != "cpu":
-            for visibility in visibilities.values():
-                visibility.prepare(len(batch["documents_BT"]))
-
-            def move(tensor: torch.Tensor) -> torch.Tensor:
-                tensor = tensor.pin_memory() if device.type == "cuda" else tensor
-                return tensor.to(device, non_blocking=True)
-
-            visibilities = move_together(visibilities, move)
+        """Add what the layers may see."""
+        visibilities = visibilities_on(self.model, batch, device)
         moved: dict[str, Any] = super().transfer_batch_to_device(batch, device, dataloader_idx)
         return {**moved, "visibilities": visibilities}
 
@@ -179,6 +175,8 @@ class LanguageModelModule(pl.LightningModule):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         """Rescale the gradient to the mean over the step's targets, and clip its norm."""
+        if isinstance(optimizer, MasterWeights):
+            optimizer.take_gradients()
         targets = torch.stack(self._step_targets).sum().clamp(min=1)
         self._step_targets.clear()
         scale = self.tokens_per_batch * self.accumulate_batches / targets.double()
@@ -201,7 +199,7 @@ class LanguageModelModule(pl.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Divide once."""
-        sums = self._validation_sums
+        sums = self._validation_sums.read()
         self.validation_loss, self.validation_bits_per_byte = sums.loss(), sums.bits_per_byte()
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -245,7 +243,7 @@ class LanguageModelModule(pl.LightningModule):
 
     def _loss(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """Nats summed over the targets, and of each, 0 where there is none: ``[B, T]``, without gradient."""
-        hidden_BTD = self.model.hidden(batch["tokens_BT"], visibilities=batch["visibilities"])
+        hidden_BTD = self.hidden_states(batch["tokens_BT"], visibilities=batch["visibilities"])
         targets_BT: torch.Tensor = batch["targets_BT"]
         summed, nats_N = self.head_loss(
             hidden_BTD.flatten(0, 1), self.model.head.weight, targets_BT.flatten(), unscored=UNSCORED

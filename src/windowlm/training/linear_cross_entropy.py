@@ -10,6 +10,7 @@ Shapes: N tokens, D model width, V vocabulary, C tokens of a piece.
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import cache, partial
 from typing import Any, Literal
 
 import torch
@@ -23,13 +24,19 @@ LOGITS_AT_ONCE_ELSEWHERE = 2**27
 HeadLoss = Callable[..., tuple[Tensor, Tensor]]
 
 
-def head_loss(kind: Literal["auto", "pieces", "whole"], precision: str) -> HeadLoss:
+def head_loss(kind: Literal["auto", "pieces", "whole"], precision: str, *, compiled: bool) -> HeadLoss:
     """`linear_cross_entropy`, or `cross_entropy_of_logits` where asked for or float16 needs it.
 
     Float16's gradients of logits would vanish before the scaled loss multiplies them.
+
+    Args:
+        kind: of the settings.
+        precision: of the run.
+        compiled: compile what stands between the matrix products.
     """
-    whole = kind == "whole" or (kind == "auto" and precision == "16-mixed")
-    return cross_entropy_of_logits if whole else linear_cross_entropy
+    if kind == "whole" or (kind == "auto" and precision == "16-mixed"):
+        return cross_entropy_of_logits
+    return partial(linear_cross_entropy, compiled=compiled)
 
 
 def linear_cross_entropy(
@@ -39,6 +46,7 @@ def linear_cross_entropy(
     *,
     unscored: int,
     tokens_at_once: int | None = None,
+    compiled: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """`-log softmax(hidden @ weight.T)[target]`, summed and of each token.
 
@@ -50,6 +58,8 @@ def linear_cross_entropy(
         targets_N: int64 [N]; `unscored` where there is no target.
         unscored: the negative number that stands for no target.
         tokens_at_once: C, tokens whose logits exist at one time; None for what suits the device.
+        compiled: compile what stands between the matrix products, so that logits are read no more often than
+            a softmax must.
 
     Returns:
         The sum, a scalar, which carries the gradient, and nats [N], which do not; 0 where there is no target.
@@ -62,7 +72,13 @@ def linear_cross_entropy(
     dtype = torch.get_autocast_dtype(device) if autocast else hidden_ND.dtype
     with torch.autocast(device, enabled=False) if autocast else nullcontext():
         summed, nats_N = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
-            hidden_ND.to(dtype), weight_VD, targets_N, unscored, tokens_at_once, torch.is_grad_enabled()
+            hidden_ND.to(dtype),
+            weight_VD,
+            targets_N,
+            unscored,
+            tokens_at_once,
+            torch.is_grad_enabled(),
+            compiled,
         )
     return summed, nats_N
 
@@ -77,6 +93,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         unscored: int,
         tokens_at_once: int,
         with_gradients: bool,
+        compiled: bool,
     ) -> tuple[Tensor, Tensor]:
         # Of parameters also true where no gradient is recorded, as in a validation.
         wanted = [with_gradients and needed for needed in context.needs_input_grad[:2]]
@@ -85,14 +102,15 @@ class _LinearCrossEntropy(torch.autograd.Function):
         nats_N = hidden_ND.new_empty(len(hidden_ND), dtype=wide)
         hidden_gradient_ND = torch.empty_like(hidden_ND) if wanted[0] else None
         weight_gradient_VD = torch.zeros_like(weight_VD, dtype=wide) if wanted[1] else None
+        nats_of, nats_and_gradient = _compiled_pieces() if compiled else (_nats, _nats_and_gradient)
         for start in range(0, len(hidden_ND), tokens_at_once):
             piece = slice(start, start + tokens_at_once)
             hidden_CD = hidden_ND[piece]
-            log_CV = _log_softmax(hidden_CD @ cast_VD.mT)
-            nats_N[piece] = _nats(log_CV, targets_N[piece], unscored)
+            logits_CV = hidden_CD @ cast_VD.mT
             if not any(wanted):
+                nats_N[piece] = nats_of(logits_CV, targets_N[piece], unscored)
                 continue
-            gradient_CV = _gradient(log_CV, targets_N[piece], unscored).to(hidden_CD.dtype)
+            nats_N[piece], gradient_CV = nats_and_gradient(logits_CV, targets_N[piece], unscored)
             if hidden_gradient_ND is not None:
                 torch.mm(gradient_CV, cast_VD, out=hidden_gradient_ND[piece])
             if weight_gradient_VD is not None:
@@ -110,23 +128,41 @@ class _LinearCrossEntropy(torch.autograd.Function):
             hidden_gradient_ND = hidden_gradient_ND * gradient
         if weight_gradient_VD is not None:
             weight_gradient_VD = (weight_gradient_VD * gradient).to(context.weight_dtype)
-        return hidden_gradient_ND, weight_gradient_VD, None, None, None, None
+        return hidden_gradient_ND, weight_gradient_VD, None, None, None, None, None
 
 
-def _log_softmax(logits_CV: Tensor) -> Tensor:
-    return logits_CV.to(torch.promote_types(logits_CV.dtype, torch.float32)).log_softmax(1)
+def _nats(logits_CV: Tensor, targets_C: Tensor, unscored: int) -> Tensor:
+    wide_CV = logits_CV.to(torch.promote_types(logits_CV.dtype, torch.float32))
+    chosen_C = wide_CV.gather(1, targets_C[:, None].clamp(min=0))[:, 0]
+    return (wide_CV.logsumexp(1) - chosen_C).masked_fill(targets_C == unscored, 0.0)
 
 
-def _nats(log_CV: Tensor, targets_C: Tensor, unscored: int) -> Tensor:
-    nats_C = -log_CV.gather(1, targets_C[:, None].clamp(min=0))[:, 0]
-    return nats_C.masked_fill(targets_C == unscored, 0.0)
-
-
-def _gradient(log_CV: Tensor, targets_C: Tensor, unscored: int) -> Tensor:
-    """Gradient of the summed nats with respect to the logits, in the place of `log_CV`."""
-    target_C1 = targets_C[:, None].clamp(min=0)
+def _nats_and_gradient(logits_CV: Tensor, targets_C: Tensor, unscored: int) -> tuple[Tensor, Tensor]:
+    """The nats of each token, and the gradient of their sum with respect to the logits, in their dtype."""
+    log_CV = logits_CV.to(torch.promote_types(logits_CV.dtype, torch.float32)).log_softmax(1)
+    scored_C, target_C1 = targets_C != unscored, targets_C[:, None].clamp(min=0)
+    nats_C = -log_CV.gather(1, target_C1)[:, 0]
     minus_one_C1 = -torch.ones_like(target_C1, dtype=log_CV.dtype)
-    return log_CV.exp_().scatter_add_(1, target_C1, minus_one_C1).mul_((targets_C != unscored)[:, None])
+    # In place: of logits there is one copy more than must be.
+    gradient_CV = log_CV.exp_().scatter_add_(1, target_C1, minus_one_C1).mul_(scored_C[:, None])
+    return nats_C.masked_fill(~scored_C, 0.0), gradient_CV.to(logits_CV.dtype)
+
+
+def _fused_nats_and_gradient(logits_CV: Tensor, targets_C: Tensor, unscored: int) -> tuple[Tensor, Tensor]:
+    """The same without scattered writes, which a compiler could not fuse."""
+    wide_CV = logits_CV.to(torch.promote_types(logits_CV.dtype, torch.float32))
+    scored_C, target_C1 = targets_C != unscored, targets_C[:, None].clamp(min=0)
+    normalizer_C1 = wide_CV.logsumexp(1, keepdim=True)
+    chosen_C1 = wide_CV.gather(1, target_C1)
+    one_hot_CV = torch.arange(logits_CV.shape[1], device=logits_CV.device) == target_C1
+    gradient_CV = ((wide_CV - normalizer_C1).exp() - one_hot_CV.to(wide_CV.dtype)) * scored_C[:, None]
+    nats_C = (normalizer_C1 - chosen_C1)[:, 0].masked_fill(~scored_C, 0.0)
+    return nats_C, gradient_CV.to(logits_CV.dtype)
+
+
+@cache
+def _compiled_pieces() -> tuple[Callable[..., Tensor], Callable[..., tuple[Tensor, Tensor]]]:
+    return torch.compile(_nats), torch.compile(_fused_nats_and_gradient)
 
 
 def _add_product(sum_VD: Tensor, gradient_VC: Tensor, hidden_CD: Tensor) -> None:

@@ -4,10 +4,38 @@ Shape letters: B batch, T sequence, V vocabulary.
 """
 
 import math
+from typing import NamedTuple
 
 import torch
 
 from windowlm.data.packing import UNSCORED
+from windowlm.training.deferred_numbers import DeferredNumbers
+
+
+class LossNumbers(NamedTuple):
+    """Sums that were read.
+
+    Args:
+        nats: of all targets.
+        scored_nats: of those that stand for bytes, so without marks.
+        targets: how many targets.
+        scored_targets: how many stand for bytes.
+        text_bytes: UTF-8 bytes of the scored text.
+    """
+
+    nats: float = math.nan
+    scored_nats: float = math.nan
+    targets: float = math.nan
+    scored_targets: float = math.nan
+    text_bytes: float = math.nan
+
+    def loss(self) -> float:
+        """Nats a target, marks included."""
+        return self.nats / self.targets if self.targets else math.nan
+
+    def bits_per_byte(self) -> float:
+        """Bits a UTF-8 byte of the scored text, marks left out."""
+        return self.scored_nats / self.text_bytes / math.log(2) if self.text_bytes else math.nan
 
 
 class LossSums:
@@ -38,17 +66,15 @@ class LossSums:
         self._nats = nats if self._nats is None else self._nats.to(nats.device) + nats
         self._counts = counts if self._counts is None else self._counts.to(counts.device) + counts
 
-    def loss(self) -> float:
-        """Nats a target, marks included."""
+    def scalars(self) -> list[torch.Tensor]:
+        """The sums on their device, in the order of ``LossNumbers``; nothing where nothing was added."""
         if self._nats is None or self._counts is None:
-            return math.nan
-        return float(self._nats[0] / self._counts[0])
+            return []
+        return [*self._nats.unbind(), *self._counts.unbind()]
 
-    def bits_per_byte(self) -> float:
-        """Bits a UTF-8 byte of the scored text, marks left out."""
-        if self._nats is None or self._counts is None:
-            return math.nan
-        return float(self._nats[1] / self._counts[2] / math.log(2))
+    def read(self) -> LossNumbers:
+        """The sums; waits for the device."""
+        return LossNumbers(*DeferredNumbers(self.scalars()).read()) if self.scalars() else LossNumbers()
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """The sums, on the CPU; nothing where nothing was added."""

@@ -2,19 +2,40 @@
 
 import math
 import time
-from typing import Any
+from collections import deque
+from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
 
 from windowlm.model.cost import ModelCost
+from windowlm.training.deferred_numbers import DeferredNumbers
 from windowlm.training.lightning_module import LanguageModelModule
+from windowlm.training.loss_sums import LossNumbers
 from windowlm.training.metrics_log import MetricsLog
 from windowlm.training.non_finite import NonFiniteError
 from windowlm.training.peak_memory import peak_memory_bytes
 
+COLUMNS = (
+    "step",
+    "tokens",
+    "train_loss",
+    "train_bits_per_byte",
+    "learning_rate",
+    "gradient_norm",
+    "seconds",
+    "tokens_per_second",
+    "model_flops_per_second",
+    "mfu",
+    "peak_memory_bytes",
+    "data_wait_fraction",
+)
+
 
 class MetricsWriter(pl.Callback):
     """Write a row every n steps, and one after each validation, to ``metrics.jsonl`` and to the logger.
+
+    What a row needs from the device is asked for when the row is due and read when it has arrived, a step or
+    two later: training does not wait. Before a validation, a save and the end all rows are written.
 
     Args:
         log: the file.
@@ -40,14 +61,18 @@ class MetricsWriter(pl.Callback):
         self._row_elapsed = 0.0  # of a row that an earlier start of the run began
         self._waited = 0.0
         self._tokens_at_row = 0
+        self._due: deque[DueRow] = deque()
+        self._trainer: pl.Trainer | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Start the clocks; the run may go on from an earlier step, in the middle of a row."""
+        self._trainer = trainer
         self._idle_since = time.monotonic()
         self._row_started = self._idle_since - self._row_elapsed
 
     def state_dict(self) -> dict[str, Any]:
-        """What belongs to the row that is being filled, beside the module's sums."""
+        """What belongs to the row being filled, beside the module's sums; earlier rows are written first."""
+        self._write_due(wait=True)
         return {
             "row_elapsed": time.monotonic() - self._row_started,
             "waited": self._waited,
@@ -65,16 +90,21 @@ class MetricsWriter(pl.Callback):
         self._waited += time.monotonic() - self._idle_since
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
-        """Write the row that is due."""
+        """Ask for the row that is due, and write those that have arrived."""
         step, rest = divmod(pl_module.batches_trained, pl_module.accumulate_batches)
         if rest == 0 and (step % self.every_n_steps == 0 or pl_module.finished):
-            self.last_row = self._row(pl_module, step)
-            self._write(trainer, self.last_row)
+            self._due.append(self._row(pl_module, step))
             self._start_row(pl_module)
+        self._write_due(wait=pl_module.finished)
         self._idle_since = time.monotonic()
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write what is left."""
+        self._write_due(wait=True)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Stop the row's clock: validation is not training."""
+        self._write_due(wait=True)
         self._validation_started = time.monotonic()
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
@@ -96,33 +126,68 @@ class MetricsWriter(pl.Callback):
         self._tokens_at_row = module.spent().tokens
         module.start_row()
 
-    def _row(self, module: LanguageModelModule, step: int) -> dict[str, Any]:
+    def _row(self, module: LanguageModelModule, step: int) -> "DueRow":
         tokens = module.spent().tokens
-        loss = module.train_sums.loss()  # waits for the device, so the clock is read after it
-        if not math.isfinite(loss):
-            raise NonFiniteError(step, f"the training loss since the last logged step is {loss}")
         elapsed = max(time.monotonic() - self._row_started, 1e-9)
-        flops = 6 * self.cost.matmul_parameters * (tokens - self._tokens_at_row)
-        flops += 3 * self.flops_per_pair * int(module.visible_pairs)
+        scalars = [module.visible_pairs, module.gradient_norm, *module.train_sums.scalars()]
+        return DueRow(
+            tokens - self._tokens_at_row,
+            elapsed,
+            {
+                "step": step,
+                "tokens": tokens,
+                "learning_rate": module.learning_rate,
+                "seconds": module.seconds_trained,
+                "tokens_per_second": (tokens - self._tokens_at_row) / elapsed,
+                "peak_memory_bytes": peak_memory_bytes(module.device),
+                "data_wait_fraction": min(self._waited / elapsed, 1.0),
+            },
+            DeferredNumbers([scalar.to(module.device) for scalar in scalars]),
+        )
+
+    def _write_due(self, *, wait: bool) -> None:
+        while self._due and (wait or self._due[0].numbers.arrived):
+            assert self._trainer is not None
+            self.last_row = self._completed(self._due.popleft())
+            self._write(self._trainer, self.last_row)
+
+    def _completed(self, due: "DueRow") -> dict[str, Any]:
+        pairs, gradient_norm, *of_losses = due.numbers.read()
+        sums = LossNumbers(*of_losses)
+        loss = sums.loss()
+        if not math.isfinite(loss):
+            step = due.known["step"]
+            raise NonFiniteError(step, f"the training loss since the last logged step is {loss}")
+        flops = 6 * self.cost.matmul_parameters * due.tokens + 3 * self.flops_per_pair * pairs
         row = {
-            "step": step,
-            "tokens": tokens,
+            **due.known,
             "train_loss": loss,
-            "train_bits_per_byte": module.train_sums.bits_per_byte(),
-            "learning_rate": module.learning_rate,
-            "gradient_norm": float(module.gradient_norm),
-            "seconds": module.seconds_trained,
-            "tokens_per_second": (tokens - self._tokens_at_row) / elapsed,
-            "model_flops_per_second": flops / elapsed,
-            "peak_memory_bytes": peak_memory_bytes(module.device),
-            "data_wait_fraction": min(self._waited / elapsed, 1.0),
+            "train_bits_per_byte": sums.bits_per_byte(),
+            "gradient_norm": gradient_norm,
+            "model_flops_per_second": flops / due.elapsed,
         }
         if self.peak is not None:
-            row["mfu"] = flops / elapsed / self.peak
-        return row
+            row["mfu"] = flops / due.elapsed / self.peak
+        return {name: row[name] for name in COLUMNS if name in row}
 
     def _write(self, trainer: pl.Trainer, row: dict[str, Any]) -> None:
         self.metrics_log.append(row)
         if trainer.logger is not None:
             metrics = {name: value for name, value in row.items() if name != "step"}
             trainer.logger.log_metrics(metrics, step=row["step"])
+
+
+class DueRow(NamedTuple):
+    """A row whose numbers are on their way.
+
+    Args:
+        tokens: trained since the row before.
+        elapsed: seconds since then, validations left out.
+        known: columns that the host knows.
+        numbers: visible pairs, norm of the gradient, and the sums of the losses.
+    """
+
+    tokens: int
+    elapsed: float
+    known: dict[str, Any]
+    numbers: DeferredNumbers

@@ -4,6 +4,7 @@ import torch
 
 from windowlm.model.decoder import Decoder
 from windowlm.training.config import OptimizerConfig
+from windowlm.training.master_weights import MasterWeights, float32_copies
 from windowlm.training.muon import MuonAdamW
 
 # Peak learning rate of a parameter group as a multiple of the configured one.
@@ -14,7 +15,7 @@ def build_optimizer(model: Decoder, config: OptimizerConfig, *, fused: bool) -> 
     """AdamW, or Muon for the matrices inside the blocks and AdamW for the rest.
 
     Norm weights and other vectors are not decayed: pulling them to zero shrinks the signal, not the
-    function's complexity.
+    function's complexity. Weights in bfloat16 or float16 are trained through float32 copies.
 
     Args:
         model: its trainable parameters, a shared one counted once.
@@ -22,26 +23,33 @@ def build_optimizer(model: Decoder, config: OptimizerConfig, *, fused: bool) -> 
         fused: AdamW in one kernel for all parameters; float16's loss scaling needs it off, so that gradients
             are unscaled before they are clipped.
     """
+    trained = [weight for weight in model.parameters() if weight.requires_grad]
+    narrow = any(weight.dtype in (torch.bfloat16, torch.float16) for weight in trained)
+    masters: dict[torch.Tensor, torch.Tensor] = {weight: weight for weight in trained}
+    if narrow:
+        masters = float32_copies(trained)
     hidden = []
     if config.kind == "muon":
-        hidden = [matrix for matrix in model.hidden_matrices() if matrix.requires_grad]
+        hidden = [masters[matrix] for matrix in model.hidden_matrices() if matrix.requires_grad]
     taken = set(map(id, hidden))
-    rest = [p for p in model.parameters() if p.requires_grad and id(p) not in taken]
+    rest = [master for master in masters.values() if id(master) not in taken]
     groups = [
         {"params": [p for p in rest if p.ndim >= 2], "weight_decay": config.weight_decay},
         {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
     ]
     groups = [{**group, RATE_SHARE: 1.0} for group in groups if group["params"]]
     adamw = {"lr": config.lr, "betas": config.betas, "eps": config.epsilon, "fused": fused}
-    if not hidden:
-        return torch.optim.AdamW(groups, **adamw)  # type: ignore[arg-type]
-    optimizer = MuonAdamW(
-        hidden,
-        groups,
-        muon_lr=config.muon_lr,
-        momentum=config.muon_momentum,
-        weight_decay=config.weight_decay,
-        **adamw,
-    )
-    optimizer.param_groups[0][RATE_SHARE] = config.muon_lr / config.lr
-    return optimizer
+    optimizer: torch.optim.Optimizer
+    if hidden:
+        optimizer = MuonAdamW(
+            hidden,
+            groups,
+            muon_lr=config.muon_lr,
+            momentum=config.muon_momentum,
+            weight_decay=config.weight_decay,
+            **adamw,
+        )
+        optimizer.param_groups[0][RATE_SHARE] = config.muon_lr / config.lr
+    else:
+        optimizer = torch.optim.AdamW(groups, **adamw)  # type: ignore[arg-type]
+    return MasterWeights(masters, optimizer) if narrow else optimizer

@@ -33,6 +33,7 @@ from windowlm.training.calibration import calibrate
 from windowlm.training.checkpoint_io import AtomicCheckpointIO
 from windowlm.training.checkpoint_writer import CheckpointWriter
 from windowlm.training.closing_screen import print_closing_screen
+from windowlm.training.compilation import hidden_states, is_compiled
 from windowlm.training.device import choose_device
 from windowlm.training.given_settings import given_settings
 from windowlm.training.lightning_module import LanguageModelModule
@@ -45,6 +46,7 @@ from windowlm.training.plan import Plan, plan_table
 from windowlm.training.progress import ProgressDisplay
 from windowlm.training.provenance import provenance
 from windowlm.training.resuming import read_checkpoint
+from windowlm.training.run_ahead import RunAhead
 from windowlm.training.run_folder import RunFolder, Start, find_start, record_of
 from windowlm.training.schedule import Budget
 from windowlm.training.signals import Interrupted, Signals
@@ -107,6 +109,7 @@ class TrainingRun:
         self.folder = RunFolder(invocation.output_dir)
         self.start: Start = find_start(config, invocation.output_dir)
         self.device = choose_device(config)
+        self.compiled = is_compiled(config.trainer.compile, self.device)
         chosen_backends(config, self.device)  # refuses one that cannot serve the run
         self.budget = Budget.of(config.trainer)
         self.begun = False
@@ -198,8 +201,9 @@ class TrainingRun:
 
     def _module(self, data: PreparedData) -> LanguageModelModule:
         config = self.config
+        model = Decoder(config.model, data.tokenizer.vocabulary_size)
         return LanguageModelModule(
-            Decoder(config.model, data.tokenizer.vocabulary_size),
+            model,
             config.optimizer,
             self.budget,
             data.tokenizer.token_bytes_V,
@@ -209,7 +213,8 @@ class TrainingRun:
             seed=config.seed,
             identities=_identities(data),
             loss_scaling=config.precision == "16-mixed",
-            loss=head_loss(config.trainer.loss, config.precision),
+            hidden_states=hidden_states(model, compiled=self.compiled),
+            loss=head_loss(config.trainer.loss, config.precision, compiled=self.compiled),
         )
 
     def _restore(self, module: LanguageModelModule, checkpoint: Path) -> None:
@@ -290,7 +295,12 @@ class TrainingRun:
             data=data,
             device=self.device,
             calibration=calibrate(
-                model, batch, config.precision, self.device, head_loss(config.trainer.loss, config.precision)
+                model,
+                batch,
+                config.precision,
+                self.device,
+                compiled=self.compiled,
+                loss=head_loss(config.trainer.loss, config.precision, compiled=self.compiled),
             ),
             budget=self.budget,
             run_dir=self.folder.path,
@@ -338,8 +348,9 @@ class TrainingRun:
             ),
             num_sanity_val_steps=0,
             logger=self.wandb_run.logger if self.wandb_run is not None else False,
-            # Stopping comes first: the others act on the decision to stop.
+            # Stopping comes after what keeps its clock true, and before those that act on its decision.
             callbacks=[
+                RunAhead(),
                 stopping,
                 metrics,
                 writer,

@@ -1,0 +1,35 @@
+"""Numbers that leave the device while it works on."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+class DeferredNumbers:
+    """Scalars of a device, asked for now and read later, so that the host need not wait.
+
+    Args:
+        scalars: on one device; whole numbers are exact up to 2**53.
+    """
+
+    def __init__(self, scalars: Sequence[Tensor]) -> None:
+        numbers = torch.stack([scalar.detach().to(torch.float64) for scalar in scalars])
+        self._event: torch.cuda.Event | None = None
+        self._numbers = numbers
+        if numbers.is_cuda:
+            self._numbers = torch.empty(numbers.shape, dtype=numbers.dtype, pin_memory=True)
+            self._numbers.copy_(numbers, non_blocking=True)
+            self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._event.record()
+
+    @property
+    def arrived(self) -> bool:
+        """Whether reading takes no waiting."""
+        return self._event is None or bool(self._event.query())  # type: ignore[no-untyped-call]
+
+    def read(self) -> list[float]:
+        """The numbers, waited for where they have not arrived."""
+        if self._event is not None:
+            self._event.synchronize()
+        return [float(number) for number in self._numbers.tolist()]

@@ -1,0 +1,30 @@
+"""A batch on its device, with what the layers may see made on the host, which need not wait for a GPU."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from windowlm.attention.window import move_together
+from windowlm.model.decoder import Decoder, Visibilities
+
+
+def visibilities_on(model: Decoder, batch: Mapping[str, Any], device: torch.device) -> Visibilities:
+    """What each window of the model shows in a batch that lies on the CPU.
+
+    Args:
+        model: the decoder.
+        batch: with ``documents_BT`` and ``positions_BT``.
+        device: where the batch will be.
+    """
+    visibilities = model.visibilities(batch["documents_BT"], batch["positions_BT"])
+    if device.type == "cpu":
+        return visibilities
+    for visibility in visibilities.values():
+        visibility.prepare(len(batch["documents_BT"]))
+
+    def move(tensor: torch.Tensor) -> torch.Tensor:
+        tensor = tensor.pin_memory() if device.type == "cuda" else tensor
+        return tensor.to(device, non_blocking=True)
+
+    return move_together(visibilities, move)

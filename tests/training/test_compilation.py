@@ -1,0 +1,41 @@
+import pytest
+import torch
+
+from windowlm.model.config import ModelConfig
+from windowlm.model.decoder import Decoder
+from windowlm.training.compilation import hidden_states, is_compiled
+from windowlm.training.device_batch import visibilities_on
+
+SHAPE = ModelConfig(layers=2, dim=16, heads=2, kv_heads=1, head_dim=8, feed_forward_dim=16, window=[4, None])
+CPU = torch.device("cpu")
+
+
+def test_only_a_gpu_compiles_unless_told() -> None:
+    assert is_compiled("auto", torch.device("cuda"))
+    assert not is_compiled("auto", CPU)
+    assert is_compiled("on", CPU)
+    assert not is_compiled("off", torch.device("cuda"))
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_the_compiled_decoder_computes_the_same(packed: bool) -> None:
+    torch.manual_seed(0)
+    model = Decoder(SHAPE, 20).double()
+    tokens_BT = torch.randint(20, (2, 24))
+    documents_BT = torch.zeros(2, 24, dtype=torch.int32)
+    documents_BT[:, 9:] = 1
+    batch = {
+        "documents_BT": documents_BT if packed else None,
+        "positions_BT": (torch.arange(24) - 9 * documents_BT).long() if packed else None,
+    }
+    visibilities = visibilities_on(model, batch, CPU)
+    outcomes = []
+    for compiled in (False, True):
+        model.zero_grad()
+        hidden_BTD = hidden_states(model, compiled=compiled)(tokens_BT, visibilities=visibilities)
+        hidden_BTD.square().sum().backward()
+        outcomes.append([hidden_BTD.detach(), *(p.grad for p in model.parameters() if p.grad is not None)])
+    assert len(outcomes[0]) == 1 + sum(1 for name, _ in model.named_parameters())
+    for plain, compiled_one in zip(*outcomes, strict=True):
+        torch.testing.assert_close(compiled_one, plain, rtol=1e-9, atol=1e-12)
+    assert all("_orig_mod" not in name for name in model.state_dict())

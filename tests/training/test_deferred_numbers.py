@@ -1,0 +1,11 @@
+import torch
+
+from windowlm.training.deferred_numbers import DeferredNumbers
+
+
+def test_numbers_are_those_of_the_moment_they_were_asked_for() -> None:
+    count, norm = torch.tensor(2**53 - 1), torch.tensor(0.5)
+    numbers = DeferredNumbers([count, norm])
+    count.zero_()
+    assert numbers.arrived
+    assert numbers.read() == [2**53 - 1, 0.5]
