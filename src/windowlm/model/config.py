@@ -8,6 +8,38 @@ from typing import ClassVar, TypeVar
 from windowlm.attention.config import BackendName, RotaryConfig
 
 Entry = TypeVar("Entry")
+LONGEST_NGRAM = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class NgramEmbeddingsConfig:
+    """Hashed embeddings of the n-grams that end at a token (BLT, Pagnoni et al. 2024, arXiv:2412.09871).
+
+    Args:
+        orders: lengths n of the n-grams, in tokens, the own one included; each has a table.
+        buckets: rows of each table; n-grams share rows by a hash, unless there is one for each.
+        dim: width of the tables, projected to that of the model; null for the model's own.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+
+    orders: list[int] = field(default_factory=lambda: [2, 3, 4])
+    buckets: int = 8192
+    dim: int | None = None
+
+    def __post_init__(self) -> None:
+        in_range = all(2 <= order <= LONGEST_NGRAM for order in self.orders)
+        if not self.orders or not in_range or len(set(self.orders)) < len(self.orders):
+            raise ValueError(
+                f"orders={self.orders}: different whole numbers from 2 to {LONGEST_NGRAM}, at least one; "
+                "try orders=[2,3,4]"
+            )
+        if not 1 <= self.buckets < 2**31:
+            raise ValueError(f"buckets={self.buckets}: must lie in [1, 2**31); try buckets=8192")
+        if self.dim is not None and self.dim < 1:
+            raise ValueError(
+                f"dim={self.dim}: must be at least 1, or null for the model's width; try dim=null"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +69,7 @@ class ModelConfig:
         backend: attention backend, or ``auto``.
         rotary: rotary positions of every layer; null for none (NoPE); a list is a pattern that repeats over
             the layers, such as ``[{base: 10000}, null]``.
+        ngram_embeddings: embeddings of the last few tokens, added to the token's own; null for none.
     """
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
@@ -58,6 +91,7 @@ class ModelConfig:
     norm_epsilon: float = 1e-6
     backend: BackendName = "auto"
     rotary: RotaryConfig | list[RotaryConfig | None] | None = field(default_factory=RotaryConfig)
+    ngram_embeddings: NgramEmbeddingsConfig | None = None
 
     def __post_init__(self) -> None:
         for name in ("layers", "dim", "heads", "kv_heads", "head_dim", "feed_forward_dim"):

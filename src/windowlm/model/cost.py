@@ -48,7 +48,7 @@ def model_cost(
         bytes_per_element: bytes of one cached number, 4 for float32, 2 for bfloat16.
     """
     seen = _most_keys(config)
-    reach = receptive_field(config.layer_windows())
+    reach = _reach(config)
     attention_width = config.heads * config.head_dim
     kv_width = config.kv_heads * config.head_dim
     block = config.dim * (2 * attention_width + 2 * kv_width) + 3 * config.dim * config.feed_forward_dim
@@ -62,6 +62,10 @@ def model_cost(
     parameters = matmul_parameters + config.layers * vectors + config.dim
     if not config.tied_embeddings:
         parameters += embedding
+    if (ngrams := config.ngram_embeddings) is not None:
+        projection = ngrams.dim * config.dim if ngrams.dim else 0
+        matmul_parameters += projection
+        parameters += projection + len(ngrams.orders) * ngrams.buckets * (ngrams.dim or config.dim)
     pairs_per_token = sum(visible_pairs(sequence_length, keys) for keys in seen) / sequence_length
     attention_flops = 4 * attention_width * pairs_per_token
     kv_bytes = 2 * kv_width * bytes_per_element
@@ -74,7 +78,7 @@ def model_cost(
         kv_cache_bytes=sum(
             kv_bytes * (sequence_length if keys is None else min(keys, sequence_length)) for keys in seen
         ),
-        receptive_field=None if reach is None else reach + config.attention_sinks,
+        receptive_field=reach,
     )
 
 
@@ -88,6 +92,14 @@ def pairs_by_position(config: ModelConfig, length: int) -> list[int]:
     seen = _most_keys(config)
     up_to = [sum(visible_pairs(tokens, keys) for keys in seen) for tokens in range(length + 1)]
     return [after - before for before, after in pairwise(up_to)]
+
+
+def _reach(config: ModelConfig) -> int | None:
+    """Tokens that can influence an output: through windows, n-grams at their far end, and sinks."""
+    seen = receptive_field(config.layer_windows())
+    ngrams = config.ngram_embeddings
+    further = 0 if ngrams is None else max(ngrams.orders) - 1
+    return None if seen is None else seen + further + config.attention_sinks
 
 
 def _most_keys(config: ModelConfig) -> list[int | None]:

@@ -14,6 +14,7 @@ from windowlm.attention.window import Visibility
 from windowlm.model.config import ModelConfig
 from windowlm.model.feed_forward import FeedForward
 from windowlm.model.initialization import initialize
+from windowlm.model.ngram_embedding import NgramEmbedding
 
 Visibilities = dict[int | None, Visibility]  # by window
 
@@ -66,6 +67,8 @@ class Decoder(nn.Module):
         self.vocabulary_size = vocabulary_size
         self.layer_windows = config.layer_windows()
         self.embedding = nn.Embedding(vocabulary_size, config.dim)
+        ngrams = config.ngram_embeddings
+        self.ngram_embedding = None if ngrams is None else NgramEmbedding(ngrams, vocabulary_size, config.dim)
         layers = zip(self.layer_windows, config.layer_sinks(), config.layer_rotaries(), strict=True)
         self.blocks = nn.ModuleList(Block(config, *layer) for layer in layers)
         self.final_norm = nn.RMSNorm(config.dim, eps=config.norm_epsilon)
@@ -109,15 +112,24 @@ class Decoder(nn.Module):
         visibilities: Visibilities | None = None,
     ) -> torch.Tensor:
         """Final normed states ``[B, T, D]``, for callers that apply the head in pieces."""
-        hidden_BTD = self.embedding(tokens_BT)
         if visibilities is None:
             visibilities = self.visibilities(documents_BT, positions_BT)
         elif documents_BT is not None or positions_BT is not None:
             raise ValueError("visibilities beside documents_BT or positions_BT: give the one or the others")
+        hidden_BTD = self._embed(tokens_BT, visibilities)
         for block, window in zip(self.blocks, self.layer_windows, strict=True):
             hidden_BTD = block(hidden_BTD, visibilities[window])
         output_BTD: torch.Tensor = self.final_norm(hidden_BTD)
         return output_BTD
+
+    def _embed(self, tokens_BT: torch.Tensor, visibilities: Visibilities) -> torch.Tensor:
+        embedded_BTD: torch.Tensor = self.embedding(tokens_BT)
+        if self.ngram_embedding is None:
+            return embedded_BTD
+        # Windows differ in what is visible, not in where documents lie.
+        behind_BT = visibilities[self.layer_windows[0]].behind(tokens_BT.shape[1], tokens_BT.device)
+        summed_BTD: torch.Tensor = embedded_BTD + self.ngram_embedding(tokens_BT, behind_BT)
+        return summed_BTD
 
     def visibilities(
         self, documents_BT: torch.Tensor | None = None, positions_BT: torch.Tensor | None = None

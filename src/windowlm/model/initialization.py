@@ -9,6 +9,8 @@
 | RMSNorm weights                    | ones                                          |
 | output gate of the attention       | zeros                                         |
 | logits of learned sinks            | zeros                                         |
+| tables of n-gram embeddings        | zeros                                         |
+| projection of n-gram embeddings    | normal, standard deviation fan_in ** -0.5     |
 
 The last factor keeps the variance of the residual stream independent of depth: each of the
 2 * layers branches adds to it (Radford et al. 2019, GPT-2, section 2.3).
@@ -17,6 +19,7 @@ The last factor keeps the variance of the residual stream independent of depth: 
 from torch import nn
 
 from windowlm.attention.layers import SlidingWindowAttention
+from windowlm.model.ngram_embedding import NgramEmbedding
 
 EMBEDDING_STANDARD_DEVIATION = 0.02
 RESIDUAL_OUTPUTS = ("output", "down")
@@ -39,6 +42,10 @@ def initialize(model: nn.Module, layers: int) -> None:
     for module in model.modules():
         if isinstance(module, SlidingWindowAttention):
             _initialize_options(module)
+        elif isinstance(module, NgramEmbedding):
+            # Most n-grams are rare: one that training never met adds nothing then, where a draw would stay as
+            # noise.
+            nn.init.zeros_(module.tables.weight)
 
 
 def _initialize_options(attention: SlidingWindowAttention) -> None:

@@ -91,7 +91,9 @@ def plan_table(plan: Plan) -> Table:
         "source hash": data.source_identity + (f"; hub revision {data.revision}" if data.revision else ""),
         "tokenizer": f"{config.tokenizer.kind}, {data.tokenizer.vocabulary_size:,} symbols, "
         f"{train.byte_count / max(train.token_count, 1):.2f} bytes a token",
-        "model": f"{_shape(config.model)}; {cost.parameters:,} parameters",
+        "model": "; ".join(
+            [_shape(config.model), *_additions(config.model), f"{cost.parameters:,} parameters"]
+        ),
         "attention": "; ".join(
             [f"window {_window(config.model)}", *_options(config.model), f"receptive field {reach}"]
         ),
@@ -130,6 +132,22 @@ def _shape(model: ModelConfig) -> str:
         f"{model.layers} layers, width {model.dim}, {model.heads} query and {model.kv_heads} key-value heads "
         f"of {model.head_dim}, MLP {model.feed_forward_dim}"
     )
+
+
+def _additions(model: ModelConfig) -> list[str]:
+    """What the model has besides the plain decoder, attention aside."""
+    ngrams = model.ngram_embeddings
+    additions = {
+        ""
+        if ngrams is None
+        else f"n-grams of {_listed(ngrams.orders)} in {ngrams.buckets:,} rows each"
+        + (f" of {ngrams.dim:,}" if ngrams.dim else ""): ngrams is not None,
+    }
+    return [addition for addition, is_on in additions.items() if is_on]
+
+
+def _listed(numbers: list[int]) -> str:
+    return ", ".join(map(str, numbers))
 
 
 def _window(model: ModelConfig) -> str:
