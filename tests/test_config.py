@@ -292,6 +292,8 @@ def test_float16_on_a_cpu_is_refused() -> None:
         ("model__logit_cap", 0.0),
         ("model__logit_cap", float("inf")),
         ("model__logit_cap", float("nan")),
+        ("model__value_embeddings", -1),
+        ("model__value_embeddings", 3),
         ("model__ngram_embeddings", 3),
         ("model__ngram_embeddings", {"orders": []}),
         ("model__ngram_embeddings", {"orders": [1, 2]}),

@@ -59,3 +59,17 @@ def test_gates_start_half_open_and_sinks_like_one_key() -> None:
     initialize(built, 1)
     assert not layer.gate.weight.any()
     assert not layer.sink_logits.any()
+
+
+def test_values_and_their_embeddings_start_equally_wide() -> None:
+    shape = ModelConfig(layers=3, dim=256, heads=4, kv_heads=2, head_dim=64, value_embeddings=1)
+    built = Decoder(shape, 1000)
+    assert math.isclose(built.value_embeddings[0].weight.std().item(), 1.0, rel_tol=0.03)  # type: ignore[union-attr, operator]
+    shares = [block.attention.value_shares for block in built.blocks]  # type: ignore[union-attr]
+    assert [share is None for share in shares] == [False, True, False]
+    assert torch.allclose(shares[0] ** 2, torch.tensor(0.5))  # type: ignore[operator]
+
+
+def test_value_tables_serve_the_first_and_the_last_layers_in_the_same_order() -> None:
+    assert ModelConfig(layers=5, value_embeddings=2).layer_value_tables() == [0, 1, None, 0, 1]
+    assert ModelConfig(layers=2).layer_value_tables() == [None, None]

@@ -82,7 +82,10 @@ def test_the_options_of_the_attention_are_named_where_they_are_set(tmp_path: Pat
 def test_what_the_model_has_besides_the_plain_decoder_is_named(tmp_path: Path) -> None:
     plain = model_cost(ModelConfig(), 256, 16, 4).parameters
     assert f"MLP 352; {plain:,} parameters" in printed(tmp_path, "plain", "run")
-    model = ModelConfig(ngram_embeddings=NgramEmbeddingsConfig(orders=[2, 4], buckets=1000, dim=16))
-    shown = printed(tmp_path, "all", "run", model)
-    added = 2 * 1000 * 16 + 16 * model.dim
-    assert f"MLP 352; n-grams of 2, 4 in 1,000 rows each of 16; {plain + added:,} parameters" in shown
+    model = ModelConfig(
+        ngram_embeddings=NgramEmbeddingsConfig(orders=[2, 4], buckets=1000, dim=16), value_embeddings=1
+    )
+    added = model_cost(model, 256, 16, 4).parameters
+    assert (
+        f"MLP 352; n-grams of 2, 4 in 1,000 rows each of 16; value embeddings 1; {added:,} parameters"
+    ) in printed(tmp_path, "all", "run", model)

@@ -1,6 +1,6 @@
 """The attention layer: projections, rotary embedding and windowed attention.
 
-Shapes: B batch, T tokens, H query heads, K key-value heads, D head dimension.
+Shapes: B batch, T tokens, H query heads, K key-value heads, D head dimension, E = K x D.
 """
 
 from typing import Any
@@ -46,6 +46,8 @@ class SlidingWindowAttention(nn.Module):
         gate: multiply each head's output by a sigmoid of the hidden state
             (Qiu et al. 2025, https://arxiv.org/abs/2505.06708).
         logit_cap: bound the scores by `cap * tanh(score / cap)` (Gemma 2, https://arxiv.org/abs/2408.00118).
+        value_embedding: mix the values with embeddings given to the call, by a learned share of each
+            (value residual, Zhou et al. 2024, https://arxiv.org/abs/2410.17897).
 
     Raises:
         ValueError: where a size is out of range, naming it.
@@ -68,6 +70,7 @@ class SlidingWindowAttention(nn.Module):
         learned_sinks: bool = False,
         gate: bool = False,
         logit_cap: float | None = None,
+        value_embedding: bool = False,
     ) -> None:
         super().__init__()
         kv_heads = heads if kv_heads is None else kv_heads
@@ -102,6 +105,7 @@ class SlidingWindowAttention(nn.Module):
         self.key_norm = nn.RMSNorm(dim_head) if qk_norm else None
         self.sink_logits = nn.Parameter(torch.zeros(heads)) if learned_sinks else None
         self.gate = nn.Linear(dim, heads, bias=False) if gate else None
+        self.value_shares = nn.Parameter(torch.full((2,), 2**-0.5)) if value_embedding else None
 
     def extra_repr(self) -> str:
         """Say what `print(model)` would not show."""
@@ -117,6 +121,7 @@ class SlidingWindowAttention(nn.Module):
         *,
         positions_BT: Tensor | None = None,
         visibility: Visibility | None = None,
+        value_embedding_BTE: Tensor | None = None,
     ) -> Tensor:
         """Mix each token with those it sees.
 
@@ -126,6 +131,7 @@ class SlidingWindowAttention(nn.Module):
             positions_BT: whole-number positions for the rotation, default 0 .. T-1.
             visibility: built once a batch and shared by layers of one window; without it the layer builds
                 its own from `mask`.
+            value_embedding_BTE: [B, T, kv_heads * dim_head], what is mixed with the values.
 
         Returns:
             [B, T, dim]; zeros where a token sees nothing.
@@ -133,7 +139,8 @@ class SlidingWindowAttention(nn.Module):
         Raises:
             ValueError: for a hidden state of other rank, size, dtype or device, a mask or positions of
                 another shape, dtype or device, a mask beside a visibility, or a visibility of another window,
-                direction, number of sinks or shape.
+                direction, number of sinks or shape, or value embeddings that are missing, not asked for, or
+                of another shape.
         """
         self._check_hidden(hidden_BTD)
         if positions_BT is not None:
@@ -144,6 +151,7 @@ class SlidingWindowAttention(nn.Module):
         query_BTHD = rearrange(self.query(hidden_BTD), "b t (h d) -> b t h d", h=self.heads)
         key_BTKD = rearrange(self.key(hidden_BTD), "b t (k d) -> b t k d", k=self.kv_heads)
         value_BTKD = rearrange(self.value(hidden_BTD), "b t (k d) -> b t k d", k=self.kv_heads)
+        value_BTKD = self._mixed_value(value_BTKD, value_embedding_BTE)
         mixed_BTHD = self.mix(query_BTHD, key_BTKD, value_BTKD, visibility, positions_BT)
         if self.gate is not None:
             mixed_BTHD = mixed_BTHD * self.gate(hidden_BTD).sigmoid()[..., None]
@@ -181,6 +189,25 @@ class SlidingWindowAttention(nn.Module):
             sink_logits_H=self.sink_logits,
             logit_cap=self.logit_cap,
         )
+
+    def _mixed_value(self, value_BTKD: Tensor, embedding_BTE: Tensor | None) -> Tensor:
+        if (self.value_shares is None) != (embedding_BTE is None):
+            raise ValueError(
+                "value_embedding_BTE is for the layers of value_embedding=True, and they need it: "
+                "give both or neither"
+            )
+        if self.value_shares is None or embedding_BTE is None:
+            return value_BTKD
+        if embedding_BTE.shape != value_BTKD.flatten(2).shape:
+            raise ValueError(
+                f"value_embedding_BTE has shape {tuple(embedding_BTE.shape)}: "
+                f"{tuple(value_BTKD.flatten(2).shape)} is allowed"
+            )
+        # Under autocast the values are narrower than embeddings and shares.
+        own, embedded = self.value_shares.to(value_BTKD.dtype)
+        embedding_BTKD = embedding_BTE.to(value_BTKD.dtype).view_as(value_BTKD)
+        mixed_BTKD: Tensor = own * value_BTKD + embedded * embedding_BTKD
+        return mixed_BTKD
 
     def _check_hidden(self, hidden_BTD: Tensor) -> None:
         dim, weight = self.query.in_features, self.query.weight

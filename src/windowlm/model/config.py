@@ -70,6 +70,9 @@ class ModelConfig:
         rotary: rotary positions of every layer; null for none (NoPE); a list is a pattern that repeats over
             the layers, such as ``[{base: 10000}, null]``.
         ngram_embeddings: embeddings of the last few tokens, added to the token's own; null for none.
+        value_embeddings: tables with an embedding of each token that joins its values (value residual, Zhou
+            et al. 2024, arXiv:2410.17897, with learned tables as in modded-nanogpt); n tables serve the first
+            n layers and, in the same order, the last n; 0 for none.
     """
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
@@ -92,6 +95,7 @@ class ModelConfig:
     backend: BackendName = "auto"
     rotary: RotaryConfig | list[RotaryConfig | None] | None = field(default_factory=RotaryConfig)
     ngram_embeddings: NgramEmbeddingsConfig | None = None
+    value_embeddings: int = 0
 
     def __post_init__(self) -> None:
         for name in ("layers", "dim", "heads", "kv_heads", "head_dim", "feed_forward_dim"):
@@ -122,6 +126,11 @@ class ModelConfig:
                 f"logit_cap={self.logit_cap}: must be above 0 and finite, or null for no bound; "
                 "try logit_cap=50"
             )
+        if not 0 <= self.value_embeddings <= self.layers // 2:
+            raise ValueError(
+                f"value_embeddings={self.value_embeddings}: each table serves two of layers={self.layers}, "
+                f"so 0 to {self.layers // 2}; try value_embeddings={self.layers // 2}"
+            )
         if not 0 <= self.attention_dropout < 1:
             raise ValueError(
                 f"attention_dropout={self.attention_dropout}: must lie in [0, 1); try attention_dropout=0.1"
@@ -140,6 +149,11 @@ class ModelConfig:
     def layer_rotaries(self) -> list[RotaryConfig | None]:
         """Rotary positions of each layer, the pattern repeated from the first layer on."""
         return self._by_layer(self.rotary)
+
+    def layer_value_tables(self) -> list[int | None]:
+        """Number of the table of value embeddings that each layer uses, None for none."""
+        tables = range(self.value_embeddings)
+        return [*tables, *[None] * (self.layers - 2 * len(tables)), *tables]
 
     def _by_layer(self, setting: Entry | list[Entry]) -> list[Entry]:
         pattern = _pattern(setting)

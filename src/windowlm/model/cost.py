@@ -66,6 +66,8 @@ def model_cost(
         projection = ngrams.dim * config.dim if ngrams.dim else 0
         matmul_parameters += projection
         parameters += projection + len(ngrams.orders) * ngrams.buckets * (ngrams.dim or config.dim)
+    # Each table, and two shares in each of its two layers.
+    parameters += config.value_embeddings * (vocabulary_size * kv_width + 4)
     pairs_per_token = sum(visible_pairs(sequence_length, keys) for keys in seen) / sequence_length
     attention_flops = 4 * attention_width * pairs_per_token
     kv_bytes = 2 * kv_width * bytes_per_element

@@ -1,6 +1,6 @@
 """The decoder: embedding, pre-norm blocks of windowed attention and a gated MLP, output head.
 
-Shape letters: B batch, T sequence, D model width, V vocabulary.
+Shape letters: B batch, T sequence, D model width, V vocabulary, E width of all key-value heads.
 """
 
 from dataclasses import replace
@@ -23,7 +23,12 @@ class Block(nn.Module):
     """One pre-norm residual block: windowed attention, then the feed-forward network."""
 
     def __init__(
-        self, config: ModelConfig, window: int | None, sinks: int, rotary: RotaryConfig | None
+        self,
+        config: ModelConfig,
+        window: int | None,
+        sinks: int,
+        rotary: RotaryConfig | None,
+        value_table: int | None,
     ) -> None:
         super().__init__()
         self.attention_norm = nn.RMSNorm(config.dim, eps=config.norm_epsilon)
@@ -41,13 +46,21 @@ class Block(nn.Module):
             learned_sinks=config.learned_sinks,
             gate=config.output_gate,
             logit_cap=config.logit_cap,
+            value_embedding=value_table is not None,
         )
         self.feed_forward_norm = nn.RMSNorm(config.dim, eps=config.norm_epsilon)
         self.feed_forward = FeedForward(config.dim, config.feed_forward_dim)
 
-    def forward(self, hidden_BTD: torch.Tensor, visibility: Visibility) -> torch.Tensor:
-        """Map ``[B, T, D]`` to the same shape."""
-        attended_BTD = self.attention(self.attention_norm(hidden_BTD), visibility=visibility)
+    def forward(
+        self,
+        hidden_BTD: torch.Tensor,
+        visibility: Visibility,
+        value_embedding_BTE: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Map ``[B, T, D]`` to the same shape; the layers that have value embeddings take the tokens'."""
+        attended_BTD = self.attention(
+            self.attention_norm(hidden_BTD), visibility=visibility, value_embedding_BTE=value_embedding_BTE
+        )
         hidden_BTD = hidden_BTD + attended_BTD
         output_BTD: torch.Tensor = hidden_BTD + self.feed_forward(self.feed_forward_norm(hidden_BTD))
         return output_BTD
@@ -69,7 +82,18 @@ class Decoder(nn.Module):
         self.embedding = nn.Embedding(vocabulary_size, config.dim)
         ngrams = config.ngram_embeddings
         self.ngram_embedding = None if ngrams is None else NgramEmbedding(ngrams, vocabulary_size, config.dim)
-        layers = zip(self.layer_windows, config.layer_sinks(), config.layer_rotaries(), strict=True)
+        self.value_embeddings = nn.ModuleList(
+            nn.Embedding(vocabulary_size, config.kv_heads * config.head_dim)
+            for _ in range(config.value_embeddings)
+        )
+        self.value_tables = config.layer_value_tables()
+        layers = zip(
+            self.layer_windows,
+            config.layer_sinks(),
+            config.layer_rotaries(),
+            self.value_tables,
+            strict=True,
+        )
         self.blocks = nn.ModuleList(Block(config, *layer) for layer in layers)
         self.final_norm = nn.RMSNorm(config.dim, eps=config.norm_epsilon)
         self.head = nn.Linear(config.dim, vocabulary_size, bias=False)
@@ -117,8 +141,11 @@ class Decoder(nn.Module):
         elif documents_BT is not None or positions_BT is not None:
             raise ValueError("visibilities beside documents_BT or positions_BT: give the one or the others")
         hidden_BTD = self._embed(tokens_BT, visibilities)
-        for block, window in zip(self.blocks, self.layer_windows, strict=True):
-            hidden_BTD = block(hidden_BTD, visibilities[window])
+        values_BTE = [table(tokens_BT) for table in self.value_embeddings]
+        layers = zip(self.blocks, self.layer_windows, self.value_tables, strict=True)
+        for block, window, table in layers:
+            value_embedding_BTE = None if table is None else values_BTE[table]
+            hidden_BTD = block(hidden_BTD, visibilities[window], value_embedding_BTE)
         output_BTD: torch.Tensor = self.final_norm(hidden_BTD)
         return output_BTD
 

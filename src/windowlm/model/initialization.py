@@ -11,6 +11,8 @@
 | logits of learned sinks            | zeros                                         |
 | tables of n-gram embeddings        | zeros                                         |
 | projection of n-gram embeddings    | normal, standard deviation fan_in ** -0.5     |
+| value embeddings                   | normal, standard deviation 1                  |
+| shares of value and embedding      | 2 ** -0.5                                     |
 
 The last factor keeps the variance of the residual stream independent of depth: each of the
 2 * layers branches adds to it (Radford et al. 2019, GPT-2, section 2.3).
@@ -29,7 +31,11 @@ def initialize(model: nn.Module, layers: int) -> None:
     """Draw every parameter of ``model`` by the module's table, from torch's global generator."""
     for name, module in model.named_modules():
         kind = name.rpartition(".")[2]
-        if isinstance(module, nn.Embedding) or kind == "head":
+        if name.startswith("value_embeddings."):
+            assert isinstance(module, nn.Embedding)
+            # As wide as the projected values are, which with equal shares keeps the variance of their sum.
+            nn.init.normal_(module.weight)
+        elif isinstance(module, nn.Embedding) or kind == "head":
             assert isinstance(module, nn.Embedding | nn.Linear)
             nn.init.normal_(module.weight, std=EMBEDDING_STANDARD_DEVIATION)
         elif isinstance(module, nn.Linear):
@@ -49,6 +55,8 @@ def initialize(model: nn.Module, layers: int) -> None:
 
 
 def _initialize_options(attention: SlidingWindowAttention) -> None:
+    if attention.value_shares is not None:
+        nn.init.constant_(attention.value_shares, 2**-0.5)
     if attention.gate is not None:
         # Every head starts half open, where the sigmoid is steepest: none is shut by the draw, and the
         # residual stream starts with half of what attention adds, whatever the hidden state.

@@ -136,18 +136,14 @@ def _shape(model: ModelConfig) -> str:
 
 def _additions(model: ModelConfig) -> list[str]:
     """What the model has besides the plain decoder, attention aside."""
-    ngrams = model.ngram_embeddings
-    additions = {
-        ""
-        if ngrams is None
-        else f"n-grams of {_listed(ngrams.orders)} in {ngrams.buckets:,} rows each"
-        + (f" of {ngrams.dim:,}" if ngrams.dim else ""): ngrams is not None,
-    }
-    return [addition for addition, is_on in additions.items() if is_on]
-
-
-def _listed(numbers: list[int]) -> str:
-    return ", ".join(map(str, numbers))
+    additions = []
+    if (ngrams := model.ngram_embeddings) is not None:
+        width = f" of {ngrams.dim:,}" if ngrams.dim else ""
+        orders = ", ".join(map(str, ngrams.orders))
+        additions.append(f"n-grams of {orders} in {ngrams.buckets:,} rows each{width}")
+    if model.value_embeddings:
+        additions.append(f"value embeddings {model.value_embeddings}")
+    return additions
 
 
 def _window(model: ModelConfig) -> str:
