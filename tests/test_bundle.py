@@ -70,6 +70,7 @@ OPTIONS = {
     "learned_sinks": True,
     "output_gate": True,
     "logit_cap": 30.0,
+    "activation": "relu_squared",
     "value_embeddings": 1,
     "ngram_embeddings": NgramEmbeddingsConfig(orders=[2, 3], buckets=50, dim=6),
     "rotary": [RotaryConfig(base=100.0, scaling=LinearScaling(kind="linear", factor=2.0)), None],

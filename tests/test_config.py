@@ -292,6 +292,7 @@ def test_float16_on_a_cpu_is_refused() -> None:
         ("model__logit_cap", 0.0),
         ("model__logit_cap", float("inf")),
         ("model__logit_cap", float("nan")),
+        ("model__activation", "relu"),
         ("model__value_embeddings", -1),
         ("model__value_embeddings", 3),
         ("model__ngram_embeddings", 3),

@@ -25,6 +25,7 @@ SWITCHES: dict[str, dict[str, object]] = {
     "ngrams": {"ngram_embeddings": NgramEmbeddingsConfig(orders=[2, 3, 5], buckets=4001)},
     "narrow ngrams": {"ngram_embeddings": NgramEmbeddingsConfig(orders=[4], buckets=50, dim=6)},
     "value embeddings": {"value_embeddings": 1},
+    "relu squared": {"activation": "relu_squared"},
 }
 SWITCHES["all"] = {name: value for settings in SWITCHES.values() for name, value in settings.items()}
 each_switch = pytest.mark.parametrize("switch", SWITCHES)

@@ -3,12 +3,13 @@
 import json
 import math
 from dataclasses import asdict, dataclass, field, replace
-from typing import ClassVar, TypeVar
+from typing import ClassVar, Literal, TypeVar
 
 from windowlm.attention.config import BackendName, RotaryConfig
 
 Entry = TypeVar("Entry")
 LONGEST_NGRAM = 16
+Activation = Literal["swiglu", "relu_squared"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +53,9 @@ class ModelConfig:
         heads: query heads.
         kv_heads: key-value heads; divides ``heads``. 1 is MQA, ``heads`` is MHA.
         head_dim: width of one head.
-        feed_forward_dim: hidden width of the gated MLP.
+        feed_forward_dim: hidden width of the MLP.
+        activation: of the MLP; ``swiglu`` has a gate, so three matrices (Shazeer 2020, arXiv:2002.05202),
+            ``relu_squared`` has two (Primer, So et al. 2021, arXiv:2109.08668).
         window: keys that a query may see, itself included; null is full causal attention; a list is a
             pattern that repeats over the layers, such as ``[1024, 1024, 1024, null]``.
         attention_sinks: first tokens of a document that stay visible beside the window (Xiao et al. 2023,
@@ -83,6 +86,7 @@ class ModelConfig:
     kv_heads: int = 2
     head_dim: int = 32
     feed_forward_dim: int = 352
+    activation: Activation = "swiglu"
     window: int | list[int | None] | None = 256
     attention_sinks: int = 0
     learned_sinks: bool = False

@@ -51,7 +51,9 @@ def model_cost(
     reach = _reach(config)
     attention_width = config.heads * config.head_dim
     kv_width = config.kv_heads * config.head_dim
-    block = config.dim * (2 * attention_width + 2 * kv_width) + 3 * config.dim * config.feed_forward_dim
+    feed_forward_matrices = 3 if config.activation == "swiglu" else 2
+    block = config.dim * (2 * attention_width + 2 * kv_width)
+    block += feed_forward_matrices * config.dim * config.feed_forward_dim
     if config.output_gate:
         block += config.dim * config.heads
     vectors = 2 * config.dim + (2 * config.head_dim if config.qk_norm else 0)

@@ -1,4 +1,4 @@
-"""The decoder: embedding, pre-norm blocks of windowed attention and a gated MLP, output head.
+"""The decoder: embedding, pre-norm blocks of windowed attention and an MLP, output head.
 
 Shape letters: B batch, T sequence, D model width, V vocabulary, E width of all key-value heads.
 """
@@ -49,7 +49,7 @@ class Block(nn.Module):
             value_embedding=value_table is not None,
         )
         self.feed_forward_norm = nn.RMSNorm(config.dim, eps=config.norm_epsilon)
-        self.feed_forward = FeedForward(config.dim, config.feed_forward_dim)
+        self.feed_forward = FeedForward(config.dim, config.feed_forward_dim, config.activation)
 
     def forward(
         self,
@@ -186,4 +186,5 @@ class Decoder(nn.Module):
                 *(getattr(block.attention, name) for name in ("query", "key", "value", "output")),
                 *(getattr(block.feed_forward, name) for name in ("gate", "up", "down")),
             )
+            if layer is not None
         ]

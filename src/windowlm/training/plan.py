@@ -131,6 +131,7 @@ def _shape(model: ModelConfig) -> str:
     return (
         f"{model.layers} layers, width {model.dim}, {model.heads} query and {model.kv_heads} key-value heads "
         f"of {model.head_dim}, MLP {model.feed_forward_dim}"
+        f"{'' if model.activation == 'swiglu' else ' with ReLU squared'}"
     )
 
 
