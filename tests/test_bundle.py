@@ -72,6 +72,8 @@ OPTIONS = {
     "logit_cap": 30.0,
     "activation": "relu_squared",
     "value_embeddings": 1,
+    "embedding_residual": True,
+    "zero_output_init": True,
     "ngram_embeddings": NgramEmbeddingsConfig(orders=[2, 3], buckets=50, dim=6),
     "rotary": [RotaryConfig(base=100.0, scaling=LinearScaling(kind="linear", factor=2.0)), None],
 }

@@ -293,6 +293,8 @@ def test_float16_on_a_cpu_is_refused() -> None:
         ("model__logit_cap", float("inf")),
         ("model__logit_cap", float("nan")),
         ("model__activation", "relu"),
+        ("model__embedding_residual", 2),
+        ("model__zero_output_init", "never"),
         ("model__value_embeddings", -1),
         ("model__value_embeddings", 3),
         ("model__ngram_embeddings", 3),

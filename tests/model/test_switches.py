@@ -26,6 +26,7 @@ SWITCHES: dict[str, dict[str, object]] = {
     "narrow ngrams": {"ngram_embeddings": NgramEmbeddingsConfig(orders=[4], buckets=50, dim=6)},
     "value embeddings": {"value_embeddings": 1},
     "relu squared": {"activation": "relu_squared"},
+    "embedding residual": {"embedding_residual": True, "zero_output_init": True},
 }
 SWITCHES["all"] = {name: value for settings in SWITCHES.values() for name, value in settings.items()}
 each_switch = pytest.mark.parametrize("switch", SWITCHES)
@@ -84,12 +85,15 @@ def test_packed_documents_are_what_each_is_alone(switch: str, lengths: list[int]
     numbers = [*range(len(lengths)), -1]
     documents_BT = torch.tensor(numbers).repeat_interleave(torch.tensor([*lengths, padding]))[None]
     positions_BT = torch.cat([torch.arange(length) for length in [*lengths, padding]])[None]
-    together_BTV = model(packed_BT, documents_BT)
-    assert torch.allclose(together_BTV, model(packed_BT, documents_BT, positions_BT))
     made = model.visibilities(documents_BT, positions_BT)
-    assert torch.allclose(together_BTV, model(packed_BT, visibilities=made))
-    for text_T, logits_TV in zip(texts, together_BTV[0].split([*lengths, padding]), strict=False):
-        assert torch.allclose(model(text_T[None])[0], logits_TV, rtol=1e-5, atol=1e-5)
+    alone_TV = torch.cat([model(text_T[None])[0] for text_T in texts])
+    for packed_BTV in (
+        model(packed_BT, documents_BT),
+        model(packed_BT, documents_BT, positions_BT),
+        model(packed_BT, visibilities=made),
+    ):
+        # Rotations are rounded to float32, elsewhere than those of other positions.
+        assert torch.allclose(packed_BTV[0, :-padding], alone_TV, rtol=1e-4, atol=1e-4)
 
 
 @each_switch
@@ -142,19 +146,24 @@ def test_bfloat16_is_near_float32(switch: str, mixed: bool) -> None:
 
 
 @each_switch
-@pytest.mark.parametrize("packed", [True, False])
-def test_a_whole_graph_compiles_and_equals_the_uncompiled(switch: str, packed: bool) -> None:
-    model = drawn(switch, backend="reference")
-    documents_BT = torch.tensor([[0] * 12 + [1] * 8]) if packed else None
-    visibilities = model.visibilities(documents_BT)
+def test_a_block_compiles_into_one_graph(switch: str) -> None:
+    model = drawn(switch, layers=2, window=3, backend="reference")
+    visibilities = model.visibilities(torch.tensor([[0] * 12 + [1] * 8]))
     expected_BTD = model.hidden(tokens(1, 20), visibilities=visibilities)
     torch._dynamo.reset()
-    compiled = torch.compile(model.hidden, fullgraph=True, backend="eager")
-    fresh = model.visibilities(documents_BT)
-    assert torch.allclose(compiled(tokens(1, 20), visibilities=fresh), expected_BTD, atol=1e-5)
-    for block in model.blocks:
-        block.compile(fullgraph=True, backend="eager")
+    model.blocks[1].compile(fullgraph=True, backend="eager")
     assert torch.allclose(model.hidden(tokens(1, 20), visibilities=visibilities), expected_BTD, atol=1e-5)
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_the_whole_model_compiles_into_one_graph(packed: bool) -> None:
+    model = drawn("all", backend="reference")
+    documents_BT = torch.tensor([[0] * 12 + [1] * 8]) if packed else None
+    expected_BTD = model.hidden(tokens(1, 20), documents_BT)
+    visibilities = model.visibilities(documents_BT)
+    torch._dynamo.reset()
+    compiled = torch.compile(model.hidden, fullgraph=True, backend="eager")
+    assert torch.allclose(compiled(tokens(1, 20), visibilities=visibilities), expected_BTD, atol=1e-5)
 
 
 @each_switch

@@ -83,12 +83,16 @@ def test_what_the_model_has_besides_the_plain_decoder_is_named(tmp_path: Path) -
     plain = model_cost(ModelConfig(), 256, 16, 4).parameters
     assert f"MLP 352; {plain:,} parameters" in printed(tmp_path, "plain", "run")
     model = ModelConfig(
-        ngram_embeddings=NgramEmbeddingsConfig(orders=[2, 4], buckets=1000, dim=16), value_embeddings=1
+        ngram_embeddings=NgramEmbeddingsConfig(orders=[2, 4], buckets=1000, dim=16),
+        value_embeddings=1,
+        embedding_residual=True,
+        zero_output_init=True,
     )
     added = model_cost(model, 256, 16, 4).parameters
     assert "MLP 352 with ReLU squared;" in printed(
         tmp_path, "two", "run", ModelConfig(activation="relu_squared")
     )
     assert (
-        f"MLP 352; n-grams of 2, 4 in 1,000 rows each of 16; value embeddings 1; {added:,} parameters"
+        f"MLP 352; n-grams of 2, 4 in 1,000 rows each of 16; value embeddings 1; "
+        f"embedding residual; outputs from zero; {added:,} parameters"
     ) in printed(tmp_path, "all", "run", model)

@@ -76,6 +76,11 @@ class ModelConfig:
         value_embeddings: tables with an embedding of each token that joins its values (value residual, Zhou
             et al. 2024, arXiv:2410.17897, with learned tables as in modded-nanogpt); n tables serve the first
             n layers and, in the same order, the last n; 0 for none.
+        embedding_residual: each layer reads ``a * x + b * x0`` instead of the residual stream x, with x0 what
+            the first layer reads, normalised, and scalars a and b learned for each layer (as in
+            modded-nanogpt).
+        zero_output_init: matrices that write into the residual stream start at zero, so that every layer
+            starts as the identity (Goyal et al. 2017, arXiv:1706.02677, section 5.1; as in modded-nanogpt).
     """
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
@@ -100,6 +105,8 @@ class ModelConfig:
     rotary: RotaryConfig | list[RotaryConfig | None] | None = field(default_factory=RotaryConfig)
     ngram_embeddings: NgramEmbeddingsConfig | None = None
     value_embeddings: int = 0
+    embedding_residual: bool = False
+    zero_output_init: bool = False
 
     def __post_init__(self) -> None:
         for name in ("layers", "dim", "heads", "kv_heads", "head_dim", "feed_forward_dim"):

@@ -70,6 +70,8 @@ def model_cost(
         parameters += projection + len(ngrams.orders) * ngrams.buckets * (ngrams.dim or config.dim)
     # Each table, and two shares in each of its two layers.
     parameters += config.value_embeddings * (vocabulary_size * kv_width + 4)
+    if config.embedding_residual:
+        parameters += 2 * config.layers
     pairs_per_token = sum(visible_pairs(sequence_length, keys) for keys in seen) / sequence_length
     attention_flops = 4 * attention_width * pairs_per_token
     kv_bytes = 2 * kv_width * bytes_per_element

@@ -6,6 +6,7 @@ Shape letters: B batch, T sequence, D model width, V vocabulary, E width of all 
 from dataclasses import replace
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from windowlm.attention.config import RotaryConfig
@@ -31,6 +32,7 @@ class Block(nn.Module):
         value_table: int | None,
     ) -> None:
         super().__init__()
+        self.residual_shares = nn.Parameter(torch.tensor([1.0, 0.0])) if config.embedding_residual else None
         self.attention_norm = nn.RMSNorm(config.dim, eps=config.norm_epsilon)
         self.attention = SlidingWindowAttention(
             config.dim,
@@ -56,8 +58,19 @@ class Block(nn.Module):
         hidden_BTD: torch.Tensor,
         visibility: Visibility,
         value_embedding_BTE: torch.Tensor | None = None,
+        embedded_BTD: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Map ``[B, T, D]`` to the same shape; the layers that have value embeddings take the tokens'."""
+        """Map ``[B, T, D]`` to the same shape.
+
+        Args:
+            hidden_BTD: the residual stream.
+            visibility: what the layer's window shows.
+            value_embedding_BTE: value embeddings of the tokens, for the layers that have them.
+            embedded_BTD: normalised input of the first layer, for the embedding residual.
+        """
+        if self.residual_shares is not None:
+            own, embedded = self.residual_shares
+            hidden_BTD = own * hidden_BTD + embedded * embedded_BTD
         attended_BTD = self.attention(
             self.attention_norm(hidden_BTD), visibility=visibility, value_embedding_BTE=value_embedding_BTE
         )
@@ -99,7 +112,7 @@ class Decoder(nn.Module):
         self.head = nn.Linear(config.dim, vocabulary_size, bias=False)
         if config.tied_embeddings:
             self.head.weight = self.embedding.weight
-        initialize(self, config.layers)
+        initialize(self, config.layers, zero_outputs=config.zero_output_init)
 
     def forward(
         self,
@@ -141,11 +154,15 @@ class Decoder(nn.Module):
         elif documents_BT is not None or positions_BT is not None:
             raise ValueError("visibilities beside documents_BT or positions_BT: give the one or the others")
         hidden_BTD = self._embed(tokens_BT, visibilities)
+        embedded_BTD = None
+        if self.config.embedding_residual:
+            # Normalised, as the embeddings start far smaller than what the layers add.
+            embedded_BTD = F.rms_norm(hidden_BTD, hidden_BTD.shape[-1:], eps=self.config.norm_epsilon)
         values_BTE = [table(tokens_BT) for table in self.value_embeddings]
         layers = zip(self.blocks, self.layer_windows, self.value_tables, strict=True)
         for block, window, table in layers:
             value_embedding_BTE = None if table is None else values_BTE[table]
-            hidden_BTD = block(hidden_BTD, visibilities[window], value_embedding_BTE)
+            hidden_BTD = block(hidden_BTD, visibilities[window], value_embedding_BTE, embedded_BTD)
         output_BTD: torch.Tensor = self.final_norm(hidden_BTD)
         return output_BTD
 

@@ -6,6 +6,7 @@
 | head when not tied                 | normal, standard deviation 0.02               |
 | query, key, value, gate, up        | normal, standard deviation fan_in ** -0.5     |
 | attention output, down             | normal, fan_in ** -0.5 * (2 * layers) ** -0.5 |
+|                                    | zeros with zero_output_init                   |
 | RMSNorm weights                    | ones                                          |
 | output gate of the attention       | zeros                                         |
 | logits of learned sinks            | zeros                                         |
@@ -13,11 +14,13 @@
 | projection of n-gram embeddings    | normal, standard deviation fan_in ** -0.5     |
 | value embeddings                   | normal, standard deviation 1                  |
 | shares of value and embedding      | 2 ** -0.5                                     |
+| shares of stream and embedding     | 1 and 0                                       |
 
-The last factor keeps the variance of the residual stream independent of depth: each of the
+The factor (2 * layers) ** -0.5 keeps the variance of the residual stream independent of depth: each of the
 2 * layers branches adds to it (Radford et al. 2019, GPT-2, section 2.3).
 """
 
+import torch
 from torch import nn
 
 from windowlm.attention.layers import SlidingWindowAttention
@@ -27,7 +30,7 @@ EMBEDDING_STANDARD_DEVIATION = 0.02
 RESIDUAL_OUTPUTS = ("output", "down")
 
 
-def initialize(model: nn.Module, layers: int) -> None:
+def initialize(model: nn.Module, layers: int, *, zero_outputs: bool = False) -> None:
     """Draw every parameter of ``model`` by the module's table, from torch's global generator."""
     for name, module in model.named_modules():
         kind = name.rpartition(".")[2]
@@ -41,10 +44,15 @@ def initialize(model: nn.Module, layers: int) -> None:
         elif isinstance(module, nn.Linear):
             deviation = module.in_features**-0.5
             if kind in RESIDUAL_OUTPUTS:
-                deviation *= (2 * layers) ** -0.5
+                deviation *= 0.0 if zero_outputs else (2 * layers) ** -0.5
             nn.init.normal_(module.weight, std=deviation)
         elif isinstance(module, nn.RMSNorm):
             nn.init.ones_(module.weight)
+    for name, parameter in model.named_parameters():
+        if name.endswith("residual_shares"):
+            # The plain residual stream, whose gradient tells where the embedding should come in.
+            with torch.no_grad():
+                parameter.copy_(torch.tensor([1.0, 0.0]))
     for module in model.modules():
         if isinstance(module, SlidingWindowAttention):
             _initialize_options(module)

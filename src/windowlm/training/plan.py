@@ -144,6 +144,10 @@ def _additions(model: ModelConfig) -> list[str]:
         additions.append(f"n-grams of {orders} in {ngrams.buckets:,} rows each{width}")
     if model.value_embeddings:
         additions.append(f"value embeddings {model.value_embeddings}")
+    if model.embedding_residual:
+        additions.append("embedding residual")
+    if model.zero_output_init:
+        additions.append("outputs from zero")
     return additions
 
 
