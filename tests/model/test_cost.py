@@ -28,6 +28,7 @@ def test_parameters_are_those_of_the_module(name: str, value: bool) -> None:
         {"output_gate": True, "learned_sinks": True},
         {"activation": "relu_squared"},
         {"value_embeddings": 1},
+        {"short_convolution": 3},
         {"ngram_embeddings": NgramEmbeddingsConfig(buckets=10)},
         {"ngram_embeddings": NgramEmbeddingsConfig(buckets=10, dim=5)},
     ],

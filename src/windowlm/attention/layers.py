@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from .config import BACKENDS, RotaryConfig
 from .dispatch import attention, check_dropout, check_logit_cap, check_visibility
 from .rotary import RotaryEmbedding, Rotation
+from .short_convolution import ShortConvolution, check_taps
 from .window import Visibility, check_causal, check_sinks, check_window
 
 DEFAULT_ROTARY = RotaryConfig()
@@ -48,6 +49,8 @@ class SlidingWindowAttention(nn.Module):
         logit_cap: bound the scores by `cap * tanh(score / cap)` (Gemma 2, https://arxiv.org/abs/2408.00118).
         value_embedding: mix the values with embeddings given to the call, by a learned share of each
             (value residual, Zhou et al. 2024, https://arxiv.org/abs/2410.17897).
+        short_convolution: tokens, the own one included, that a causal convolution of each channel of queries,
+            keys and values reads (Primer, So et al. 2021, https://arxiv.org/abs/2109.08668); None for none.
 
     Raises:
         ValueError: where a size is out of range, naming it.
@@ -71,6 +74,7 @@ class SlidingWindowAttention(nn.Module):
         gate: bool = False,
         logit_cap: float | None = None,
         value_embedding: bool = False,
+        short_convolution: int | None = None,
     ) -> None:
         super().__init__()
         kv_heads = heads if kv_heads is None else kv_heads
@@ -92,6 +96,7 @@ class SlidingWindowAttention(nn.Module):
             )
         check_sinks(sinks)
         check_logit_cap(logit_cap)
+        check_taps(short_convolution)
         self.window_size = check_window(window_size, "window_size")
         self.heads, self.kv_heads, self.dim_head = heads, kv_heads, dim_head
         self.dropout, self.causal, self.backend = dropout, causal, backend
@@ -106,6 +111,14 @@ class SlidingWindowAttention(nn.Module):
         self.sink_logits = nn.Parameter(torch.zeros(heads)) if learned_sinks else None
         self.gate = nn.Linear(dim, heads, bias=False) if gate else None
         self.value_shares = nn.Parameter(torch.full((2,), 2**-0.5)) if value_embedding else None
+        self.convolutions = None
+        if short_convolution is not None:
+            self.convolutions = nn.ModuleDict(
+                {
+                    name: ShortConvolution(of_heads, dim_head, short_convolution)
+                    for name, of_heads in (("query", heads), ("key", kv_heads), ("value", kv_heads))
+                }
+            )
 
     def extra_repr(self) -> str:
         """Say what `print(model)` would not show."""
@@ -151,6 +164,11 @@ class SlidingWindowAttention(nn.Module):
         query_BTHD = rearrange(self.query(hidden_BTD), "b t (h d) -> b t h d", h=self.heads)
         key_BTKD = rearrange(self.key(hidden_BTD), "b t (k d) -> b t k d", k=self.kv_heads)
         value_BTKD = rearrange(self.value(hidden_BTD), "b t (k d) -> b t k d", k=self.kv_heads)
+        if self.convolutions is not None:
+            behind_BT = visibility.behind(tokens, hidden_BTD.device)
+            query_BTHD = self.convolutions["query"](query_BTHD, behind_BT)
+            key_BTKD = self.convolutions["key"](key_BTKD, behind_BT)
+            value_BTKD = self.convolutions["value"](value_BTKD, behind_BT)
         value_BTKD = self._mixed_value(value_BTKD, value_embedding_BTE)
         mixed_BTHD = self.mix(query_BTHD, key_BTKD, value_BTKD, visibility, positions_BT)
         if self.gate is not None:

@@ -79,6 +79,8 @@ class ModelConfig:
         embedding_residual: each layer reads ``a * x + b * x0`` instead of the residual stream x, with x0 what
             the first layer reads, normalised, and scalars a and b learned for each layer (as in
             modded-nanogpt).
+        short_convolution: tokens, the own one included, that a causal convolution of each channel of queries,
+            keys and values reads (Primer, So et al. 2021, arXiv:2109.08668); null for none.
         zero_output_init: matrices that write into the residual stream start at zero, so that every layer
             starts as the identity (Goyal et al. 2017, arXiv:1706.02677, section 5.1; as in modded-nanogpt).
     """
@@ -106,6 +108,7 @@ class ModelConfig:
     ngram_embeddings: NgramEmbeddingsConfig | None = None
     value_embeddings: int = 0
     embedding_residual: bool = False
+    short_convolution: int | None = None
     zero_output_init: bool = False
 
     def __post_init__(self) -> None:
@@ -141,6 +144,11 @@ class ModelConfig:
             raise ValueError(
                 f"value_embeddings={self.value_embeddings}: each table serves two of layers={self.layers}, "
                 f"so 0 to {self.layers // 2}; try value_embeddings={self.layers // 2}"
+            )
+        if self.short_convolution is not None and self.short_convolution < 2:
+            raise ValueError(
+                f"short_convolution={self.short_convolution}: counts the tokens read, the own one included, "
+                "so at least 2, or null for none; try short_convolution=4"
             )
         if not 0 <= self.attention_dropout < 1:
             raise ValueError(

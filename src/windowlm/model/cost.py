@@ -23,7 +23,7 @@ class ModelCost:
         flops_per_token: model FLOPs a token, forward and backward.
         kv_cache_bytes_per_token: bytes of keys and values that one token adds to the cache of all layers.
         kv_cache_bytes: bytes of the cache at the sequence length; windowed layers hold at most W tokens and
-            the sinks.
+            the sinks. The few last projections that a short convolution reads are left out.
         receptive_field: tokens that can influence an output; None when a layer sees everything.
     """
 
@@ -59,6 +59,8 @@ def model_cost(
     vectors = 2 * config.dim + (2 * config.head_dim if config.qk_norm else 0)
     if config.learned_sinks:
         vectors += config.heads
+    if config.short_convolution is not None:
+        vectors += config.short_convolution * (attention_width + 2 * kv_width)
     embedding = vocabulary_size * config.dim
     matmul_parameters = config.layers * block + embedding
     parameters = matmul_parameters + config.layers * vectors + config.dim
@@ -101,10 +103,12 @@ def pairs_by_position(config: ModelConfig, length: int) -> list[int]:
 
 
 def _reach(config: ModelConfig) -> int | None:
-    """Tokens that can influence an output: through windows, n-grams at their far end, and sinks."""
+    """Tokens that can influence an output: through windows, what is read behind their far ends, and sinks."""
     seen = receptive_field(config.layer_windows())
     ngrams = config.ngram_embeddings
     further = 0 if ngrams is None else max(ngrams.orders) - 1
+    if config.short_convolution is not None:
+        further += config.layers * (config.short_convolution - 1)
     return None if seen is None else seen + further + config.attention_sinks
 
 

@@ -49,6 +49,7 @@ class Block(nn.Module):
             gate=config.output_gate,
             logit_cap=config.logit_cap,
             value_embedding=value_table is not None,
+            short_convolution=config.short_convolution,
         )
         self.feed_forward_norm = nn.RMSNorm(config.dim, eps=config.norm_epsilon)
         self.feed_forward = FeedForward(config.dim, config.feed_forward_dim, config.activation)
@@ -153,6 +154,9 @@ class Decoder(nn.Module):
             visibilities = self.visibilities(documents_BT, positions_BT)
         elif documents_BT is not None or positions_BT is not None:
             raise ValueError("visibilities beside documents_BT or positions_BT: give the one or the others")
+        if self.config.short_convolution is not None:
+            # Windows share it, and blocks that are compiled apart cannot keep it for one another.
+            visibilities[self.layer_windows[0]].behind(tokens_BT.shape[1], tokens_BT.device)
         hidden_BTD = self._embed(tokens_BT, visibilities)
         embedded_BTD = None
         if self.config.embedding_residual:
@@ -170,7 +174,6 @@ class Decoder(nn.Module):
         embedded_BTD: torch.Tensor = self.embedding(tokens_BT)
         if self.ngram_embedding is None:
             return embedded_BTD
-        # Windows differ in what is visible, not in where documents lie.
         behind_BT = visibilities[self.layer_windows[0]].behind(tokens_BT.shape[1], tokens_BT.device)
         summed_BTD: torch.Tensor = embedded_BTD + self.ngram_embedding(tokens_BT, behind_BT)
         return summed_BTD

@@ -15,6 +15,7 @@
 | value embeddings                   | normal, standard deviation 1                  |
 | shares of value and embedding      | 2 ** -0.5                                     |
 | shares of stream and embedding     | 1 and 0                                       |
+| short convolution                  | 1 for the token itself, 0 for those before it |
 
 The factor (2 * layers) ** -0.5 keeps the variance of the residual stream independent of depth: each of the
 2 * layers branches adds to it (Radford et al. 2019, GPT-2, section 2.3).
@@ -24,6 +25,7 @@ import torch
 from torch import nn
 
 from windowlm.attention.layers import SlidingWindowAttention
+from windowlm.attention.short_convolution import ShortConvolution
 from windowlm.model.ngram_embedding import NgramEmbedding
 
 EMBEDDING_STANDARD_DEVIATION = 0.02
@@ -60,6 +62,8 @@ def initialize(model: nn.Module, layers: int, *, zero_outputs: bool = False) -> 
             # Most n-grams are rare: one that training never met adds nothing then, where a draw would stay as
             # noise.
             nn.init.zeros_(module.tables.weight)
+        elif isinstance(module, ShortConvolution):
+            module.reset_parameters()
 
 
 def _initialize_options(attention: SlidingWindowAttention) -> None:

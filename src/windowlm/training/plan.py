@@ -146,6 +146,8 @@ def _additions(model: ModelConfig) -> list[str]:
         additions.append(f"value embeddings {model.value_embeddings}")
     if model.embedding_residual:
         additions.append("embedding residual")
+    if model.short_convolution is not None:
+        additions.append(f"short convolution {model.short_convolution}")
     if model.zero_output_init:
         additions.append("outputs from zero")
     return additions
