@@ -72,6 +72,7 @@ OPTIONS = {
     "logit_cap": 30.0,
     "activation": "relu_squared",
     "value_embeddings": 1,
+    "final_logit_cap": 3.0,
     "short_convolution": 3,
     "embedding_residual": True,
     "zero_output_init": True,

@@ -297,6 +297,8 @@ def test_float16_on_a_cpu_is_refused() -> None:
         ("model__zero_output_init", "never"),
         ("model__short_convolution", 1),
         ("model__short_convolution", 2.5),
+        ("model__final_logit_cap", 0.0),
+        ("model__final_logit_cap", float("inf")),
         ("model__value_embeddings", -1),
         ("model__value_embeddings", 3),
         ("model__ngram_embeddings", 3),

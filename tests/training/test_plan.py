@@ -87,6 +87,7 @@ def test_what_the_model_has_besides_the_plain_decoder_is_named(tmp_path: Path) -
         value_embeddings=1,
         embedding_residual=True,
         short_convolution=4,
+        final_logit_cap=15.0,
         zero_output_init=True,
     )
     added = model_cost(model, 256, 16, 4).parameters
@@ -95,5 +96,6 @@ def test_what_the_model_has_besides_the_plain_decoder_is_named(tmp_path: Path) -
     )
     assert (
         f"MLP 352; n-grams of 2, 4 in 1,000 rows each of 16; value embeddings 1; "
-        f"embedding residual; short convolution 4; outputs from zero; {added:,} parameters"
+        "embedding residual; short convolution 4; final logit cap 15.0; "
+        f"outputs from zero; {added:,} parameters"
     ) in printed(tmp_path, "all", "run", model)

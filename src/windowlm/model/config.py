@@ -79,6 +79,8 @@ class ModelConfig:
         embedding_residual: each layer reads ``a * x + b * x0`` instead of the residual stream x, with x0 what
             the first layer reads, normalised, and scalars a and b learned for each layer (as in
             modded-nanogpt).
+        final_logit_cap: bound the logits of the next token by ``cap * tanh(logit / cap)`` (Gemma 2,
+            arXiv:2408.00118); null for no bound.
         short_convolution: tokens, the own one included, that a causal convolution of each channel of queries,
             keys and values reads (Primer, So et al. 2021, arXiv:2109.08668); null for none.
         zero_output_init: matrices that write into the residual stream start at zero, so that every layer
@@ -109,6 +111,7 @@ class ModelConfig:
     value_embeddings: int = 0
     embedding_residual: bool = False
     short_convolution: int | None = None
+    final_logit_cap: float | None = None
     zero_output_init: bool = False
 
     def __post_init__(self) -> None:
@@ -135,11 +138,12 @@ class ModelConfig:
             raise ValueError(
                 f"attention_sinks={self.attention_sinks}: must be at least 0; try attention_sinks=0"
             )
-        if self.logit_cap is not None and not 0 < self.logit_cap < math.inf:
-            raise ValueError(
-                f"logit_cap={self.logit_cap}: must be above 0 and finite, or null for no bound; "
-                "try logit_cap=50"
-            )
+        for name, usual in (("logit_cap", 50), ("final_logit_cap", 30)):
+            cap = getattr(self, name)
+            if cap is not None and not 0 < cap < math.inf:
+                raise ValueError(
+                    f"{name}={cap}: must be above 0 and finite, or null for no bound; try {name}={usual}"
+                )
         if not 0 <= self.value_embeddings <= self.layers // 2:
             raise ValueError(
                 f"value_embeddings={self.value_embeddings}: each table serves two of layers={self.layers}, "

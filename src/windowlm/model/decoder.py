@@ -14,6 +14,7 @@ from windowlm.attention.layers import SlidingWindowAttention
 from windowlm.attention.window import Visibility
 from windowlm.model.config import ModelConfig
 from windowlm.model.feed_forward import FeedForward
+from windowlm.model.head import Head
 from windowlm.model.initialization import initialize
 from windowlm.model.ngram_embedding import NgramEmbedding
 
@@ -110,7 +111,7 @@ class Decoder(nn.Module):
         )
         self.blocks = nn.ModuleList(Block(config, *layer) for layer in layers)
         self.final_norm = nn.RMSNorm(config.dim, eps=config.norm_epsilon)
-        self.head = nn.Linear(config.dim, vocabulary_size, bias=False)
+        self.head = Head(config.dim, vocabulary_size, config.final_logit_cap)
         if config.tied_embeddings:
             self.head.weight = self.embedding.weight
         initialize(self, config.layers, zero_outputs=config.zero_output_init)

@@ -83,7 +83,14 @@ def _forward_backward(
         with autocast:
             hidden_BTD = model.hidden(batch["tokens_BT"], batch["documents_BT"], batch["positions_BT"])
             targets_N = batch["targets_BT"].flatten()
-            return loss(hidden_BTD.flatten(0, 1), model.head.weight, targets_N, unscored=UNSCORED)[0]
+            summed, _ = loss(
+                hidden_BTD.flatten(0, 1),
+                model.head.weight,
+                targets_N,
+                unscored=UNSCORED,
+                logit_cap=model.head.logit_cap,
+            )
+            return summed
 
     started = _now(device)
     with torch.no_grad():  # training's own forward pass may hold a part of the backward

@@ -17,6 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from windowlm.model.head import capped
+
 # Few enough to be read again from the caches on a CPU; on a GPU enough for products at full speed.
 LOGITS_AT_ONCE = {"cpu": 2**21}
 LOGITS_AT_ONCE_ELSEWHERE = 2**27
@@ -38,6 +40,7 @@ def linear_cross_entropy(
     targets_N: Tensor,
     *,
     unscored: int,
+    logit_cap: float | None = None,
     tokens_at_once: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`-log softmax(hidden @ weight.T)[target]`, summed and of each token.
@@ -49,6 +52,7 @@ def linear_cross_entropy(
         weight_VD: [V, D].
         targets_N: int64 [N]; `unscored` where there is no target.
         unscored: the negative number that stands for no target.
+        logit_cap: c of logits l that become `c * tanh(l / c)`, as `model.head` has them; None for not.
         tokens_at_once: C, tokens whose logits exist at one time; None for what suits the device.
 
     Returns:
@@ -62,7 +66,13 @@ def linear_cross_entropy(
     dtype = torch.get_autocast_dtype(device) if autocast else hidden_ND.dtype
     with torch.autocast(device, enabled=False) if autocast else nullcontext():
         summed, nats_N = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
-            hidden_ND.to(dtype), weight_VD, targets_N, unscored, tokens_at_once, torch.is_grad_enabled()
+            hidden_ND.to(dtype),
+            weight_VD,
+            targets_N,
+            unscored,
+            logit_cap,
+            tokens_at_once,
+            torch.is_grad_enabled(),
         )
     return summed, nats_N
 
@@ -75,6 +85,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         weight_VD: Tensor,
         targets_N: Tensor,
         unscored: int,
+        logit_cap: float | None,
         tokens_at_once: int,
         with_gradients: bool,
     ) -> tuple[Tensor, Tensor]:
@@ -88,11 +99,19 @@ class _LinearCrossEntropy(torch.autograd.Function):
         for start in range(0, len(hidden_ND), tokens_at_once):
             piece = slice(start, start + tokens_at_once)
             hidden_CD = hidden_ND[piece]
-            log_CV = _log_softmax(hidden_CD @ cast_VD.mT)
+            logits_CV = (hidden_CD @ cast_VD.mT).to(wide)
+            tanh_CV = None
+            if logit_cap is not None:
+                tanh_CV = logits_CV.div_(logit_cap).tanh_()
+                logits_CV = tanh_CV * logit_cap
+            log_CV = logits_CV.log_softmax(1)
             nats_N[piece] = _nats(log_CV, targets_N[piece], unscored)
             if not any(wanted):
                 continue
-            gradient_CV = _gradient(log_CV, targets_N[piece], unscored).to(hidden_CD.dtype)
+            gradient_CV = _gradient(log_CV, targets_N[piece], unscored)
+            if tanh_CV is not None:
+                gradient_CV.mul_(tanh_CV.square_().neg_().add_(1))
+            gradient_CV = gradient_CV.to(hidden_CD.dtype)
             if hidden_gradient_ND is not None:
                 torch.mm(gradient_CV, cast_VD, out=hidden_gradient_ND[piece])
             if weight_gradient_VD is not None:
@@ -110,11 +129,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             hidden_gradient_ND = hidden_gradient_ND * gradient
         if weight_gradient_VD is not None:
             weight_gradient_VD = (weight_gradient_VD * gradient).to(context.weight_dtype)
-        return hidden_gradient_ND, weight_gradient_VD, None, None, None, None
-
-
-def _log_softmax(logits_CV: Tensor) -> Tensor:
-    return logits_CV.to(torch.promote_types(logits_CV.dtype, torch.float32)).log_softmax(1)
+        return hidden_gradient_ND, weight_gradient_VD, None, None, None, None, None
 
 
 def _nats(log_CV: Tensor, targets_C: Tensor, unscored: int) -> Tensor:
@@ -140,10 +155,17 @@ def _add_product(sum_VD: Tensor, gradient_VC: Tensor, hidden_CD: Tensor) -> None
 
 
 def cross_entropy_of_logits(
-    hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, *, unscored: int
+    hidden_ND: Tensor,
+    weight_VD: Tensor,
+    targets_N: Tensor,
+    *,
+    unscored: int,
+    logit_cap: float | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The same with all logits at once: the plain path, and that of float16."""
     logits_NV = F.linear(hidden_ND, weight_VD)
     wide_NV = logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32))
+    if logit_cap is not None:
+        wide_NV = capped(wide_NV, logit_cap)
     nats_N = F.cross_entropy(wide_NV, targets_N, ignore_index=unscored, reduction="none")
     return nats_N.sum(), nats_N.detach()

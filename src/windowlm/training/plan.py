@@ -148,6 +148,8 @@ def _additions(model: ModelConfig) -> list[str]:
         additions.append("embedding residual")
     if model.short_convolution is not None:
         additions.append(f"short convolution {model.short_convolution}")
+    if model.final_logit_cap is not None:
+        additions.append(f"final logit cap {model.final_logit_cap}")
     if model.zero_output_init:
         additions.append("outputs from zero")
     return additions
