@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from windowlm.attention.config import LinearScaling, RotaryConfig
 from windowlm.bundle import load, save_bundle
 from windowlm.errors import UserError
-from windowlm.model.config import ModelConfig
+from windowlm.model.config import ModelConfig, NgramEmbeddingsConfig
 from windowlm.model.decoder import Decoder
 from windowlm.tokenization.tokenizer import BytesTokenizer
 
@@ -70,6 +70,13 @@ OPTIONS = {
     "learned_sinks": True,
     "output_gate": True,
     "logit_cap": 30.0,
+    "activation": "relu_squared",
+    "value_embeddings": 1,
+    "final_logit_cap": 3.0,
+    "short_convolution": 3,
+    "embedding_residual": True,
+    "zero_output_init": True,
+    "ngram_embeddings": NgramEmbeddingsConfig(orders=[2, 3], buckets=50, dim=6),
     "rotary": [RotaryConfig(base=100.0, scaling=LinearScaling(kind="linear", factor=2.0)), None],
 }
 

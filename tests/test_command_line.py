@@ -17,7 +17,7 @@ from windowlm.command_line import Command, Invocation, main
 from windowlm.config import EvaluateConfig, TrainConfig, settings_of
 from windowlm.errors import UserError
 from windowlm.evaluation.own_settings import with_own_settings
-from windowlm.model.config import ModelConfig
+from windowlm.model.config import ModelConfig, NgramEmbeddingsConfig
 from windowlm.setting_text import setting_text
 from windowlm.training.run_folder import RunFolder, check_run_folder, record_of
 
@@ -187,7 +187,10 @@ def test_every_setting_can_be_given_as_key_and_value(recorder: Recorder, config_
         EvaluateConfig(checkpoint="run")
         if config_type is EvaluateConfig
         else TrainConfig(
-            run_dir=str(Path.cwd() / "new"), model=ModelConfig(rotary=RotaryConfig(scaling=scaling))
+            run_dir=str(Path.cwd() / "new"),
+            model=ModelConfig(
+                rotary=RotaryConfig(scaling=scaling), ngram_embeddings=NgramEmbeddingsConfig(dim=8)
+            ),
         )
     )
     words = words_of(asdict(config))
@@ -197,6 +200,22 @@ def test_every_setting_can_be_given_as_key_and_value(recorder: Recorder, config_
     } == set()
     assert (run if config_type is TrainConfig else evaluate)(recorder, *words) == 0
     assert recorder.calls[-1][0] == config
+
+
+@pytest.mark.parametrize(
+    ("word", "group"),
+    [
+        ("model.ngram_embeddings={}", NgramEmbeddingsConfig()),
+        ("model.ngram_embeddings={orders: [3], buckets: 7}", NgramEmbeddingsConfig(orders=[3], buckets=7)),
+        ("model.ngram_embeddings.buckets=9", NgramEmbeddingsConfig(buckets=9)),
+        ("model.ngram_embeddings=null", None),
+    ],
+)
+def test_ngram_embeddings_are_given_as_a_group_or_by_one_setting(
+    recorder: Recorder, word: str, group: NgramEmbeddingsConfig | None
+) -> None:
+    assert run(recorder, word) == 0
+    assert recorder.calls[-1][0].model.ngram_embeddings == group
 
 
 def test_every_option_of_the_attention_can_be_given(recorder: Recorder) -> None:

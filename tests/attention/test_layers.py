@@ -277,3 +277,25 @@ layer = SlidingWindowAttention(16, 2, 8, 5)
 layer(torch.randn(1, 12, 16)).sum().backward()
 """
     subprocess.run([sys.executable, "-c", program], check=True, cwd=tmp_path)
+
+
+def test_value_embeddings_join_the_values_by_their_shares() -> None:
+    torch.manual_seed(0)
+    layer = SlidingWindowAttention(16, 4, 8, 3, dropout=0.0, kv_heads=2, value_embedding=True)
+    hidden_BTD, embedding_BTE = torch.randn(2, 9, 16), torch.randn(2, 9, 16)
+    with torch.no_grad():
+        layer.value_shares.copy_(torch.tensor([0.3, -1.7]))  # type: ignore[union-attr]
+        # The embedding reaches the values of the plain layer through sixteen more columns of its input.
+        plain = SlidingWindowAttention(32, 4, 8, 3, dropout=0.0, kv_heads=2)
+        for name in ("query", "key", "value"):
+            wide, narrow = getattr(plain, name).weight.zero_(), getattr(layer, name).weight
+            wide[:, :16] = narrow * (0.3 if name == "value" else 1.0)
+        plain.value.weight[:, 16:] = -1.7 * torch.eye(16)
+        plain.output.weight[:16] = layer.output.weight
+    expected_BTD = plain(torch.cat([hidden_BTD, embedding_BTE], -1))[..., :16]
+    torch.testing.assert_close(layer(hidden_BTD, value_embedding_BTE=embedding_BTE), expected_BTD)
+    for wrong in (None, embedding_BTE[..., :8], embedding_BTE[:1]):
+        with pytest.raises(ValueError, match="value_embedding_BTE"):
+            layer(hidden_BTD, value_embedding_BTE=wrong)
+    with pytest.raises(ValueError, match="value_embedding_BTE"):
+        FlashAttention(16)(hidden_BTD, value_embedding_BTE=embedding_BTE)

@@ -131,3 +131,25 @@ def test_a_call_of_another_shape_is_refused() -> None:
         visibility.mask(5, 5, CPU)
     with pytest.raises(ValueError, match="3 keys for 4 queries"):
         Visibility.build(window=2).mask(4, 3, CPU)
+
+
+@pytest.mark.parametrize("documents", [None, [0] * 7, [0, 0, 0, 1, 1, 2, 2], [-1, 3, 3, -1, 3, 5, -1]])
+def test_behind_a_token_stand_those_of_its_document_up_to_the_nearest_padding(
+    documents: list[int] | None,
+) -> None:
+    documents_BT = None if documents is None else torch.tensor([documents], dtype=torch.int32)
+    expected = []
+    for place in range(7):
+        start = place
+        while start and (documents is None or documents[start - 1] == documents[place]):
+            start -= 1
+        expected.append(place - start)
+    behind_BT = Visibility.build(window=3, documents_BT=documents_BT).behind(7, CPU)
+    assert behind_BT.tolist() == [expected]
+
+
+def test_behind_is_unknown_for_keys_in_another_order() -> None:
+    positions_BT = torch.arange(3)[None]
+    visibility = Visibility.build(window=3, positions_BT=positions_BT, key_positions_BS=positions_BT)
+    with pytest.raises(ValueError, match="key_positions_BS"):
+        visibility.behind(3, CPU)

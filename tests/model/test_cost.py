@@ -3,7 +3,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from windowlm.attention.window import Visibility
-from windowlm.model.config import ModelConfig
+from windowlm.model.config import ModelConfig, NgramEmbeddingsConfig
 from windowlm.model.cost import model_cost, pairs_by_position
 from windowlm.model.decoder import Decoder
 
@@ -21,9 +21,20 @@ def test_parameters_are_those_of_the_module(name: str, value: bool) -> None:
     assert model_cost(shape, 300, 64, 4).parameters == counted
 
 
-@pytest.mark.parametrize("gate", [True, False])
-def test_flops_outside_attention_are_those_that_torch_counts(gate: bool) -> None:
-    shape = config(window=1, backend="reference", output_gate=gate, learned_sinks=gate)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"output_gate": True, "learned_sinks": True},
+        {"activation": "relu_squared"},
+        {"value_embeddings": 1},
+        {"short_convolution": 3},
+        {"ngram_embeddings": NgramEmbeddingsConfig(buckets=10)},
+        {"ngram_embeddings": NgramEmbeddingsConfig(buckets=10, dim=5)},
+    ],
+)
+def test_flops_outside_attention_are_those_that_torch_counts(options: dict[str, object]) -> None:
+    shape = config(window=1, backend="reference", **options)
     model = Decoder(shape, 300)
     with FlopCounterMode(display=False) as counter:
         model(torch.zeros(1, 64, dtype=torch.int64))

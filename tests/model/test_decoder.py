@@ -221,3 +221,18 @@ def test_visibilities_made_before_take_the_place_of_documents_and_positions() ->
     assert torch.equal(model(tokens_BT, visibilities=made), model(tokens_BT, documents_BT, positions_BT))
     with pytest.raises(ValueError, match="visibilities beside documents_BT"):
         model(tokens_BT, documents_BT, visibilities=made)
+
+
+def test_each_layer_reads_its_mix_of_the_stream_and_the_normalised_embedding() -> None:
+    model = small(layers=3, window=None, embedding_residual=True)
+    tokens_BT = tokens(2, 12)
+    shares = [(0.5, 2.0), (1.5, -1.0), (-0.3, 0.1)]
+    hidden_BTD = model.embedding(tokens_BT)
+    embedded_BTD = hidden_BTD / (hidden_BTD.square().mean(-1, keepdim=True) + 1e-6).sqrt()
+    for block, (own, embedded) in zip(model.blocks, shares, strict=True):
+        with torch.no_grad():
+            block.residual_shares.copy_(torch.tensor([own, embedded]))
+        hidden_BTD = own * hidden_BTD + embedded * embedded_BTD
+        hidden_BTD = hidden_BTD + block.attention(block.attention_norm(hidden_BTD))
+        hidden_BTD = hidden_BTD + block.feed_forward(block.feed_forward_norm(hidden_BTD))
+    assert torch.allclose(model.hidden(tokens_BT), model.final_norm(hidden_BTD), atol=1e-5)

@@ -1,11 +1,13 @@
 """Head and loss in pieces, against all logits at once."""
 
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from windowlm.model.head import Head
 from windowlm.training import linear_cross_entropy as module
 from windowlm.training.linear_cross_entropy import cross_entropy_of_logits, head_loss, linear_cross_entropy
 
@@ -27,12 +29,14 @@ def gradients(summed: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
 
 @pytest.mark.parametrize("tokens", [1, 7, 8, 9, 31])
 @pytest.mark.parametrize("tokens_at_once", [1, 8, 100])
-def test_pieces_give_the_loss_and_the_gradients_of_all_logits(tokens: int, tokens_at_once: int) -> None:
+@pytest.mark.parametrize("logit_cap", [None, 3.0])
+def test_pieces_give_the_loss_and_the_gradients_of_all_logits(
+    tokens: int, tokens_at_once: int, logit_cap: float | None
+) -> None:
     hidden_ND, weight_VD, targets_N = draw(tokens, torch.float64)
-    ours = linear_cross_entropy(
-        hidden_ND, weight_VD, targets_N, unscored=UNSCORED, tokens_at_once=tokens_at_once
-    )
-    plain = cross_entropy_of_logits(hidden_ND, weight_VD, targets_N, unscored=UNSCORED)
+    options: dict[str, Any] = {"unscored": UNSCORED, "logit_cap": logit_cap}
+    ours = linear_cross_entropy(hidden_ND, weight_VD, targets_N, **options, tokens_at_once=tokens_at_once)
+    plain = cross_entropy_of_logits(hidden_ND, weight_VD, targets_N, **options)
     for got, wanted in zip(ours, plain, strict=True):
         torch.testing.assert_close(got, wanted, rtol=1e-12, atol=1e-12)
     for got, wanted in zip(
@@ -43,14 +47,21 @@ def test_pieces_give_the_loss_and_the_gradients_of_all_logits(tokens: int, token
 
 
 @pytest.mark.parametrize("tokens", [1, 7, 31])
+@pytest.mark.parametrize("logit_cap", [None, 3.0])
 def test_what_is_compiled_between_the_products_computes_the_same(
-    monkeypatch: pytest.MonkeyPatch, tokens: int
+    monkeypatch: pytest.MonkeyPatch, tokens: int, logit_cap: float | None
 ) -> None:
     monkeypatch.setattr(module, "_compiled_pieces", lambda: (module._nats, module._fused_nats_and_gradient))
     hidden_ND, weight_VD, targets_N = draw(tokens, torch.float64)
     fused, plain = (
         linear_cross_entropy(
-            hidden_ND, weight_VD, targets_N, unscored=UNSCORED, tokens_at_once=8, compiled=compiled
+            hidden_ND,
+            weight_VD,
+            targets_N,
+            unscored=UNSCORED,
+            logit_cap=logit_cap,
+            tokens_at_once=8,
+            compiled=compiled,
         )
         for compiled in (True, False)
     )
@@ -60,20 +71,24 @@ def test_what_is_compiled_between_the_products_computes_the_same(
     ):
         torch.testing.assert_close(got, wanted, rtol=1e-12, atol=1e-12)
     with torch.no_grad():
-        summed, _ = linear_cross_entropy(hidden_ND, weight_VD, targets_N, unscored=UNSCORED, compiled=True)
+        summed, _ = linear_cross_entropy(
+            hidden_ND, weight_VD, targets_N, unscored=UNSCORED, logit_cap=logit_cap, compiled=True
+        )
     torch.testing.assert_close(summed, plain[0].detach(), rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_errors_are_at_most_twice_those_of_all_logits(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("logit_cap", [None, 5.0])
+def test_errors_are_at_most_twice_those_of_all_logits(dtype: torch.dtype, logit_cap: float | None) -> None:
     hidden_ND, weight_VD, targets_N = draw(300, dtype)
     wide = [tensor.detach().double().requires_grad_() for tensor in (hidden_ND, weight_VD)]
-    exact = gradients(cross_entropy_of_logits(*wide, targets_N, unscored=UNSCORED)[0], *wide)
+    options: dict[str, Any] = {"unscored": UNSCORED, "logit_cap": logit_cap}
+    exact = gradients(cross_entropy_of_logits(*wide, targets_N, **options)[0], *wide)
     plain = gradients(
-        cross_entropy_of_logits(hidden_ND, weight_VD, targets_N, unscored=UNSCORED)[0], hidden_ND, weight_VD
+        cross_entropy_of_logits(hidden_ND, weight_VD, targets_N, **options)[0], hidden_ND, weight_VD
     )
     ours = gradients(
-        linear_cross_entropy(hidden_ND, weight_VD, targets_N, unscored=UNSCORED, tokens_at_once=64)[0],
+        linear_cross_entropy(hidden_ND, weight_VD, targets_N, **options, tokens_at_once=64)[0],
         hidden_ND,
         weight_VD,
     )
@@ -142,3 +157,15 @@ def test_a_loss_that_is_only_measured_computes_no_gradient(monkeypatch: pytest.M
     torch.testing.assert_close(nats_N, wanted_N)
     with pytest.raises(AssertionError):
         linear_cross_entropy(hidden_ND, weight_VD, targets_N, unscored=UNSCORED)
+
+
+def test_a_cap_is_that_of_the_head() -> None:
+    hidden_ND, weight_VD, targets_N = draw(20, torch.float64, unscored=0)
+    head = Head(24, 50, logit_cap=3.0).double()
+    with torch.no_grad():
+        head.weight.copy_(weight_VD)
+        logits_NV = head(hidden_ND)
+    assert 2.5 < logits_NV.abs().max() < 3
+    wanted = torch.nn.functional.cross_entropy(logits_NV, targets_N, reduction="sum")
+    ours, _ = linear_cross_entropy(hidden_ND, weight_VD, targets_N, unscored=UNSCORED, logit_cap=3.0)
+    torch.testing.assert_close(ours, wanted)

@@ -10,7 +10,7 @@ from tests.data.corpus import prepare, text, write_documents
 from windowlm.attention.config import RotaryConfig
 from windowlm.config import TrainConfig
 from windowlm.data.config import DataConfig
-from windowlm.model.config import ModelConfig
+from windowlm.model.config import ModelConfig, NgramEmbeddingsConfig
 from windowlm.model.cost import model_cost
 from windowlm.training.calibration import Calibration
 from windowlm.training.config import TrainerConfig
@@ -77,3 +77,25 @@ def test_the_options_of_the_attention_are_named_where_they_are_set(tmp_path: Pat
         "rotary base 1,000,000 none 1,000,000 none (by layer); receptive field 33 tokens"
     ) in printed(tmp_path, "all", "run", model)
     assert "window 256; rotary base none;" in printed(tmp_path, "none", "run", ModelConfig(rotary=None))
+
+
+def test_what_the_model_has_besides_the_plain_decoder_is_named(tmp_path: Path) -> None:
+    plain = model_cost(ModelConfig(), 256, 16, 4).parameters
+    assert f"MLP 352; {plain:,} parameters" in printed(tmp_path, "plain", "run")
+    model = ModelConfig(
+        ngram_embeddings=NgramEmbeddingsConfig(orders=[2, 4], buckets=1000, dim=16),
+        value_embeddings=1,
+        embedding_residual=True,
+        short_convolution=4,
+        final_logit_cap=15.0,
+        zero_output_init=True,
+    )
+    added = model_cost(model, 256, 16, 4).parameters
+    assert "MLP 352 with ReLU squared;" in printed(
+        tmp_path, "two", "run", ModelConfig(activation="relu_squared")
+    )
+    assert (
+        f"MLP 352; n-grams of 2, 4 in 1,000 rows each of 16; value embeddings 1; "
+        "embedding residual; short convolution 4; final logit cap 15.0; "
+        f"outputs from zero; {added:,} parameters"
+    ) in printed(tmp_path, "all", "run", model)

@@ -1,6 +1,6 @@
 """The attention layer: projections, rotary embedding and windowed attention.
 
-Shapes: B batch, T tokens, H query heads, K key-value heads, D head dimension.
+Shapes: B batch, T tokens, H query heads, K key-value heads, D head dimension, E = K x D.
 """
 
 from typing import Any
@@ -13,6 +13,7 @@ from .config import BACKENDS, RotaryConfig
 from .dispatch import attention, check_dropout, check_logit_cap, check_visibility
 from .joint_projection import project_jointly
 from .rotary import RotaryEmbedding, Rotation
+from .short_convolution import ShortConvolution, check_taps
 from .window import Visibility, check_causal, check_sinks, check_window
 
 DEFAULT_ROTARY = RotaryConfig()
@@ -47,6 +48,10 @@ class SlidingWindowAttention(nn.Module):
         gate: multiply each head's output by a sigmoid of the hidden state
             (Qiu et al. 2025, https://arxiv.org/abs/2505.06708).
         logit_cap: bound the scores by `cap * tanh(score / cap)` (Gemma 2, https://arxiv.org/abs/2408.00118).
+        value_embedding: mix the values with embeddings given to the call, by a learned share of each
+            (value residual, Zhou et al. 2024, https://arxiv.org/abs/2410.17897).
+        short_convolution: tokens, the own one included, that a causal convolution of each channel of queries,
+            keys and values reads (Primer, So et al. 2021, https://arxiv.org/abs/2109.08668); None for none.
 
     Raises:
         ValueError: where a size is out of range, naming it.
@@ -69,6 +74,8 @@ class SlidingWindowAttention(nn.Module):
         learned_sinks: bool = False,
         gate: bool = False,
         logit_cap: float | None = None,
+        value_embedding: bool = False,
+        short_convolution: int | None = None,
     ) -> None:
         super().__init__()
         kv_heads = heads if kv_heads is None else kv_heads
@@ -90,6 +97,7 @@ class SlidingWindowAttention(nn.Module):
             )
         check_sinks(sinks)
         check_logit_cap(logit_cap)
+        check_taps(short_convolution)
         self.window_size = check_window(window_size, "window_size")
         self.heads, self.kv_heads, self.dim_head = heads, kv_heads, dim_head
         self.dropout, self.causal, self.backend = dropout, causal, backend
@@ -103,6 +111,15 @@ class SlidingWindowAttention(nn.Module):
         self.key_norm = nn.RMSNorm(dim_head) if qk_norm else None
         self.sink_logits = nn.Parameter(torch.zeros(heads)) if learned_sinks else None
         self.gate = nn.Linear(dim, heads, bias=False) if gate else None
+        self.value_shares = nn.Parameter(torch.full((2,), 2**-0.5)) if value_embedding else None
+        self.convolutions = None
+        if short_convolution is not None:
+            self.convolutions = nn.ModuleDict(
+                {
+                    name: ShortConvolution(of_heads, dim_head, short_convolution)
+                    for name, of_heads in (("query", heads), ("key", kv_heads), ("value", kv_heads))
+                }
+            )
 
     def extra_repr(self) -> str:
         """Say what `print(model)` would not show."""
@@ -118,6 +135,7 @@ class SlidingWindowAttention(nn.Module):
         *,
         positions_BT: Tensor | None = None,
         visibility: Visibility | None = None,
+        value_embedding_BTE: Tensor | None = None,
     ) -> Tensor:
         """Mix each token with those it sees.
 
@@ -127,6 +145,7 @@ class SlidingWindowAttention(nn.Module):
             positions_BT: whole-number positions for the rotation, default 0 .. T-1.
             visibility: built once a batch and shared by layers of one window; without it the layer builds
                 its own from `mask`.
+            value_embedding_BTE: [B, T, kv_heads * dim_head], what is mixed with the values.
 
         Returns:
             [B, T, dim]; zeros where a token sees nothing.
@@ -134,7 +153,8 @@ class SlidingWindowAttention(nn.Module):
         Raises:
             ValueError: for a hidden state of other rank, size, dtype or device, a mask or positions of
                 another shape, dtype or device, a mask beside a visibility, or a visibility of another window,
-                direction, number of sinks or shape.
+                direction, number of sinks or shape, or value embeddings that are missing, not asked for, or
+                of another shape.
         """
         self._check_hidden(hidden_BTD)
         if positions_BT is not None:
@@ -146,6 +166,12 @@ class SlidingWindowAttention(nn.Module):
             rearrange(projected, "b t (h d) -> b t h d", d=self.dim_head)
             for projected in project_jointly(hidden_BTD, (self.query, self.key, self.value))
         )
+        if self.convolutions is not None:
+            behind_BT = visibility.behind(tokens, hidden_BTD.device)
+            query_BTHD = self.convolutions["query"](query_BTHD, behind_BT)
+            key_BTKD = self.convolutions["key"](key_BTKD, behind_BT)
+            value_BTKD = self.convolutions["value"](value_BTKD, behind_BT)
+        value_BTKD = self._mixed_value(value_BTKD, value_embedding_BTE)
         mixed_BTHD = self.mix(query_BTHD, key_BTKD, value_BTKD, visibility, positions_BT)
         if self.gate is not None:
             mixed_BTHD = mixed_BTHD * self.gate(hidden_BTD).sigmoid()[..., None]
@@ -183,6 +209,25 @@ class SlidingWindowAttention(nn.Module):
             sink_logits_H=self.sink_logits,
             logit_cap=self.logit_cap,
         )
+
+    def _mixed_value(self, value_BTKD: Tensor, embedding_BTE: Tensor | None) -> Tensor:
+        if (self.value_shares is None) != (embedding_BTE is None):
+            raise ValueError(
+                "value_embedding_BTE is for the layers of value_embedding=True, and they need it: "
+                "give both or neither"
+            )
+        if self.value_shares is None or embedding_BTE is None:
+            return value_BTKD
+        if embedding_BTE.shape != value_BTKD.flatten(2).shape:
+            raise ValueError(
+                f"value_embedding_BTE has shape {tuple(embedding_BTE.shape)}: "
+                f"{tuple(value_BTKD.flatten(2).shape)} is allowed"
+            )
+        # Under autocast the values are narrower than embeddings and shares.
+        own, embedded = self.value_shares.to(value_BTKD.dtype)
+        embedding_BTKD = embedding_BTE.to(value_BTKD.dtype).view_as(value_BTKD)
+        mixed_BTKD: Tensor = own * value_BTKD + embedded * embedding_BTKD
+        return mixed_BTKD
 
     def _check_hidden(self, hidden_BTD: Tensor) -> None:
         dim, weight = self.query.in_features, self.query.weight

@@ -484,6 +484,25 @@ class Visibility:
         real_BT = documents_BT != PADDING if self.layout.padded else None
         return Segments(offsets, 1 << (self.layout.longest - 1).bit_length(), real_BT)
 
+    def behind(self, tokens: int, device: torch.device) -> Tensor:
+        """How many tokens directly before each are of its document, [B or 1, T]; prepared once a batch.
+
+        Raises:
+            ValueError: for keys with positions of their own, whose neighbours are not known.
+        """
+        if self.separate_keys:
+            raise ValueError("key_positions_BS: what stands before a token is known of its own row alone")
+        return self.once(
+            "behind",
+            lambda: self._behind(tokens, device),
+            sizes=() if self.documents is not None else (tokens, device),
+            any_window=True,
+        )
+
+    def _behind(self, tokens: int, device: torch.device) -> Tensor:
+        index_1T = torch.arange(tokens, device=device)[None]
+        return index_1T if self.documents is None else index_1T - _run_starts(self.documents)
+
     def between(self, places: Places) -> Tensor:
         """Whether each query sees each key of `places`, [..., T, S] from [..., T] and [..., S]; bool."""
         distance_BTS = places.query_positions[..., :, None] - places.key_positions[..., None, :]

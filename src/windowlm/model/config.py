@@ -3,11 +3,44 @@
 import json
 import math
 from dataclasses import asdict, dataclass, field, replace
-from typing import ClassVar, TypeVar
+from typing import ClassVar, Literal, TypeVar
 
 from windowlm.attention.config import BackendName, RotaryConfig
 
 Entry = TypeVar("Entry")
+LONGEST_NGRAM = 16
+Activation = Literal["swiglu", "relu_squared"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class NgramEmbeddingsConfig:
+    """Hashed embeddings of the n-grams that end at a token (BLT, Pagnoni et al. 2024, arXiv:2412.09871).
+
+    Args:
+        orders: lengths n of the n-grams, in tokens, the own one included; each has a table.
+        buckets: rows of each table; n-grams share rows by a hash, unless there is one for each.
+        dim: width of the tables, projected to that of the model; null for the model's own.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+
+    orders: list[int] = field(default_factory=lambda: [2, 3, 4])
+    buckets: int = 8192
+    dim: int | None = None
+
+    def __post_init__(self) -> None:
+        in_range = all(2 <= order <= LONGEST_NGRAM for order in self.orders)
+        if not self.orders or not in_range or len(set(self.orders)) < len(self.orders):
+            raise ValueError(
+                f"orders={self.orders}: different whole numbers from 2 to {LONGEST_NGRAM}, at least one; "
+                "try orders=[2,3,4]"
+            )
+        if not 1 <= self.buckets < 2**31:
+            raise ValueError(f"buckets={self.buckets}: must lie in [1, 2**31); try buckets=8192")
+        if self.dim is not None and self.dim < 1:
+            raise ValueError(
+                f"dim={self.dim}: must be at least 1, or null for the model's width; try dim=null"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +53,9 @@ class ModelConfig:
         heads: query heads.
         kv_heads: key-value heads; divides ``heads``. 1 is MQA, ``heads`` is MHA.
         head_dim: width of one head.
-        feed_forward_dim: hidden width of the gated MLP.
+        feed_forward_dim: hidden width of the MLP.
+        activation: of the MLP; ``swiglu`` has a gate, so three matrices (Shazeer 2020, arXiv:2002.05202),
+            ``relu_squared`` has two (Primer, So et al. 2021, arXiv:2109.08668).
         window: keys that a query may see, itself included; null is full causal attention; a list is a
             pattern that repeats over the layers, such as ``[1024, 1024, 1024, null]``.
         attention_sinks: first tokens of a document that stay visible beside the window (Xiao et al. 2023,
@@ -37,6 +72,19 @@ class ModelConfig:
         backend: attention backend, or ``auto``.
         rotary: rotary positions of every layer; null for none (NoPE); a list is a pattern that repeats over
             the layers, such as ``[{base: 10000}, null]``.
+        ngram_embeddings: embeddings of the last few tokens, added to the token's own; null for none.
+        value_embeddings: tables with an embedding of each token that joins its values (value residual, Zhou
+            et al. 2024, arXiv:2410.17897, with learned tables as in modded-nanogpt); n tables serve the first
+            n layers and, in the same order, the last n; 0 for none.
+        embedding_residual: each layer reads ``a * x + b * x0`` instead of the residual stream x, with x0 what
+            the first layer reads, normalised, and scalars a and b learned for each layer (as in
+            modded-nanogpt).
+        final_logit_cap: bound the logits of the next token by ``cap * tanh(logit / cap)`` (Gemma 2,
+            arXiv:2408.00118); null for no bound.
+        short_convolution: tokens, the own one included, that a causal convolution of each channel of queries,
+            keys and values reads (Primer, So et al. 2021, arXiv:2109.08668); null for none.
+        zero_output_init: matrices that write into the residual stream start at zero, so that every layer
+            starts as the identity (Goyal et al. 2017, arXiv:1706.02677, section 5.1; as in modded-nanogpt).
     """
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
@@ -47,6 +95,7 @@ class ModelConfig:
     kv_heads: int = 2
     head_dim: int = 32
     feed_forward_dim: int = 352
+    activation: Activation = "swiglu"
     window: int | list[int | None] | None = 256
     attention_sinks: int = 0
     learned_sinks: bool = False
@@ -58,6 +107,12 @@ class ModelConfig:
     norm_epsilon: float = 1e-6
     backend: BackendName = "auto"
     rotary: RotaryConfig | list[RotaryConfig | None] | None = field(default_factory=RotaryConfig)
+    ngram_embeddings: NgramEmbeddingsConfig | None = None
+    value_embeddings: int = 0
+    embedding_residual: bool = False
+    short_convolution: int | None = None
+    final_logit_cap: float | None = None
+    zero_output_init: bool = False
 
     def __post_init__(self) -> None:
         for name in ("layers", "dim", "heads", "kv_heads", "head_dim", "feed_forward_dim"):
@@ -83,10 +138,21 @@ class ModelConfig:
             raise ValueError(
                 f"attention_sinks={self.attention_sinks}: must be at least 0; try attention_sinks=0"
             )
-        if self.logit_cap is not None and not 0 < self.logit_cap < math.inf:
+        for name, usual in (("logit_cap", 50), ("final_logit_cap", 30)):
+            cap = getattr(self, name)
+            if cap is not None and not 0 < cap < math.inf:
+                raise ValueError(
+                    f"{name}={cap}: must be above 0 and finite, or null for no bound; try {name}={usual}"
+                )
+        if not 0 <= self.value_embeddings <= self.layers // 2:
             raise ValueError(
-                f"logit_cap={self.logit_cap}: must be above 0 and finite, or null for no bound; "
-                "try logit_cap=50"
+                f"value_embeddings={self.value_embeddings}: each table serves two of layers={self.layers}, "
+                f"so 0 to {self.layers // 2}; try value_embeddings={self.layers // 2}"
+            )
+        if self.short_convolution is not None and self.short_convolution < 2:
+            raise ValueError(
+                f"short_convolution={self.short_convolution}: counts the tokens read, the own one included, "
+                "so at least 2, or null for none; try short_convolution=4"
             )
         if not 0 <= self.attention_dropout < 1:
             raise ValueError(
@@ -106,6 +172,11 @@ class ModelConfig:
     def layer_rotaries(self) -> list[RotaryConfig | None]:
         """Rotary positions of each layer, the pattern repeated from the first layer on."""
         return self._by_layer(self.rotary)
+
+    def layer_value_tables(self) -> list[int | None]:
+        """Number of the table of value embeddings that each layer uses, None for none."""
+        tables = range(self.value_embeddings)
+        return [*tables, *[None] * (self.layers - 2 * len(tables)), *tables]
 
     def _by_layer(self, setting: Entry | list[Entry]) -> list[Entry]:
         pattern = _pattern(setting)

@@ -23,7 +23,7 @@ class ModelCost:
         flops_per_token: model FLOPs a token, forward and backward.
         kv_cache_bytes_per_token: bytes of keys and values that one token adds to the cache of all layers.
         kv_cache_bytes: bytes of the cache at the sequence length; windowed layers hold at most W tokens and
-            the sinks.
+            the sinks. The few last projections that a short convolution reads are left out.
         receptive_field: tokens that can influence an output; None when a layer sees everything.
     """
 
@@ -48,20 +48,32 @@ def model_cost(
         bytes_per_element: bytes of one cached number, 4 for float32, 2 for bfloat16.
     """
     seen = _most_keys(config)
-    reach = receptive_field(config.layer_windows())
+    reach = _reach(config)
     attention_width = config.heads * config.head_dim
     kv_width = config.kv_heads * config.head_dim
-    block = config.dim * (2 * attention_width + 2 * kv_width) + 3 * config.dim * config.feed_forward_dim
+    feed_forward_matrices = 3 if config.activation == "swiglu" else 2
+    block = config.dim * (2 * attention_width + 2 * kv_width)
+    block += feed_forward_matrices * config.dim * config.feed_forward_dim
     if config.output_gate:
         block += config.dim * config.heads
     vectors = 2 * config.dim + (2 * config.head_dim if config.qk_norm else 0)
     if config.learned_sinks:
         vectors += config.heads
+    if config.short_convolution is not None:
+        vectors += config.short_convolution * (attention_width + 2 * kv_width)
     embedding = vocabulary_size * config.dim
     matmul_parameters = config.layers * block + embedding
     parameters = matmul_parameters + config.layers * vectors + config.dim
     if not config.tied_embeddings:
         parameters += embedding
+    if (ngrams := config.ngram_embeddings) is not None:
+        projection = ngrams.dim * config.dim if ngrams.dim else 0
+        matmul_parameters += projection
+        parameters += projection + len(ngrams.orders) * ngrams.buckets * (ngrams.dim or config.dim)
+    # Each table, and two shares in each of its two layers.
+    parameters += config.value_embeddings * (vocabulary_size * kv_width + 4)
+    if config.embedding_residual:
+        parameters += 2 * config.layers
     pairs_per_token = sum(visible_pairs(sequence_length, keys) for keys in seen) / sequence_length
     attention_flops = 4 * attention_width * pairs_per_token
     kv_bytes = 2 * kv_width * bytes_per_element
@@ -74,7 +86,7 @@ def model_cost(
         kv_cache_bytes=sum(
             kv_bytes * (sequence_length if keys is None else min(keys, sequence_length)) for keys in seen
         ),
-        receptive_field=None if reach is None else reach + config.attention_sinks,
+        receptive_field=reach,
     )
 
 
@@ -88,6 +100,16 @@ def pairs_by_position(config: ModelConfig, length: int) -> list[int]:
     seen = _most_keys(config)
     up_to = [sum(visible_pairs(tokens, keys) for keys in seen) for tokens in range(length + 1)]
     return [after - before for before, after in pairwise(up_to)]
+
+
+def _reach(config: ModelConfig) -> int | None:
+    """Tokens that can influence an output: through windows, what is read behind their far ends, and sinks."""
+    seen = receptive_field(config.layer_windows())
+    ngrams = config.ngram_embeddings
+    further = 0 if ngrams is None else max(ngrams.orders) - 1
+    if config.short_convolution is not None:
+        further += config.layers * (config.short_convolution - 1)
+    return None if seen is None else seen + further + config.attention_sinks
 
 
 def _most_keys(config: ModelConfig) -> list[int | None]:

@@ -1,11 +1,12 @@
-"""The decoder: embedding, pre-norm blocks of windowed attention and a gated MLP, output head.
+"""The decoder: embedding, pre-norm blocks of windowed attention and an MLP, output head.
 
-Shape letters: B batch, T sequence, D model width, V vocabulary.
+Shape letters: B batch, T sequence, D model width, V vocabulary, E width of all key-value heads.
 """
 
 from dataclasses import replace
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from windowlm.attention.config import RotaryConfig
@@ -13,7 +14,9 @@ from windowlm.attention.layers import SlidingWindowAttention
 from windowlm.attention.window import Visibility
 from windowlm.model.config import ModelConfig
 from windowlm.model.feed_forward import FeedForward
+from windowlm.model.head import Head
 from windowlm.model.initialization import initialize
+from windowlm.model.ngram_embedding import NgramEmbedding
 
 Visibilities = dict[int | None, Visibility]  # by window
 
@@ -22,9 +25,15 @@ class Block(nn.Module):
     """One pre-norm residual block: windowed attention, then the feed-forward network."""
 
     def __init__(
-        self, config: ModelConfig, window: int | None, sinks: int, rotary: RotaryConfig | None
+        self,
+        config: ModelConfig,
+        window: int | None,
+        sinks: int,
+        rotary: RotaryConfig | None,
+        value_table: int | None,
     ) -> None:
         super().__init__()
+        self.residual_shares = nn.Parameter(torch.tensor([1.0, 0.0])) if config.embedding_residual else None
         self.attention_norm = nn.RMSNorm(config.dim, eps=config.norm_epsilon)
         self.attention = SlidingWindowAttention(
             config.dim,
@@ -40,13 +49,33 @@ class Block(nn.Module):
             learned_sinks=config.learned_sinks,
             gate=config.output_gate,
             logit_cap=config.logit_cap,
+            value_embedding=value_table is not None,
+            short_convolution=config.short_convolution,
         )
         self.feed_forward_norm = nn.RMSNorm(config.dim, eps=config.norm_epsilon)
-        self.feed_forward = FeedForward(config.dim, config.feed_forward_dim)
+        self.feed_forward = FeedForward(config.dim, config.feed_forward_dim, config.activation)
 
-    def forward(self, hidden_BTD: torch.Tensor, visibility: Visibility) -> torch.Tensor:
-        """Map ``[B, T, D]`` to the same shape."""
-        attended_BTD = self.attention(self.attention_norm(hidden_BTD), visibility=visibility)
+    def forward(
+        self,
+        hidden_BTD: torch.Tensor,
+        visibility: Visibility,
+        value_embedding_BTE: torch.Tensor | None = None,
+        embedded_BTD: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Map ``[B, T, D]`` to the same shape.
+
+        Args:
+            hidden_BTD: the residual stream.
+            visibility: what the layer's window shows.
+            value_embedding_BTE: value embeddings of the tokens, for the layers that have them.
+            embedded_BTD: normalised input of the first layer, for the embedding residual.
+        """
+        if self.residual_shares is not None:
+            own, embedded = self.residual_shares
+            hidden_BTD = own * hidden_BTD + embedded * embedded_BTD
+        attended_BTD = self.attention(
+            self.attention_norm(hidden_BTD), visibility=visibility, value_embedding_BTE=value_embedding_BTE
+        )
         hidden_BTD = hidden_BTD + attended_BTD
         output_BTD: torch.Tensor = hidden_BTD + self.feed_forward(self.feed_forward_norm(hidden_BTD))
         return output_BTD
@@ -66,13 +95,26 @@ class Decoder(nn.Module):
         self.vocabulary_size = vocabulary_size
         self.layer_windows = config.layer_windows()
         self.embedding = nn.Embedding(vocabulary_size, config.dim)
-        layers = zip(self.layer_windows, config.layer_sinks(), config.layer_rotaries(), strict=True)
+        ngrams = config.ngram_embeddings
+        self.ngram_embedding = None if ngrams is None else NgramEmbedding(ngrams, vocabulary_size, config.dim)
+        self.value_embeddings = nn.ModuleList(
+            nn.Embedding(vocabulary_size, config.kv_heads * config.head_dim)
+            for _ in range(config.value_embeddings)
+        )
+        self.value_tables = config.layer_value_tables()
+        layers = zip(
+            self.layer_windows,
+            config.layer_sinks(),
+            config.layer_rotaries(),
+            self.value_tables,
+            strict=True,
+        )
         self.blocks = nn.ModuleList(Block(config, *layer) for layer in layers)
         self.final_norm = nn.RMSNorm(config.dim, eps=config.norm_epsilon)
-        self.head = nn.Linear(config.dim, vocabulary_size, bias=False)
+        self.head = Head(config.dim, vocabulary_size, config.final_logit_cap)
         if config.tied_embeddings:
             self.head.weight = self.embedding.weight
-        initialize(self, config.layers)
+        initialize(self, config.layers, zero_outputs=config.zero_output_init)
 
     def forward(
         self,
@@ -109,15 +151,33 @@ class Decoder(nn.Module):
         visibilities: Visibilities | None = None,
     ) -> torch.Tensor:
         """Final normed states ``[B, T, D]``, for callers that apply the head in pieces."""
-        hidden_BTD = self.embedding(tokens_BT)
         if visibilities is None:
             visibilities = self.visibilities(documents_BT, positions_BT)
         elif documents_BT is not None or positions_BT is not None:
             raise ValueError("visibilities beside documents_BT or positions_BT: give the one or the others")
-        for block, window in zip(self.blocks, self.layer_windows, strict=True):
-            hidden_BTD = block(hidden_BTD, visibilities[window])
+        if self.config.short_convolution is not None:
+            # Windows share it, and blocks that are compiled apart cannot keep it for one another.
+            visibilities[self.layer_windows[0]].behind(tokens_BT.shape[1], tokens_BT.device)
+        hidden_BTD = self._embed(tokens_BT, visibilities)
+        embedded_BTD = None
+        if self.config.embedding_residual:
+            # Normalised, as the embeddings start far smaller than what the layers add.
+            embedded_BTD = F.rms_norm(hidden_BTD, hidden_BTD.shape[-1:], eps=self.config.norm_epsilon)
+        values_BTE = [table(tokens_BT) for table in self.value_embeddings]
+        layers = zip(self.blocks, self.layer_windows, self.value_tables, strict=True)
+        for block, window, table in layers:
+            value_embedding_BTE = None if table is None else values_BTE[table]
+            hidden_BTD = block(hidden_BTD, visibilities[window], value_embedding_BTE, embedded_BTD)
         output_BTD: torch.Tensor = self.final_norm(hidden_BTD)
         return output_BTD
+
+    def _embed(self, tokens_BT: torch.Tensor, visibilities: Visibilities) -> torch.Tensor:
+        embedded_BTD: torch.Tensor = self.embedding(tokens_BT)
+        if self.ngram_embedding is None:
+            return embedded_BTD
+        behind_BT = visibilities[self.layer_windows[0]].behind(tokens_BT.shape[1], tokens_BT.device)
+        summed_BTD: torch.Tensor = embedded_BTD + self.ngram_embedding(tokens_BT, behind_BT)
+        return summed_BTD
 
     def visibilities(
         self, documents_BT: torch.Tensor | None = None, positions_BT: torch.Tensor | None = None
@@ -147,4 +207,5 @@ class Decoder(nn.Module):
                 *(getattr(block.attention, name) for name in ("query", "key", "value", "output")),
                 *(getattr(block.feed_forward, name) for name in ("gate", "up", "down")),
             )
+            if layer is not None
         ]

@@ -1,4 +1,4 @@
-"""Gated feed-forward network (SwiGLU, Shazeer 2020, arXiv:2002.05202).
+"""Feed-forward network: SwiGLU, or ReLU squared without a gate.
 
 Shape letters: B batch, T sequence, D model width, F hidden width.
 """
@@ -8,19 +8,28 @@ import torch.nn.functional as F
 from torch import nn
 
 from windowlm.attention.joint_projection import project_jointly
+from windowlm.model.config import Activation
 
 
 class FeedForward(nn.Module):
-    """``down(silu(gate(x)) * up(x))``, without biases; maps ``[B, T, D]`` to the same shape."""
+    """Two or three matrices without biases; maps ``[B, T, D]`` to the same shape.
 
-    def __init__(self, dim: int, hidden_dim: int) -> None:
+    ``swiglu`` is ``down(silu(gate(x)) * up(x))`` (Shazeer 2020, arXiv:2002.05202), ``relu_squared`` is
+    ``down(relu(up(x)) ** 2)`` (Primer, So et al. 2021, arXiv:2109.08668).
+    """
+
+    def __init__(self, dim: int, hidden_dim: int, activation: Activation = "swiglu") -> None:
         super().__init__()
-        self.gate = nn.Linear(dim, hidden_dim, bias=False)
+        self.gate = nn.Linear(dim, hidden_dim, bias=False) if activation == "swiglu" else None
         self.up = nn.Linear(dim, hidden_dim, bias=False)
         self.down = nn.Linear(hidden_dim, dim, bias=False)
 
     def forward(self, hidden_BTD: torch.Tensor) -> torch.Tensor:
         """Apply the network to each position on its own."""
-        gate_BTF, up_BTF = project_jointly(hidden_BTD, (self.gate, self.up))
-        output_BTD: torch.Tensor = self.down(F.silu(gate_BTF) * up_BTF)
+        if self.gate is None:
+            activated_BTF = F.relu(self.up(hidden_BTD)).square()
+        else:
+            gate_BTF, up_BTF = project_jointly(hidden_BTD, (self.gate, self.up))
+            activated_BTF = F.silu(gate_BTF) * up_BTF
+        output_BTD: torch.Tensor = self.down(activated_BTF)
         return output_BTD

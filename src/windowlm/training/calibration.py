@@ -70,7 +70,11 @@ def calibrate(
     def summed_loss() -> torch.Tensor:
         hidden_BTD = hidden(batch["tokens_BT"], visibilities=visibilities)
         targets_N = batch["targets_BT"].flatten()
-        return loss(hidden_BTD.flatten(0, 1), copied.head.weight, targets_N, unscored=UNSCORED)[0]
+        head = copied.head
+        summed, _ = loss(
+            hidden_BTD.flatten(0, 1), head.weight, targets_N, unscored=UNSCORED, logit_cap=head.logit_cap
+        )
+        return summed
 
     _forward_backward(copied, summed_loss, precision)
     timed = min(

@@ -246,6 +246,10 @@ class LanguageModelModule(pl.LightningModule):
         hidden_BTD = self.hidden_states(batch["tokens_BT"], visibilities=batch["visibilities"])
         targets_BT: torch.Tensor = batch["targets_BT"]
         summed, nats_N = self.head_loss(
-            hidden_BTD.flatten(0, 1), self.model.head.weight, targets_BT.flatten(), unscored=UNSCORED
+            hidden_BTD.flatten(0, 1),
+            self.model.head.weight,
+            targets_BT.flatten(),
+            unscored=UNSCORED,
+            logit_cap=self.model.head.logit_cap,
         )
         return summed, nats_N.view_as(targets_BT)

@@ -18,6 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from windowlm.model.head import capped
+
 # Few enough to be read again from the caches on a CPU; on a GPU enough for products at full speed.
 LOGITS_AT_ONCE = {"cpu": 2**21}
 LOGITS_AT_ONCE_ELSEWHERE = 2**27
@@ -45,6 +47,7 @@ def linear_cross_entropy(
     targets_N: Tensor,
     *,
     unscored: int,
+    logit_cap: float | None = None,
     tokens_at_once: int | None = None,
     compiled: bool = False,
 ) -> tuple[Tensor, Tensor]:
@@ -57,6 +60,7 @@ def linear_cross_entropy(
         weight_VD: [V, D].
         targets_N: int64 [N]; `unscored` where there is no target.
         unscored: the negative number that stands for no target.
+        logit_cap: c of logits l that become `c * tanh(l / c)`, as `model.head` has them; None for not.
         tokens_at_once: C, tokens whose logits exist at one time; None for what suits the device.
         compiled: compile what stands between the matrix products, so that logits are read no more often than
             a softmax must.
@@ -76,6 +80,7 @@ def linear_cross_entropy(
             weight_VD,
             targets_N,
             unscored,
+            logit_cap,
             tokens_at_once,
             torch.is_grad_enabled(),
             compiled,
@@ -91,6 +96,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         weight_VD: Tensor,
         targets_N: Tensor,
         unscored: int,
+        logit_cap: float | None,
         tokens_at_once: int,
         with_gradients: bool,
         compiled: bool,
@@ -108,9 +114,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
             hidden_CD = hidden_ND[piece]
             logits_CV = hidden_CD @ cast_VD.mT
             if not any(wanted):
-                nats_N[piece] = nats_of(logits_CV, targets_N[piece], unscored)
+                nats_N[piece] = nats_of(logits_CV, targets_N[piece], unscored, logit_cap)
                 continue
-            nats_N[piece], gradient_CV = nats_and_gradient(logits_CV, targets_N[piece], unscored)
+            nats_N[piece], gradient_CV = nats_and_gradient(logits_CV, targets_N[piece], unscored, logit_cap)
             if hidden_gradient_ND is not None:
                 torch.mm(gradient_CV, cast_VD, out=hidden_gradient_ND[piece])
             if weight_gradient_VD is not None:
@@ -128,35 +134,55 @@ class _LinearCrossEntropy(torch.autograd.Function):
             hidden_gradient_ND = hidden_gradient_ND * gradient
         if weight_gradient_VD is not None:
             weight_gradient_VD = (weight_gradient_VD * gradient).to(context.weight_dtype)
-        return hidden_gradient_ND, weight_gradient_VD, None, None, None, None, None
+        return (hidden_gradient_ND, weight_gradient_VD, *(None,) * 6)
 
 
-def _nats(logits_CV: Tensor, targets_C: Tensor, unscored: int) -> Tensor:
+def _nats(logits_CV: Tensor, targets_C: Tensor, unscored: int, logit_cap: float | None) -> Tensor:
     wide_CV = logits_CV.to(torch.promote_types(logits_CV.dtype, torch.float32))
+    if logit_cap is not None:
+        wide_CV = capped(wide_CV, logit_cap)
     chosen_C = wide_CV.gather(1, targets_C[:, None].clamp(min=0))[:, 0]
     return (wide_CV.logsumexp(1) - chosen_C).masked_fill(targets_C == unscored, 0.0)
 
 
-def _nats_and_gradient(logits_CV: Tensor, targets_C: Tensor, unscored: int) -> tuple[Tensor, Tensor]:
-    """The nats of each token, and the gradient of their sum with respect to the logits, in their dtype."""
-    log_CV = logits_CV.to(torch.promote_types(logits_CV.dtype, torch.float32)).log_softmax(1)
+def _nats_and_gradient(
+    logits_CV: Tensor, targets_C: Tensor, unscored: int, logit_cap: float | None
+) -> tuple[Tensor, Tensor]:
+    """The nats of each token, and the gradient of their sum with respect to the logits, in their dtype.
+
+    In place where it can be: each further copy of the logits would not fit the caches.
+    """
+    wide_CV = logits_CV.to(torch.promote_types(logits_CV.dtype, torch.float32))
+    tanh_CV = None
+    if logit_cap is not None:
+        tanh_CV = wide_CV.div_(logit_cap).tanh_()
+        wide_CV = tanh_CV * logit_cap
+    log_CV = wide_CV.log_softmax(1)
     scored_C, target_C1 = targets_C != unscored, targets_C[:, None].clamp(min=0)
     nats_C = -log_CV.gather(1, target_C1)[:, 0]
     minus_one_C1 = -torch.ones_like(target_C1, dtype=log_CV.dtype)
-    # In place: of logits there is one copy more than must be.
     gradient_CV = log_CV.exp_().scatter_add_(1, target_C1, minus_one_C1).mul_(scored_C[:, None])
+    if tanh_CV is not None:
+        gradient_CV.mul_(tanh_CV.square_().neg_().add_(1))
     return nats_C.masked_fill(~scored_C, 0.0), gradient_CV.to(logits_CV.dtype)
 
 
-def _fused_nats_and_gradient(logits_CV: Tensor, targets_C: Tensor, unscored: int) -> tuple[Tensor, Tensor]:
+def _fused_nats_and_gradient(
+    logits_CV: Tensor, targets_C: Tensor, unscored: int, logit_cap: float | None
+) -> tuple[Tensor, Tensor]:
     """The same without scattered writes, which a compiler could not fuse."""
     wide_CV = logits_CV.to(torch.promote_types(logits_CV.dtype, torch.float32))
+    slope_CV = None
+    if logit_cap is not None:
+        tanh_CV = torch.tanh(wide_CV / logit_cap)
+        wide_CV, slope_CV = tanh_CV * logit_cap, 1 - tanh_CV.square()
     scored_C, target_C1 = targets_C != unscored, targets_C[:, None].clamp(min=0)
     normalizer_C1 = wide_CV.logsumexp(1, keepdim=True)
-    chosen_C1 = wide_CV.gather(1, target_C1)
+    nats_C = (normalizer_C1 - wide_CV.gather(1, target_C1))[:, 0].masked_fill(~scored_C, 0.0)
     one_hot_CV = torch.arange(logits_CV.shape[1], device=logits_CV.device) == target_C1
     gradient_CV = ((wide_CV - normalizer_C1).exp() - one_hot_CV.to(wide_CV.dtype)) * scored_C[:, None]
-    nats_C = (normalizer_C1 - chosen_C1)[:, 0].masked_fill(~scored_C, 0.0)
+    if slope_CV is not None:
+        gradient_CV = gradient_CV * slope_CV
     return nats_C, gradient_CV.to(logits_CV.dtype)
 
 
@@ -176,10 +202,17 @@ def _add_product(sum_VD: Tensor, gradient_VC: Tensor, hidden_CD: Tensor) -> None
 
 
 def cross_entropy_of_logits(
-    hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, *, unscored: int
+    hidden_ND: Tensor,
+    weight_VD: Tensor,
+    targets_N: Tensor,
+    *,
+    unscored: int,
+    logit_cap: float | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The same with all logits at once: the plain path, and that of float16."""
     logits_NV = F.linear(hidden_ND, weight_VD)
     wide_NV = logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32))
+    if logit_cap is not None:
+        wide_NV = capped(wide_NV, logit_cap)
     nats_N = F.cross_entropy(wide_NV, targets_N, ignore_index=unscored, reduction="none")
     return nats_N.sum(), nats_N.detach()

@@ -15,7 +15,8 @@ def build_optimizer(model: Decoder, config: OptimizerConfig, *, fused: bool) -> 
     """AdamW, or Muon for the matrices inside the blocks and AdamW for the rest.
 
     Norm weights and other vectors are not decayed: pulling them to zero shrinks the signal, not the
-    function's complexity. Weights in bfloat16 or float16 are trained through float32 copies.
+    function's complexity. Nor are the weights of short convolutions, which start as the identity. Weights in
+    bfloat16 or float16 are trained through float32 copies.
 
     Args:
         model: its trainable parameters, a shared one counted once.
@@ -34,8 +35,8 @@ def build_optimizer(model: Decoder, config: OptimizerConfig, *, fused: bool) -> 
     taken = set(map(id, hidden))
     rest = [master for master in masters.values() if id(master) not in taken]
     groups = [
-        {"params": [p for p in rest if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
+        {"params": [p for p in rest if p.ndim == 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in rest if p.ndim != 2], "weight_decay": 0.0},
     ]
     groups = [{**group, RATE_SHARE: 1.0} for group in groups if group["params"]]
     adamw = {"lr": config.lr, "betas": config.betas, "eps": config.epsilon, "fused": fused}

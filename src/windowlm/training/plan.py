@@ -91,7 +91,9 @@ def plan_table(plan: Plan) -> Table:
         "source hash": data.source_identity + (f"; hub revision {data.revision}" if data.revision else ""),
         "tokenizer": f"{config.tokenizer.kind}, {data.tokenizer.vocabulary_size:,} symbols, "
         f"{train.byte_count / max(train.token_count, 1):.2f} bytes a token",
-        "model": f"{_shape(config.model)}; {cost.parameters:,} parameters",
+        "model": "; ".join(
+            [_shape(config.model), *_additions(config.model), f"{cost.parameters:,} parameters"]
+        ),
         "attention": "; ".join(
             [f"window {_window(config.model)}", *_options(config.model), f"receptive field {reach}"]
         ),
@@ -129,7 +131,28 @@ def _shape(model: ModelConfig) -> str:
     return (
         f"{model.layers} layers, width {model.dim}, {model.heads} query and {model.kv_heads} key-value heads "
         f"of {model.head_dim}, MLP {model.feed_forward_dim}"
+        f"{'' if model.activation == 'swiglu' else ' with ReLU squared'}"
     )
+
+
+def _additions(model: ModelConfig) -> list[str]:
+    """What the model has besides the plain decoder, attention aside."""
+    additions = []
+    if (ngrams := model.ngram_embeddings) is not None:
+        width = f" of {ngrams.dim:,}" if ngrams.dim else ""
+        orders = ", ".join(map(str, ngrams.orders))
+        additions.append(f"n-grams of {orders} in {ngrams.buckets:,} rows each{width}")
+    if model.value_embeddings:
+        additions.append(f"value embeddings {model.value_embeddings}")
+    if model.embedding_residual:
+        additions.append("embedding residual")
+    if model.short_convolution is not None:
+        additions.append(f"short convolution {model.short_convolution}")
+    if model.final_logit_cap is not None:
+        additions.append(f"final logit cap {model.final_logit_cap}")
+    if model.zero_output_init:
+        additions.append("outputs from zero")
+    return additions
 
 
 def _window(model: ModelConfig) -> str:

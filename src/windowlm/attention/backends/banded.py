@@ -84,7 +84,11 @@ def _in_one_call(
     visibility: Visibility,
     scoring: Scoring,
 ) -> Tensor:
-    causal = visibility.causal and query_BTHD.shape[1] > 1
+    causal = visibility.causal
+    if (
+        query_BTHD.shape[1] == 1
+    ):  # and its keys may be many; a comparison alone would be a symbol to the compiler
+        causal = False
     return scaled_dot_product(query_BTHD, key_BSKD, value_BSKD, None, causal, scoring)
 
 

@@ -1,0 +1,61 @@
+"""Short causal convolution over the sequence, of each channel on its own, that stays inside documents.
+
+Shapes: B batch, T tokens, H heads, D head dimension, C taps.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def check_taps(taps: object) -> None:
+    """Raise ValueError unless it is None or a whole number from 2 on."""
+    if taps is not None and (isinstance(taps, bool) or not isinstance(taps, int) or taps < 2):
+        raise ValueError(
+            f"short_convolution={taps!r}: a whole number from 2 on (tokens read, the own one included) or "
+            "null for none is allowed; try short_convolution=4"
+        )
+
+
+class ShortConvolution(nn.Module):
+    """Depthwise convolution over queries, keys or values (Primer, So et al. 2021, arXiv:2109.08668).
+
+    A channel becomes the sum of its last `taps` tokens, each times a weight of that channel; the tokens
+    before a document's first count zero. It starts as the identity. Written as shifted products, which a
+    compiler fuses with what stands around them.
+
+    Args:
+        heads: H.
+        dim_head: D.
+        taps: tokens read, the own one included.
+    """
+
+    def __init__(self, heads: int, dim_head: int, taps: int) -> None:
+        super().__init__()
+        self.weight_CHD = nn.Parameter(torch.empty(taps, heads, dim_head))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Weight 1 for the token itself, 0 for those before it."""
+        nn.init.zeros_(self.weight_CHD)
+        nn.init.ones_(self.weight_CHD[0])
+
+    def forward(self, channels_BTHD: Tensor, behind_BT: Tensor) -> Tensor:
+        """Convolve each document on its own.
+
+        Args:
+            channels_BTHD: queries, keys or values.
+            behind_BT: how many tokens directly before each are of its document, [B or 1, T].
+
+        Returns:
+            [B, T, H, D] in the dtype of `channels_BTHD`.
+        """
+        tokens = channels_BTHD.shape[1]
+        # Under autocast the channels are narrower than the weights.
+        own_HD, *earlier_HD = self.weight_CHD.to(channels_BTHD.dtype)
+        mixed_BTHD: Tensor = channels_BTHD * own_HD
+        for distance, weight_HD in enumerate(earlier_HD, 1):
+            shifted_BTHD = F.pad(channels_BTHD, (0, 0, 0, 0, distance, 0))[:, :tokens]
+            there_BT11 = (behind_BT >= distance)[..., None, None]
+            mixed_BTHD = mixed_BTHD + torch.where(there_BT11, shifted_BTHD * weight_HD, 0.0)
+        return mixed_BTHD
