@@ -47,7 +47,7 @@ def calibrate(
 
     Args:
         model: on the CPU; it is not changed.
-        batch: a training batch.
+        batch: a training batch; without `documents_BT` and `positions_BT` each sequence is one document.
         precision: Lightning's name.
         device: where the run will be.
         loss: of head and targets.
@@ -81,7 +81,9 @@ def _forward_backward(
 
     def summed_loss() -> torch.Tensor:
         with autocast:
-            hidden_BTD = model.hidden(batch["tokens_BT"], batch["documents_BT"], batch["positions_BT"])
+            hidden_BTD = model.hidden(
+                batch["tokens_BT"], batch.get("documents_BT"), batch.get("positions_BT")
+            )
             targets_N = batch["targets_BT"].flatten()
             return loss(hidden_BTD.flatten(0, 1), model.head.weight, targets_N, unscored=UNSCORED)[0]
 

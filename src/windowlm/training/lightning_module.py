@@ -50,6 +50,8 @@ class LanguageModelModule(pl.LightningModule):
         identities: hashes of source and tokenizer, kept in checkpoints.
         loss_scaling: float16's; it must see the gradients before a fused optimizer would.
         loss: of head and targets, a choice of ``head_loss``.
+        document_masking: False where each sequence is one document; padding then follows all text, which
+            causal attention cannot see, and kernels are spared the documents.
 
     Attributes:
         batches_trained: batches whose gradient has been taken, over the whole run.
@@ -76,6 +78,7 @@ class LanguageModelModule(pl.LightningModule):
         identities: Mapping[str, str] | None = None,
         loss_scaling: bool = False,
         loss: HeadLoss = linear_cross_entropy,
+        document_masking: bool = True,
     ) -> None:
         super().__init__()
         self.model = model
@@ -95,6 +98,7 @@ class LanguageModelModule(pl.LightningModule):
         self.identities = dict(identities or {})
         self.loss_scaling = loss_scaling
         self.head_loss = loss
+        self.document_masking = document_masking
         self.batches_trained = 0
         self.seconds_trained = 0.0
         self.seconds_per_step = 0.0
@@ -146,7 +150,8 @@ class LanguageModelModule(pl.LightningModule):
         self, batch: Batch, device: torch.device, dataloader_idx: int
     ) -> dict[str, Any]:
         """Make what the layers may see while the documents are on the host, which need not wait for a GPU."""
-        visibilities = self.model.visibilities(batch["documents_BT"], batch["positions_BT"])
+        places = (batch["documents_BT"], batch["positions_BT"]) if self.document_masking else ()
+        visibilities = self.model.visibilities(*places)
         if device.type != "cpu":
             for visibility in visibilities.values():
                 visibility.prepare(len(batch["documents_BT"]))

@@ -210,6 +210,7 @@ class TrainingRun:
             identities=_identities(data),
             loss_scaling=config.precision == "16-mixed",
             loss=head_loss(config.trainer.loss, config.precision),
+            document_masking=config.data.document_masking,
         )
 
     def _restore(self, module: LanguageModelModule, checkpoint: Path) -> None:
@@ -279,6 +280,8 @@ class TrainingRun:
     def _plan(self, model: Decoder, data: PreparedData, data_module: DocumentDataModule) -> Plan:
         config = self.config
         batch = next(iter(data_module.train_dataloader()))
+        if not config.data.document_masking:
+            batch = {name: batch[name] for name in ("tokens_BT", "targets_BT")}
         return Plan(
             config=config,
             cost=model_cost(
