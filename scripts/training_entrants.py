@@ -243,6 +243,8 @@ def transformers_mistral(job: Job) -> Step:
         eos_token_id=None,
         attn_implementation=ATTENTION_OF_PEERS[job.entrant],
     )
+    if job.entrant == FLEX:
+        let_flex_attention_autocast()
     model = MistralForCausalLM(config).to(job.device, WEIGHT_DTYPES[job.precision])
     called = torch.compile(model, dynamic=False) if job.compiled else model
     optimizer = torch.optim.AdamW(
@@ -265,6 +267,21 @@ def transformers_mistral(job: Job) -> Step:
         return loss.detach()
 
     return step
+
+
+def let_flex_attention_autocast() -> None:
+    """Give transformers' flex attention queries and keys in the dtype of the values.
+
+    Under autocast its rotation leaves them in float32, and torch's flex attention refuses the mixture.
+    """
+    from transformers import AttentionInterface
+    from transformers.integrations.flex_attention import flex_attention_forward
+
+    def attend(module: Any, query: Any, key: Any, value: Any, *arguments: Any, **options: Any) -> Any:
+        query, key = query.to(value.dtype), key.to(value.dtype)
+        return flex_attention_forward(module, query, key, value, *arguments, **options)
+
+    AttentionInterface.register("flex_attention", attend)
 
 
 if __name__ == "__main__":
