@@ -17,6 +17,7 @@ A shape is dim,layers,heads,kv_heads,head_dim,MLP,vocabulary,window,tokens of a 
 import argparse
 import json
 import os
+import re
 import signal
 import statistics
 import subprocess
@@ -65,6 +66,7 @@ SECONDS_BETWEEN_LOOKS = 0.05
 MOST_SECONDS_TO_END = 120
 EPOCH_TOKENS, FEWEST_TOKENS = 4_000_000, 300_000
 STEPS_OF_BREAKDOWN = 5
+ERROR = re.compile(r"(error|[\w.]*Error)\b")
 
 
 class EntrantError(Exception):
@@ -340,9 +342,11 @@ def launch(job: Job, options: argparse.Namespace, folder: Path, **streams: Any) 
 
 
 def last_words(folder: Path) -> str:
-    """The last line that the process printed."""
-    lines = (folder / "log").read_text(encoding="utf-8", errors="replace").split("\n")
-    return next((line.strip()[:300] for line in reversed(lines) if line.strip()), "it ended without a word")
+    """The last line that the process printed of an error, or else the last of all."""
+    text = (folder / "log").read_text(encoding="utf-8", errors="replace")
+    lines = [line.strip()[:300] for line in text.split("\n") if line.strip()]
+    errors = [line for line in lines if ERROR.match(line)]
+    return next(iter([*reversed(errors), *reversed(lines)]), "it ended without a word")
 
 
 class Worker:
@@ -547,13 +551,9 @@ def compared(rows: list[dict[str, Any]]) -> list[str]:
             continue
         ours = found[FULL_PATH]
         for name in (name for name in ATTENTION_OF_PEERS if name in found):
-            ratio, best = (found[name][key] / ours[key] for key in ("step_s", "least_step_s"))
-            said.append(
-                f"{place}: {FULL_PATH} is {ratio:.2f} times as fast as {name} (best rounds {best:.2f})"
-            )
+            said.append(f"{place}: {FULL_PATH} is {ratio_of(found[name], ours)} as fast as {name}")
         if LOOP in found:
-            over, least = (ours[key] / found[LOOP][key] - 1 for key in ("step_s", "least_step_s"))
-            said.append(f"{place}: {FULL_PATH} takes {over:+.1%} over {LOOP} (best rounds {least:+.1%})")
+            said.append(f"{place}: {FULL_PATH} takes {ratio_of(ours, found[LOOP])} as long as {LOOP}")
     for precision in dict.fromkeys(precision for _, precision in keys):
         lengths = [length for length, other in keys if other == precision]
         for name in ENTRANTS:
@@ -567,6 +567,17 @@ def compared(rows: list[dict[str, Any]]) -> list[str]:
                 share = f"{rate / base:.3f} of its model FLOP/s"
                 said.append(f"{precision} {name}: at T={length:,} {share} at T={first:,}")
     return said
+
+
+def ratio_of(slower: dict[str, Any], faster: dict[str, Any]) -> str:
+    """How many times as long a step of the one takes: by medians, within each round, and by the best rounds.
+
+    Within a round neighbours are in time what they are in the list, where entrants take turns.
+    """
+    medians, best = (slower[key] / faster[key] for key in ("step_s", "least_step_s"))
+    pairs = zip(slower["rounds_s"], faster["rounds_s"], strict=False)
+    paired = statistics.median(one / other for one, other in pairs)
+    return f"{medians:.3f} times (round by round {paired:.3f}, best rounds {best:.3f})"
 
 
 def memory_by_length(precision: str, options: argparse.Namespace) -> list[dict[str, Any]]:
