@@ -272,7 +272,7 @@ def transformers_mistral(job: Job) -> Step:
 def let_flex_attention_autocast() -> None:
     """Give transformers' flex attention queries and keys in the dtype of the values.
 
-    Under autocast its rotation leaves them in float32: a mixture that costs more, where torch takes it at all.
+    Under autocast its rotation leaves them in float32, as for sdpa, whose inputs autocast itself casts.
     """
     from transformers import AttentionInterface
     from transformers.integrations.flex_attention import flex_attention_forward
