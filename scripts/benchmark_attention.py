@@ -23,7 +23,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -91,7 +91,7 @@ def main() -> int:
     torch._dynamo.config.recompile_limit = 1000
     torch._dynamo.config.fail_on_recompile_limit_hit = True
     console = Console(width=None if sys.stdout.isatty() else PIPED_WIDTH)
-    report = {**circumstances(options), "shapes": []}
+    report = {**circumstances(options.device, PACKAGES), "dtype": name_of(options.dtype), "shapes": []}
     for name in options.shapes:
         shape = benchmark(make_problem(name, options), options, console)
         report["shapes"].append(shape)
@@ -99,17 +99,21 @@ def main() -> int:
     return 0
 
 
-def circumstances(options: argparse.Namespace) -> dict[str, Any]:
+def circumstances(device: torch.device, packages: Sequence[str]) -> dict[str, Any]:
     """What a report says of how its figures came about."""
     return {
         "command": shlex.join(["python", *sys.argv]),
         "commit": commit(),
-        "device": device_name(options.device),
-        "threads": torch.get_num_threads() if options.device.type == "cpu" else None,
+        "device": device_name(device),
+        "threads": torch.get_num_threads() if device.type == "cpu" else None,
         "load_before": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
-        "dtype": str(options.dtype).removeprefix("torch."),
-        "versions": {name: version_of(name) for name in PACKAGES},
+        "versions": {name: version_of(name) for name in packages},
     }
+
+
+def name_of(dtype: torch.dtype) -> str:
+    """The dtype without the module's name."""
+    return str(dtype).removeprefix("torch.")
 
 
 def parse_options() -> argparse.Namespace:

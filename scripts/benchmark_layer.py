@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from attention_peers import Problem
 from benchmark_attention import (
+    PACKAGES,
     PIPED_WIDTH,
     Inputs,
     Stopwatch,
@@ -29,6 +30,7 @@ from benchmark_attention import (
     draw_documents,
     draw_inputs,
     make_problem,
+    name_of,
     parser_of_shapes,
     request_of,
     step,
@@ -51,7 +53,12 @@ def main() -> int:
     torch._dynamo.config.recompile_limit = 1000
     torch._dynamo.config.fail_on_recompile_limit_hit = True
     console = Console(width=None if sys.stdout.isatty() else PIPED_WIDTH)
-    report = {**circumstances(options), "compiled": not options.eager, "shapes": []}
+    report = {
+        **circumstances(options.device, PACKAGES),
+        "dtype": name_of(options.dtype),
+        "compiled": not options.eager,
+        "shapes": [],
+    }
     table = Table("", "backend", *("kernel ms", "layer ms", "least traffic ms", "layer over floor"))
     for name in options.shapes:
         row = time_layer(make_problem(name, options), options)

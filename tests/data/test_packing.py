@@ -85,6 +85,27 @@ def test_every_token_with_a_predecessor_is_a_target_once_an_epoch(
     assert sorted(targets) == [token for token in range(sum(lengths)) if token not in starts]
 
 
+@given(lengths=LENGTHS, sequence_length=st.integers(1, 20), seed=st.integers(0, 5))
+@settings(deadline=None)
+def test_without_document_masking_the_same_stream_is_one_document_a_sequence(
+    lengths: list[int], sequence_length: int, seed: int
+) -> None:
+    masked = pack(lengths, sequence_length, seed)
+    whole = PackedSequences(Split(lengths), sequence_length, seed, END, document_masking=False)  # type: ignore[arg-type]
+    targets = 0
+    for position in range(len(masked)):
+        usual, sequence = masked.sequence(position), whole.sequence(position)
+        real = int((usual["documents"] >= 0).sum())
+        assert (sequence["tokens"] == usual["tokens"]).all()
+        assert sequence["documents"].tolist() == [0] * real + [-1] * (sequence_length - real)
+        assert sequence["positions"].tolist() == [*range(real), *[0] * (sequence_length - real)]
+        assert (sequence["targets"][: real - 1] == sequence["tokens"][1:real]).all()
+        assert (sequence["targets"][real:] == -100).all()
+        assert (sequence["targets"] == usual["targets"])[usual["targets"] != -100].all()
+        targets += int((sequence["targets"] != -100).sum())
+    assert targets == sum(lengths) - 1
+
+
 def test_positions_and_document_ids_restart() -> None:
     sequence = pack([3, 2, 4], 6, None).sequence(0)
     assert sequence["tokens"].tolist() == [0, 1, 2, 3, 4, 5]

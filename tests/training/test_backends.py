@@ -7,6 +7,7 @@ import torch
 
 from windowlm.attention.backends import banded
 from windowlm.config import ConfigError, TrainConfig
+from windowlm.data.config import DataConfig
 from windowlm.evaluation.config import EvaluationConfig
 from windowlm.model.config import ModelConfig
 from windowlm.training.backends import chosen_backends
@@ -67,3 +68,16 @@ def test_the_precision_of_the_evaluation_counts_too(monkeypatch: pytest.MonkeyPa
         ConfigError, match=r"does not compute in torch\.float64.*evaluation\.precision=64-true"
     ):
         chosen_backends(config, CPU)
+
+
+def test_without_document_masking_training_needs_no_documents_and_the_evaluation_does(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(banded, "CAPABILITIES", replace(banded.CAPABILITIES, documents=False))
+    config = TrainConfig(
+        run_dir="run", model=ModelConfig(backend="banded"), data=DataConfig(document_masking=False)
+    )
+    with pytest.raises(ConfigError, match=r"documents.*\(evaluation\.precision=32-true\)"):
+        chosen_backends(config, CPU)
+    with pytest.raises(ConfigError, match=r"documents.*\(training\)"):
+        chosen_backends(replace(config, data=DataConfig()), CPU)

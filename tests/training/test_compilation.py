@@ -28,6 +28,7 @@ def test_the_compiled_decoder_computes_the_same(packed: bool, tokens: int) -> No
     documents_BT = torch.zeros(2, tokens, dtype=torch.int32)
     documents_BT[:, 9:] = 1
     batch = {
+        "tokens_BT": tokens_BT,
         "documents_BT": documents_BT if packed else None,
         "positions_BT": (torch.arange(tokens) - 9 * documents_BT).long() if packed else None,
     }

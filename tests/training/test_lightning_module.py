@@ -204,6 +204,24 @@ def test_a_step_reads_nothing_back_from_its_device() -> None:
         module.train_sums.read().loss()
 
 
+def test_without_document_masking_a_batch_needs_no_documents_and_padding_changes_nothing() -> None:
+    module = small_module(document_masking=False)
+    batch = rows(2)
+    batch["documents_BT"][1, 10:], batch["positions_BT"][1, 10:] = -1, 0
+    batch["targets_BT"][1, 9:] = UNSCORED
+    module.trainer = SimpleNamespace(datamodule=SimpleNamespace(next_batch=0))  # type: ignore[assignment]
+    moved = module.transfer_batch_to_device(batch, torch.device("cpu"), 0)
+    (visibility,) = moved["visibilities"].values()
+    assert visibility.documents is visibility.positions is None
+    masked = small_module()
+    masked.load_state_dict(module.state_dict())
+    masked.trainer = module.trainer
+    summed = module.training_step(moved, 0)
+    expected = masked.training_step(masked.transfer_batch_to_device(batch, torch.device("cpu"), 0), 0)
+    assert summed.item() == pytest.approx(expected.item(), rel=1e-6)
+    assert int(module.visible_pairs) == int(masked.visible_pairs)
+
+
 def test_the_state_of_a_half_filled_row_is_kept() -> None:
     module, other = small_module(), small_module()
     batch = rows(1)

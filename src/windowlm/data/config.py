@@ -29,6 +29,9 @@ class DataConfig:
         split_seed: Another seed gives other splits.
         sequence_length: Inputs of a training sequence, in tokens.
         batch_size: Sequences a batch and device.
+        document_masking: Tokens of one document never see another's and positions restart with each (as in
+            Llama 3, arXiv:2407.21783); false takes each training sequence for one document, end marks and
+            what follows them included (as in GPT-3, arXiv:2005.14165).
         validation_tokens: Tokens of the validation split that validation during training reads; null is all.
         workers: Processes that assemble batches beside the training process.
         cache_dir: Where prepared data goes; null is `data/` of the clone.
@@ -49,6 +52,7 @@ class DataConfig:
     split_seed: int = 0
     sequence_length: int = 1024
     batch_size: int = 1
+    document_masking: bool = True
     validation_tokens: int | None = 65_536
     workers: int = 0
     cache_dir: str | None = None

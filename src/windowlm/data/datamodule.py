@@ -78,7 +78,7 @@ class DocumentDataModule(lightning.LightningDataModule):
     def validation_bytes(self) -> Iterator[bytes]:
         """The UTF-8 bytes that validation reads, document by document, without end marks.
 
-        The first token of each document is among them, though nothing predicts it.
+        The first token of each document is among them, though with document masking nothing predicts it.
         """
         split, left = self.prepared.validation, self._validation_sequences() * self.data.sequence_length + 1
         for document in range(len(split)):
@@ -104,7 +104,13 @@ class DocumentDataModule(lightning.LightningDataModule):
 
     def _pack(self, split: TokenSplit, seed: int | None) -> PackedSequences:
         padding_token = self.prepared.tokenizer.end_of_document
-        return PackedSequences(split, self.data.sequence_length, seed, padding_token)
+        return PackedSequences(
+            split,
+            self.data.sequence_length,
+            seed,
+            padding_token,
+            document_masking=self.data.document_masking,
+        )
 
     def _load(self, sequences: PackedSequences, batches: EndlessBatches | list[list[int]]) -> DataLoader[Any]:
         return DataLoader(

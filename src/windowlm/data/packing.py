@@ -3,7 +3,7 @@
 The documents of a split, one after the other, are one long stream of tokens. Sequence k takes tokens
 `k * T` to `k * T + T - 1` as inputs and the tokens behind each as targets, so it reads one token more than it
 feeds, and neighbours overlap by that token: every token that has a predecessor in its document is a target
-exactly once an epoch.
+exactly once an epoch. Without document masking every token of the stream that has a predecessor is.
 """
 
 from __future__ import annotations
@@ -32,16 +32,26 @@ class PackedSequences(torch.utils.data.Dataset[dict[str, NDArray[Any]]]):
         sequence_length: Inputs of a sequence, T.
         seed: Documents and sequences are shuffled anew each epoch, by (seed, epoch); None keeps their order.
         padding_token: Input where there is no text: behind the last token.
+        document_masking: False takes the documents of a sequence for one.
 
     Attributes:
         sequences_per_epoch: After so many positions every token has been a target once.
     """
 
-    def __init__(self, split: TokenSplit, sequence_length: int, seed: int | None, padding_token: int) -> None:
+    def __init__(
+        self,
+        split: TokenSplit,
+        sequence_length: int,
+        seed: int | None,
+        padding_token: int,
+        *,
+        document_masking: bool = True,
+    ) -> None:
         self._split = split
         self._length = sequence_length
         self._seed = seed
         self._padding_token = padding_token
+        self._document_masking = document_masking
         self.sequences_per_epoch = -(-(split.token_count - 1) // sequence_length)
         self._epoch: int | None = None
 
@@ -76,6 +86,8 @@ class PackedSequences(torch.utils.data.Dataset[dict[str, NDArray[Any]]]):
             span = slice(filled, filled + len(part))
             tokens[span], documents[span], positions[span] = part, number, np.arange(len(part))
             filled, number, place = filled + len(part), number + 1, place + 1
+        if not self._document_masking:
+            documents[:filled], positions[:filled] = 0, np.arange(filled)
         scored = (documents[1:] == documents[:-1]) & (documents[1:] != PADDING)
         return {
             "tokens": tokens[:-1],

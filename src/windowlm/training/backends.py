@@ -26,13 +26,17 @@ def chosen_backends(config: TrainConfig, device: torch.device) -> list[str]:
             head_dim=model.head_dim,
             window=window,
             sinks=sinks,
-            documents=True,
+            documents=config.data.document_masking,
             dropout=model.attention_dropout,
             sink_logits=model.learned_sinks,
             logit_cap=model.logit_cap is not None,
         )
         evaluation = replace(
-            training, dtype=compute_dtype(config.evaluation.precision), dropout=0.0, gradients=False
+            training,
+            dtype=compute_dtype(config.evaluation.precision),
+            documents=True,
+            dropout=0.0,
+            gradients=False,
         )
         choices.append(_chosen(model.backend, training, "training"))
         _chosen(model.backend, evaluation, f"evaluation.precision={config.evaluation.precision}")

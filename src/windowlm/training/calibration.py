@@ -52,7 +52,7 @@ def calibrate(
 
     Args:
         model: on the CPU; it is not changed.
-        batch: a training batch.
+        batch: a training batch; without `documents_BT` and `positions_BT` each sequence is one document.
         precision: Lightning's name.
         device: where the run will be.
         compiled: as the run will be; compilation is not counted.

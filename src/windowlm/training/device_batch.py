@@ -14,14 +14,14 @@ def visibilities_on(model: Decoder, batch: Mapping[str, Any], device: torch.devi
 
     Args:
         model: the decoder.
-        batch: with ``documents_BT`` and ``positions_BT``.
+        batch: with ``tokens_BT``; each sequence is one document without ``documents_BT`` and ``positions_BT``.
         device: where the batch will be.
     """
-    visibilities = model.visibilities(batch["documents_BT"], batch["positions_BT"])
+    visibilities = model.visibilities(batch.get("documents_BT"), batch.get("positions_BT"))
     if device.type == "cpu":
         return visibilities
     for visibility in visibilities.values():
-        visibility.prepare(len(batch["documents_BT"]))
+        visibility.prepare(len(batch["tokens_BT"]))
 
     def move(tensor: torch.Tensor) -> torch.Tensor:
         tensor = tensor.pin_memory() if device.type == "cuda" else tensor

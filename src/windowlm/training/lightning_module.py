@@ -53,6 +53,8 @@ class LanguageModelModule(pl.LightningModule):
         loss_scaling: float16's; it must see the gradients before a fused optimizer would.
         hidden_states: of tokens and visibilities, ``model.hidden`` or the same compiled; None for the former.
         loss: of head and targets, a choice of ``head_loss``.
+        document_masking: False where each sequence is one document; padding then follows all text, which
+            causal attention cannot see, and kernels are spared the documents.
 
     Attributes:
         batches_trained: batches whose gradient has been taken, over the whole run.
@@ -80,6 +82,7 @@ class LanguageModelModule(pl.LightningModule):
         loss_scaling: bool = False,
         hidden_states: HiddenStates | None = None,
         loss: HeadLoss = linear_cross_entropy,
+        document_masking: bool = True,
     ) -> None:
         super().__init__()
         self.model = model
@@ -100,6 +103,7 @@ class LanguageModelModule(pl.LightningModule):
         self.loss_scaling = loss_scaling
         self.hidden_states = hidden_states or model.hidden
         self.head_loss = loss
+        self.document_masking = document_masking
         self.batches_trained = 0
         self.seconds_trained = 0.0
         self.seconds_per_step = 0.0
@@ -151,7 +155,8 @@ class LanguageModelModule(pl.LightningModule):
         self, batch: Batch, device: torch.device, dataloader_idx: int
     ) -> dict[str, Any]:
         """Add what the layers may see."""
-        visibilities = visibilities_on(self.model, batch, device)
+        shown = batch if self.document_masking else {"tokens_BT": batch["tokens_BT"]}
+        visibilities = visibilities_on(self.model, shown, device)
         moved: dict[str, Any] = super().transfer_batch_to_device(batch, device, dataloader_idx)
         return {**moved, "visibilities": visibilities}
 

@@ -215,6 +215,7 @@ class TrainingRun:
             loss_scaling=config.precision == "16-mixed",
             hidden_states=hidden_states(model, compiled=self.compiled),
             loss=head_loss(config.trainer.loss, config.precision, compiled=self.compiled),
+            document_masking=config.data.document_masking,
         )
 
     def _restore(self, module: LanguageModelModule, checkpoint: Path) -> None:
@@ -284,6 +285,8 @@ class TrainingRun:
     def _plan(self, model: Decoder, data: PreparedData, data_module: DocumentDataModule) -> Plan:
         config = self.config
         batch = next(iter(data_module.train_dataloader()))
+        if not config.data.document_masking:
+            batch = {name: batch[name] for name in ("tokens_BT", "targets_BT")}
         return Plan(
             config=config,
             cost=model_cost(
