@@ -14,7 +14,7 @@ def visibilities_on(model: Decoder, batch: Mapping[str, Any], device: torch.devi
 
     Args:
         model: the decoder.
-        batch: with ``tokens_BT``; each sequence is one document without ``documents_BT`` and ``positions_BT``.
+        batch: without ``documents_BT`` and ``positions_BT`` each sequence is one document.
         device: where the batch will be.
     """
     visibilities = model.visibilities(batch.get("documents_BT"), batch.get("positions_BT"))
