@@ -212,7 +212,8 @@ def draw_documents(batch: int, tokens: int, median: int, seed: int) -> Tensor:
     rows = []
     for _ in range(batch):
         lengths = (median * torch.randn(tokens, generator=generator).exp()).long().clamp(min=1)
-        rows.append(torch.repeat_interleave(torch.arange(tokens), lengths)[:tokens])
+        ends = lengths.cumsum(0)
+        rows.append(torch.searchsorted(ends, torch.arange(tokens), right=True))
     return torch.stack(rows).int()
 
 

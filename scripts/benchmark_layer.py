@@ -16,6 +16,7 @@ import json
 import statistics
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -64,14 +65,20 @@ def main() -> int:
         row = time_layer(make_problem(name, options), options)
         report["shapes"].append(row)
         table.add_row(*cells_of(row))
+        write(report, options.out)
     console.print(table)
     if options.layouts:
         report["layouts"] = vary_layouts(make_problem(options.shapes[0], options), options)
         console.print_json(data=report["layouts"])
-    if options.out is not None:
-        options.out.mkdir(parents=True, exist_ok=True)
-        (options.out / "layer.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        write(report, options.out)
     return 0
+
+
+def write(report: dict[str, Any], folder: Path | None) -> None:
+    """Write the report, where a folder is given."""
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "layer.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
 def parse_options() -> argparse.Namespace:
