@@ -205,7 +205,7 @@ def test_an_unknown_key_without_a_near_one_lists_the_settings_of_its_group() -> 
 @pytest.mark.parametrize(
     ("key", "value", "allowed", "correction"),
     [
-        ("precision", "fp8", "bf16-true", "precision=32-true"),
+        ("precision", "fp4", "bf16-true", "precision=fp8"),
         ("precision", "bf16-mix", "bf16-true", "precision=bf16-mixed"),
         ("model__layers", None, "a whole number", "model.layers=4"),
         ("trainer__max_steps", 1000.0, "a whole number or null", "trainer.max_steps=1000"),
@@ -250,7 +250,7 @@ def test_two_budgets_are_one_too_many() -> None:
 
 
 def test_a_precision_that_does_not_exist_lists_those_that_do() -> None:
-    error = error_of(precision="fp8")
+    error = error_of(precision="int8")
     assert error.key == "precision"
     for name in ("32-true", "16-mixed", "bf16-mixed", "bf16-true"):
         assert name in str(error)

@@ -77,6 +77,11 @@ class TrainConfig:
                 f"{key}=16-mixed: float16 needs a GPU, and trainer.device=cpu; allowed on a CPU: "
                 f"32-true, bf16-mixed, bf16-true; try {key}=bf16-mixed"
             )
+        if self.precision == "fp8" and self.trainer.device == "cpu":
+            raise ValueError(
+                "precision=fp8: float8 needs a GPU, and trainer.device=cpu; allowed on a CPU: 32-true, "
+                "bf16-mixed, bf16-true; try precision=bf16-true"
+            )
         if self.precision == "16-mixed" and self.trainer.loss == "pieces":
             raise ValueError(
                 "trainer.loss=pieces: precision=16-mixed scales the loss before its gradient is taken, which "

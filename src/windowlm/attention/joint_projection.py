@@ -16,6 +16,8 @@ def project_jointly(hidden_ND: Tensor, layers: Sequence[nn.Linear]) -> tuple[Ten
     The weights stay apart, as optimizers and checkpoints want them, and are put together for the product. One
     wide product is faster than several narrow ones, and the input's gradient need not be summed over them.
 
+    Layers of another kind, such as those that multiply in float8, are applied one by one.
+
     Args:
         hidden_ND: [..., D].
         layers: without biases, of D inputs each.
@@ -24,5 +26,7 @@ def project_jointly(hidden_ND: Tensor, layers: Sequence[nn.Linear]) -> tuple[Ten
         [..., outputs of the layer] for each layer.
     """
     assert all(layer.bias is None for layer in layers)
+    if any(type(layer) is not nn.Linear for layer in layers):
+        return tuple(layer(hidden_ND) for layer in layers)
     weight_OD = torch.cat([layer.weight for layer in layers])
     return torch.split(F.linear(hidden_ND, weight_OD), [layer.out_features for layer in layers], dim=-1)

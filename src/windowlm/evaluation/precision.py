@@ -18,6 +18,7 @@ WEIGHT_DTYPES = {
     "bf16-true": torch.bfloat16,
     "bf16-mixed": torch.float32,
     "16-mixed": torch.float32,
+    "fp8": torch.bfloat16,  # in training alone
 }
 AUTOCAST_DTYPES = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 

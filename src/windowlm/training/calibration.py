@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from windowlm.data.packing import UNSCORED
-from windowlm.evaluation.precision import AUTOCAST_DTYPES
+from windowlm.evaluation.precision import AUTOCAST_DTYPES, WEIGHT_DTYPES
 from windowlm.model.decoder import Decoder
 from windowlm.training.compilation import hidden_states
 from windowlm.training.config import Precision
@@ -61,11 +61,10 @@ def calibrate(
     gc.collect()
     reset_peak_memory(device)
     copied = copy.deepcopy(model).to(device)
-    if precision == "bf16-true":
-        copied = copied.to(torch.bfloat16)
+    copied = copied.to(WEIGHT_DTYPES[precision])
     visibilities = visibilities_on(copied, batch, device)
     batch = {name: tensor.to(device) for name, tensor in batch.items()}
-    hidden = hidden_states(copied, compiled=compiled)
+    hidden = hidden_states(copied, compiled=compiled, float8=precision == "fp8")
 
     def summed_loss() -> torch.Tensor:
         hidden_BTD = hidden(batch["tokens_BT"], visibilities=visibilities)

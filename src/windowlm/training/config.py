@@ -7,7 +7,7 @@ from windowlm.setting_text import setting_text
 
 DEFAULT_BUDGET_SECONDS = 180.0
 
-Precision = Literal["32-true", "16-mixed", "bf16-mixed", "bf16-true"]
+Precision = Literal["32-true", "16-mixed", "bf16-mixed", "bf16-true", "fp8"]
 
 
 def _at_least(owner: object, minimum: float, names: tuple[str, ...]) -> None:

@@ -35,6 +35,7 @@ from windowlm.training.checkpoint_writer import CheckpointWriter
 from windowlm.training.closing_screen import print_closing_screen
 from windowlm.training.compilation import hidden_states, is_compiled
 from windowlm.training.device import choose_device
+from windowlm.training.float8 import check_float8
 from windowlm.training.given_settings import given_settings
 from windowlm.training.lightning_module import LanguageModelModule
 from windowlm.training.linear_cross_entropy import head_loss
@@ -109,6 +110,7 @@ class TrainingRun:
         self.folder = RunFolder(invocation.output_dir)
         self.start: Start = find_start(config, invocation.output_dir)
         self.device = choose_device(config)
+        check_float8(config, self.device)
         self.compiled = is_compiled(config.trainer.compile, self.device)
         chosen_backends(config, self.device)  # refuses one that cannot serve the run
         self.budget = Budget.of(config.trainer)
@@ -213,7 +215,7 @@ class TrainingRun:
             seed=config.seed,
             identities=_identities(data),
             loss_scaling=config.precision == "16-mixed",
-            hidden_states=hidden_states(model, compiled=self.compiled),
+            hidden_states=hidden_states(model, compiled=self.compiled, float8=config.precision == "fp8"),
             loss=head_loss(config.trainer.loss, config.precision, compiled=self.compiled),
             document_masking=config.data.document_masking,
         )
@@ -342,7 +344,7 @@ class TrainingRun:
         trainer = pl.Trainer(
             accelerator="gpu" if self.device.type == "cuda" else "cpu",
             devices=1,
-            precision=config.precision,
+            precision="bf16-true" if config.precision == "fp8" else config.precision,
             accumulate_grad_batches=config.trainer.accumulate_batches,
             max_epochs=-1,
             check_val_every_n_epoch=None,
