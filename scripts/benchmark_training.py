@@ -47,7 +47,6 @@ from training_entrants import (
     Shape,
 )
 
-from windowlm.model.config import ModelConfig
 from windowlm.model.cost import model_cost
 from windowlm.training import peak_flops
 from windowlm.training.config import Precision
@@ -226,7 +225,7 @@ def shape_of(text: str, parser: argparse.ArgumentParser) -> Shape:
         )
     shape = Shape(**dict(zip(SIZES, map(int, numbers), strict=True)))
     try:
-        ModelConfig(**shape.sizes_of_model())
+        shape.model_config()
     except ValueError as error:
         parser.error(f"--shape {text}: {error}")
     if shape.vocabulary_size < 256 or shape.vocabulary_size == 257 or shape.tokens_per_step < 1:
@@ -469,6 +468,7 @@ def overrides_of(row: Row, options: argparse.Namespace, folder: Path) -> list[st
     steps = options.warmup + 2 * (options.rounds + 2) * options.steps
     return [
         *(f"model.{name}={size}" for name, size in shape.sizes_of_model().items()),
+        f"model.qk_norm={str(shape.model_config().qk_norm).lower()}",
         *options.text,
         f"data.sequence_length={shape.sequence_length}",
         f"data.batch_size={shape.batch}",
@@ -528,7 +528,7 @@ def facts_of(row: Row, options: argparse.Namespace) -> dict[str, Any]:
 
 def flops_per_token(shape: Shape) -> float:
     """Model FLOPs a token, forward and backward, pairs inside the window only."""
-    config = ModelConfig(**shape.sizes_of_model())
+    config = shape.model_config()
     return model_cost(config, shape.vocabulary_size, shape.sequence_length, 4).flops_per_token
 
 

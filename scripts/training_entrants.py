@@ -22,6 +22,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from windowlm.model.config import ModelConfig
+
 TRAIN = Path(__file__).resolve().parents[1] / "train.py"
 FULL_PATH, DOCUMENTS, LOOP = "windowlm", "windowlm documents", "windowlm loop"
 FLEX, SDPA = "transformers flex", "transformers sdpa"
@@ -59,12 +61,16 @@ class Shape:
         return self.batch * self.sequence_length
 
     def sizes_of_model(self) -> dict[str, int]:
-        """What ``ModelConfig`` is given, the rest being its defaults."""
+        """The sizes that ``ModelConfig`` is given."""
         return {
             name: size
             for name, size in asdict(self).items()
             if name not in ("vocabulary_size", "sequence_length", "tokens_per_step")
         }
+
+    def model_config(self) -> ModelConfig:
+        """The model of these sizes, the rest being its defaults but for the QK norm, which Mistral lacks."""
+        return ModelConfig(**self.sizes_of_model(), qk_norm=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,7 +189,6 @@ def windowlm_loop(job: Job) -> Step:
 
     from windowlm.data.packing import UNSCORED
     from windowlm.evaluation.precision import WEIGHT_DTYPES
-    from windowlm.model.config import ModelConfig
     from windowlm.model.decoder import Decoder
     from windowlm.training.compilation import hidden_states, is_compiled
     from windowlm.training.config import OptimizerConfig, TrainerConfig
@@ -195,7 +200,7 @@ def windowlm_loop(job: Job) -> Step:
     shape, settings = Shape(**job.shape), OptimizerConfig(lr=LEARNING_RATE)
     assert settings.gradient_clip is not None
     limit = settings.gradient_clip
-    model = Decoder(ModelConfig(**shape.sizes_of_model()), shape.vocabulary_size)
+    model = Decoder(shape.model_config(), shape.vocabulary_size)
     model = model.to(job.device, WEIGHT_DTYPES[job.precision])
     optimizer = build_optimizer(model, settings, fused=True)
     compiled = is_compiled(TrainerConfig().compile, torch.device(job.device))

@@ -80,7 +80,6 @@ def test_names_of_kernels(breakdown_module: Any, kernel: str, group: str) -> Non
 def test_floors_cover_every_parameter_of_the_products(breakdown_module: Any) -> None:
     import training_entrants
 
-    from windowlm.model.config import ModelConfig
     from windowlm.model.cost import model_cost
 
     shape = training_entrants.Shape(
@@ -88,7 +87,7 @@ def test_floors_cover_every_parameter_of_the_products(breakdown_module: Any) -> 
         sequence_length=32, tokens_per_step=64,
     )  # fmt: skip
     parameters = sum(i * o * count for i, o, count in breakdown_module.product_shapes(shape).values())
-    cost = model_cost(ModelConfig(**shape.sizes_of_model()), 256, 32, 4)
+    cost = model_cost(shape.model_config(), 256, 32, 4)
     assert parameters == cost.matmul_parameters
     floors = breakdown_module.floors_of(shape, "bf16-mixed", torch.device("cpu"))
     assert all(floors[group] > 0 for group in breakdown_module.GROUPS)
