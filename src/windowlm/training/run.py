@@ -48,7 +48,7 @@ from windowlm.training.provenance import provenance
 from windowlm.training.resuming import read_checkpoint
 from windowlm.training.run_ahead import RunAhead
 from windowlm.training.run_folder import RunFolder, Start, find_start, record_of
-from windowlm.training.schedule import Budget
+from windowlm.training.schedule import Budget, WindowWarmup
 from windowlm.training.signals import Interrupted, Signals
 from windowlm.training.stopping import INTERRUPTED, Stopping
 from windowlm.training.wandb_run import WandbRun
@@ -216,6 +216,7 @@ class TrainingRun:
             hidden_states=hidden_states(model, compiled=self.compiled),
             loss=head_loss(config.trainer.loss, config.precision, compiled=self.compiled),
             document_masking=config.data.document_masking,
+            window_warmup=WindowWarmup.of(config.trainer, model.layer_windows),
         )
 
     def _restore(self, module: LanguageModelModule, checkpoint: Path) -> None:
@@ -304,6 +305,8 @@ class TrainingRun:
                 self.device,
                 compiled=self.compiled,
                 loss=head_loss(config.trainer.loss, config.precision, compiled=self.compiled),
+                optimizer=config.optimizer,
+                window_limits=WindowWarmup.of(config.trainer, model.layer_windows).limits,
             ),
             budget=self.budget,
             run_dir=self.folder.path,
@@ -380,6 +383,10 @@ class TrainingRun:
         return math.ceil(plan.steps / validations)
 
     def _save_model(self, module: LanguageModelModule, data: PreparedData) -> None:
+        with module.averaged_weights():
+            self._save_weights(module, data)
+
+    def _save_weights(self, module: LanguageModelModule, data: PreparedData) -> None:
         config = self.config
         save_bundle(
             self.folder.model,
@@ -415,14 +422,16 @@ class TrainingRun:
             source_identity=data.source_identity,
             split=config.evaluation.split,
         )
-        result, _ = evaluate_model(
-            module.model.to(self.device),
-            self._scored_split(data),
-            data.tokenizer.token_bytes_V,
-            config.evaluation,
-            facts,
-            self.folder.evaluation,
-        )
+        model = module.model.to(self.device)
+        with module.averaged_weights():
+            result, _ = evaluate_model(
+                model,
+                self._scored_split(data),
+                data.tokenizer.token_bytes_V,
+                config.evaluation,
+                facts,
+                self.folder.evaluation,
+            )
         if self.wandb_run is not None:
             self.wandb_run.log_length(result, self.folder.evaluation / "length.png")
         return result
