@@ -31,7 +31,13 @@ GROUPS = [
 COMPANIONS = {
     ("data", "text"): ["data.path=README.md"],
     ("tokenizer", "file"): ["tokenizer.path=tokenizer.json"],
-    ("experiment", "books_300s"): ["data.path=README.md"],
+    **{
+        ("experiment", name): ["data.path=README.md"] for name in ("books_300s", "ablation", "ablation_plain")
+    },
+    **{
+        ("switch", path.stem): ["experiment=books_300s", "data.path=README.md"]
+        for path in CONF.glob("switch/*.yaml")
+    },
 }
 
 
@@ -71,7 +77,7 @@ def keys_of(values: object, prefix: str) -> set[str]:
 
 @pytest.mark.parametrize(("group", "option"), GROUPS)
 def test_a_yaml_holds_the_settings_of_its_dataclass_and_no_other(group: str, option: str) -> None:
-    if group in ("experiment", "hydra"):
+    if group in ("experiment", "switch", "hydra"):
         return
     held = keys_of(composed(f"{group}={option}", *COMPANIONS.get((group, option), []))[group], f"{group}.")
     fields = {

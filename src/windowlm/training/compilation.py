@@ -34,6 +34,11 @@ def hidden_states(model: Decoder, *, compiled: bool) -> HiddenStates:
     return hidden
 
 
+def forget_compiled() -> None:
+    """Drop the graphs of earlier runs of a sweep, which count against the number that torch allows."""
+    torch._dynamo.reset()
+
+
 def _hidden(model: Decoder, tokens_BT: Tensor, visibilities: Visibilities) -> Tensor:
     return model.hidden(tokens_BT, visibilities=visibilities)
 

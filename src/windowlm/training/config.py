@@ -174,11 +174,13 @@ class TrainerConfig:
 class CheckpointConfig:
     """Args:
     every_n_steps: steps between two saves of the last state; it is saved at the end as well.
+    keep: whether a finished run keeps its states of training; its model stays in any case.
     """
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
     every_n_steps: int = 250
+    keep: bool = True
 
     def __post_init__(self) -> None:
         _at_least(self, 1, ("every_n_steps",))

@@ -4,6 +4,7 @@ import logging
 import math
 import secrets
 import shlex
+import shutil
 import sys
 import warnings
 from dataclasses import asdict
@@ -33,7 +34,7 @@ from windowlm.training.calibration import calibrate
 from windowlm.training.checkpoint_io import AtomicCheckpointIO
 from windowlm.training.checkpoint_writer import CheckpointWriter
 from windowlm.training.closing_screen import print_closing_screen
-from windowlm.training.compilation import hidden_states, is_compiled
+from windowlm.training.compilation import forget_compiled, hidden_states, is_compiled
 from windowlm.training.device import choose_device
 from windowlm.training.given_settings import given_settings
 from windowlm.training.lightning_module import LanguageModelModule
@@ -142,6 +143,8 @@ class TrainingRun:
                 style="yellow",
                 highlight=False,
             )
+        if self.compiled:
+            forget_compiled()
         torch.manual_seed(config.seed)
         data = prepare_tokens(config.data, config.tokenizer)
         data_module = DocumentDataModule(data, config.data, seed=config.seed)
@@ -173,6 +176,8 @@ class TrainingRun:
         self.signals.check()
         result = self._evaluate(module, data)
         self._end("finished")
+        if not config.checkpoint.keep:
+            shutil.rmtree(self.folder.checkpoints, ignore_errors=True)
         print_closing_screen(
             self.console,
             config,
