@@ -17,6 +17,8 @@ from windowlm.config import (
     unknown_key_error,
 )
 from windowlm.model.config import ModelConfig
+from windowlm.model.cost import model_cost
+from windowlm.training.schedule import WindowWarmup
 
 CONF = Path(__file__).parents[1] / "conf"
 GROUPS = [
@@ -29,6 +31,13 @@ GROUPS = [
 COMPANIONS = {
     ("data", "text"): ["data.path=README.md"],
     ("tokenizer", "file"): ["tokenizer.path=tokenizer.json"],
+    **{
+        ("experiment", name): ["data.path=README.md"] for name in ("books_300s", "ablation", "ablation_plain")
+    },
+    **{
+        ("switch", path.stem): ["experiment=books_300s", "data.path=README.md"]
+        for path in CONF.glob("switch/*.yaml")
+    },
 }
 
 
@@ -68,7 +77,7 @@ def keys_of(values: object, prefix: str) -> set[str]:
 
 @pytest.mark.parametrize(("group", "option"), GROUPS)
 def test_a_yaml_holds_the_settings_of_its_dataclass_and_no_other(group: str, option: str) -> None:
-    if group in ("experiment", "hydra"):
+    if group in ("experiment", "switch", "hydra"):
         return
     held = keys_of(composed(f"{group}={option}", *COMPANIONS.get((group, option), []))[group], f"{group}.")
     fields = {
@@ -326,3 +335,23 @@ def test_the_evaluation_command_composes_and_validates() -> None:
     config = check_config(EvaluateConfig, {str(key): value for key, value in values.items()})
     assert config.data.given() == {"path": "book.txt"}
     assert config.evaluation.max_targets is None
+
+
+def test_the_recipe_for_books_keeps_the_limits_that_it_is_compared_under() -> None:
+    config = check_config(TrainConfig, composed("experiment=books_300s", "data.path=README.md"))
+    cost = model_cost(config.model, 256, config.data.sequence_length, 2)
+    assert config.tokenizer.kind == "bytes"
+    assert cost.parameters <= 42_000_000
+    assert all(window is not None and window <= 1024 for window in config.model.layer_windows())
+    assert config.data.sequence_length == 8192
+    assert config.trainer.max_seconds == 300
+    limits = WindowWarmup.of(config.trainer, config.model.layer_windows()).limits
+    assert len(limits) <= 4
+
+
+@pytest.mark.parametrize(("window", "better"), [(16, "8"), ("null", "null")])
+def test_a_window_warm_up_that_would_grow_nothing_is_refused(window: int | str, better: str) -> None:
+    values = composed("trainer.window_warmup=16", f"model.window={window}")
+    with pytest.raises(ConfigError) as raised:
+        check_config(TrainConfig, values)
+    assert raised.value.correction == f"trainer.window_warmup={better}"

@@ -88,6 +88,19 @@ class TrainConfig:
                 "pieces cannot wait for; try trainer.loss=auto"
             )
 
+        self._check_window_warmup()
+
+    def _check_window_warmup(self) -> None:
+        start = self.trainer.window_warmup
+        largest = max((window for window in self.model.layer_windows() if window is not None), default=0)
+        if start is not None and start >= largest:
+            what = f"the largest window is {largest}" if largest else "no layer has a window"
+            good = largest // 2 or "null"
+            raise ValueError(
+                f"trainer.window_warmup={start}: windows grow from it, and {what}; "
+                f"try trainer.window_warmup={good}"
+            )
+
     def float16_key(self) -> str | None:
         """The first setting that asks for float16, which no CPU trains or scores in; None for none."""
         asked = {"precision": self.precision, "evaluation.precision": self.evaluation.precision}

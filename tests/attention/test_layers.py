@@ -47,6 +47,16 @@ def test_the_bidirectional_layer_sees_both_sides() -> None:
     assert (gradient[0].abs().sum(-1) > 0).nonzero()[:, 0].tolist() == [3, 4, 5, 6, 7]
 
 
+def test_a_narrower_visibility_makes_the_layer_one_of_that_window() -> None:
+    hidden_BTD = torch.randn(2, 12, 16)
+    wide, narrow = (SlidingWindowAttention(16, 2, 8, window, dropout=0.0) for window in (5, 3))
+    narrow.load_state_dict(wide.state_dict())
+    shown = wide(hidden_BTD, visibility=Visibility.build(window=3))
+    assert torch.equal(shown, narrow(hidden_BTD))
+    with pytest.raises(ValueError, match="visibility has window=3"):
+        SlidingWindowAttention(16, 2, 8, None)(hidden_BTD, visibility=Visibility.build(window=3))
+
+
 @pytest.mark.parametrize("window", [5, None])
 def test_padding_changes_nothing_and_gives_zeros(window: int | None) -> None:
     torch.manual_seed(0)
@@ -258,8 +268,9 @@ def test_inputs_that_do_not_fit_are_refused() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             layer(hidden_BTD, **options)
-    with pytest.raises(ValueError, match="visibility has window=6"):
-        layer(hidden_BTD, visibility=Visibility.build(window=6))
+    for wider in (6, None):
+        with pytest.raises(ValueError, match=f"visibility has window={wider}"):
+            layer(hidden_BTD, visibility=Visibility.build(window=wider))
     with pytest.raises(ValueError, match="mask beside visibility"):
         layer(hidden_BTD, torch.ones(1, 12, dtype=torch.bool), visibility=Visibility.build(window=5))
 

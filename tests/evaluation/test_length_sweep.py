@@ -5,10 +5,13 @@ import math
 
 import numpy as np
 import pytest
+import torch
 
 from windowlm.errors import UserError
 from windowlm.evaluation.config import EvaluationConfig
 from windowlm.evaluation.length_sweep import length_sweep, plan_targets
+from windowlm.model.config import ModelConfig
+from windowlm.model.decoder import Decoder
 
 from .fakes import MemoryDocuments, ReachModel, UniformModel, one_byte_each, random_documents
 
@@ -144,3 +147,27 @@ def test_a_diverged_model_is_a_clear_error():
     model.head.weight.data *= 1e6
     with pytest.raises(UserError, match="diverged"):
         sweep(model, random_documents([100]), one_byte_each())
+
+
+def test_overlapping_windows_from_the_start_of_each_book_scored_in_their_second_halves():
+    """The protocol of books: windows of 2c bytes every c bytes, the first so many of each, by hand."""
+    c, windows = 16, 3
+    documents = random_documents([300, 64, 65])
+    torch.manual_seed(0)
+    shape = ModelConfig(layers=2, dim=16, heads=2, kv_heads=1, head_dim=8, feed_forward_dim=16, window=8)
+    model = Decoder(shape, 11)
+    result = sweep(
+        *(model, documents, one_byte_each()),
+        lengths=[c],
+        max_targets=None,
+        max_targets_per_document=windows * c,
+    )
+    nats = []
+    for document in range(len(documents)):
+        for number in range(windows):
+            window = torch.from_numpy(documents.read(document, number * c, number * c + 2 * c))
+            log_probabilities = model.double()(window[None])[0].log_softmax(-1)
+            nats += [-float(log_probabilities[place - 1, window[place]]) for place in range(c, 2 * c)]
+    (row,) = result["rows"]
+    assert row["targets"] == row["bytes"] == len(nats) == 3 * windows * c
+    assert row["bits_per_byte"] == pytest.approx(math.fsum(nats) / len(nats) / math.log(2), rel=1e-12)

@@ -24,10 +24,20 @@ def test_what_is_not_given_is_as_in_the_run_or_the_run_of_the_model(tmp_path):
 
 @pytest.mark.parametrize("data", [{"path": "book.txt"}, {"name": "pg19"}])
 def test_of_other_data_every_target_is_scored_in_float32_and_in_no_split(tmp_path, data):
-    settings = {"max_targets": 7, "precision": "bf16-true", "context_lengths": [64]}
+    settings = {
+        "max_targets": 7,
+        "max_targets_per_document": 3,
+        "precision": "bf16-true",
+        "context_lengths": [64],
+    }
     (tmp_path / "config.json").write_text(json.dumps({"evaluation": settings}))
     values = {"checkpoint": str(tmp_path), "data": data, "evaluation": {}}
-    whole = {"max_targets": None, "precision": "32-true", "context_lengths": [64]}
+    whole = {
+        "max_targets": None,
+        "max_targets_per_document": None,
+        "precision": "32-true",
+        "context_lengths": [64],
+    }
     assert with_own_settings(values)["evaluation"] == whole
     given = {"max_targets": 5, "precision": "bf16-mixed"}
     assert with_own_settings({**values, "evaluation": given})["evaluation"] == whole | given

@@ -79,3 +79,8 @@ def test_pairs_are_those_of_the_mask(windows: list[int | None], sinks: int) -> N
     assert pairs_by_position(shape, 20) == seen.sum(-1).flatten().tolist()
     flops = model_cost(shape, 300, 20, 4).attention_flops_per_token
     assert flops == pytest.approx(4 * 4 * 16 * int(seen.sum()) / 20)
+
+
+def test_pairs_under_a_limit_are_those_of_smaller_windows() -> None:
+    limited = pairs_by_position(config(window=[8, None, 20], attention_sinks=2), 40, window_limit=10)
+    assert limited == pairs_by_position(config(window=[8, None, 10], attention_sinks=2), 40)

@@ -3,6 +3,7 @@ import torch
 
 from windowlm.model.config import ModelConfig
 from windowlm.model.decoder import Decoder
+from windowlm.training.calibration import calibrate
 from windowlm.training.compilation import hidden_states, is_compiled
 from windowlm.training.device_batch import visibilities_on
 
@@ -43,3 +44,24 @@ def test_the_compiled_decoder_computes_the_same(packed: bool, tokens: int) -> No
     for plain, compiled_one in zip(*outcomes, strict=True):
         torch.testing.assert_close(compiled_one, plain, rtol=1e-9, atol=1e-12)
     assert all("_orig_mod" not in name for name in model.state_dict())
+
+
+def test_a_calibrated_window_warm_up_compiles_nothing_more() -> None:
+    torch.manual_seed(0)
+    shape = ModelConfig(layers=2, dim=16, heads=2, kv_heads=1, head_dim=8, feed_forward_dim=16, window=16)
+    model = Decoder(shape, 20)
+    tokens_BT = torch.randint(20, (2, 24))
+    batch = {
+        "tokens_BT": tokens_BT,
+        "targets_BT": tokens_BT.roll(-1, 1),
+        "documents_BT": torch.zeros(2, 24, dtype=torch.int32),
+        "positions_BT": torch.arange(24).repeat(2, 1),
+    }
+    calibrate(model, batch, "32-true", CPU, compiled=True, window_limits=(4, 8, None))
+    hidden = hidden_states(model, compiled=True)
+    for limit in (4, 8, None):
+        visibilities = visibilities_on(model, batch, CPU, limit)
+        with torch.compiler.set_stance("fail_on_recompile"):
+            hidden_BTD = hidden(tokens_BT, visibilities=visibilities)
+        expected_BTD = model.hidden(tokens_BT, visibilities=visibilities)
+        torch.testing.assert_close(hidden_BTD, expected_BTD, rtol=1e-4, atol=1e-5)

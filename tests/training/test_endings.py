@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from tests.training.offline_wandb import read_offline_run
+from windowlm.bundle import load
 from windowlm.command_line import Invocation
 from windowlm.config import ConfigError, TrainConfig, check_config
 from windowlm.errors import UserError
@@ -448,3 +449,43 @@ def test_a_killed_write_leaves_no_large_file_for_good(start: Start, tmp_path: Pa
     shutil.copy(tmp_path / "other" / "config.json", tmp_path / "run" / "config.json")
     assert start("run") == 0
     assert sorted(path.name for path in partial.parent.iterdir()) == ["best.ckpt", "last.ckpt"]
+
+
+SCHEDULES: dict[str, Any] = {
+    "trainer": {"window_warmup": 2, "window_warmup_fraction": 0.8},
+    "optimizer": {
+        "kind": "muon",
+        "muon_momentum_warmup": 0.9,
+        "embedding_lr": 1e-2,
+        "vector_lr": 1e-3,
+        "averaging": 0.5,
+    },
+}
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-true"])
+def test_a_run_with_every_schedule_goes_on_bit_by_bit(
+    precision: str, start: Start, before: Callable[..., None], tmp_path: Path
+) -> None:
+    assert start("whole", precision=precision, **SCHEDULES) == 0
+    before("training_step", 2, lambda _: send(signal.SIGINT))
+    assert start("cut", precision=precision, **SCHEDULES) == 75
+    assert steps_saved(tmp_path / "cut") == 3
+    assert start("cut", precision=precision, **SCHEDULES) == 0
+    assert rows(tmp_path / "cut") == rows(tmp_path / "whole")
+    one, other = (load(tmp_path / name).model.state_dict() for name in ("cut", "whole"))
+    assert all(torch.equal(value, other[name]) for name, value in one.items())
+    saved = torch.load(tmp_path / "cut" / "checkpoints" / "last.ckpt", weights_only=True)
+    last = saved["state_dict"]["model.embedding.weight"]
+    average = saved["windowlm"]["average"][0]
+    assert not torch.equal(last.float(), average)
+    assert torch.equal(one["embedding.weight"], average.to(last.dtype))
+
+
+def test_a_finished_run_with_an_average_is_evaluated_again_alike(start: Start, tmp_path: Path) -> None:
+    assert start("run", **SCHEDULES) == 0
+    result = tmp_path / "run" / "evaluation" / "length.json"
+    first = json.loads(result.read_text())
+    shutil.rmtree(result.parent)
+    assert start("run", **SCHEDULES) == 0
+    assert json.loads(result.read_text())["rows"] == first["rows"]

@@ -14,7 +14,7 @@ from windowlm.model.decoder import Decoder
 from windowlm.training.config import OptimizerConfig
 from windowlm.training.lightning_module import LanguageModelModule
 from windowlm.training.non_finite import NonFiniteError
-from windowlm.training.schedule import Budget
+from windowlm.training.schedule import Budget, WindowWarmup
 
 VOCABULARY, LENGTH = 23, 16
 SHAPE = ModelConfig(layers=1, dim=16, heads=2, kv_heads=1, head_dim=8, feed_forward_dim=16, window=4)
@@ -181,7 +181,7 @@ def test_a_step_that_outlasts_the_budget_still_learns() -> None:
 
 def test_tables_follow_the_module_to_its_device_and_keep_their_dtype() -> None:
     module = small_module().to(torch.bfloat16).to("meta")
-    for table in (module.token_bytes_V, module.pairs_by_position_T, module.visible_pairs):
+    for table in (module.token_bytes_V, module.pairs_by_position_ST, module.visible_pairs):
         assert table.device.type == "meta"
         assert table.dtype is torch.int64
     assert {name.split(".")[0] for name in module.state_dict()} == {"model"}
@@ -264,3 +264,30 @@ def test_visible_pairs_are_counted_inside_window_and_document() -> None:
     windowed = (1 + 2 + 3 + 3 + 3) + (1 + 2)
     full = (1 + 2 + 3 + 4 + 5) + (1 + 2)
     assert int(module._count_pairs(batch)) == windowed + full
+
+
+def test_windows_of_a_step_follow_the_budget_and_pairs_follow_them_and_validation_sees_whole_ones() -> None:
+    module = LanguageModelModule(
+        Decoder(ModelConfig(layers=2, window=[16, None]), VOCABULARY),
+        OptimizerConfig(),
+        Budget(steps=4),
+        np.ones(VOCABULARY, dtype=np.int64),
+        sequence_length=LENGTH,
+        batch_size=1,
+        accumulate_batches=2,
+        seed=0,
+        window_warmup=WindowWarmup(limits=(4, 8, None), fraction=0.5),
+    )
+    seen, pairs = [], []
+    for batches in range(8):
+        module.batches_trained = batches
+        moved = module.transfer_batch_to_device(rows(1), torch.device("cpu"), 0)
+        seen.append(moved["visibilities"][16].window)
+        assert moved["visibilities"][None].window is None
+        pairs.append(int(module._count_pairs(moved)))
+    assert seen == [4, 4, 8, 8, 16, 16, 16, 16]
+    full = LENGTH * (LENGTH + 1) // 2
+    assert pairs[::2] == [full + 10 + 12 * 4, full + 36 + 8 * 8, 2 * full, 2 * full]
+    module.batches_trained = 0
+    module.eval()
+    assert module.transfer_batch_to_device(rows(1), torch.device("cpu"), 0)["visibilities"][16].window == 16

@@ -1,6 +1,6 @@
 import torch
 
-from windowlm.model.config import ModelConfig
+from windowlm.model.config import ModelConfig, NgramEmbeddingsConfig
 from windowlm.model.decoder import Decoder
 from windowlm.training.config import OptimizerConfig
 from windowlm.training.optimizer import RATE_SHARE, build_optimizer
@@ -40,3 +40,28 @@ def test_muon_takes_the_matrices_of_the_blocks_and_adamw_the_rest_at_their_own_r
     assert {"embedding.weight", "blocks.0.attention.gate.weight"} <= of_adamw
     assert len(of_adamw) + len(muon["params"]) == len(list(model.parameters()))
     assert (muon["lr"], muon[RATE_SHARE], {group[RATE_SHARE] for group in rest}) == (6e-3, 3.0, {1.0})
+
+
+def test_tables_and_vectors_have_rates_of_their_own_where_these_are_given() -> None:
+    shape = ModelConfig(
+        layers=2,
+        dim=16,
+        heads=2,
+        kv_heads=1,
+        head_dim=8,
+        feed_forward_dim=8,
+        tied_embeddings=False,
+        value_embeddings=1,
+        ngram_embeddings=NgramEmbeddingsConfig(orders=[2], buckets=9, dim=4),
+    )
+    model = Decoder(shape, 20)
+    config = OptimizerConfig(lr=2e-3, embedding_lr=1e-2, vector_lr=1e-3)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    shares = {
+        names[id(p)]: group[RATE_SHARE]
+        for group in build_optimizer(model, config, fused=False).param_groups
+        for p in group["params"]
+    }
+    tables = {"embedding.weight", "value_embeddings.0.weight", "ngram_embedding.tables.weight"}
+    for name, parameter in model.named_parameters():
+        assert shares[name] == (5.0 if name in tables else 0.5 if parameter.ndim != 2 else 1.0)

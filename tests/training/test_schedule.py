@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from windowlm.training.config import OptimizerConfig, TrainerConfig
-from windowlm.training.schedule import Budget, Spent, learning_rate_factor
+from windowlm.training.schedule import Budget, Spent, WindowWarmup, learning_rate_factor, muon_momentum
 
 SCHEDULES = ["cosine", "warmup_stable_decay", "constant"]
 
@@ -55,3 +55,31 @@ def test_the_budget_that_is_given_is_the_one_that_counts() -> None:
     assert Budget.of(TrainerConfig(max_tokens=600)).progress(spent) == 0.5
     assert Budget.of(TrainerConfig(max_seconds=40)).progress(spent) == 0.5
     assert Budget.of(TrainerConfig()).seconds == 180
+
+
+def test_windows_double_in_equal_shares_until_the_largest_is_whole() -> None:
+    warmup = WindowWarmup.of(TrainerConfig(window_warmup=128, window_warmup_fraction=0.6), [512, None, 1024])
+    assert warmup.limits == (128, 256, 512, None)
+    assert [warmup.limits[warmup.stage(progress)] for progress in (0, 0.19, 0.21, 0.39, 0.41, 0.59)] == [
+        *[128, 128],
+        *[256, 256],
+        *[512, 512],
+    ]
+    assert [warmup.limits[warmup.stage(progress)] for progress in (0.6, 1.0, 2.0)] == [None] * 3
+
+
+@pytest.mark.parametrize(
+    "trainer", [TrainerConfig(), TrainerConfig(window_warmup=4, window_warmup_fraction=0.0)]
+)
+def test_without_a_warm_up_windows_are_whole_from_the_start(trainer: TrainerConfig) -> None:
+    warmup = WindowWarmup.of(trainer, [16, None])
+    assert warmup.limits[warmup.stage(0.0)] is None
+
+
+def test_muons_momentum_rises_to_its_value() -> None:
+    settings = OptimizerConfig(muon_momentum=0.95, muon_momentum_warmup=0.2)
+    assert [muon_momentum(settings, progress) for progress in (0.0, 0.1, 0.2, 1.0)] == pytest.approx(
+        [0.85, 0.9, 0.95, 0.95]
+    )
+    assert muon_momentum(OptimizerConfig(), 0.0) == 0.95
+    assert muon_momentum(OptimizerConfig(muon_momentum=0.5, muon_momentum_warmup=0.2), 0.1) == 0.5

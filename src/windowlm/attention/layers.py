@@ -14,7 +14,7 @@ from .dispatch import attention, check_dropout, check_logit_cap, check_visibilit
 from .joint_projection import project_jointly
 from .rotary import RotaryEmbedding, Rotation
 from .short_convolution import ShortConvolution, check_taps
-from .window import Visibility, check_causal, check_sinks, check_window
+from .window import Visibility, check_causal, check_sinks, check_window, narrowed
 
 DEFAULT_ROTARY = RotaryConfig()
 
@@ -143,8 +143,8 @@ class SlidingWindowAttention(nn.Module):
             hidden_BTD: [B, T, dim].
             mask: bool [B, T], True where there is a token, False for padding.
             positions_BT: whole-number positions for the rotation, default 0 .. T-1.
-            visibility: built once a batch and shared by layers of one window; without it the layer builds
-                its own from `mask`.
+            visibility: built once a batch and shared by layers of one window, or of a smaller one, which
+                shows less; without it the layer builds its own from `mask`.
             value_embedding_BTE: [B, T, kv_heads * dim_head], what is mixed with the values.
 
         Returns:
@@ -152,9 +152,9 @@ class SlidingWindowAttention(nn.Module):
 
         Raises:
             ValueError: for a hidden state of other rank, size, dtype or device, a mask or positions of
-                another shape, dtype or device, a mask beside a visibility, or a visibility of another window,
-                direction, number of sinks or shape, or value embeddings that are missing, not asked for, or
-                of another shape.
+                another shape, dtype or device, a mask beside a visibility, or a visibility of a wider window,
+                another direction, number of sinks or shape, or value embeddings that are missing, not asked
+                for, or of another shape.
         """
         self._check_hidden(hidden_BTD)
         if positions_BT is not None:
@@ -264,7 +264,7 @@ class SlidingWindowAttention(nn.Module):
             raise ValueError("mask beside visibility: give the mask to Visibility.build(mask_BT=...) instead")
         check_visibility(visibility)
         given = (visibility.window, visibility.causal, visibility.sinks)
-        if given != (self.window_size, self.causal, self.sinks):
+        if given != (narrowed(self.window_size, visibility.window), self.causal, self.sinks):
             raise ValueError(
                 f"visibility has window={given[0]}, causal={given[1]}, sinks={given[2]}, the layer "
                 f"window_size={self.window_size}, causal={self.causal}, sinks={self.sinks}; "

@@ -43,6 +43,11 @@ def check_window(window: object, name: str = "window") -> int | None:
     return window
 
 
+def narrowed(window: int | None, limit: int | None) -> int | None:
+    """The window, or the limit where that is smaller; no window stays none."""
+    return window if window is None or limit is None else min(window, limit)
+
+
 def check_sinks(sinks: object) -> None:
     """Raise ValueError unless the number of sinks is a whole number from 0 on."""
     if isinstance(sinks, bool) or not isinstance(sinks, int) or sinks < 0:

@@ -17,6 +17,8 @@ class EvaluationConfig:
             short).
         max_targets: tokens scored at each context length, spread over the documents; null scores every
             token that has the longest context.
+        max_targets_per_document: tokens scored of each document, the first that have the longest context;
+            null for no such bound.
         split: documents of the run's data to score.
         precision: Lightning's name, or ``64-true``; 16-mixed needs a GPU.
         batch_tokens: tokens in one forward pass; one window that is longer goes alone.
@@ -26,6 +28,7 @@ class EvaluationConfig:
 
     context_lengths: list[int] | None = None
     max_targets: int | None = 16_384
+    max_targets_per_document: int | None = None
     split: Literal["validation", "test"] = "validation"
     precision: Literal["32-true", "16-mixed", "bf16-mixed", "bf16-true", "64-true"] = "32-true"
     batch_tokens: int = 16_384
@@ -47,6 +50,11 @@ class EvaluationConfig:
             raise ValueError(
                 f"max_targets={self.max_targets}: at least 1, or null for every token that has the longest "
                 "context; try max_targets=16384"
+            )
+        if self.max_targets_per_document is not None and self.max_targets_per_document < 1:
+            raise ValueError(
+                f"max_targets_per_document={self.max_targets_per_document}: at least 1, or null for no "
+                "bound; try max_targets_per_document=65536"
             )
         if self.batch_tokens < 1:
             raise ValueError(f"batch_tokens={self.batch_tokens}: at least 1; try batch_tokens=16384")

@@ -38,7 +38,13 @@ def plan_targets(
     """
     text_lengths = np.asarray(documents.lengths, dtype=np.int64) - 1
     context_lengths = resolve_context_lengths(evaluation.context_lengths, training_length, text_lengths)
-    targets = choose_targets(documents, token_bytes_V, context_lengths[-1], evaluation.max_targets)
+    targets = choose_targets(
+        documents,
+        token_bytes_V,
+        context_lengths[-1],
+        evaluation.max_targets,
+        evaluation.max_targets_per_document,
+    )
     return context_lengths, targets
 
 

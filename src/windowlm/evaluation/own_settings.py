@@ -13,7 +13,7 @@ def with_own_settings(values: dict[str, Any]) -> dict[str, Any]:
     """Settings of ``scripts/evaluate.py`` with ``evaluation`` filled up from the run's own.
 
     A run's own data are scored as the run scored them. Of other data, ``data.path`` or ``data.name``, every
-    target is, in float32, unless ``evaluation.max_targets`` and ``evaluation.precision`` say otherwise.
+    target is, in float32, unless the bounds of the targets and ``evaluation.precision`` say otherwise.
 
     Args:
         values: composed settings, in ``evaluation`` those that are given.
@@ -28,7 +28,7 @@ def with_own_settings(values: dict[str, Any]) -> dict[str, Any]:
                 f"evaluation.split={given['split']}: other data are scored whole, in no split; leave it "
                 "away, or data.path and data.name"
             )
-        own |= {"max_targets": None, "precision": "32-true"}
+        own |= {"max_targets": None, "max_targets_per_document": None, "precision": "32-true"}
     return {**values, "evaluation": own | given}
 
 

@@ -104,7 +104,11 @@ class ScoredWindow:
 
 
 def choose_targets(
-    documents: Documents, token_bytes_V: npt.NDArray[np.int64], longest_context: int, max_targets: int | None
+    documents: Documents,
+    token_bytes_V: npt.NDArray[np.int64],
+    longest_context: int,
+    max_targets: int | None,
+    max_targets_per_document: int | None = None,
 ) -> TargetSet:
     """Target regions of the documents that are longer than the longest context.
 
@@ -117,8 +121,11 @@ def choose_targets(
         token_bytes_V: UTF-8 bytes that each token stands for.
         longest_context: tokens before the first target, C.
         max_targets: largest number of targets; None for all.
+        max_targets_per_document: largest number in a document; None for all.
     """
     available = np.asarray(documents.lengths, dtype=np.int64) - 1 - longest_context
+    if max_targets_per_document is not None:
+        available = np.minimum(available, max_targets_per_document)
     order = sorted(np.flatnonzero(available > 0).tolist(), key=documents.document_hash)
     shares = _spread(available[order], longest_context, max_targets)
     regions = []

@@ -8,7 +8,7 @@ appendix B, with pairs counted inside the window only).
 from dataclasses import dataclass
 from itertools import pairwise
 
-from windowlm.attention.window import receptive_field, visible_pairs
+from windowlm.attention.window import narrowed, receptive_field, visible_pairs
 from windowlm.model.config import ModelConfig
 
 
@@ -90,14 +90,15 @@ def model_cost(
     )
 
 
-def pairs_by_position(config: ModelConfig, length: int) -> list[int]:
+def pairs_by_position(config: ModelConfig, length: int, window_limit: int | None = None) -> list[int]:
     """Query-key pairs of all layers that the token at each position of a document adds, ``[length]``.
 
     Args:
         config: shape of the model.
         length: positions to tabulate.
+        window_limit: no window shows more keys; None for no limit.
     """
-    seen = _most_keys(config)
+    seen = _most_keys(config, window_limit)
     up_to = [sum(visible_pairs(tokens, keys) for keys in seen) for tokens in range(length + 1)]
     return [after - before for before, after in pairwise(up_to)]
 
@@ -112,11 +113,12 @@ def _reach(config: ModelConfig) -> int | None:
     return None if seen is None else seen + further + config.attention_sinks
 
 
-def _most_keys(config: ModelConfig) -> list[int | None]:
+def _most_keys(config: ModelConfig, window_limit: int | None = None) -> list[int | None]:
     """Keys that a query of each layer sees at most, the sinks included; None for all.
 
     A query with n tokens before and at it sees ``min(n, W)`` in its window, and of the others the first S
     are sinks: ``min(n, W + S)`` together, as many as a window of W + S shows.
     """
-    layers = zip(config.layer_windows(), config.layer_sinks(), strict=True)
+    windows = [narrowed(window, window_limit) for window in config.layer_windows()]
+    layers = zip(windows, config.layer_sinks(), strict=True)
     return [None if window is None else window + sinks for window, sinks in layers]

@@ -11,7 +11,7 @@ from torch import nn
 
 from windowlm.attention.config import RotaryConfig
 from windowlm.attention.layers import SlidingWindowAttention
-from windowlm.attention.window import Visibility
+from windowlm.attention.window import Visibility, narrowed
 from windowlm.model.config import ModelConfig
 from windowlm.model.feed_forward import FeedForward
 from windowlm.model.head import Head
@@ -180,9 +180,17 @@ class Decoder(nn.Module):
         return summed_BTD
 
     def visibilities(
-        self, documents_BT: torch.Tensor | None = None, positions_BT: torch.Tensor | None = None
+        self,
+        documents_BT: torch.Tensor | None = None,
+        positions_BT: torch.Tensor | None = None,
+        *,
+        window_limit: int | None = None,
     ) -> Visibilities:
         """What the layers of each window may see; checking documents on a GPU makes the host wait for it.
+
+        Args:
+            documents_BT, positions_BT: as of `forward`.
+            window_limit: layers whose window is larger see only so many keys; None for no limit.
 
         Raises:
             ValueError: as ``Visibility.build``.
@@ -194,9 +202,13 @@ class Decoder(nn.Module):
             positions_BT=positions_BT,
         )
         return {
-            window: replace(checked.with_window(window), sinks=sinks)
+            window: replace(checked.with_window(narrowed(window, window_limit)), sinks=sinks)
             for window, sinks in zip(self.layer_windows, self.config.layer_sinks(), strict=True)
         }
+
+    def embedding_tables(self) -> list[torch.Tensor]:
+        """The tables that are looked up; with tied embeddings one of them is the head's matrix as well."""
+        return [layer.weight for layer in self.modules() if isinstance(layer, nn.Embedding)]
 
     def hidden_matrices(self) -> list[nn.Parameter]:
         """The matrices of the blocks that map hidden states to hidden states: what Muon is for."""

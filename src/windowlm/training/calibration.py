@@ -4,8 +4,9 @@ import contextlib
 import copy
 import gc
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,13 +15,15 @@ from windowlm.data.packing import UNSCORED
 from windowlm.evaluation.precision import AUTOCAST_DTYPES, WEIGHT_DTYPES
 from windowlm.model.decoder import Decoder
 from windowlm.training.compilation import hidden_states
-from windowlm.training.config import Precision
+from windowlm.training.config import OptimizerConfig, Precision
 from windowlm.training.device_batch import visibilities_on
 from windowlm.training.linear_cross_entropy import HeadLoss, linear_cross_entropy
+from windowlm.training.optimizer import build_optimizer
 from windowlm.training.peak_memory import peak_memory_bytes, reset_peak_memory
 
 # A mean and a mean square of each number in float32, and a copy of the weights where they are narrower.
 ADAMW_BYTES, MASTER_BYTES = 8, 4
+AVERAGE_BYTES = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,8 +50,13 @@ def calibrate(
     *,
     compiled: bool = False,
     loss: HeadLoss = linear_cross_entropy,
+    optimizer: OptimizerConfig | None = None,
+    window_limits: Sequence[int | None] = (),
 ) -> Calibration:
     """Run one batch three times on a copy of ``model``: once to warm up, twice for time.
+
+    What is compiled or loaded here the run finds at hand: where it compiles, also that of each limit of
+    windows, and the optimizer's kernels.
 
     Args:
         model: on the CPU; it is not changed.
@@ -57,17 +65,22 @@ def calibrate(
         device: where the run will be.
         compiled: as the run will be; compilation is not counted.
         loss: of head and targets.
+        optimizer: its settings, for its memory and to take a step at last; None for AdamW, without a step.
+        window_limits: most keys that a window shows in the stages of the run.
     """
     gc.collect()
     reset_peak_memory(device)
     copied = copy.deepcopy(model).to(device)
     copied = copied.to(WEIGHT_DTYPES[precision])
-    visibilities = visibilities_on(copied, batch, device)
+    of_limits = {
+        limit: visibilities_on(copied, batch, device, limit)
+        for limit in dict.fromkeys((*window_limits, None))
+    }
     batch = {name: tensor.to(device) for name, tensor in batch.items()}
     hidden = hidden_states(copied, compiled=compiled, float8=precision == "fp8")
 
-    def summed_loss() -> torch.Tensor:
-        hidden_BTD = hidden(batch["tokens_BT"], visibilities=visibilities)
+    def summed_loss(window_limit: int | None = None) -> torch.Tensor:
+        hidden_BTD = hidden(batch["tokens_BT"], visibilities=of_limits[window_limit])
         targets_N = batch["targets_BT"].flatten()
         head = copied.head
         summed, _ = loss(
@@ -75,6 +88,9 @@ def calibrate(
         )
         return summed
 
+    if compiled:
+        for limit in window_limits:
+            _forward_backward(copied, partial(summed_loss, limit), precision)
     _forward_backward(copied, summed_loss, precision)
     timed = min(
         (_forward_backward(copied, summed_loss, precision) for _ in range(2)), key=lambda pair: pair[1]
@@ -84,11 +100,12 @@ def calibrate(
     kept = ADAMW_BYTES + (MASTER_BYTES if bytes_each < MASTER_BYTES else 0)
     # On the CPU the original has been counted with the process, and the run trains that one.
     kept -= bytes_each if device.type == "cpu" else 0
-    return Calibration(
-        forward_seconds=timed[0],
-        seconds_per_batch=timed[1],
-        memory_bytes=peak_memory_bytes(device) + kept * numbers,
-    )
+    if optimizer is not None and optimizer.averaging is not None:
+        kept += AVERAGE_BYTES
+    memory_bytes = peak_memory_bytes(device) + kept * numbers
+    if optimizer is not None:
+        build_optimizer(copied, optimizer, fused=precision != "16-mixed").step()
+    return Calibration(forward_seconds=timed[0], seconds_per_batch=timed[1], memory_bytes=memory_bytes)
 
 
 def _forward_backward(

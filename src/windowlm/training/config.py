@@ -34,6 +34,12 @@ class OptimizerConfig:
         lr: peak learning rate of AdamW.
         muon_lr: that of Muon, whose updates are scaled to the size of AdamW's.
         muon_momentum: decay of Muon's running mean of the gradients.
+        muon_momentum_warmup: share of the budget over which that decay rises from 0.85, so that the first
+            steps do not follow a mean of the first gradients (as in modded-nanogpt); 0 for none.
+        embedding_lr: peak rate of the tables of tokens, n-grams and values, of which a step reaches few rows
+            (as in modded-nanogpt), the head included where it shares one; null for ``lr``.
+        vector_lr: peak rate of norm weights, scalars and other parameters that are no matrices; null for
+            ``lr``.
         betas: decay of the running mean and mean square of the gradients.
         epsilon: added to the root of the mean square.
         weight_decay: decoupled decay, on matrices only.
@@ -43,6 +49,9 @@ class OptimizerConfig:
         warmup_fraction: share of the budget over which the rate rises linearly from 0.
         decay_fraction: share of the budget over which ``warmup_stable_decay`` falls.
         final_lr_fraction: last rate as a share of ``lr``.
+        averaging: share of the steps so far over which weights are averaged (Shamir and Zhang 2013,
+            arXiv:1212.1824; as a share of the training in Karras et al. 2024, arXiv:2312.02696); the average
+            is what is validated, saved as the model and evaluated. Null for none.
     """
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
@@ -51,6 +60,9 @@ class OptimizerConfig:
     lr: float = 4e-3
     muon_lr: float = 6e-3
     muon_momentum: float = 0.95
+    muon_momentum_warmup: float = 0.0
+    embedding_lr: float | None = None
+    vector_lr: float | None = None
     betas: tuple[float, float] = (0.9, 0.95)
     epsilon: float = 1e-8
     weight_decay: float = 0.1
@@ -59,9 +71,10 @@ class OptimizerConfig:
     warmup_fraction: float = 0.02
     decay_fraction: float = 0.3
     final_lr_fraction: float = 0.05
+    averaging: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("lr", "muon_lr", "epsilon", "gradient_clip"):
+        for name in ("lr", "muon_lr", "embedding_lr", "vector_lr", "epsilon", "gradient_clip"):
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
                 raise ValueError(f"{name}={value}: must be a finite number above 0; try {name}=0.001")
@@ -72,7 +85,12 @@ class OptimizerConfig:
             raise ValueError(
                 f"muon_momentum={self.muon_momentum}: must lie in [0, 1); try muon_momentum=0.95"
             )
-        _inside(self, ("warmup_fraction", "decay_fraction", "final_lr_fraction"), 0.1)
+        _inside(self, ("warmup_fraction", "decay_fraction", "final_lr_fraction", "muon_momentum_warmup"), 0.1)
+        if self.averaging is not None and not 0 < self.averaging <= 1:
+            raise ValueError(
+                f"averaging={self.averaging}: a share of the steps, above 0 and at most 1, or null for none; "
+                "try averaging=0.05"
+            )
         if self.schedule == "warmup_stable_decay" and self.warmup_fraction + self.decay_fraction > 1:
             raise ValueError(
                 f"decay_fraction={self.decay_fraction}: with warmup_fraction={self.warmup_fraction} the two "
@@ -101,6 +119,10 @@ class TrainerConfig:
         loss: ``pieces`` never holds the logits of a whole batch, ``whole`` does; ``auto`` takes pieces but
             for 16-mixed, whose scaled loss needs the whole.
         compile: compile the model for training; ``auto`` does on a GPU.
+        window_warmup: keys that windows show at most when training begins; the limit doubles in equal shares
+            of ``window_warmup_fraction`` until it reaches the largest window (as in modded-nanogpt). Layers
+            without a window stay without. Validation sees whole windows. Null for none.
+        window_warmup_fraction: share of the budget after which windows are whole.
         progress_bar: ``auto`` shows it on an interactive terminal only.
     """
 
@@ -116,6 +138,8 @@ class TrainerConfig:
     log_every_n_steps: int = 10
     loss: Literal["auto", "pieces", "whole"] = "auto"
     compile: Literal["auto", "on", "off"] = "auto"
+    window_warmup: int | None = None
+    window_warmup_fraction: float = 0.5
     progress_bar: Literal["auto", "on", "off"] = "auto"
 
     def __post_init__(self) -> None:
@@ -130,8 +154,16 @@ class TrainerConfig:
         _at_least(
             self,
             1,
-            ("max_steps", "max_tokens", "accumulate_batches", "validate_every_n_steps", "log_every_n_steps"),
+            (
+                "max_steps",
+                "max_tokens",
+                "accumulate_batches",
+                "validate_every_n_steps",
+                "log_every_n_steps",
+                "window_warmup",
+            ),
         )
+        _inside(self, ("window_warmup_fraction",), 0.5)
         for name in ("max_seconds", "max_time"):
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
@@ -142,11 +174,13 @@ class TrainerConfig:
 class CheckpointConfig:
     """Args:
     every_n_steps: steps between two saves of the last state; it is saved at the end as well.
+    keep: whether a finished run keeps its states of training; its model stays in any case.
     """
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
     every_n_steps: int = 250
+    keep: bool = True
 
     def __post_init__(self) -> None:
         _at_least(self, 1, ("every_n_steps",))

@@ -9,15 +9,20 @@ from windowlm.attention.window import move_together
 from windowlm.model.decoder import Decoder, Visibilities
 
 
-def visibilities_on(model: Decoder, batch: Mapping[str, Any], device: torch.device) -> Visibilities:
+def visibilities_on(
+    model: Decoder, batch: Mapping[str, Any], device: torch.device, window_limit: int | None = None
+) -> Visibilities:
     """What each window of the model shows in a batch that lies on the CPU.
 
     Args:
         model: the decoder.
         batch: without ``documents_BT`` and ``positions_BT`` each sequence is one document.
         device: where the batch will be.
+        window_limit: no window shows more keys; None for no limit.
     """
-    visibilities = model.visibilities(batch.get("documents_BT"), batch.get("positions_BT"))
+    visibilities = model.visibilities(
+        batch.get("documents_BT"), batch.get("positions_BT"), window_limit=window_limit
+    )
     if device.type == "cpu":
         return visibilities
     for visibility in visibilities.values():

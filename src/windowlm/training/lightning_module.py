@@ -1,10 +1,11 @@
 """The LightningModule: loss, gradient scaling, learning rate, validation sums.
 
-Shape letters: B batch, T sequence, V vocabulary.
+Shape letters: B batch, T sequence, V vocabulary, S stages of the window warm-up.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import lightning.pytorch as pl
@@ -25,7 +26,8 @@ from windowlm.training.loss_sums import LossSums
 from windowlm.training.master_weights import MasterWeights
 from windowlm.training.non_finite import NonFiniteError
 from windowlm.training.optimizer import RATE_SHARE, build_optimizer
-from windowlm.training.schedule import Budget, Spent, learning_rate_factor
+from windowlm.training.schedule import Budget, Spent, WindowWarmup, learning_rate_factor, muon_momentum
+from windowlm.training.weight_average import WeightAverage
 
 Batch = dict[str, Any]
 
@@ -55,6 +57,7 @@ class LanguageModelModule(pl.LightningModule):
         loss: of head and targets, a choice of ``head_loss``.
         document_masking: False where each sequence is one document; padding then follows all text, which
             causal attention cannot see, and kernels are spared the documents.
+        window_warmup: how windows grow; validation sees whole ones.
 
     Attributes:
         batches_trained: batches whose gradient has been taken, over the whole run.
@@ -64,6 +67,7 @@ class LanguageModelModule(pl.LightningModule):
         gradient_norm: norm before clipping of the last step, a scalar tensor.
         train_sums: losses since the last logged row.
         visible_pairs: query-key pairs of all layers since the last logged row, a scalar tensor.
+        average: of the weights, which validation, the saved model and the evaluation use; None without.
         validation_loss, validation_bits_per_byte: of the last validation, NaN before the first.
     """
 
@@ -83,6 +87,7 @@ class LanguageModelModule(pl.LightningModule):
         hidden_states: HiddenStates | None = None,
         loss: HeadLoss = linear_cross_entropy,
         document_masking: bool = True,
+        window_warmup: WindowWarmup | None = None,
     ) -> None:
         super().__init__()
         self.model = model
@@ -92,9 +97,11 @@ class LanguageModelModule(pl.LightningModule):
         self.token_bytes_V = nn.Buffer(
             torch.from_numpy(np.ascontiguousarray(token_bytes_V)), persistent=False
         )
-        self.pairs_by_position_T = nn.Buffer(
-            torch.tensor(pairs_by_position(model.config, sequence_length)), persistent=False
-        )
+        self.window_warmup = window_warmup or WindowWarmup()
+        pairs = [
+            pairs_by_position(model.config, sequence_length, limit) for limit in self.window_warmup.limits
+        ]
+        self.pairs_by_position_ST = nn.Buffer(torch.tensor(pairs), persistent=False)
         self.visible_pairs = nn.Buffer(torch.zeros((), dtype=torch.int64), persistent=False)
         self.tokens_per_batch = sequence_length * batch_size
         self.accumulate_batches = accumulate_batches
@@ -110,6 +117,10 @@ class LanguageModelModule(pl.LightningModule):
         self.learning_rate = 0.0
         self.gradient_norm = torch.tensor(math.nan)
         self.train_sums = LossSums()
+        self._window_stage = 0
+        self.average = WeightAverage(optimizer.averaging) if optimizer.averaging is not None else None
+        self._averaged = self._trained_weights()
+        self._validated = ExitStack()
         self._step_targets: list[torch.Tensor] = []
         self._validation_sums = LossSums()
         self.validation_loss = math.nan
@@ -144,19 +155,27 @@ class LanguageModelModule(pl.LightningModule):
         # Without a seed of its own each batch, dropout after a resume would differ.
         torch.manual_seed((self.seed * 1_000_003 + self.batches_trained) % 2**63)
         if self.batches_trained % self.accumulate_batches == 0:
-            factor = learning_rate_factor(self.optimizer_config, self._progress_in_mid_step())
+            progress = self._progress_in_mid_step()
+            factor = learning_rate_factor(self.optimizer_config, progress)
             self.learning_rate = self.optimizer_config.lr * factor
             optimizer = self.optimizers()
             for group in optimizer.param_groups:  # type: ignore[union-attr]
                 # A checkpoint from before the share existed has none.
                 group["lr"] = self.learning_rate * group.get(RATE_SHARE, 1.0)
+                if group.get("muon"):
+                    group["momentum"] = muon_momentum(self.optimizer_config, progress)
 
     def transfer_batch_to_device(
         self, batch: Batch, device: torch.device, dataloader_idx: int
     ) -> dict[str, Any]:
-        """Add what the layers may see."""
+        """Add what the layers may see, in training at the stage of the window warm-up."""
         shown = batch if self.document_masking else {"tokens_BT": batch["tokens_BT"]}
-        visibilities = visibilities_on(self.model, shown, device)
+        limit = None
+        if self.training:
+            if self.batches_trained % self.accumulate_batches == 0:
+                self._window_stage = self.window_warmup.stage(self.budget.progress(self.spent()))
+            limit = self.window_warmup.limits[self._window_stage]
+        visibilities = visibilities_on(self.model, shown, device, limit)
         moved: dict[str, Any] = super().transfer_batch_to_device(batch, device, dataloader_idx)
         return {**moved, "visibilities": visibilities}
 
@@ -194,22 +213,44 @@ class LanguageModelModule(pl.LightningModule):
             scale = scale * (limit / norm.clamp(min=limit))
         rescale_gradient(gradients, scale)
 
+    def optimizer_step(self, *arguments: Any, **options: Any) -> None:
+        """Take the step, and add what came of it to the average."""
+        super().optimizer_step(*arguments, **options)
+        if self.average is not None:
+            self.average.update(self._averaged, self.spent().steps)
+
+    @contextmanager
+    def averaged_weights(self) -> Iterator[None]:
+        """The model has the average of its weights inside the context, where there is one."""
+        if self.average is None:
+            yield
+            return
+        with self.average.in_place_of(self._trained_weights()):
+            yield
+
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Add the batch to the sums."""
         self._validation_sums.add(self._loss(batch)[1], batch["targets_BT"], self.token_bytes_V)
 
     def on_validation_epoch_start(self) -> None:
         """Start the sums anew."""
+        self._validated.enter_context(self.averaged_weights())
         self._validation_sums = LossSums()
 
     def on_validation_epoch_end(self) -> None:
         """Divide once."""
+        self._validated.close()
         sums = self._validation_sums.read()
         self.validation_loss, self.validation_bits_per_byte = sums.loss(), sums.bits_per_byte()
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """The rates are set at the start of every step."""
-        return build_optimizer(self.model, self.optimizer_config, fused=not self.loss_scaling)
+        optimizer = build_optimizer(self.model, self.optimizer_config, fused=not self.loss_scaling)
+        # In a narrow dtype small steps would be rounded away, each in its turn.
+        self._averaged = (
+            optimizer.masters if isinstance(optimizer, MasterWeights) else self._trained_weights()
+        )
+        return optimizer
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the run's own state beside Lightning's, the sums of the row that is being filled included."""
@@ -221,6 +262,7 @@ class LanguageModelModule(pl.LightningModule):
             "validation_bits_per_byte": self.validation_bits_per_byte,
             "train_sums": self.train_sums.state_dict(),
             "visible_pairs": int(self.visible_pairs),
+            "average": None if self.average is None else self.average.state_dict(),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -232,6 +274,12 @@ class LanguageModelModule(pl.LightningModule):
         self.validation_bits_per_byte = state["validation_bits_per_byte"]
         self.train_sums.load_state_dict(state["train_sums"])
         self.visible_pairs.fill_(state["visible_pairs"])
+        if self.average is not None:
+            # A run without an average, or of before there were any, may be gone on from.
+            self.average.load_state_dict(state.get("average") or [])
+
+    def _trained_weights(self) -> list[torch.Tensor]:
+        return [weight for weight in self.model.parameters() if weight.requires_grad]
 
     def _progress_in_mid_step(self) -> float:
         """Share of the budget in the middle of the step that begins: at either end the rate may be 0."""
@@ -244,7 +292,8 @@ class LanguageModelModule(pl.LightningModule):
     def _count_pairs(self, batch: Batch) -> torch.Tensor:
         """Query-key pairs inside window and document, summed over the layers."""
         real_BT: torch.Tensor = batch["documents_BT"] >= 0
-        return (self.pairs_by_position_T[batch["positions_BT"]] * real_BT).sum()
+        pairs_by_position_T = self.pairs_by_position_ST[self._window_stage]
+        return (pairs_by_position_T[batch["positions_BT"]] * real_BT).sum()
 
     def _loss(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """Nats summed over the targets, and of each, 0 where there is none: ``[B, T]``, without gradient."""

@@ -34,6 +34,11 @@ class MasterWeights(torch.optim.Optimizer):
         super().__init__(optimizer.param_groups, {})
         self.state = optimizer.state
 
+    @property
+    def masters(self) -> list[Tensor]:
+        """The copies, in the order of the weights."""
+        return self._masters
+
     def take_gradients(self) -> None:
         """Move the weights' gradients to the copies, in float32."""
         for weight, master in zip(self._weights, self._masters, strict=True):

@@ -34,11 +34,19 @@ def build_optimizer(model: Decoder, config: OptimizerConfig, *, fused: bool) -> 
         hidden = [masters[matrix] for matrix in model.hidden_matrices() if matrix.requires_grad]
     taken = set(map(id, hidden))
     rest = [master for master in masters.values() if id(master) not in taken]
-    groups = [
-        {"params": [p for p in rest if p.ndim == 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in rest if p.ndim != 2], "weight_decay": 0.0},
+    tables = set()
+    if config.embedding_lr is not None:
+        tables = {id(masters[table]) for table in model.embedding_tables() if table.requires_grad}
+    kinds: list[tuple[list[torch.Tensor], float, float | None]] = [
+        ([p for p in rest if p.ndim == 2 and id(p) not in tables], config.weight_decay, None),
+        ([p for p in rest if id(p) in tables], config.weight_decay, config.embedding_lr),
+        ([p for p in rest if p.ndim != 2], 0.0, config.vector_lr),
     ]
-    groups = [{**group, RATE_SHARE: 1.0} for group in groups if group["params"]]
+    groups = [
+        {"params": params, "weight_decay": decay, RATE_SHARE: 1.0 if rate is None else rate / config.lr}
+        for params, decay, rate in kinds
+        if params
+    ]
     adamw = {"lr": config.lr, "betas": config.betas, "eps": config.epsilon, "fused": fused}
     optimizer: torch.optim.Optimizer
     if hidden:

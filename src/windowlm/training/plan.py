@@ -16,7 +16,7 @@ from windowlm.model.cost import ModelCost
 from windowlm.training.backends import chosen_backends
 from windowlm.training.calibration import Calibration
 from windowlm.training.peak_flops import dense_bf16_peak, device_name
-from windowlm.training.schedule import Budget
+from windowlm.training.schedule import Budget, WindowWarmup
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +95,12 @@ def plan_table(plan: Plan) -> Table:
             [_shape(config.model), *_additions(config.model), f"{cost.parameters:,} parameters"]
         ),
         "attention": "; ".join(
-            [f"window {_window(config.model)}", *_options(config.model), f"receptive field {reach}"]
+            [
+                f"window {_window(config.model)}",
+                *_warmup(config),
+                *_options(config.model),
+                f"receptive field {reach}",
+            ]
         ),
         "backend": ", ".join(chosen_backends(config, plan.device)),
         "KV cache": f"{cost.kv_cache_bytes_per_token:,} bytes a token; {cached}",
@@ -157,6 +162,13 @@ def _additions(model: ModelConfig) -> list[str]:
 
 def _window(model: ModelConfig) -> str:
     return _by_layer(["full" if window is None else f"{window:,}" for window in model.layer_windows()])
+
+
+def _warmup(config: TrainConfig) -> list[str]:
+    """The stages of windows that grow."""
+    *limits, _ = WindowWarmup.of(config.trainer, config.model.layer_windows()).limits
+    share = f"{config.trainer.window_warmup_fraction:.0%} of the budget"
+    return [f"at most {', '.join(f'{limit:,}' for limit in limits)} in the first {share}"] if limits else []
 
 
 def _options(model: ModelConfig) -> list[str]:

@@ -4,6 +4,7 @@ import logging
 import math
 import secrets
 import shlex
+import shutil
 import sys
 import warnings
 from dataclasses import asdict
@@ -33,7 +34,7 @@ from windowlm.training.calibration import calibrate
 from windowlm.training.checkpoint_io import AtomicCheckpointIO
 from windowlm.training.checkpoint_writer import CheckpointWriter
 from windowlm.training.closing_screen import print_closing_screen
-from windowlm.training.compilation import hidden_states, is_compiled
+from windowlm.training.compilation import forget_compiled, hidden_states, is_compiled
 from windowlm.training.device import choose_device
 from windowlm.training.float8 import check_float8
 from windowlm.training.given_settings import given_settings
@@ -49,7 +50,7 @@ from windowlm.training.provenance import provenance
 from windowlm.training.resuming import read_checkpoint
 from windowlm.training.run_ahead import RunAhead
 from windowlm.training.run_folder import RunFolder, Start, find_start, record_of
-from windowlm.training.schedule import Budget
+from windowlm.training.schedule import Budget, WindowWarmup
 from windowlm.training.signals import Interrupted, Signals
 from windowlm.training.stopping import INTERRUPTED, Stopping
 from windowlm.training.wandb_run import WandbRun
@@ -144,6 +145,8 @@ class TrainingRun:
                 style="yellow",
                 highlight=False,
             )
+        if self.compiled:
+            forget_compiled()
         torch.manual_seed(config.seed)
         data = prepare_tokens(config.data, config.tokenizer)
         data_module = DocumentDataModule(data, config.data, seed=config.seed)
@@ -175,6 +178,8 @@ class TrainingRun:
         self.signals.check()
         result = self._evaluate(module, data)
         self._end("finished")
+        if not config.checkpoint.keep:
+            shutil.rmtree(self.folder.checkpoints, ignore_errors=True)
         print_closing_screen(
             self.console,
             config,
@@ -218,6 +223,7 @@ class TrainingRun:
             hidden_states=hidden_states(model, compiled=self.compiled, float8=config.precision == "fp8"),
             loss=head_loss(config.trainer.loss, config.precision, compiled=self.compiled),
             document_masking=config.data.document_masking,
+            window_warmup=WindowWarmup.of(config.trainer, model.layer_windows),
         )
 
     def _restore(self, module: LanguageModelModule, checkpoint: Path) -> None:
@@ -306,6 +312,8 @@ class TrainingRun:
                 self.device,
                 compiled=self.compiled,
                 loss=head_loss(config.trainer.loss, config.precision, compiled=self.compiled),
+                optimizer=config.optimizer,
+                window_limits=WindowWarmup.of(config.trainer, model.layer_windows).limits,
             ),
             budget=self.budget,
             run_dir=self.folder.path,
@@ -382,6 +390,10 @@ class TrainingRun:
         return math.ceil(plan.steps / validations)
 
     def _save_model(self, module: LanguageModelModule, data: PreparedData) -> None:
+        with module.averaged_weights():
+            self._save_weights(module, data)
+
+    def _save_weights(self, module: LanguageModelModule, data: PreparedData) -> None:
         config = self.config
         save_bundle(
             self.folder.model,
@@ -417,14 +429,16 @@ class TrainingRun:
             source_identity=data.source_identity,
             split=config.evaluation.split,
         )
-        result, _ = evaluate_model(
-            module.model.to(self.device),
-            self._scored_split(data),
-            data.tokenizer.token_bytes_V,
-            config.evaluation,
-            facts,
-            self.folder.evaluation,
-        )
+        model = module.model.to(self.device)
+        with module.averaged_weights():
+            result, _ = evaluate_model(
+                model,
+                self._scored_split(data),
+                data.tokenizer.token_bytes_V,
+                config.evaluation,
+                facts,
+                self.folder.evaluation,
+            )
         if self.wandb_run is not None:
             self.wandb_run.log_length(result, self.folder.evaluation / "length.png")
         return result

@@ -1,6 +1,7 @@
-"""Budget of a run and the learning rate as a function of the share of it that is spent."""
+"""Budget of a run, and learning rate, momentum and windows as functions of the share of it that is spent."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from windowlm.training.config import DEFAULT_BUDGET_SECONDS, OptimizerConfig, TrainerConfig
@@ -74,3 +75,50 @@ def learning_rate_factor(config: OptimizerConfig, progress: float) -> float:
     if progress <= start:
         return 1.0
     return 1 - (1 - final) * (progress - start) / config.decay_fraction
+
+
+FIRST_MOMENTUM = 0.85
+
+
+def muon_momentum(config: OptimizerConfig, progress: float) -> float:
+    """Decay of Muon's running mean, which rises linearly over ``muon_momentum_warmup``.
+
+    Args:
+        config: the decay, and the share of the budget over which it rises.
+        progress: share of the budget used in the middle of the step.
+    """
+    if progress >= config.muon_momentum_warmup:
+        return config.muon_momentum
+    first = min(FIRST_MOMENTUM, config.muon_momentum)
+    return first + (config.muon_momentum - first) * max(progress, 0.0) / config.muon_momentum_warmup
+
+
+@dataclass(frozen=True, kw_only=True)
+class WindowWarmup:
+    """Windows that grow while a model trains, as in modded-nanogpt: early on far keys teach little and cost
+    time.
+
+    Attributes:
+        limits: most keys that a window shows in each stage; None, in the last, for no limit.
+        fraction: share of the budget that the stages with a limit divide evenly.
+    """
+
+    limits: tuple[int | None, ...] = (None,)
+    fraction: float = 0.0
+
+    @classmethod
+    def of(cls, config: TrainerConfig, windows: Sequence[int | None]) -> "WindowWarmup":
+        """The stages that the settings ask for: the limit doubles until it reaches the largest window."""
+        limits: list[int | None] = []
+        limit, largest = config.window_warmup, max((window for window in windows if window), default=0)
+        while limit is not None and limit < largest:
+            limits.append(limit)
+            limit *= 2
+        return cls(limits=(*limits, None), fraction=config.window_warmup_fraction)
+
+    def stage(self, progress: float) -> int:
+        """Place in ``limits`` at this share of the budget."""
+        limited = len(self.limits) - 1
+        if not limited or progress >= self.fraction:
+            return limited
+        return min(int(progress / self.fraction * limited), limited - 1)
