@@ -15,6 +15,7 @@ ALLOWED = {
     "tokenization": set(),
     "data": {"tokenization"},
     "bundle": {"model", "tokenization"},
+    "generation": {"attention", "bundle", "model", "tokenization"},
     "evaluation": {"bundle", "data", "model", "tokenization"},
     "training": {
         "attention",
@@ -26,14 +27,14 @@ ALLOWED = {
         "model",
         "tokenization",
     },
-    "config": {"attention", "data", "evaluation", "model", "tokenization", "training"},
+    "config": {"attention", "data", "evaluation", "generation", "model", "tokenization", "training"},
     "command_line": {"command_words", "config", "unbegun_runs"},
     "command_words": {"config"},
     "unbegun_runs": set(),
     "errors": set(),
     "atomic_write": set(),
     "setting_text": set(),
-    "__init__": {"attention", "bundle"},
+    "__init__": {"attention", "bundle", "generation"},
 }
 SHARED = {"errors", "atomic_write", "setting_text"}
 ONLY_IMPORTER = {"wandb": "training/wandb_run.py", "hydra": "command_line.py", "omegaconf": "command_line.py"}

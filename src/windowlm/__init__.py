@@ -10,15 +10,18 @@ if TYPE_CHECKING:
     from windowlm.attention.layers import FlashAttention, SlidingWindowAttention
     from windowlm.attention.rotary import RotaryEmbedding
     from windowlm.bundle import load
+    from windowlm.generation.generate import generate, stream
 
 _MODULE_OF = {
     "FlashAttention": "windowlm.attention.layers",
     "RotaryEmbedding": "windowlm.attention.rotary",
     "SlidingWindowAttention": "windowlm.attention.layers",
+    "generate": "windowlm.generation.generate",
     "load": "windowlm.bundle",
+    "stream": "windowlm.generation.generate",
 }
 
-__all__ = ["FlashAttention", "RotaryEmbedding", "SlidingWindowAttention", "load"]
+__all__ = ["FlashAttention", "RotaryEmbedding", "SlidingWindowAttention", "generate", "load", "stream"]
 
 
 def __getattr__(name: str) -> Any:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from .config import BACKENDS, RotaryConfig
 from .dispatch import attention, check_dropout, check_logit_cap, check_visibility
 from .joint_projection import project_jointly
+from .kv_cache import LayerCache
 from .rotary import RotaryEmbedding, Rotation
 from .short_convolution import ShortConvolution, check_taps
 from .window import Visibility, check_causal, check_sinks, check_window, narrowed
@@ -136,6 +137,7 @@ class SlidingWindowAttention(nn.Module):
         positions_BT: Tensor | None = None,
         visibility: Visibility | None = None,
         value_embedding_BTE: Tensor | None = None,
+        cache: LayerCache | None = None,
     ) -> Tensor:
         """Mix each token with those it sees.
 
@@ -146,6 +148,8 @@ class SlidingWindowAttention(nn.Module):
             visibility: built once a batch and shared by layers of one window, or of a smaller one, which
                 shows less; without it the layer builds its own from `mask`.
             value_embedding_BTE: [B, T, kv_heads * dim_head], what is mixed with the values.
+            cache: what the layer keeps of the tokens before these; it says itself where these stand and what
+                they see, so mask, positions and visibility are left away.
 
         Returns:
             [B, T, dim]; zeros where a token sees nothing.
@@ -153,26 +157,35 @@ class SlidingWindowAttention(nn.Module):
         Raises:
             ValueError: for a hidden state of other rank, size, dtype or device, a mask or positions of
                 another shape, dtype or device, a mask beside a visibility, or a visibility of a wider window,
-                another direction, number of sinks or shape, or value embeddings that are missing, not asked
-                for, or of another shape.
+                another direction, number of sinks or shape, value embeddings that are missing, not asked for,
+                or of another shape, or a cache of another window, or beside what it says itself.
         """
         self._check_hidden(hidden_BTD)
-        if positions_BT is not None:
-            _check_positions(positions_BT, hidden_BTD)
-        visibility = self._visibility(hidden_BTD, mask, visibility)
         batch, tokens = hidden_BTD.shape[:2]
-        visibility.check_call(batch, tokens, tokens, hidden_BTD.device)
+        if cache is not None:
+            if any(given is not None for given in (mask, positions_BT, visibility)):
+                raise ValueError(
+                    "cache: it says itself where tokens stand; leave mask, positions_BT, visibility"
+                )
+            visibility = self._visibility_in(cache, tokens)
+        else:
+            if positions_BT is not None:
+                _check_positions(positions_BT, hidden_BTD)
+            visibility = self._visibility(hidden_BTD, mask, visibility)
+            visibility.check_call(batch, tokens, tokens, hidden_BTD.device)
         query_BTHD, key_BTKD, value_BTKD = (
             rearrange(projected, "b t (h d) -> b t h d", d=self.dim_head)
             for projected in project_jointly(hidden_BTD, (self.query, self.key, self.value))
         )
         if self.convolutions is not None:
-            behind_BT = visibility.behind(tokens, hidden_BTD.device)
-            query_BTHD = self.convolutions["query"](query_BTHD, behind_BT)
-            key_BTKD = self.convolutions["key"](key_BTKD, behind_BT)
-            value_BTKD = self.convolutions["value"](value_BTKD, behind_BT)
+            behind_BT = (
+                visibility.behind(tokens, hidden_BTD.device) if cache is None else cache.slots.chunk.behind
+            )
+            query_BTHD = self._convolved("query", query_BTHD, behind_BT, cache)
+            key_BTKD = self._convolved("key", key_BTKD, behind_BT, cache)
+            value_BTKD = self._convolved("value", value_BTKD, behind_BT, cache)
         value_BTKD = self._mixed_value(value_BTKD, value_embedding_BTE)
-        mixed_BTHD = self.mix(query_BTHD, key_BTKD, value_BTKD, visibility, positions_BT)
+        mixed_BTHD = self.mix(query_BTHD, key_BTKD, value_BTKD, visibility, positions_BT, cache)
         if self.gate is not None:
             mixed_BTHD = mixed_BTHD * self.gate(hidden_BTD).sigmoid()[..., None]
         mixed: Tensor = self.output(rearrange(mixed_BTHD, "b t h d -> b t (h d)"))
@@ -185,6 +198,7 @@ class SlidingWindowAttention(nn.Module):
         value_BTKD: Tensor,
         visibility: Visibility,
         positions_BT: Tensor | None = None,
+        cache: LayerCache | None = None,
     ) -> Tensor:
         """The layer between its projections: normalise and rotate queries and keys, then attend.
 
@@ -196,19 +210,32 @@ class SlidingWindowAttention(nn.Module):
             query_BTHD = self.query_norm(query_BTHD.to(dtype)).to(value_BTKD.dtype)
             key_BTKD = self.key_norm(key_BTKD.to(dtype)).to(value_BTKD.dtype)
         if self.rotary is not None:
-            rotation = self._rotation(self.rotary, query_BTHD, positions_BT, visibility)
+            rotation = self._rotation(self.rotary, query_BTHD, positions_BT, visibility, cache)
             query_BTHD = self.rotary.rotate(query_BTHD, rotation)
             key_BTKD = self.rotary.rotate(key_BTKD, rotation)
+        key_BSKD, value_BSKD = (key_BTKD, value_BTKD) if cache is None else cache.extend(key_BTKD, value_BTKD)
         return attention(
             query_BTHD,
-            key_BTKD,
-            value_BTKD,
+            key_BSKD,
+            value_BSKD,
             visibility,
             backend=self.backend,
             dropout=self.dropout if self.training else 0.0,
             sink_logits_H=self.sink_logits,
             logit_cap=self.logit_cap,
         )
+
+    def _convolved(
+        self, name: str, projected_BTHD: Tensor, behind_BT: Tensor, cache: LayerCache | None
+    ) -> Tensor:
+        assert self.convolutions is not None
+        convolution = self.convolutions[name]
+        assert isinstance(convolution, ShortConvolution)
+        earlier_BEHD = None
+        if cache is not None:
+            earlier_BEHD = cache.earlier(name, projected_BTHD, convolution.taps - 1)
+        convolved_BTHD: Tensor = convolution(projected_BTHD, behind_BT, earlier_BEHD)
+        return convolved_BTHD
 
     def _mixed_value(self, value_BTKD: Tensor, embedding_BTE: Tensor | None) -> Tensor:
         if (self.value_shares is None) != (embedding_BTE is None):
@@ -272,9 +299,30 @@ class SlidingWindowAttention(nn.Module):
             )
         return visibility
 
+    def _visibility_in(self, cache: LayerCache, tokens: int) -> Visibility:
+        slots = cache.slots
+        if not self.causal:
+            raise ValueError("cache beside causal=False: a bidirectional layer reads the text as a whole")
+        if (slots.window, slots.sinks) != (self.window_size, self.sinks):
+            raise ValueError(
+                f"cache has window={slots.window}, sinks={slots.sinks}, the layer "
+                f"window_size={self.window_size}, sinks={self.sinks}; give each layer its own"
+            )
+        if slots.chunk.tokens != tokens:
+            raise ValueError(f"the cache expects {slots.chunk.tokens} tokens, hidden_BTD has {tokens}")
+        return slots.visibility
+
     def _rotation(
-        self, rotary: RotaryEmbedding, query_BTHD: Tensor, positions_BT: Tensor | None, visibility: Visibility
+        self,
+        rotary: RotaryEmbedding,
+        query_BTHD: Tensor,
+        positions_BT: Tensor | None,
+        visibility: Visibility,
+        cache: LayerCache | None,
     ) -> Rotation:
+        if cache is not None:
+            chunk = cache.slots.chunk
+            return chunk.once((rotary.config, rotary.rotated), lambda: rotary.rotation(chunk.positions))
         if positions_BT is not None and positions_BT is not visibility.positions:
             return rotary.rotation(positions_BT)
         tokens, device = query_BTHD.shape[1], query_BTHD.device

@@ -1,6 +1,6 @@
 """Short causal convolution over the sequence, of each channel on its own, that stays inside documents.
 
-Shapes: B batch, T tokens, H heads, D head dimension, C taps.
+Shapes: B batch, T tokens, E earlier tokens, H heads, D head dimension, C taps.
 """
 
 import torch
@@ -40,22 +40,32 @@ class ShortConvolution(nn.Module):
         nn.init.zeros_(self.weight_CHD)
         nn.init.ones_(self.weight_CHD[0])
 
-    def forward(self, channels_BTHD: Tensor, behind_BT: Tensor) -> Tensor:
+    @property
+    def taps(self) -> int:
+        """Tokens read, the own one included."""
+        return self.weight_CHD.shape[0]
+
+    def forward(self, channels_BTHD: Tensor, behind_BT: Tensor, earlier_BEHD: Tensor | None = None) -> Tensor:
         """Convolve each document on its own.
 
         Args:
             channels_BTHD: queries, keys or values.
             behind_BT: how many tokens directly before each are of its document, [B or 1, T].
+            earlier_BEHD: of the tokens before the first, where these are the end of a longer text.
 
         Returns:
             [B, T, H, D] in the dtype of `channels_BTHD`.
         """
-        tokens = channels_BTHD.shape[1]
+        tokens, earlier = channels_BTHD.shape[1], 0
+        longer_BSHD = channels_BTHD
+        if earlier_BEHD is not None:
+            earlier = earlier_BEHD.shape[1]
+            longer_BSHD = torch.cat([earlier_BEHD, channels_BTHD], 1)
         # Under autocast the channels are narrower than the weights.
         own_HD, *earlier_HD = self.weight_CHD.to(channels_BTHD.dtype)
         mixed_BTHD: Tensor = channels_BTHD * own_HD
         for distance, weight_HD in enumerate(earlier_HD, 1):
-            shifted_BTHD = F.pad(channels_BTHD, (0, 0, 0, 0, distance, 0))[:, :tokens]
+            shifted_BTHD = F.pad(longer_BSHD, (0, 0, 0, 0, distance, 0))[:, earlier : earlier + tokens]
             there_BT11 = (behind_BT >= distance)[..., None, None]
             mixed_BTHD = mixed_BTHD + torch.where(there_BT11, shifted_BTHD * weight_HD, 0.0)
         return mixed_BTHD

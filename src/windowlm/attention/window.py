@@ -443,8 +443,8 @@ class Visibility:
             real_BS = torch.ones_like(index_1S, dtype=torch.bool)
             gaps = torch.zeros((), device=device, dtype=torch.int32)
         else:
-            start, end, real_BS = _starts(documents_BT), _ends(documents_BT), documents_BT != PADDING
-            gaps = ((_run_starts(documents_BT) != start) & real_BS).sum()
+            start, end, real_BS = document_starts(documents_BT), _ends(documents_BT), documents_BT != PADDING
+            gaps = ((run_starts(documents_BT) != start) & real_BS).sum()
         first_BS = torch.where(real_BS, (index_1S - behind).clamp(min=start), keys)
         last_BS = torch.where(real_BS, (index_1S + ahead).clamp(max=end), -1)
         last_query_BS = torch.where(real_BS, (index_1S + behind).clamp(max=end), -1)
@@ -506,7 +506,7 @@ class Visibility:
 
     def _behind(self, tokens: int, device: torch.device) -> Tensor:
         index_1T = torch.arange(tokens, device=device)[None]
-        return index_1T if self.documents is None else index_1T - _run_starts(self.documents)
+        return index_1T if self.documents is None else index_1T - run_starts(self.documents)
 
     def between(self, places: Places) -> Tensor:
         """Whether each query sees each key of `places`, [..., T, S] from [..., T] and [..., S]; bool."""
@@ -538,10 +538,10 @@ def move_together(
 
 def positions_in_documents(documents_BT: Tensor) -> Tensor:
     """Position of each token counted from its document's first, int64 [B, T]; padding inside counts on."""
-    return torch.arange(documents_BT.shape[1], device=documents_BT.device) - _starts(documents_BT)
+    return torch.arange(documents_BT.shape[1], device=documents_BT.device) - document_starts(documents_BT)
 
 
-def _starts(documents_BT: Tensor) -> Tensor:
+def document_starts(documents_BT: Tensor) -> Tensor:
     """Index of the first token of each token's document; [B, T]."""
     index_T = torch.arange(documents_BT.shape[1], device=documents_BT.device)
     previous_BT = _previous_token(documents_BT)
@@ -552,7 +552,7 @@ def _starts(documents_BT: Tensor) -> Tensor:
 
 def _ends(documents_BT: Tensor) -> Tensor:
     """Index of the last token of each token's document; [B, T]."""
-    return documents_BT.shape[1] - 1 - _starts(documents_BT.flip(1)).flip(1)
+    return documents_BT.shape[1] - 1 - document_starts(documents_BT.flip(1)).flip(1)
 
 
 def _opens_run(documents_BT: Tensor) -> Tensor:
@@ -560,7 +560,7 @@ def _opens_run(documents_BT: Tensor) -> Tensor:
     return torch.nn.functional.pad(documents_BT[:, 1:] != documents_BT[:, :-1], (1, 0), value=True)
 
 
-def _run_starts(documents_BT: Tensor) -> Tensor:
+def run_starts(documents_BT: Tensor) -> Tensor:
     """Index of the first token of each token's run; [B, T]."""
     index_T = torch.arange(documents_BT.shape[1], device=documents_BT.device)
     return torch.where(_opens_run(documents_BT), index_T, 0).cummax(1).values
@@ -601,7 +601,7 @@ def _inspect(documents_BT: Tensor | None, positions_BT: Tensor | None) -> Layout
             decreases_BT.sum(),
             jumps_BT.sum(),
             _opens_run(documents_BT).sum(),
-            (index_T - _run_starts(documents_BT)).max() + 1,
+            (index_T - run_starts(documents_BT)).max() + 1,
             (~real_BT).sum(),
             (goes_on_BT & (previous_BT != index_T - 1)).sum(),
         ]

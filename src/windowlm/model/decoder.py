@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from windowlm.attention.config import RotaryConfig
+from windowlm.attention.kv_cache import KVCache, LayerCache
 from windowlm.attention.layers import SlidingWindowAttention
 from windowlm.attention.window import Visibility, narrowed
 from windowlm.model.config import ModelConfig
@@ -58,23 +59,28 @@ class Block(nn.Module):
     def forward(
         self,
         hidden_BTD: torch.Tensor,
-        visibility: Visibility,
+        visibility: Visibility | None,
         value_embedding_BTE: torch.Tensor | None = None,
         embedded_BTD: torch.Tensor | None = None,
+        cache: LayerCache | None = None,
     ) -> torch.Tensor:
         """Map ``[B, T, D]`` to the same shape.
 
         Args:
             hidden_BTD: the residual stream.
-            visibility: what the layer's window shows.
+            visibility: what the layer's window shows; None with a cache, which says it itself.
             value_embedding_BTE: value embeddings of the tokens, for the layers that have them.
             embedded_BTD: normalised input of the first layer, for the embedding residual.
+            cache: keys and values of the tokens before.
         """
         if self.residual_shares is not None:
             own, embedded = self.residual_shares
             hidden_BTD = own * hidden_BTD + embedded * embedded_BTD
         attended_BTD = self.attention(
-            self.attention_norm(hidden_BTD), visibility=visibility, value_embedding_BTE=value_embedding_BTE
+            self.attention_norm(hidden_BTD),
+            visibility=visibility,
+            value_embedding_BTE=value_embedding_BTE,
+            cache=cache,
         )
         hidden_BTD = hidden_BTD + attended_BTD
         output_BTD: torch.Tensor = hidden_BTD + self.feed_forward(self.feed_forward_norm(hidden_BTD))
@@ -123,6 +129,7 @@ class Decoder(nn.Module):
         positions_BT: torch.Tensor | None = None,
         *,
         visibilities: Visibilities | None = None,
+        cache: KVCache | None = None,
     ) -> torch.Tensor:
         """Logits of the next token.
 
@@ -133,12 +140,17 @@ class Decoder(nn.Module):
             positions_BT: position of each token in its document; None counts along the row, which is
                 the same for windowed rotary attention but not bit for bit.
             visibilities: what `visibilities` made of documents and positions, instead of them.
+            cache: what `new_cache` made, holding the tokens before these; it takes these in. Whatever the
+                chunks, the logits are those of one call. Without documents, that of each row goes on.
 
         Returns:
             ``[B, T, V]`` in the dtype of the weights (or of autocast).
+
+        Raises:
+            ValueError: positions or visibilities beside a cache, and as `KVCache.advance`.
         """
         logits_BTV: torch.Tensor = self.head(
-            self.hidden(tokens_BT, documents_BT, positions_BT, visibilities=visibilities)
+            self.hidden(tokens_BT, documents_BT, positions_BT, visibilities=visibilities, cache=cache)
         )
         return logits_BTV
 
@@ -149,35 +161,68 @@ class Decoder(nn.Module):
         positions_BT: torch.Tensor | None = None,
         *,
         visibilities: Visibilities | None = None,
+        cache: KVCache | None = None,
     ) -> torch.Tensor:
         """Final normed states ``[B, T, D]``, for callers that apply the head in pieces."""
-        if visibilities is None:
+        behind_BT = None
+        if cache is not None:
+            if positions_BT is not None or visibilities is not None:
+                raise ValueError(
+                    "positions_BT or visibilities beside a cache, which counts the tokens itself"
+                )
+            batch, tokens = tokens_BT.shape
+            behind_BT = cache.advance(batch, tokens, tokens_BT.device, documents_BT).behind
+        elif visibilities is None:
             visibilities = self.visibilities(documents_BT, positions_BT)
         elif documents_BT is not None or positions_BT is not None:
             raise ValueError("visibilities beside documents_BT or positions_BT: give the one or the others")
-        if self.config.short_convolution is not None:
+        if visibilities is not None and self._reads_behind:
             # Windows share it, and blocks that are compiled apart cannot keep it for one another.
-            visibilities[self.layer_windows[0]].behind(tokens_BT.shape[1], tokens_BT.device)
-        hidden_BTD = self._embed(tokens_BT, visibilities)
+            behind_BT = visibilities[self.layer_windows[0]].behind(tokens_BT.shape[1], tokens_BT.device)
+        hidden_BTD = self._embed(tokens_BT, behind_BT, cache)
         embedded_BTD = None
         if self.config.embedding_residual:
             # Normalised, as the embeddings start far smaller than what the layers add.
             embedded_BTD = F.rms_norm(hidden_BTD, hidden_BTD.shape[-1:], eps=self.config.norm_epsilon)
         values_BTE = [table(tokens_BT) for table in self.value_embeddings]
-        layers = zip(self.blocks, self.layer_windows, self.value_tables, strict=True)
-        for block, window, table in layers:
-            value_embedding_BTE = None if table is None else values_BTE[table]
-            hidden_BTD = block(hidden_BTD, visibilities[window], value_embedding_BTE, embedded_BTD)
+        for layer, (block, table) in enumerate(zip(self.blocks, self.value_tables, strict=True)):
+            hidden_BTD = block(
+                hidden_BTD,
+                None if visibilities is None else visibilities[self.layer_windows[layer]],
+                None if table is None else values_BTE[table],
+                embedded_BTD,
+                None if cache is None else cache.layers[layer],
+            )
         output_BTD: torch.Tensor = self.final_norm(hidden_BTD)
         return output_BTD
 
-    def _embed(self, tokens_BT: torch.Tensor, visibilities: Visibilities) -> torch.Tensor:
+    @property
+    def _reads_behind(self) -> bool:
+        return self.config.short_convolution is not None or self.ngram_embedding is not None
+
+    def _embed(
+        self, tokens_BT: torch.Tensor, behind_BT: torch.Tensor | None, cache: KVCache | None
+    ) -> torch.Tensor:
         embedded_BTD: torch.Tensor = self.embedding(tokens_BT)
         if self.ngram_embedding is None:
             return embedded_BTD
-        behind_BT = visibilities[self.layer_windows[0]].behind(tokens_BT.shape[1], tokens_BT.device)
-        summed_BTD: torch.Tensor = embedded_BTD + self.ngram_embedding(tokens_BT, behind_BT)
+        earlier_BE = None
+        if cache is not None:
+            earlier_BE = cache.earlier("tokens", tokens_BT, self.ngram_embedding.longest - 1)
+        summed_BTD: torch.Tensor = embedded_BTD + self.ngram_embedding(tokens_BT, behind_BT, earlier_BE)
         return summed_BTD
+
+    def new_cache(self, capacity: int | None = None, dtype: torch.dtype | None = None) -> KVCache:
+        """An empty cache for a batch of texts that come in chunks.
+
+        Args:
+            capacity: tokens that a row may have; None for no limit.
+            dtype: of the keys and values that are kept; None for the dtype that they are computed in.
+
+        Raises:
+            ValueError: for a bad capacity.
+        """
+        return KVCache(self.layer_windows, self.config.layer_sinks(), capacity=capacity, dtype=dtype)
 
     def visibilities(
         self,

@@ -39,6 +39,7 @@ class NgramEmbedding(nn.Module):
     def __init__(self, config: NgramEmbeddingsConfig, vocabulary_size: int, dim: int) -> None:
         super().__init__()
         orders, longest = config.orders, max(config.orders)
+        self.longest = longest
         assert vocabulary_size * longest <= LARGEST_SUM
         self.buckets = config.buckets
         # One look-up serves all orders: their tables stand one below the other.

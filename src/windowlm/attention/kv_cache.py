@@ -1,0 +1,432 @@
+"""The rolling KV cache: a chunk attends over the old ring and itself, then overwrites the oldest keys.
+
+A layer with a window of W keeps the keys and values of the last W tokens in a ring, and beside it those of
+the document's first tokens, its sinks. Token number c of a row stands in slot S + (c - S) mod W; for W = 4
+and S = 1, after the tokens 0 to 9:
+
+    slot    0   1   2   3   4
+    token   0   9   6   7   8
+
+A layer without a window keeps all. Reading before writing is what lets a chunk be longer than the window: its
+first token still sees keys that its last one overwrites. Only a single token, which sees no key that it
+overwrites, writes first and so needs no copy of the ring.
+
+Shapes: B batch, T tokens of a chunk, S slots (of a document: sinks), E earlier tokens, K key-value heads,
+D head dimension; a leading 1 stands for any batch.
+"""
+
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from .window import PADDING, Visibility, check_sinks, check_window, document_starts, run_starts
+
+NO_TOKEN = PADDING - 1
+GROWTH = 1.5
+LEAST_SLOTS = 64
+Prepared = TypeVar("Prepared")
+
+
+@dataclass(frozen=True, eq=False)
+class Chunk:
+    """The tokens that are read now, the same for all layers.
+
+    Attributes:
+        start, stop: their place in the row, counted from its first token, padding included.
+        positions: place of each in its document, int64 [B or 1, T].
+        behind: how many tokens directly before each are of its document, [B or 1, T].
+        documents: document of each, int32 [B, T]; None where the rows are one document each, without padding.
+    """
+
+    start: int
+    stop: int
+    positions: Tensor
+    behind: Tensor
+    documents: Tensor | None
+    _prepared: dict[Hashable, object] = field(default_factory=dict, repr=False)
+
+    @property
+    def tokens(self) -> int:
+        """T."""
+        return self.stop - self.start
+
+    def once(self, name: Hashable, prepare: Callable[[], Prepared]) -> Prepared:
+        """What `prepare` returns, made at the first call under this name."""
+        if name not in self._prepared:
+            self._prepared[name] = prepare()
+        prepared: Prepared = self._prepared[name]  # type: ignore[assignment]
+        return prepared
+
+
+class Slots:
+    """Which tokens the slots of layers of one window hold, and what a chunk may see of them.
+
+    Where rows differ (documents, padding), each slot stores the absolute position and the document of its
+    token, and these decide what is visible; elsewhere both follow from the number of tokens.
+
+    Attributes:
+        window, sinks: of the layers.
+        size: slots that are never exceeded; None where there is no bound.
+        rolls: whether old tokens are overwritten.
+        visibility: what the tokens of the present chunk see among the keys that `extend` gives.
+    """
+
+    def __init__(self, window: int | None, sinks: int, capacity: int | None) -> None:
+        self.window, self.sinks = window, sinks
+        bound = None if window is None else window + sinks
+        self.rolls = bound is not None and (capacity is None or bound < capacity)
+        self.size = bound if self.rolls else capacity
+        self.visibility = Visibility()
+        self._positions_BS: Tensor | None = None
+        self._documents_BS: Tensor | None = None
+        self._chunk: Chunk | None = None
+        self._pins: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def chunk(self) -> Chunk:
+        """The tokens that are read now.
+
+        Raises:
+            ValueError: where no chunk was announced.
+        """
+        if self._chunk is None:
+            raise ValueError("the cache expects no tokens: call its advance() before the layers")
+        return self._chunk
+
+    def room(self, stop: int, present: int) -> int:
+        """Slots to allocate for `stop` tokens where `present` are allocated."""
+        if self.size is not None:
+            return self.size
+        return present if stop <= present else max(stop, LEAST_SLOTS, int(GROWTH * present))
+
+    def advance(self, chunk: Chunk, whole: Visibility | None, pins: tuple[Tensor, Tensor] | None) -> None:
+        """Take in where the tokens of a chunk stand.
+
+        Args:
+            chunk: the tokens.
+            whole: what they see of one another without a window, for a first chunk.
+            pins: for rows that differ, the place in the chunk of each sink of the document that goes on, and
+                whether it is there at all, [B, S]; None where no sink is in the chunk.
+        """
+        self._chunk, self._pins = chunk, pins
+        documents_BT = chunk.documents
+        key_positions_BS = key_documents_BS = None
+        if documents_BT is not None:
+            # A sink stands beside the ring: seen there too, it would count twice.
+            ring_documents_BT = documents_BT
+            if self.rolls and self.sinks:
+                ring_documents_BT = documents_BT.masked_fill(chunk.positions < self.sinks, PADDING)
+            self._positions_BS, key_positions_BS = self.extend(self._positions_BS, chunk.positions)
+            self._documents_BS, key_documents_BS = self.extend(
+                self._documents_BS, documents_BT, ring_documents_BT, fill=PADDING
+            )
+        if whole is not None:
+            self.visibility = replace(whole.with_window(self.window), sinks=self.sinks)
+        elif documents_BT is not None:
+            self.visibility = Visibility(
+                self.window,
+                True,
+                self.sinks,
+                chunk.positions,
+                documents_BT,
+                key_positions_BS,
+                key_documents_BS,
+            )
+        elif chunk.tokens == 1:
+            # The last W tokens and the sinks are there, nothing else.
+            self.visibility = Visibility()
+        else:
+            # In their order, sinks first, the keys are a row from which only hidden tokens were cut.
+            self.visibility = Visibility(self.window, True, self.sinks)
+
+    def extend(
+        self,
+        kept_BS: Tensor | None,
+        new_BT: Tensor,
+        new_in_ring_BT: Tensor | None = None,
+        *,
+        fill: int = 0,
+        dtype: torch.dtype | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Write the chunk into slots and give what its tokens attend over.
+
+        Args:
+            kept_BS: the slots, [B, S, ...]; None where nothing is kept yet.
+            new_BT: what belongs to the chunk's tokens, [B, T, ...].
+            new_in_ring_BT: what is written into the ring, where that differs from what belongs to sinks.
+            fill: value of slots that hold nothing.
+            dtype: of the slots; None for that of `new_BT`.
+
+        Returns:
+            The slots, and [B, keys, ...] in the order of the tokens (a single token: in that of the slots).
+        """
+        start, stop = self.chunk.start, self.chunk.stop
+        in_ring_BT = new_BT if new_in_ring_BT is None else new_in_ring_BT
+        kept_BS = self._allocated(kept_BS, new_BT, fill, dtype)
+        if self.rolls and self.chunk.tokens > 1:
+            old = [piece.to(new_BT.dtype) for piece in self._in_order(kept_BS, start)]
+            seen_BS = torch.cat([*old, new_BT], 1) if old else new_BT
+            self._write(kept_BS, new_BT, in_ring_BT)
+        else:
+            self._write(kept_BS, new_BT, in_ring_BT)
+            filled = stop if self.size is None else min(stop, self.size)
+            seen_BS = new_BT if start == 0 else kept_BS[:, :filled].to(new_BT.dtype)
+        return kept_BS, seen_BS
+
+    def _allocated(
+        self, kept_BS: Tensor | None, new_BT: Tensor, fill: int, dtype: torch.dtype | None
+    ) -> Tensor:
+        present = 0 if kept_BS is None else kept_BS.shape[1]
+        slots = self.room(self.chunk.stop, present)
+        if kept_BS is not None and slots == present:
+            return kept_BS
+        # Not empty: what a hidden slot holds is multiplied by zero, and not-a-number would stay one.
+        room_BS = new_BT.new_full((len(new_BT), slots, *new_BT.shape[2:]), fill, dtype=dtype)
+        if kept_BS is not None:
+            room_BS[:, :present] = kept_BS
+        return room_BS
+
+    def _in_order(self, kept_BS: Tensor, start: int) -> Iterator[Tensor]:
+        """The slots of a ring as the row's tokens follow one another, sinks first."""
+        assert self.window is not None
+        if start <= self.sinks + self.window:
+            pieces = [slice(0, start)]
+        else:
+            oldest = self._slot(start)
+            pieces = [slice(0, self.sinks), slice(oldest, None), slice(self.sinks, oldest)]
+        yield from (kept_BS[:, piece] for piece in pieces if kept_BS[:, piece].shape[1])
+
+    def _slot(self, column: int) -> int:
+        """Of the ring, for a token that is no sink of the row."""
+        assert self.window is not None
+        return self.sinks + (column - self.sinks) % self.window
+
+    def _write(self, kept_BS: Tensor, new_BT: Tensor, in_ring_BT: Tensor) -> None:
+        start, stop = self.chunk.start, self.chunk.stop
+        if not self.rolls:
+            kept_BS[:, start:stop] = new_BT
+            return
+        assert self.window is not None
+        if self._pins is not None:
+            place_BS, there_BS = self._pins
+            row_B1 = torch.arange(len(new_BT), device=new_BT.device)[:, None]
+            there = there_BS.view(*there_BS.shape, *[1] * (new_BT.dim() - 2))
+            pinned_BS = kept_BS[:, : self.sinks]
+            pinned_BS.copy_(torch.where(there, new_BT[row_B1, place_BS].to(kept_BS.dtype), pinned_BS))
+        elif self.chunk.documents is None and start < self.sinks:
+            pinned = min(stop, self.sinks)
+            kept_BS[:, start:pinned] = new_BT[:, : pinned - start]
+        first = max(start, self.sinks, stop - self.window)
+        if first < stop:
+            slot, newest_BT = self._slot(first), in_ring_BT[:, first - start :]
+            before = min(stop - first, self.sinks + self.window - slot)
+            kept_BS[:, slot : slot + before] = newest_BT[:, :before]
+            if before < stop - first:
+                kept_BS[:, self.sinks : self.sinks + stop - first - before] = newest_BT[:, before:]
+
+
+class LayerCache:
+    """Keys and values that one layer keeps; `KVCache` makes one for each."""
+
+    def __init__(self, slots: Slots, dtype: torch.dtype | None) -> None:
+        self.slots, self.dtype = slots, dtype
+        self.key_BSKD: Tensor | None = None
+        self.value_BSKD: Tensor | None = None
+        self.tails: dict[str, Tail] = {}
+
+    @property
+    def bytes_held(self) -> int:
+        """Bytes of keys and values."""
+        held = [tensor for tensor in (self.key_BSKD, self.value_BSKD) if tensor is not None]
+        return sum(tensor.numel() * tensor.element_size() for tensor in held)
+
+    def extend(self, key_BTKD: Tensor, value_BTKD: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values [B, S, K, D] that the chunk's tokens attend over, the chunk's own written.
+
+        Raises:
+            ValueError: where gradients are recorded, which would not flow through what is kept.
+        """
+        if torch.is_grad_enabled() and (key_BTKD.requires_grad or value_BTKD.requires_grad):
+            raise ValueError("a KV cache carries no gradients: call the layers under torch.no_grad()")
+        dtype = key_BTKD.dtype if self.dtype is None else self.dtype
+        if dtype != key_BTKD.dtype:
+            # Rounded before the chunk itself reads them, so that results do not depend on how text is cut.
+            key_BTKD, value_BTKD = (tensor.to(dtype).to(tensor.dtype) for tensor in (key_BTKD, value_BTKD))
+        self.key_BSKD, key_seen = self.slots.extend(self.key_BSKD, key_BTKD, dtype=dtype)
+        self.value_BSKD, value_seen = self.slots.extend(self.value_BSKD, value_BTKD, dtype=dtype)
+        return key_seen, value_seen
+
+    def earlier(self, name: str, new_BT: Tensor, length: int) -> Tensor | None:
+        """Up to `length` entries [B, E, ...] that came before the chunk's under this name; None at first."""
+        return self.tails.setdefault(name, Tail(length)).exchange(new_BT)
+
+
+class Tail:
+    """The last few entries of a sequence that comes in chunks, for what reads some tokens back.
+
+    Args:
+        length: entries kept.
+    """
+
+    def __init__(self, length: int) -> None:
+        self.length = length
+        self._kept_BE: Tensor | None = None
+
+    def exchange(self, new_BT: Tensor) -> Tensor | None:
+        """Keep the last of the new entries [B, T, ...] and give those before them; None at first."""
+        earlier_BE = self._kept_BE
+        joined_BT = new_BT if earlier_BE is None else torch.cat([earlier_BE, new_BT], 1)
+        self._kept_BE = joined_BT[:, max(joined_BT.shape[1] - self.length, 0) :].clone()
+        return earlier_BE
+
+
+class KVCache:
+    """Keys and values of the tokens so far, for layers that read a text chunk by chunk.
+
+    Whatever the chunks, the outputs are those of one call with the whole text. Call `advance` with each
+    chunk, then each layer with its entry of `layers`, once. A cache in whose chunk a call failed is spent.
+
+        cache = KVCache([layer.window_size for layer in layers], [layer.sinks for layer in layers])
+        cache.advance(*hidden_BTD.shape[:2], hidden_BTD.device)
+        for layer, kept in zip(layers, cache.layers):
+            hidden_BTD = layer(hidden_BTD, cache=kept)
+
+    A windowed layer holds `W + sinks` tokens from the first chunk on; a layer without a window grows by half
+    when it is full. With a capacity of n all is allocated at once, `min(W + sinks, n)` tokens and n tokens.
+
+    Args:
+        windows: of each layer, None for all tokens.
+        sinks: of each layer; None for none.
+        capacity: tokens that a row may have, padding included; None for no limit.
+        dtype: of the keys and values that are kept; None for the dtype that they come in. Positions are whole
+            numbers in any case.
+
+    Raises:
+        ValueError: for a bad window, number of sinks or capacity.
+    """
+
+    def __init__(
+        self,
+        windows: Sequence[int | None],
+        sinks: Sequence[int] | None = None,
+        *,
+        capacity: int | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        if capacity is not None and (
+            isinstance(capacity, bool) or not isinstance(capacity, int) or capacity < 1
+        ):
+            raise ValueError(
+                f"capacity={capacity!r}: a whole number from 1 on or None is allowed; try capacity=4096"
+            )
+        self.capacity = capacity
+        kinds = list(zip(windows, [0] * len(windows) if sinks is None else sinks, strict=True))
+        for window, of_layer in kinds:
+            check_window(window)
+            check_sinks(of_layer)
+        self._slots = {kind: Slots(*kind, capacity) for kind in kinds}
+        self.layers = [LayerCache(self._slots[kind], dtype) for kind in kinds]
+        self.tails: dict[str, Tail] = {}
+        self.tokens = 0
+        self._batch = 0
+        # Of rows that differ, [B, 1]: the document that goes on and the column of its first token, the
+        # document of the last token and the column where its run began.
+        self._document_B1: Tensor | None = None
+        self._start_B1: Tensor
+        self._last_B1: Tensor
+        self._run_B1: Tensor
+        self._latest_start = 0
+
+    @property
+    def bytes_held(self) -> int:
+        """Bytes of keys and values of all layers and rows."""
+        return sum(layer.bytes_held for layer in self.layers)
+
+    def earlier(self, name: str, new_BT: Tensor, length: int) -> Tensor | None:
+        """Like `LayerCache.earlier`, for what belongs to no layer."""
+        return self.tails.setdefault(name, Tail(length)).exchange(new_BT)
+
+    def advance(
+        self, batch: int, tokens: int, device: torch.device, documents_BT: Tensor | None = None
+    ) -> Chunk:
+        """Announce the next tokens of every row.
+
+        Args:
+            batch, tokens: B and T.
+            device: of the layers.
+            documents_BT: whole numbers [B, T], document of each token, -1 for padding. Without them the
+                document of each row goes on; rows that differ need them in the first chunk.
+
+        Returns:
+            Where the tokens stand.
+
+        Raises:
+            ValueError: for another batch than before, more tokens than the capacity, or documents that are
+                malformed, decrease, or come after a first chunk without them.
+        """
+        start, stop = self.tokens, self.tokens + tokens
+        if self.capacity is not None and stop > self.capacity:
+            raise ValueError(
+                f"{stop} tokens in a cache of capacity={self.capacity}; make one of capacity={stop} or more"
+            )
+        if start and batch != self._batch:
+            raise ValueError(f"{batch} rows, and the cache holds {self._batch}: give as many")
+        whole = None
+        if documents_BT is not None:
+            if start and self._document_B1 is None:
+                raise ValueError("documents_BT: rows that differ need documents from the first chunk on")
+            if documents_BT.shape != (batch, tokens):
+                raise ValueError(
+                    f"documents_BT has shape {tuple(documents_BT.shape)}: {(batch, tokens)} is allowed"
+                )
+            documents_BT = documents_BT.int()
+        if start == 0:
+            whole = Visibility.build(window=None, documents_BT=documents_BT)
+        self._batch, self.tokens = batch, stop
+        column_1T = torch.arange(start, stop, device=device)[None]
+        if documents_BT is None and self._document_B1 is None:
+            chunk = Chunk(start, stop, column_1T, column_1T, None)
+        else:
+            chunk = self._place(start, column_1T, documents_BT, batch)
+        for slots in self._slots.values():
+            slots.advance(chunk, whole, self._pins(slots, chunk))
+        return chunk
+
+    def _place(self, start: int, column_1T: Tensor, documents_BT: Tensor | None, batch: int) -> Chunk:
+        stop = start + column_1T.shape[1]
+        if self._document_B1 is None:
+            self._document_B1 = column_1T.new_full((batch, 1), PADDING, dtype=torch.int32)
+            self._last_B1 = torch.full_like(self._document_B1, NO_TOKEN)
+            self._start_B1 = self._run_B1 = column_1T.new_zeros(batch, 1)
+        if documents_BT is None:
+            documents_BT = self._document_B1.expand(-1, column_1T.shape[1])
+            start_BT = self._start_B1.expand_as(documents_BT)
+            self._run_B1 = torch.where(self._last_B1 == self._document_B1, self._run_B1, start)
+            run_BT = self._run_B1
+            self._last_B1 = self._document_B1
+        else:
+            # One column of what came before stands in front; what begins there goes on.
+            with_before_BT = torch.cat([self._document_B1, documents_BT], 1)
+            if start:
+                Visibility.build(window=None, documents_BT=with_before_BT)
+            first_BT = document_starts(with_before_BT)[:, 1:]
+            start_BT = torch.where(first_BT == 0, self._start_B1, first_BT + start - 1)
+            run_first_BT = run_starts(torch.cat([self._last_B1, documents_BT], 1))[:, 1:]
+            run_BT = torch.where(run_first_BT == 0, self._run_B1, run_first_BT + start - 1)
+            self._document_B1 = with_before_BT.amax(1, keepdim=True)
+            self._last_B1 = documents_BT[:, -1:]
+            self._start_B1, self._run_B1 = start_BT[:, -1:], run_BT[:, -1:]
+            self._latest_start = int(self._start_B1.max())
+        return Chunk(start, stop, column_1T - start_BT, column_1T - run_BT, documents_BT)
+
+    def _pins(self, slots: Slots, chunk: Chunk) -> tuple[Tensor, Tensor] | None:
+        """Where the sinks of the documents that go on stand in the chunk; None where none does."""
+        alike = chunk.documents is None
+        if alike or not (slots.rolls and slots.sinks) or chunk.start >= self._latest_start + slots.sinks:
+            return None
+        column_BS = self._start_B1 + torch.arange(slots.sinks, device=self._start_B1.device)
+        there_BS = (column_BS >= chunk.start) & (column_BS < chunk.stop)
+        return (column_BS - chunk.start).clamp(0, chunk.tokens - 1), there_BS

@@ -1,0 +1,76 @@
+"""Settings of generation."""
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingConfig:
+    """How the next token is chosen, and when to stop.
+
+    The logits pass the repetition penalty, then the temperature, then top-k, top-p and min-p; the most
+    probable token always stays.
+
+    Args:
+        max_new_tokens: tokens produced at most.
+        temperature: divides the logits; 0 takes the most probable token (greedy).
+        top_k: only the k most probable tokens, and those as probable as the last of them, stay; null for all.
+        top_p: only the most probable tokens that together reach this probability stay (nucleus sampling,
+            Holtzman et al. 2020, arXiv:1904.09751).
+        min_p: only tokens with at least this share of the largest probability stay (Nguyen et al. 2024,
+            arXiv:2407.01082).
+        repetition_penalty: positive logits of tokens that occurred are divided by it, negative ones
+            multiplied (CTRL, Keskar et al. 2019, arXiv:1909.05858); 1 for none.
+        repetition_window: tokens back, the prompt's included, that count as occurred; null for all.
+        seed: of the draws; the text of a prompt depends on the seed and the prompt's number, not on the
+            prompts that are served beside it.
+        stop: texts before which production ends; they are not part of the result.
+        stop_at_end: end at the end mark of a document.
+        beyond_training: allow positions that layers without a window were not trained on.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+
+    max_new_tokens: int = 256
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    repetition_window: int | None = None
+    seed: int = 0
+    stop: list[str] = field(default_factory=list)
+    stop_at_end: bool = True
+    beyond_training: bool = False
+
+    def __post_init__(self) -> None:
+        """Check the ranges.
+
+        Raises:
+            ValueError: a value out of range.
+        """
+        if self.max_new_tokens < 1:
+            raise ValueError(
+                f"max_new_tokens={self.max_new_tokens}: must be at least 1; try max_new_tokens=256"
+            )
+        if not self.temperature >= 0:
+            raise ValueError(
+                f"temperature={self.temperature}: must be at least 0, which is greedy; try temperature=1.0"
+            )
+        for name in ("top_k", "repetition_window"):
+            number = getattr(self, name)
+            if number is not None and number < 1:
+                raise ValueError(f"{name}={number}: must be at least 1, or null for all; try {name}=null")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p={self.top_p}: must lie in (0, 1], where 1 keeps all; try top_p=0.95")
+        if not 0 <= self.min_p <= 1:
+            raise ValueError(f"min_p={self.min_p}: must lie in [0, 1], where 0 keeps all; try min_p=0.05")
+        if not self.repetition_penalty > 0:
+            raise ValueError(
+                f"repetition_penalty={self.repetition_penalty}: must be above 0, where 1 is none; "
+                "try repetition_penalty=1.1"
+            )
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed={self.seed}: must lie in [0, 2**63); try seed=0")
+        if "" in self.stop:
+            raise ValueError("stop: a text that ends production holds a character at least; try stop=[]")

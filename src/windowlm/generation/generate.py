@@ -1,0 +1,286 @@
+"""Generation: prompts in, text out as it comes, any number of prompts side by side.
+
+Shapes: B batch, T tokens, V vocabulary, D model width.
+"""
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from windowlm.attention.config import Llama3Scaling, YarnScaling
+from windowlm.attention.window import PADDING
+from windowlm.bundle import Bundle
+from windowlm.errors import UserError
+from windowlm.generation.config import SamplingConfig
+from windowlm.generation.sampling import NO_TOKEN, next_tokens, row_draws
+from windowlm.generation.text_stream import TextStream
+
+# Tokens of the prompts that one call reads at most, so that memory does not grow with their length.
+PREFILL_TOKENS = 8192
+EndedBy = Literal["max_new_tokens", "stop", "end_of_document"]
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What was produced after one prompt.
+
+    Attributes:
+        text: the text, without the stop text.
+        tokens: ids, the end mark and what the stop text cut included.
+        ended_by: why it ended.
+        nats: -log of the probability that the model gave to each token, before temperature and filters;
+            the end mark, which stands for no text, left out.
+        bytes: UTF-8 bytes that the tokens stand for.
+        prompt_tokens: tokens of the prompt.
+    """
+
+    text: str
+    tokens: list[int]
+    ended_by: EndedBy
+    nats: float
+    bytes: int
+    prompt_tokens: int
+
+    @property
+    def bits_per_byte(self) -> float | None:
+        """Of what was produced, under the model; None where nothing was."""
+        return self.nats / math.log(2) / self.bytes if self.bytes else None
+
+
+@dataclass
+class Pace:
+    """Seconds of the host's clock, and the tokens that they brought.
+
+    Attributes:
+        prompt_tokens, prompt_seconds: reading the prompts, up to the choice of each first token.
+        tokens, seconds: all tokens after each first one.
+    """
+
+    prompt_tokens: int = 0
+    prompt_seconds: float = 0.0
+    tokens: int = 0
+    seconds: float = 0.0
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """Of production, the prompts apart; None where there was but one token."""
+        return self.tokens / self.seconds if self.tokens else None
+
+
+def generate(
+    bundle: Bundle, prompt: str, settings: SamplingConfig | None = None, **changes: Any
+) -> Generation:
+    """Continue a text.
+
+    Args:
+        bundle: what ``load`` gives.
+        prompt: text from the beginning of a document.
+        settings: how to choose tokens; None for the defaults.
+        changes: fields of ``SamplingConfig`` that differ from `settings`, such as ``temperature=0``.
+
+    Raises:
+        UserError: as ``Generator``, or an empty prompt.
+        ValueError: a setting out of range.
+    """
+    return Generator(bundle, _settings(settings, changes)).batch([prompt])[0]
+
+
+def stream(
+    bundle: Bundle, prompt: str, settings: SamplingConfig | None = None, **changes: Any
+) -> Iterator[str]:
+    """Like ``generate``, and gives the text piece by piece, as soon as it is certain."""
+    generator = Generator(bundle, _settings(settings, changes))
+    for pieces in generator.pieces([prompt]):
+        if pieces[0]:
+            yield pieces[0]
+
+
+def _settings(settings: SamplingConfig | None, changes: dict[str, Any]) -> SamplingConfig:
+    given = {} if settings is None else {entry.name: getattr(settings, entry.name) for entry in _FIELDS}
+    if unknown := sorted(changes.keys() - {entry.name for entry in _FIELDS}):
+        names = ", ".join(entry.name for entry in _FIELDS)
+        raise ValueError(f"{unknown[0]}={changes[unknown[0]]!r}: there are {names}")
+    return SamplingConfig(**{**given, **changes})
+
+
+_FIELDS = fields(SamplingConfig)
+
+
+class Generator:
+    """Serves prompts with one model and one choice of settings.
+
+    Args:
+        bundle: what ``load`` gives.
+        settings: how to choose tokens, and when to stop.
+
+    Attributes:
+        pace: what it took so far.
+    """
+
+    def __init__(self, bundle: Bundle, settings: SamplingConfig) -> None:
+        self.bundle, self.settings = bundle, settings
+        self.pace = Pace()
+        self.results: list[Generation] = []
+        self._device = next(bundle.model.parameters()).device
+
+    def batch(self, prompts: Sequence[str], first: int = 0) -> list[Generation]:
+        """Continue each prompt.
+
+        Args:
+            prompts: texts.
+            first: number of the first among all prompts that are ever served: with the seed it decides what
+                is drawn, so that texts do not depend on how prompts are put into batches.
+
+        Raises:
+            UserError: as `pieces`.
+        """
+        for _ in self.pieces(prompts, first):
+            pass
+        return self.results
+
+    @torch.no_grad()
+    def pieces(self, prompts: Sequence[str], first: int = 0) -> Iterator[list[str]]:
+        """Give for each token step the text of each row that is certain now; then `results` are complete.
+
+        Raises:
+            UserError: an empty prompt, one that is too long for a layer without a window, or a model that
+                gives no numbers.
+        """
+        settings, model = self.settings, self.bundle.model
+        encoded = self.encode(prompts)
+        rows = [_Row(self.bundle, ids, settings) for ids in encoded]
+        longest = max(map(len, encoded))
+        tokens_BT = torch.zeros(len(rows), longest, dtype=torch.int64)
+        documents_BT = torch.full_like(tokens_BT, PADDING, dtype=torch.int32)
+        for row, ids in enumerate(encoded):
+            tokens_BT[row, longest - len(ids) :] = torch.from_numpy(ids.astype(np.int64))
+            documents_BT[row, longest - len(ids) :] = 0
+        earlier_BT = tokens_BT.masked_fill(documents_BT == PADDING, NO_TOKEN).to(self._device)
+        alike = all(len(ids) == longest for ids in encoded)
+        draws = [row_draws(settings.seed, first + row, settings.max_new_tokens) for row in range(len(rows))]
+        draws_BT = torch.stack(draws).to(self._device)
+        cache = model.new_cache(longest + settings.max_new_tokens)
+        started = time.perf_counter()
+        size = max(PREFILL_TOKENS // len(rows), 1)
+        for start in range(0, longest, size):
+            chunk = slice(start, start + size)
+            documents = None if alike else documents_BT[:, chunk].to(self._device)
+            hidden_BTD = model.hidden(tokens_BT[:, chunk].to(self._device), documents, cache=cache)
+        for step in range(settings.max_new_tokens):
+            logits_BV = model.head(hidden_BTD[:, -1]).double()
+            chosen_B = next_tokens(logits_BV, draws_BT[:, step], settings, earlier_BT)
+            nats_B = -logits_BV.log_softmax(-1).gather(1, chosen_B[:, None])[:, 0]
+            chosen, nats = chosen_B.tolist(), nats_B.tolist()
+            now = time.perf_counter()
+            self._count(rows, started, now, encoded if step == 0 else None)
+            started = now
+            pieces = [
+                row.add(*token) for row, token in zip(rows, zip(chosen, nats, strict=True), strict=True)
+            ]
+            if all(row.ended_by is not None for row in rows):
+                self.results = [row.result() for row in rows]
+                yield pieces
+                return
+            yield pieces
+            if settings.repetition_penalty != 1:
+                earlier_BT = torch.cat([earlier_BT, chosen_B[:, None]], 1)
+            hidden_BTD = model.hidden(chosen_B[:, None], cache=cache)
+
+    def encode(self, prompts: Sequence[str]) -> list[NDArray[np.uint32]]:
+        """Tokens of the prompts.
+
+        Raises:
+            UserError: a prompt is empty, or too long for a layer without a window.
+        """
+        for prompt in prompts:
+            if any("\ud800" <= character <= "\udfff" for character in prompt):
+                raise UserError(
+                    f"prompt={prompt!r}: it holds half a character (a lone surrogate); give UTF-8 text"
+                )
+        encoded = self.bundle.tokenizer.encode_batch(list(prompts))
+        largest = None if self.settings.beyond_training else position_range(self.bundle)
+        for ids in encoded:
+            if not len(ids):
+                raise UserError("prompt: it is empty; give a text that the model continues: prompt=TEXT")
+            if largest is None:
+                continue
+            room, trained = largest - len(ids), "the layers without a window were trained on positions below"
+            if room < 1:
+                raise UserError(
+                    f"prompt: it has {len(ids):,} tokens, and {trained} {largest:,}; "
+                    f"give at most {largest - 1:,}, or beyond_training=true"
+                )
+            if room < self.settings.max_new_tokens:
+                raise UserError(
+                    f"max_new_tokens={self.settings.max_new_tokens}: the prompt has {len(ids):,} tokens, and "
+                    f"{trained} {largest:,}; try max_new_tokens={room}, or beyond_training=true"
+                )
+        return encoded
+
+    def _count(
+        self, rows: "list[_Row]", started: float, now: float, encoded: list[NDArray[np.uint32]] | None
+    ) -> None:
+        if encoded is not None:
+            self.pace.prompt_tokens += sum(map(len, encoded))
+            self.pace.prompt_seconds += now - started
+        else:
+            self.pace.tokens += sum(row.ended_by is None for row in rows)
+            self.pace.seconds += now - started
+
+
+def position_range(bundle: Bundle) -> int | None:
+    """Positions that the layers without a window know from training; None where none of them has a position.
+
+    A window bounds the distances that a rotation sees, whatever the position.
+    """
+    config = bundle.model.config
+    largest = None
+    for window, rotary in zip(config.layer_windows(), config.layer_rotaries(), strict=True):
+        if window is None and rotary is not None:
+            known, scaling = int(bundle.config["sequence_length"]), rotary.scaling
+            if isinstance(scaling, YarnScaling | Llama3Scaling):
+                known = max(known, int(scaling.original_length * scaling.factor))
+            largest = known if largest is None else min(largest, known)
+    return largest
+
+
+class _Row:
+    """One prompt on its way."""
+
+    def __init__(self, bundle: Bundle, prompt: NDArray[np.uint32], settings: SamplingConfig) -> None:
+        self.tokenizer, self.settings, self.prompt_tokens = bundle.tokenizer, settings, len(prompt)
+        self.stream = TextStream(settings.stop)
+        self.tokens: list[int] = []
+        self.nats = 0.0
+        self.ended_by: EndedBy | None = None
+
+    def add(self, token: int, nats: float) -> str:
+        """Take in a token and return the text that is certain now; nothing once it ended."""
+        if self.ended_by is not None:
+            return ""
+        if not math.isfinite(nats):
+            raise UserError("checkpoint: the model gives no finite numbers; its training has diverged")
+        self.tokens.append(token)
+        at_end = token == self.tokenizer.end_of_document
+        if not at_end:
+            self.nats += nats
+        if at_end and self.settings.stop_at_end:
+            self.ended_by = "end_of_document"
+        elif len(self.tokens) == self.settings.max_new_tokens:
+            self.ended_by = "max_new_tokens"
+        piece = self.stream.add(self.tokenizer.decode_bytes([token]), final=self.ended_by is not None)
+        if self.stream.stopped:
+            self.ended_by = "stop"
+        return piece
+
+    def result(self) -> Generation:
+        """Of a row that has ended."""
+        assert self.ended_by is not None
+        size = int(self.tokenizer.token_bytes_V[self.tokens].sum())
+        return Generation(self.stream.text, self.tokens, self.ended_by, self.nats, size, self.prompt_tokens)

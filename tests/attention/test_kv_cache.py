@@ -1,0 +1,66 @@
+"""The cache with layers of their own, and the order of its slots."""
+
+import pytest
+import torch
+
+from windowlm import SlidingWindowAttention
+from windowlm.attention.kv_cache import KVCache, Tail
+
+
+def test_slots_are_those_that_the_docstring_draws() -> None:
+    cache = KVCache([4], [1])
+    for token in range(10):
+        cache.advance(1, 1, torch.device("cpu"))
+        cache.layers[0].extend(*(torch.full((1, 1, 1, 1), float(token)) for _ in range(2)))
+    kept = cache.layers[0].key_BSKD
+    assert kept is not None
+    assert kept.flatten().tolist() == [0, 9, 6, 7, 8]
+
+
+@pytest.mark.parametrize("backend", ["reference", "banded"])
+def test_layers_of_a_stack_stream_what_they_give_at_once(backend: str) -> None:
+    torch.manual_seed(0)
+    layers = [SlidingWindowAttention(16, 2, 8, window, 0.0, backend=backend) for window in (3, None, 7)]
+    hidden_BTD = torch.randn(2, 40, 16)
+    with torch.no_grad():
+        whole_BTD = hidden_BTD
+        for layer in layers:
+            whole_BTD = layer(whole_BTD)
+        cache = KVCache([layer.window_size for layer in layers], [layer.sinks for layer in layers])
+        outputs = []
+        for chunk_BTD in hidden_BTD.split([1, 9, 1, 1, 25, 3], 1):
+            cache.advance(*chunk_BTD.shape[:2], chunk_BTD.device)
+            for layer, kept in zip(layers, cache.layers, strict=True):
+                chunk_BTD = layer(chunk_BTD, cache=kept)
+            outputs.append(chunk_BTD)
+    torch.testing.assert_close(torch.cat(outputs, 1), whole_BTD)
+
+
+def test_a_layer_refuses_a_cache_that_is_not_its_own() -> None:
+    hidden_BTD = torch.randn(1, 3, 16)
+    layer = SlidingWindowAttention(16, 2, 8, 4)
+    cache = KVCache([5, 4])
+    with pytest.raises(ValueError, match=r"expects no tokens: call its advance\(\)"):
+        layer(hidden_BTD, cache=cache.layers[1])
+    cache.advance(1, 3, hidden_BTD.device)
+    with pytest.raises(ValueError, match="cache has window=5, sinks=0, the layer window_size=4"):
+        layer(hidden_BTD, cache=cache.layers[0])
+    with pytest.raises(ValueError, match="expects 3 tokens, hidden_BTD has 2"):
+        layer(hidden_BTD[:, :2], cache=cache.layers[1])
+    with pytest.raises(ValueError, match="leave mask"):
+        layer(hidden_BTD, torch.ones(1, 3, dtype=torch.bool), cache=cache.layers[1])
+    with pytest.raises(ValueError, match="bidirectional"):
+        SlidingWindowAttention(16, 2, 8, 4, causal=False)(hidden_BTD, cache=cache.layers[1])
+
+
+def test_a_tail_keeps_the_last_few_entries() -> None:
+    tail, given = Tail(3), []
+    for size in (2, 1, 5, 1):
+        earlier = tail.exchange(torch.arange(sum(given), sum(given) + size)[None])
+        given.append(size)
+        if len(given) > 1:
+            assert earlier is not None
+            first = sum(given[:-1])
+            assert earlier[0].tolist() == list(range(max(first - 3, 0), first))
+        else:
+            assert earlier is None

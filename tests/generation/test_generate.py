@@ -1,0 +1,175 @@
+"""Text from a model."""
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from windowlm import generate, load
+from windowlm.attention.config import RotaryConfig, YarnScaling
+from windowlm.bundle import Bundle, save_bundle
+from windowlm.errors import UserError
+from windowlm.generation.config import SamplingConfig
+from windowlm.generation.generate import Generator, position_range, stream
+from windowlm.model.config import ModelConfig
+from windowlm.model.decoder import Decoder
+from windowlm.tokenization.tokenizer import BytesTokenizer
+
+SHAPE: dict[str, object] = {
+    "layers": 2,
+    "dim": 32,
+    "heads": 4,
+    "kv_heads": 2,
+    "head_dim": 8,
+    "feed_forward_dim": 48,
+    "window": [6, 9],
+    "attention_sinks": 2,
+    "short_convolution": 3,
+}
+PROMPTS = ["a", "def window(", "Größe: 😀 €", "the small window sees few keys", "x = [1, 2]"]
+
+
+def bundle_of(folder: Path, **changes: object) -> Bundle:
+    """A model of bytes with drawn weights, as a run leaves it."""
+    torch.manual_seed(0)
+    config = ModelConfig(**{**SHAPE, **changes})  # type: ignore[arg-type]
+    model = Decoder(config, 256)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.4)
+    facts = {"vocabulary_size": 256, "sequence_length": 64, "source_identity": "", "tokenizer_identity": ""}
+    save_bundle(
+        folder,
+        model.state_dict(),
+        {"model": asdict(config), **facts, "data": {}, "training": {}},
+        BytesTokenizer(),
+    )
+    return load(folder)
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return bundle_of(tmp_path_factory.mktemp("model"))
+
+
+@torch.no_grad()
+def greedy_without_cache(bundle: Bundle, prompt: str, tokens: int) -> Iterator[int]:
+    """The slow twin: the whole text again for every token."""
+    ids = bundle.tokenizer.encode(prompt).astype(np.int64).tolist()
+    for _ in range(tokens):
+        ids.append(int(bundle.model(torch.tensor([ids]))[0, -1].argmax()))
+        yield ids[-1]
+
+
+@pytest.mark.parametrize("prompt", PROMPTS)
+def test_greedy_tokens_are_those_without_a_cache(bundle: Bundle, prompt: str) -> None:
+    result = generate(bundle, prompt, temperature=0, max_new_tokens=40, stop_at_end=False)
+    assert result.tokens == list(greedy_without_cache(bundle, prompt, 40))
+    assert result.ended_by == "max_new_tokens"
+    assert result.text == bundle.tokenizer.decode(result.tokens)
+
+
+@pytest.mark.parametrize("settings", [{}, {"temperature": 0.0}, {"repetition_penalty": 1.3, "top_p": 0.9}])
+def test_a_seed_gives_the_same_text_in_any_batch(bundle: Bundle, settings: dict[str, float]) -> None:
+    config = SamplingConfig(max_new_tokens=30, seed=5, **settings)  # type: ignore[arg-type]
+    together = Generator(bundle, config).batch(PROMPTS)
+    apart = [Generator(bundle, config).batch([prompt], number)[0] for number, prompt in enumerate(PROMPTS)]
+    pairs = [*Generator(bundle, config).batch(PROMPTS[:2]), *Generator(bundle, config).batch(PROMPTS[2:], 2)]
+    for one, other, third in zip(together, apart, pairs, strict=True):
+        assert one.tokens == other.tokens == third.tokens
+        assert one.nats == pytest.approx(other.nats, rel=1e-4)
+    if settings.get("temperature") != 0:
+        assert generate(bundle, "a", config, seed=6).tokens != together[0].tokens
+
+
+def test_pieces_of_a_stream_are_the_text(bundle: Bundle) -> None:
+    pieces = list(stream(bundle, "def window(", max_new_tokens=80))
+    assert len(pieces) > 10
+    assert "".join(pieces) == generate(bundle, "def window(", max_new_tokens=80).text
+
+
+def test_bits_per_byte_are_those_of_one_call_over_the_text(bundle: Bundle) -> None:
+    result = generate(bundle, "some", max_new_tokens=50, temperature=0.7, stop_at_end=False)
+    ids = [*bundle.tokenizer.encode("some").tolist(), *result.tokens]
+    with torch.no_grad():
+        logits_TV = bundle.model(torch.tensor([ids]))[0].double()
+    nats_T = -logits_TV.log_softmax(-1)[range(3, len(ids) - 1), result.tokens]
+    scored = torch.tensor(result.tokens) != bundle.tokenizer.end_of_document
+    assert result.bytes == int(scored.sum())
+    assert result.bits_per_byte == pytest.approx(
+        float(nats_T[scored].sum() / np.log(2) / result.bytes), rel=1e-5
+    )
+
+
+def test_a_stop_text_ends_a_row_and_not_its_neighbours(bundle: Bundle) -> None:
+    free = Generator(bundle, SamplingConfig(max_new_tokens=60)).batch(PROMPTS)
+    end = free[1].text[10:12]
+    stopped = Generator(bundle, SamplingConfig(max_new_tokens=60, stop=[end])).batch(PROMPTS)
+    assert stopped[1].ended_by == "stop"
+    for before, after in zip(free, stopped, strict=True):
+        assert after.text == before.text.split(end)[0]
+        assert after.tokens == before.tokens[: len(after.tokens)]
+
+
+def test_the_end_mark_ends_a_document(tmp_path: Path) -> None:
+    bundle = bundle_of(tmp_path, tied_embeddings=False)
+    with torch.no_grad():
+        bundle.model.head.weight[255] = 0.0
+        bundle.model.final_norm.weight.zero_()
+        # Every token is as probable as the others.
+        bundle.model.head.weight.zero_()
+    ended = [
+        result
+        for result in Generator(bundle, SamplingConfig(max_new_tokens=400)).batch(["a"] * 6)
+        if result.ended_by == "end_of_document"
+    ]
+    assert ended
+    for result in ended:
+        assert result.tokens[-1] == 255
+        assert result.bits_per_byte == pytest.approx(8)
+        assert result.bytes == len(result.tokens) - 1
+    going = Generator(bundle, SamplingConfig(max_new_tokens=400, stop_at_end=False)).batch(["a"] * 6)
+    assert all(result.ended_by == "max_new_tokens" for result in going)
+
+
+def test_prompts_longer_than_a_call_are_read_in_chunks(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = [prompt * 4 for prompt in PROMPTS]
+    whole = Generator(bundle, SamplingConfig(max_new_tokens=20)).batch(texts)
+    monkeypatch.setattr("windowlm.generation.generate.PREFILL_TOKENS", 35)
+    chunked = Generator(bundle, SamplingConfig(max_new_tokens=20)).batch(texts)
+    assert [result.tokens for result in chunked] == [result.tokens for result in whole]
+
+
+def test_what_cannot_be_continued_is_refused(bundle: Bundle, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="prompt: it is empty"):
+        generate(bundle, "")
+    with pytest.raises(UserError, match="half a character"):
+        generate(bundle, "a\ud800")
+    with pytest.raises(ValueError, match="length=3: there are max_new_tokens"):
+        generate(bundle, "a", length=3)
+    full = bundle_of(tmp_path / "full", window=[6, None])
+    assert position_range(full) == 64
+    with pytest.raises(
+        UserError, match="64 tokens, and the layers without a window were trained on positions"
+    ):
+        generate(full, "a" * 64)
+    with pytest.raises(UserError, match="try max_new_tokens=24, or beyond_training=true"):
+        generate(full, "a" * 40)
+    assert len(generate(full, "a" * 40, max_new_tokens=24, stop_at_end=False).tokens) == 24
+    assert generate(full, "a" * 70, max_new_tokens=3, beyond_training=True).prompt_tokens == 70
+    broken = bundle_of(tmp_path / "broken")
+    with torch.no_grad():
+        broken.model.embedding.weight.fill_(torch.nan)
+    with pytest.raises(UserError, match="no finite numbers"):
+        generate(broken, "a")
+
+
+def test_the_range_of_positions_follows_scaling_and_layers_without_positions(tmp_path: Path) -> None:
+    scaled = RotaryConfig(scaling=YarnScaling(kind="yarn", factor=4, original_length=64))
+    assert position_range(bundle_of(tmp_path / "scaled", window=None, rotary=scaled)) == 256
+    assert position_range(bundle_of(tmp_path / "none", window=None, rotary=None)) is None
+    assert position_range(bundle_of(tmp_path / "windows")) is None

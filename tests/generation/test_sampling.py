@@ -1,0 +1,93 @@
+"""How the next token is chosen."""
+
+import math
+
+import pytest
+import torch
+
+from windowlm.generation.config import SamplingConfig
+from windowlm.generation.sampling import NO_TOKEN, next_tokens, row_draws
+
+LOGITS = torch.tensor([2.0, -1.0, 0.5, 1.5, -0.5, 2.0, 0.0])
+
+
+def shares(draws: int = 20_000, earlier: list[int] | None = None, **settings: object) -> list[float]:
+    """How often each token is chosen, draws spread evenly over [0, 1)."""
+    draws_B = torch.arange(draws, dtype=torch.float64) / draws
+    earlier_BT = None if earlier is None else torch.tensor([earlier]).expand(draws, -1)
+    config = SamplingConfig(**settings)  # type: ignore[arg-type]
+    chosen_B = next_tokens(LOGITS.expand(draws, -1), draws_B, config, earlier_BT)
+    return (torch.bincount(chosen_B, minlength=len(LOGITS)) / draws).tolist()
+
+
+def expected(logits: list[float], temperature: float = 1.0) -> list[float]:
+    """The distribution, by its definition."""
+    weights = [math.exp(logit / temperature) for logit in logits]
+    return [weight / sum(weights) for weight in weights]
+
+
+OUT = -math.inf
+CASES: dict[str, tuple[dict[str, object], list[float]]] = {
+    "all": ({}, expected(LOGITS.tolist())),
+    "temperature": ({"temperature": 0.5}, expected(LOGITS.tolist(), 0.5)),
+    "top-k": ({"top_k": 3}, expected([2, OUT, OUT, 1.5, OUT, 2, OUT])),
+    "top-k beyond the vocabulary": ({"top_k": 99}, expected(LOGITS.tolist())),
+    # The sorted probabilities are 0.33, 0.33, 0.20, ...: the third is the first to reach 0.7.
+    "top-p": ({"top_p": 0.7}, expected([2, OUT, OUT, 1.5, OUT, 2, OUT])),
+    "top-p keeps the best": ({"top_p": 1e-9}, [1, 0, 0, 0, 0, 0, 0]),
+    "min-p": ({"min_p": 0.5}, expected([2, OUT, OUT, 1.5, OUT, 2, OUT])),
+    "greedy": ({"temperature": 0.0}, [1, 0, 0, 0, 0, 0, 0]),
+    "in order": ({"top_k": 3, "top_p": 0.3, "temperature": 2.0}, [1, 0, 0, 0, 0, 0, 0]),
+}
+
+
+@pytest.mark.parametrize(("settings", "distribution"), CASES.values(), ids=CASES)
+def test_tokens_come_as_often_as_the_settings_say(
+    settings: dict[str, object], distribution: list[float]
+) -> None:
+    assert shares(**settings) == pytest.approx(distribution, abs=2e-4)
+
+
+def test_tokens_that_occurred_are_less_probable() -> None:
+    bent = [1.0, -2.0, 0.5, 1.5, -0.5, 2.0, 0.0]
+    assert shares(earlier=[0, 1, NO_TOKEN], repetition_penalty=2.0) == pytest.approx(expected(bent), abs=2e-4)
+
+
+def test_a_repetition_window_counts_the_last_tokens_alone() -> None:
+    near = shares(earlier=[5, 3, 0, 1], repetition_penalty=2.0, repetition_window=2)
+    assert near == shares(earlier=[0, 1], repetition_penalty=2.0)
+    assert near != shares(earlier=[5, 3, 0, 1], repetition_penalty=2.0)
+
+
+def test_draws_depend_on_seed_and_prompt_and_begin_alike() -> None:
+    draws = row_draws(3, 7, 100)
+    for tokens in (1, 15, 16, 17, 64):
+        assert torch.equal(row_draws(3, 7, tokens), draws[:tokens])
+    assert not torch.equal(row_draws(4, 7, 100), draws)
+    assert not torch.equal(row_draws(3, 8, 100), draws)
+    assert bool(((draws >= 0) & (draws < 1)).all())
+
+
+def test_the_largest_draw_chooses_a_possible_token() -> None:
+    nearly_one = torch.tensor([1 - 2**-53], dtype=torch.float64)
+    assert next_tokens(LOGITS[None], nearly_one, SamplingConfig(top_k=3)).item() == 5
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"max_new_tokens": 0},
+        {"temperature": -0.1},
+        {"temperature": math.nan},
+        {"top_k": 0},
+        {"top_p": 0.0},
+        {"min_p": 1.1},
+        {"repetition_penalty": 0.0},
+        {"repetition_window": 0},
+        {"seed": -1},
+        {"stop": [""]},
+    ],
+)
+def test_settings_out_of_range_are_refused_with_advice(wrong: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=f"^{next(iter(wrong))}.*; try {next(iter(wrong))}="):
+        SamplingConfig(**wrong)  # type: ignore[arg-type]
