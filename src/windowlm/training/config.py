@@ -142,11 +142,14 @@ class TrainerConfig:
 class CheckpointConfig:
     """Args:
     every_n_steps: steps between two saves of the last state; it is saved at the end as well.
+    on_failed_write: when the run's folder cannot be written, ``stop`` ends the run, ``go_on`` warns and tries
+        again at the next save. The end of a run must be written in any case.
     """
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
     every_n_steps: int = 250
+    on_failed_write: Literal["stop", "go_on"] = "stop"
 
     def __post_init__(self) -> None:
         _at_least(self, 1, ("every_n_steps",))

@@ -9,6 +9,7 @@ import lightning.pytorch as pl
 
 from windowlm.model.cost import ModelCost
 from windowlm.training.deferred_numbers import DeferredNumbers
+from windowlm.training.failed_writes import FailedWrites
 from windowlm.training.lightning_module import LanguageModelModule
 from windowlm.training.loss_sums import LossNumbers
 from windowlm.training.metrics_log import MetricsLog
@@ -43,19 +44,27 @@ class MetricsWriter(pl.Callback):
         cost: FLOPs of the model outside attention.
         flops_per_pair: forward FLOPs of one visible pair in one layer, 4 x heads x head_dim.
         peak: dense peak of the device in FLOPs/s, None when it is not known.
+        failed_writes: what follows when a row cannot be written.
 
     Attributes:
         last_row: the last row of training.
     """
 
     def __init__(
-        self, log: MetricsLog, every_n_steps: int, cost: ModelCost, flops_per_pair: int, peak: float | None
+        self,
+        log: MetricsLog,
+        every_n_steps: int,
+        cost: ModelCost,
+        flops_per_pair: int,
+        peak: float | None,
+        failed_writes: FailedWrites,
     ) -> None:
         self.metrics_log = log
         self.every_n_steps = every_n_steps
         self.cost = cost
         self.flops_per_pair = flops_per_pair
         self.peak = peak
+        self.failed_writes = failed_writes
         self.last_row: dict[str, Any] = {}
         self._row_started = self._idle_since = 0.0
         self._row_elapsed = 0.0  # of a row that an earlier start of the run began
@@ -71,8 +80,13 @@ class MetricsWriter(pl.Callback):
         self._row_started = self._idle_since - self._row_elapsed
 
     def state_dict(self) -> dict[str, Any]:
-        """What belongs to the row being filled, beside the module's sums; earlier rows are written first."""
+        """What belongs to the row being filled, beside the module's sums; earlier rows are written first.
+
+        Raises:
+            OSError: they cannot be, and no checkpoint may be saved without them.
+        """
         self._write_due(wait=True)
+        self.metrics_log.write_all(sync=True)
         return {
             "row_elapsed": time.monotonic() - self._row_started,
             "waited": self._waited,
@@ -101,6 +115,10 @@ class MetricsWriter(pl.Callback):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write what is left."""
         self._write_due(wait=True)
+        try:
+            self.metrics_log.write_all()
+        except OSError as error:
+            self.failed_writes.report(self.metrics_log.path.name, error, is_last=True)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Stop the row's clock: validation is not training."""
@@ -171,7 +189,10 @@ class MetricsWriter(pl.Callback):
         return {name: row[name] for name in COLUMNS if name in row}
 
     def _write(self, trainer: pl.Trainer, row: dict[str, Any]) -> None:
-        self.metrics_log.append(row)
+        try:
+            self.metrics_log.append(row)
+        except OSError as error:
+            self.failed_writes.report(f"{self.metrics_log.path.name}, step {row['step']:,}", error)
         if trainer.logger is not None:
             metrics = {name: value for name, value in row.items() if name != "step"}
             trainer.logger.log_metrics(metrics, step=row["step"])
