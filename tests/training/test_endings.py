@@ -341,11 +341,11 @@ def test_weights_that_are_not_finite_end_the_run_and_are_not_saved(
     assert record(tmp_path / "run")["status"] == "failed"
 
 
-def test_a_loss_that_is_not_finite_ends_the_run_at_the_next_logged_step(
+def test_a_loss_that_is_not_finite_ends_the_run_at_its_step(
     start: Start, before: Callable[..., None], tmp_path: Path
 ) -> None:
     before("training_step", 2, spoil)
-    with pytest.raises(NonFiniteError, match="step 3: the training loss since the last logged step is nan"):
+    with pytest.raises(NonFiniteError, match="step 3: the loss or its gradient is not finite"):
         start("run")
     assert steps_saved(tmp_path / "run") == 2
 

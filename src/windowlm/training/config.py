@@ -97,6 +97,8 @@ class TrainerConfig:
         accumulate_batches: batches per optimizer step.
         validate_every_n_steps: steps between two validations; null validates up to eight times a run, as
             often as a tenth of its work pays for, and at its end.
+        max_skipped_steps: steps whose loss or gradient is not finite that are left out, over the whole run;
+            after one more the run stops. The batch and the state of such a step are saved for replay.
         log_every_n_steps: steps between two logged rows.
         loss: ``pieces`` never holds the logits of a whole batch, ``whole`` does; ``auto`` takes pieces but
             for 16-mixed, whose scaled loss needs the whole.
@@ -113,6 +115,7 @@ class TrainerConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     accumulate_batches: int = 1
     validate_every_n_steps: int | None = None
+    max_skipped_steps: int = 0
     log_every_n_steps: int = 10
     loss: Literal["auto", "pieces", "whole"] = "auto"
     compile: Literal["auto", "on", "off"] = "auto"
@@ -132,6 +135,7 @@ class TrainerConfig:
             1,
             ("max_steps", "max_tokens", "accumulate_batches", "validate_every_n_steps", "log_every_n_steps"),
         )
+        _at_least(self, 0, ("max_skipped_steps",))
         for name in ("max_seconds", "max_time"):
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):

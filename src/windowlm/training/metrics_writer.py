@@ -1,6 +1,7 @@
 """Callback that measures the run and writes its rows."""
 
 import math
+import sys
 import time
 from collections import deque
 from typing import Any, NamedTuple
@@ -11,9 +12,9 @@ from windowlm.model.cost import ModelCost
 from windowlm.training.deferred_numbers import DeferredNumbers
 from windowlm.training.failed_writes import FailedWrites
 from windowlm.training.lightning_module import LanguageModelModule
+from windowlm.training.loss_spikes import LossSpikes
 from windowlm.training.loss_sums import LossNumbers
 from windowlm.training.metrics_log import MetricsLog
-from windowlm.training.non_finite import NonFiniteError
 from windowlm.training.peak_memory import peak_memory_bytes
 
 COLUMNS = (
@@ -23,6 +24,8 @@ COLUMNS = (
     "train_bits_per_byte",
     "learning_rate",
     "gradient_norm",
+    "skipped_steps",
+    "loss_spike",
     "seconds",
     "tokens_per_second",
     "model_flops_per_second",
@@ -36,7 +39,8 @@ class MetricsWriter(pl.Callback):
     """Write a row every n steps, and one after each validation, to ``metrics.jsonl`` and to the logger.
 
     What a row needs from the device is asked for when the row is due and read when it has arrived, a step or
-    two later: training does not wait. Before a validation, a save and the end all rows are written.
+    two later: training does not wait. Before a validation, a save and the end all rows are written. A loss
+    that jumps out of those before it is reported, and its height stands in the row as `loss_spike`.
 
     Args:
         log: the file.
@@ -70,6 +74,7 @@ class MetricsWriter(pl.Callback):
         self._row_elapsed = 0.0  # of a row that an earlier start of the run began
         self._waited = 0.0
         self._tokens_at_row = 0
+        self._spikes = LossSpikes()
         self._due: deque[DueRow] = deque()
         self._trainer: pl.Trainer | None = None
 
@@ -91,6 +96,7 @@ class MetricsWriter(pl.Callback):
             "row_elapsed": time.monotonic() - self._row_started,
             "waited": self._waited,
             "tokens_at_row": self._tokens_at_row,
+            "losses": self._spikes.state(),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -98,6 +104,7 @@ class MetricsWriter(pl.Callback):
         self._row_elapsed = state_dict["row_elapsed"]
         self._waited = state_dict["waited"]
         self._tokens_at_row = state_dict["tokens_at_row"]
+        self._spikes.restore(state_dict["losses"])
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Count the time since the last batch as waiting for data."""
@@ -147,7 +154,12 @@ class MetricsWriter(pl.Callback):
     def _row(self, module: LanguageModelModule, step: int) -> "DueRow":
         tokens = module.spent().tokens
         elapsed = max(time.monotonic() - self._row_started, 1e-9)
-        scalars = [module.visible_pairs, module.gradient_norm, *module.train_sums.scalars()]
+        scalars = [
+            module.visible_pairs,
+            module.gradient_norm,
+            module.skipped_steps,
+            *module.train_sums.scalars(),
+        ]
         return DueRow(
             tokens - self._tokens_at_row,
             elapsed,
@@ -170,22 +182,28 @@ class MetricsWriter(pl.Callback):
             self._write(self._trainer, self.last_row)
 
     def _completed(self, due: "DueRow") -> dict[str, Any]:
-        pairs, gradient_norm, *of_losses = due.numbers.read()
+        pairs, gradient_norm, skipped_steps, *of_losses = due.numbers.read()
         sums = LossNumbers(*of_losses)
         loss = sums.loss()
-        if not math.isfinite(loss):
-            step = due.known["step"]
-            raise NonFiniteError(step, f"the training loss since the last logged step is {loss}")
         flops = 6 * self.cost.matmul_parameters * due.tokens + 3 * self.flops_per_pair * pairs
         row = {
             **due.known,
             "train_loss": loss,
             "train_bits_per_byte": sums.bits_per_byte(),
             "gradient_norm": gradient_norm,
+            "skipped_steps": int(skipped_steps),
             "model_flops_per_second": flops / due.elapsed,
         }
         if self.peak is not None:
             row["mfu"] = flops / due.elapsed / self.peak
+        # Where every batch of the row was left out there is no loss.
+        if math.isfinite(loss) and (rise := self._spikes.height(loss)) is not None:
+            row["loss_spike"] = rise
+            print(
+                f"warning: step {due.known['step']:,}: the training loss {loss:.3f} is {rise:.3f} above the "
+                "median of the rows before",
+                file=sys.stderr,
+            )
         return {name: row[name] for name in COLUMNS if name in row}
 
     def _write(self, trainer: pl.Trainer, row: dict[str, Any]) -> None:
@@ -205,7 +223,7 @@ class DueRow(NamedTuple):
         tokens: trained since the row before.
         elapsed: seconds since then, validations left out.
         known: columns that the host knows.
-        numbers: visible pairs, norm of the gradient, and the sums of the losses.
+        numbers: visible pairs, norm of the gradient, steps left out, and the sums of the losses.
     """
 
     tokens: int

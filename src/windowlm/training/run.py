@@ -42,6 +42,7 @@ from windowlm.training.lightning_module import LanguageModelModule
 from windowlm.training.linear_cross_entropy import head_loss
 from windowlm.training.metrics_log import MetricsLog
 from windowlm.training.metrics_writer import MetricsWriter
+from windowlm.training.non_finite import NonFiniteWatch
 from windowlm.training.peak_flops import dense_bf16_peak, device_name
 from windowlm.training.peak_memory import reset_peak_memory
 from windowlm.training.plan import Plan, plan_table
@@ -228,6 +229,7 @@ class TrainingRun:
             hidden_states=hidden_states(model, compiled=self.compiled),
             loss=head_loss(config.trainer.loss, config.precision, compiled=self.compiled),
             document_masking=config.data.document_masking,
+            max_skipped_steps=config.trainer.max_skipped_steps,
         )
 
     def _restore(self, module: LanguageModelModule) -> None:
@@ -385,6 +387,7 @@ class TrainingRun:
             # Stopping comes after what keeps its clock true, and before those that act on its decision.
             callbacks=[
                 RunAhead(),
+                NonFiniteWatch(self.folder.replay, config.trainer.max_skipped_steps),
                 stopping,
                 metrics,
                 writer,

@@ -34,6 +34,7 @@ CHANGEABLE = (
     "trainer.max_seconds",
     "trainer.max_time",
     "trainer.device",
+    "trainer.max_skipped_steps",
     "trainer.log_every_n_steps",
     "trainer.progress_bar",
 )
@@ -58,6 +59,7 @@ CONTENTS = {
     "metrics.jsonl": "one JSON object a logged step",
     "metrics.csv": "the same as a table",
     "checkpoints": "last two states of training and the best, for resume=auto",
+    "replay": "steps that were not finite, for scripts/replay_batch.py",
     "config.json": "every setting of the run",
     "run.json": "status, versions, git commit, data and tokenizer hashes",
     ".hydra": "what was composed from which overrides",
@@ -95,6 +97,7 @@ class RunFolder:
         self.record = path / "run.json"
         self.metrics = path / "metrics.jsonl"
         self.checkpoints = path / "checkpoints"
+        self.replay = path / "replay"
         self.model = path / "model"
         self.evaluation = path / "evaluation"
 
