@@ -7,12 +7,17 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 
-def write_atomically(path: Path, content: bytes | Callable[[BinaryIO], object]) -> None:
+def write_atomically(
+    path: Path,
+    content: bytes | Callable[[BinaryIO], object],
+    before_rename: Callable[[Path], object] = lambda partial: None,
+) -> None:
     """Write beside ``path``, sync, and rename; the folder is synced too, so that the name survives.
 
     Args:
         path: the file; its folder is made if need be.
         content: the bytes, or a function that writes them to the open file.
+        before_rename: called with the file that is written and synced; what it raises leaves the old one.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
@@ -24,6 +29,7 @@ def write_atomically(path: Path, content: bytes | Callable[[BinaryIO], object]) 
                 file.write(content)
             file.flush()
             os.fsync(file.fileno())
+        before_rename(partial)
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)

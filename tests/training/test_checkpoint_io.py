@@ -1,11 +1,17 @@
+import errno
+import hashlib
+import io
 import pickle
+import random
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
 from windowlm.errors import UserError
-from windowlm.training.checkpoint_io import AtomicCheckpointIO
+from windowlm.training import checkpoint_io
+from windowlm.training.checkpoint_io import MARK, TRAILER_BYTES, AtomicCheckpointIO, DamagedCheckpointError
 
 
 def test_a_checkpoint_comes_back(tmp_path: Path) -> None:
@@ -35,7 +41,10 @@ class Touch:
 
 def test_a_checkpoint_that_would_run_code_is_refused(tmp_path: Path) -> None:
     path, witness = tmp_path / "last.ckpt", tmp_path / "ran"
-    torch.save({"step": Touch(witness)}, path)
+    # With a hash that is right, which anybody can compute.
+    content = io.BytesIO()
+    torch.save({"step": Touch(witness)}, content)
+    path.write_bytes(content.getvalue() + MARK + hashlib.sha256(content.getvalue()).hexdigest().encode())
     with pytest.raises(UserError, match="not a readable checkpoint"):
         AtomicCheckpointIO().load_checkpoint(path)
     assert not witness.exists()
@@ -44,3 +53,54 @@ def test_a_checkpoint_that_would_run_code_is_refused(tmp_path: Path) -> None:
 def test_a_missing_checkpoint_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such checkpoint"):
         AtomicCheckpointIO().load_checkpoint(tmp_path / "none.ckpt")
+
+
+def test_the_last_state_that_was_there_is_kept(tmp_path: Path) -> None:
+    for step in (1, 2, 3):
+        AtomicCheckpointIO().save_checkpoint({"step": step}, tmp_path / "last.ckpt")
+        AtomicCheckpointIO().save_checkpoint({"step": step}, tmp_path / "best.ckpt")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["best.ckpt", "last.ckpt", "previous.ckpt"]
+    assert AtomicCheckpointIO().load_checkpoint(tmp_path / "previous.ckpt") == {"step": 2}
+
+
+def test_every_flipped_bit_and_every_cut_is_seen(tmp_path: Path) -> None:
+    path = tmp_path / "last.ckpt"
+    AtomicCheckpointIO().save_checkpoint({"weights": torch.arange(3), "step": 7}, path)
+    whole = path.read_bytes()
+    draw = random.Random(0)
+    places = [*draw.sample(range(len(whole)), 200), *range(len(whole) - TRAILER_BYTES, len(whole))]
+    for place in places:
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << draw.randrange(8)]) + whole[place + 1 :])
+        with pytest.raises(DamagedCheckpointError, match=r"last\.ckpt: damaged: "):
+            AtomicCheckpointIO().load_checkpoint(path)
+    for length in (0, 1, TRAILER_BYTES, *draw.sample(range(len(whole)), 50), len(whole) - 1):
+        path.write_bytes(whole[:length])
+        with pytest.raises(DamagedCheckpointError, match="damaged: it"):
+            AtomicCheckpointIO().load_checkpoint(path)
+    path.write_bytes(whole)
+    assert AtomicCheckpointIO().load_checkpoint(path)["step"] == 7
+
+
+def test_what_reads_back_wrong_does_not_replace_what_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "last.ckpt"
+    AtomicCheckpointIO().save_checkpoint({"step": 1}, path)
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint_io, "damage", lambda _: "a bit has turned")
+        with pytest.raises(OSError, match=r"last\.ckpt reads back wrong: a bit has turned"):
+            AtomicCheckpointIO().save_checkpoint({"step": 2}, path)
+    assert AtomicCheckpointIO().load_checkpoint(path) == {"step": 1}
+
+
+def test_a_write_that_fails_in_the_middle_says_what_the_system_said(
+    tmp_path: Path, largest_file: Callable[[int], None]
+) -> None:
+    path = tmp_path / "last.ckpt"
+    AtomicCheckpointIO().save_checkpoint({"step": 1}, path)
+    largest_file(100_000)
+    with pytest.raises(OSError, match="File too large") as failed:
+        AtomicCheckpointIO().save_checkpoint({"weights": torch.zeros(1_000_000)}, path)
+    assert failed.value.errno == errno.EFBIG
+    assert AtomicCheckpointIO().load_checkpoint(path) == {"step": 1}
+    assert [entry.name for entry in tmp_path.iterdir()] == ["last.ckpt"]

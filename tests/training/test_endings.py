@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import shlex
 import shutil
 import signal
 from collections.abc import Callable, Iterator
@@ -16,61 +15,15 @@ import pytest
 import torch
 
 from tests.training.offline_wandb import read_offline_run
+from tests.training.runs import begin, record, rows, steps_saved
 from windowlm.bundle import load
-from windowlm.command_line import Invocation
-from windowlm.config import ConfigError, TrainConfig, check_config
+from windowlm.config import ConfigError
 from windowlm.errors import UserError
 from windowlm.training import run
 from windowlm.training.lightning_module import LanguageModelModule
-from windowlm.training.metrics_log import WALL_CLOCK_COLUMNS, MetricsLog
 from windowlm.training.non_finite import NonFiniteError
-from windowlm.training.run import train
 
-SHAPE = {
-    "layers": 1,
-    "dim": 16,
-    "heads": 2,
-    "kv_heads": 1,
-    "head_dim": 8,
-    "feed_forward_dim": 16,
-    "window": 8,
-}
 Start = Callable[..., int]
-
-
-def begin(folder: Path, texts: Path, cache: Path, sweep: bool = False, **changes: Any) -> int:
-    """Start a run of six steps in a folder, or go on with it, as ``train.py`` would."""
-    invocation = Invocation(
-        output_dir=folder,
-        sweep_dir=folder.parent if sweep else None,
-        command=changes.pop("command", f"python train.py {shlex.quote(f'run_dir={folder}')}"),
-    )
-    values = {
-        "model": {**SHAPE, "attention_dropout": 0.2, **changes.pop("model", {})},
-        "data": {
-            "name": "text",
-            "path": str(texts),
-            "cache_dir": str(cache),
-            "sequence_length": 64,
-            "batch_size": 2,
-            "validation_tokens": 256,
-            **changes.pop("data", {}),
-        },
-        "tokenizer": {"kind": "bytes"},
-        "trainer": {
-            "max_steps": 6,
-            "validate_every_n_steps": 2,
-            "log_every_n_steps": 3,
-            "progress_bar": "off",
-            **changes.pop("trainer", {}),
-        },
-        "evaluation": {"max_targets": 64, "context_lengths": [2, 16]},
-        "logger": {"kind": "none"},
-        "resume": "auto",
-        "run_dir": str(folder),
-        **changes,
-    }
-    return train(check_config(TrainConfig, values), invocation)
 
 
 @pytest.fixture(scope="module")
@@ -92,23 +45,6 @@ def uninterrupted(place: Path) -> Path:
     """Folder of a run that nothing stopped."""
     assert begin(place / "uninterrupted", place / "texts", place / "cache") == 0
     return place / "uninterrupted"
-
-
-def rows(folder: Path) -> list[dict[str, Any]]:
-    return [
-        {name: row[name] for name in row if name not in WALL_CLOCK_COLUMNS}
-        for row in MetricsLog(folder / "metrics.jsonl").rows()
-    ]
-
-
-def record(folder: Path) -> dict[str, Any]:
-    loaded: dict[str, Any] = json.loads((folder / "run.json").read_text())
-    return loaded
-
-
-def steps_saved(folder: Path) -> int:
-    step: int = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["global_step"]
-    return step
 
 
 @pytest.fixture
@@ -407,11 +343,11 @@ def test_weights_that_are_not_finite_end_the_run_and_are_not_saved(
     assert record(tmp_path / "run")["status"] == "failed"
 
 
-def test_a_loss_that_is_not_finite_ends_the_run_at_the_next_logged_step(
+def test_a_loss_that_is_not_finite_ends_the_run_at_its_step(
     start: Start, before: Callable[..., None], tmp_path: Path
 ) -> None:
     before("training_step", 2, spoil)
-    with pytest.raises(NonFiniteError, match="step 3: the training loss since the last logged step is nan"):
+    with pytest.raises(NonFiniteError, match="step 3: the loss or its gradient is not finite"):
         start("run")
     assert steps_saved(tmp_path / "run") == 2
 
@@ -448,7 +384,11 @@ def test_a_killed_write_leaves_no_large_file_for_good(start: Start, tmp_path: Pa
     assert start("other") == 0
     shutil.copy(tmp_path / "other" / "config.json", tmp_path / "run" / "config.json")
     assert start("run") == 0
-    assert sorted(path.name for path in partial.parent.iterdir()) == ["best.ckpt", "last.ckpt"]
+    assert sorted(path.name for path in partial.parent.iterdir()) == [
+        "best.ckpt",
+        "last.ckpt",
+        "previous.ckpt",
+    ]
 
 
 SCHEDULES: dict[str, Any] = {

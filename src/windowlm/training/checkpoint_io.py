@@ -1,27 +1,51 @@
-"""Checkpoints on disk: written aside, synced, renamed; read without running code."""
+"""Checkpoints on disk: written aside, synced, verified by hash, renamed; read without running code."""
 
+import hashlib
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 
 from windowlm.atomic_write import write_atomically
 from windowlm.errors import UserError
+from windowlm.training.run_folder import LAST, PREVIOUS
+
+# The last bytes of a file: the hash of all before them. torch reads what stands in front of it.
+MARK = b"\nsha256 "
+TRAILER_BYTES = len(MARK) + 64
+_CHUNK_BYTES = 1 << 22
+
+
+class DamagedCheckpointError(UserError):
+    """A file that is not, or no longer, the checkpoint that was written."""
 
 
 class AtomicCheckpointIO(CheckpointIO):
-    """A checkpoint is either the old one or the new one, never half of it.
+    """A checkpoint is either the old one or the new one, never half of it, and known to be whole.
 
+    The last state that was there stays as the previous one, once the new one is on disk and read back.
     Lightning's own writer stages in the system's temporary folder and does not sync, so a crash can lose
     both.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Write ``checkpoint`` to ``path``, whose folder is made if need be."""
+        """Write ``checkpoint`` to ``path``, whose folder is made if need be.
+
+        Raises:
+            OSError: it cannot be written, or reads back as something else.
+        """
         if storage_options is not None:
             raise TypeError("AtomicCheckpointIO takes no storage_options")
-        write_atomically(Path(path), lambda file: torch.save(checkpoint, file))
+        target = Path(path)
+
+        def before_rename(partial: Path) -> None:
+            if (reason := damage(partial)) is not None:
+                raise OSError(f"{target} reads back wrong: {reason}")
+            if target.name == LAST and target.exists():
+                target.replace(target.with_name(PREVIOUS))
+
+        write_atomically(target, lambda file: _write_hashed(checkpoint, file), before_rename)
 
     def load_checkpoint(
         self, path: Any, map_location: Any = None, weights_only: bool | None = None
@@ -29,19 +53,78 @@ class AtomicCheckpointIO(CheckpointIO):
         """Read tensors and plain values; anything else in the file is refused.
 
         Raises:
-            UserError: no file, or not a checkpoint.
+            DamagedCheckpointError: not the file that was written.
+            UserError: no file.
         """
         if not Path(path).is_file():
             raise UserError(f"resume={path}: no such checkpoint; give a run's folder, or resume=auto")
         try:
+            reason = damage(Path(path))
+        except OSError as error:
+            reason = f"it cannot be read: {error.strerror or error}"
+        if reason is not None:
+            raise DamagedCheckpointError(f"resume={path}: damaged: {reason}")
+        try:
             loaded: dict[str, Any] = torch.load(path, map_location=map_location or "cpu", weights_only=True)
         except Exception as error:
-            raise UserError(f"resume={path}: not a readable checkpoint ({_first_line(error)})") from error
+            raise DamagedCheckpointError(
+                f"resume={path}: not a readable checkpoint ({_first_line(error)})"
+            ) from error
         return loaded
 
     def remove_checkpoint(self, path: Any) -> None:
         """Delete ``path`` if it is there."""
         Path(path).unlink(missing_ok=True)
+
+
+def damage(path: Path) -> str | None:
+    """What is wrong with a checkpoint's bytes; None where they are those that were written."""
+    length = path.stat().st_size - TRAILER_BYTES
+    hashed = hashlib.sha256()
+    with path.open("rb") as file:
+        left = max(length, 0)
+        while left and (chunk := file.read(min(left, _CHUNK_BYTES))):
+            hashed.update(chunk)
+            left -= len(chunk)
+        trailer = file.read()
+    if length < 0 or not trailer.startswith(MARK):
+        size = length + TRAILER_BYTES
+        return "it is empty" if not size else f"its end is missing, or it is no checkpoint ({size:,} bytes)"
+    if trailer.removeprefix(MARK) != hashed.hexdigest().encode():
+        return "its content is not that of its hash"
+    return None
+
+
+class _HashingFile:
+    """An open file that hashes what is written, and keeps the error that a library would hide."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.sha256 = hashlib.sha256()
+        self.error: OSError | None = None
+
+    def write(self, content: bytes) -> int:
+        try:
+            written = self._file.write(content)
+        except OSError as error:
+            self.error = self.error or error
+            raise
+        self.sha256.update(content)
+        return written
+
+    def flush(self) -> None:
+        self._file.flush()
+
+
+def _write_hashed(checkpoint: dict[str, Any], file: BinaryIO) -> None:
+    hashing = _HashingFile(file)
+    try:
+        torch.save(checkpoint, hashing)  # type: ignore[arg-type]
+    except RuntimeError:
+        if hashing.error is not None:
+            raise hashing.error from None
+        raise
+    file.write(MARK + hashing.sha256.hexdigest().encode())
 
 
 def _first_line(error: Exception) -> str:

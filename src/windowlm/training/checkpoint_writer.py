@@ -7,8 +7,8 @@ from typing import Any
 
 import lightning.pytorch as pl
 
-LAST = "last.ckpt"
-BEST = "best.ckpt"
+from windowlm.training.failed_writes import FailedWrites
+from windowlm.training.run_folder import BEST, LAST
 
 
 class CheckpointWriter(pl.Callback):
@@ -23,6 +23,7 @@ class CheckpointWriter(pl.Callback):
         every_n_steps: steps between two saves.
         validates_after: tells whether a validation is known to be due after this step.
         save_model: writes the weights in the form that is read without Lightning.
+        failed_writes: what follows when a save fails.
 
     Attributes:
         best_bits_per_byte: lowest validation so far; kept over resumes.
@@ -34,11 +35,13 @@ class CheckpointWriter(pl.Callback):
         every_n_steps: int,
         validates_after: Callable[[int], bool],
         save_model: Callable[[], None],
+        failed_writes: FailedWrites,
     ) -> None:
         self.folder = folder
         self.every_n_steps = every_n_steps
         self.validates_after = validates_after
         self.save_model = save_model
+        self.failed_writes = failed_writes
         self.best_bits_per_byte = math.inf
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -74,6 +77,12 @@ class CheckpointWriter(pl.Callback):
 
     def _save(self, trainer: pl.Trainer, module: Any, name: str) -> None:
         module.require_finite_weights()
-        trainer.save_checkpoint(self.folder / name)
-        if name == LAST:
-            self.save_model()
+        try:
+            self.failed_writes.require_folder()
+            trainer.save_checkpoint(self.folder / name)
+            if name == LAST:
+                self.save_model()
+        except OSError as error:
+            step = module.spent().steps
+            is_last = name == LAST and (trainer.should_stop or module.finished)
+            self.failed_writes.report(f"the state of step {step:,} ({name})", error, is_last=is_last)

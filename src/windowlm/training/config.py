@@ -115,6 +115,8 @@ class TrainerConfig:
         accumulate_batches: batches per optimizer step.
         validate_every_n_steps: steps between two validations; null validates up to eight times a run, as
             often as a tenth of its work pays for, and at its end.
+        max_skipped_steps: steps whose loss or gradient is not finite that are left out, over the whole run;
+            after one more the run stops. The batch and the state of such a step are saved for replay.
         log_every_n_steps: steps between two logged rows.
         loss: ``pieces`` never holds the logits of a whole batch, ``whole`` does; ``auto`` takes pieces but
             for 16-mixed, whose scaled loss needs the whole.
@@ -135,6 +137,7 @@ class TrainerConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     accumulate_batches: int = 1
     validate_every_n_steps: int | None = None
+    max_skipped_steps: int = 0
     log_every_n_steps: int = 10
     loss: Literal["auto", "pieces", "whole"] = "auto"
     compile: Literal["auto", "on", "off"] = "auto"
@@ -164,6 +167,7 @@ class TrainerConfig:
             ),
         )
         _inside(self, ("window_warmup_fraction",), 0.5)
+        _at_least(self, 0, ("max_skipped_steps",))
         for name in ("max_seconds", "max_time"):
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
@@ -175,12 +179,15 @@ class CheckpointConfig:
     """Args:
     every_n_steps: steps between two saves of the last state; it is saved at the end as well.
     keep: whether a finished run keeps its states of training; its model stays in any case.
+    on_failed_write: when the run's folder cannot be written, ``stop`` ends the run, ``go_on`` warns and tries
+        again at the next save. The end of a run must be written in any case.
     """
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
     every_n_steps: int = 250
     keep: bool = True
+    on_failed_write: Literal["stop", "go_on"] = "stop"
 
     def __post_init__(self) -> None:
         _at_least(self, 1, ("every_n_steps",))

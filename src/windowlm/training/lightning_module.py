@@ -24,7 +24,7 @@ from windowlm.training.gradient import gradient_norm, rescale_gradient
 from windowlm.training.linear_cross_entropy import HeadLoss, linear_cross_entropy
 from windowlm.training.loss_sums import LossSums
 from windowlm.training.master_weights import MasterWeights
-from windowlm.training.non_finite import NonFiniteError
+from windowlm.training.non_finite import NonFiniteError, leave_out
 from windowlm.training.optimizer import RATE_SHARE, build_optimizer
 from windowlm.training.schedule import Budget, Spent, WindowWarmup, learning_rate_factor, muon_momentum
 from windowlm.training.weight_average import WeightAverage
@@ -32,6 +32,11 @@ from windowlm.training.weight_average import WeightAverage
 Batch = dict[str, Any]
 
 STATE = "windowlm"  # key of the run's own state in a checkpoint
+
+
+def dropout_seed(seed: int, batch: int) -> int:
+    """Seed of what is drawn in a batch, so that one that is taken again draws the same."""
+    return (seed * 1_000_003 + batch) % 2**63
 
 
 class LanguageModelModule(pl.LightningModule):
@@ -58,6 +63,8 @@ class LanguageModelModule(pl.LightningModule):
         document_masking: False where each sequence is one document; padding then follows all text, which
             causal attention cannot see, and kernels are spared the documents.
         window_warmup: how windows grow; validation sees whole ones.
+        max_skipped_steps: steps with a loss or gradient that is not finite that are left out; after one more
+            weights and optimizer stay as they are.
 
     Attributes:
         batches_trained: batches whose gradient has been taken, over the whole run.
@@ -65,7 +72,8 @@ class LanguageModelModule(pl.LightningModule):
         seconds_per_step: what a step is expected to take, for the schedule over a budget in seconds.
         learning_rate: rate of the running step.
         gradient_norm: norm before clipping of the last step, a scalar tensor.
-        train_sums: losses since the last logged row.
+        skipped_steps: steps that were left out, a scalar tensor.
+        train_sums: losses since the last logged row, of batches whose loss is finite.
         visible_pairs: query-key pairs of all layers since the last logged row, a scalar tensor.
         average: of the weights, which validation, the saved model and the evaluation use; None without.
         validation_loss, validation_bits_per_byte: of the last validation, NaN before the first.
@@ -88,6 +96,7 @@ class LanguageModelModule(pl.LightningModule):
         loss: HeadLoss = linear_cross_entropy,
         document_masking: bool = True,
         window_warmup: WindowWarmup | None = None,
+        max_skipped_steps: int = 0,
     ) -> None:
         super().__init__()
         self.model = model
@@ -103,6 +112,8 @@ class LanguageModelModule(pl.LightningModule):
         ]
         self.pairs_by_position_ST = nn.Buffer(torch.tensor(pairs), persistent=False)
         self.visible_pairs = nn.Buffer(torch.zeros((), dtype=torch.int64), persistent=False)
+        self.skipped_steps = nn.Buffer(torch.zeros((), dtype=torch.int64), persistent=False)
+        self.max_skipped_steps = max_skipped_steps
         self.tokens_per_batch = sequence_length * batch_size
         self.accumulate_batches = accumulate_batches
         self.seed = seed
@@ -122,6 +133,7 @@ class LanguageModelModule(pl.LightningModule):
         self._averaged = self._trained_weights()
         self._validated = ExitStack()
         self._step_targets: list[torch.Tensor] = []
+        self._step_losses: list[torch.Tensor] = []
         self._validation_sums = LossSums()
         self.validation_loss = math.nan
         self.validation_bits_per_byte = math.nan
@@ -153,7 +165,7 @@ class LanguageModelModule(pl.LightningModule):
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Set the rate of the step and seed what is drawn in it."""
         # Without a seed of its own each batch, dropout after a resume would differ.
-        torch.manual_seed((self.seed * 1_000_003 + self.batches_trained) % 2**63)
+        torch.manual_seed(dropout_seed(self.seed, self.batches_trained))
         if self.batches_trained % self.accumulate_batches == 0:
             progress = self._progress_in_mid_step()
             factor = learning_rate_factor(self.optimizer_config, progress)
@@ -183,7 +195,8 @@ class LanguageModelModule(pl.LightningModule):
         """Summed loss of the batch over a constant; see the class on how it is normalised."""
         summed, nats_BT = self._loss(batch)
         targets_BT = batch["targets_BT"]
-        self.train_sums.add(nats_BT, targets_BT, self.token_bytes_V)
+        self.train_sums.add(nats_BT, targets_BT, self.token_bytes_V, only_finite=True)
+        self._step_losses.append(summed.detach())
         self._step_targets.append((targets_BT != UNSCORED).sum())
         self.visible_pairs.add_(self._count_pairs(batch))
         self.batches_trained += 1
@@ -198,7 +211,11 @@ class LanguageModelModule(pl.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Rescale the gradient to the mean over the step's targets, and clip its norm."""
+        """Rescale the gradient to the mean over the step's targets, and clip its norm.
+
+        A step whose loss or gradient is not finite is marked for the optimizer to leave out. float16's loss
+        scaling does that itself, and finds its scale by gradients that are not finite.
+        """
         if isinstance(optimizer, MasterWeights):
             optimizer.take_gradients()
         targets = torch.stack(self._step_targets).sum().clamp(min=1)
@@ -208,6 +225,15 @@ class LanguageModelModule(pl.LightningModule):
         gradients = [p.grad for p in parameters]
         norm = gradient_norm(gradients) * scale
         self.gradient_norm = norm.detach()
+        finite = torch.stack(self._step_losses).isfinite().all()
+        self._step_losses.clear()
+        if self.loss_scaling:
+            leave_out(finite, self.skipped_steps, self.max_skipped_steps)
+        else:
+            finite = finite & norm.isfinite()
+            optimizer.found_inf = leave_out(  # type: ignore[attr-defined]
+                finite, self.skipped_steps, self.max_skipped_steps
+            )
         limit = self.optimizer_config.gradient_clip
         if limit is not None:
             scale = scale * (limit / norm.clamp(min=limit))
@@ -263,6 +289,7 @@ class LanguageModelModule(pl.LightningModule):
             "train_sums": self.train_sums.state_dict(),
             "visible_pairs": int(self.visible_pairs),
             "average": None if self.average is None else self.average.state_dict(),
+            "skipped_steps": int(self.skipped_steps),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -277,6 +304,7 @@ class LanguageModelModule(pl.LightningModule):
         if self.average is not None:
             # A run without an average, or of before there were any, may be gone on from.
             self.average.load_state_dict(state.get("average") or [])
+        self.skipped_steps.fill_(state["skipped_steps"])
 
     def _trained_weights(self) -> list[torch.Tensor]:
         return [weight for weight in self.model.parameters() if weight.requires_grad]

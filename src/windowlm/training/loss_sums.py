@@ -48,13 +48,21 @@ class LossSums:
         self._nats: torch.Tensor | None = None
         self._counts: torch.Tensor | None = None
 
-    def add(self, nats_BT: torch.Tensor, targets_BT: torch.Tensor, token_bytes_V: torch.Tensor) -> None:
+    def add(
+        self,
+        nats_BT: torch.Tensor,
+        targets_BT: torch.Tensor,
+        token_bytes_V: torch.Tensor,
+        *,
+        only_finite: bool = False,
+    ) -> None:
         """Add the targets of one batch.
 
         Args:
             nats_BT: loss of each target.
             targets_BT: token ids, -100 where there is no target.
             token_bytes_V: bytes of each token, 0 where it is not scored.
+            only_finite: leave the batch out where a loss in it is not finite.
         """
         trained_BT = targets_BT != UNSCORED
         bytes_BT = token_bytes_V[targets_BT.clamp(min=0)] * trained_BT
@@ -62,6 +70,9 @@ class LossSums:
         double_BT = nats_BT.detach().double()
         nats = torch.stack([double_BT.sum(), (double_BT * scored_BT).sum()])
         counts = torch.stack([trained_BT.sum(), scored_BT.sum(), bytes_BT.sum()])
+        if only_finite:
+            finite = nats.isfinite().all()
+            nats, counts = nats.masked_fill(~finite, 0), counts * finite
         # Sums that a checkpoint restored come from the CPU.
         self._nats = nats if self._nats is None else self._nats.to(nats.device) + nats
         self._counts = counts if self._counts is None else self._counts.to(counts.device) + counts

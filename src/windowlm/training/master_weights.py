@@ -21,7 +21,8 @@ def float32_copies(weights: Iterable[Tensor]) -> dict[Tensor, Tensor]:
 class MasterWeights(torch.optim.Optimizer):
     """An optimizer of float32 copies whose results the weights follow.
 
-    Its parameter groups hold the copies, so that rates, decay and state are the inner optimizer's.
+    Its parameter groups hold the copies, so that rates, decay and state are the inner optimizer's. An
+    attribute ``found_inf`` reaches it as well.
 
     Args:
         masters: the copy of each weight.
@@ -62,6 +63,8 @@ class MasterWeights(torch.optim.Optimizer):
         self.take_gradients()
         # A checkpoint that is loaded replaces both.
         self._optimizer.param_groups, self._optimizer.state = self.param_groups, self.state
+        if (found_inf := getattr(self, "found_inf", None)) is not None:
+            self._optimizer.found_inf = found_inf  # type: ignore[attr-defined]
         self._optimizer.step()
         torch._foreach_copy_(self._weights, self._masters)
         return loss

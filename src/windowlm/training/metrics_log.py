@@ -2,10 +2,12 @@
 
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
 from windowlm.atomic_write import write_atomically
+from windowlm.errors import UserError
 from windowlm.evaluation.result_files import csv_of_rows
 
 # Columns that depend on the clock or the machine; all others are the same in a run that is repeated.
@@ -22,29 +24,72 @@ WALL_CLOCK_COLUMNS = (
 class MetricsLog:
     """Append rows to a file of JSON lines, each written whole.
 
+    Rows that cannot be written are kept, and written before the next one.
+
     Args:
         path: the file; made on the first row.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._unwritten: list[bytes] = []
 
     def append(self, row: dict[str, Any]) -> None:
-        """Write one row; it is in the file when this returns."""
+        """Write one row; it is in the file when this returns.
+
+        Raises:
+            OSError: the file is as it was, and the row is kept.
+        """
         assert "step" in row
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(_without_nan(row), allow_nan=False) + "\n")
+        self._unwritten.append(json.dumps(_without_nan(row), allow_nan=False).encode() + b"\n")
+        self.write_all()
+
+    def write_all(self, *, sync: bool = False) -> None:
+        """Write the rows that are kept, if any.
+
+        Args:
+            sync: wait until all rows are on the disk.
+
+        Raises:
+            OSError: the file is as it was.
+        """
+        if not self._unwritten and not (sync and self.path.exists()):
+            return
+        with self.path.open("ab", buffering=0) as file:
+            length = file.tell()
+            content = b"".join(self._unwritten)
+            try:
+                while content:
+                    content = content[file.write(content) :]
+                if sync:
+                    os.fsync(file.fileno())
+            except OSError:
+                file.truncate(length)
+                raise
+        self._unwritten.clear()
 
     def rows(self) -> list[dict[str, Any]]:
-        """All rows; a last line that a kill left unfinished is not one."""
+        """All rows; a last line that a kill left unfinished is not one.
+
+        Raises:
+            UserError: a line before the last is damaged.
+        """
         if not self.path.exists():
             return []
         rows = []
-        for line in self.path.read_text(encoding="utf-8").splitlines():
+        lines = self.path.read_bytes().split(b"\n")
+        for number, line in enumerate(lines, start=1):
             try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError:
-                break
+                row = json.loads(line)
+                if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+                    raise ValueError("no row")
+                rows.append(row)
+            except ValueError:  # of JSON or of UTF-8
+                if number < len(lines):
+                    raise UserError(
+                        f"{self.path}: line {number} is damaged; mend it, or remove the file's lines from "
+                        "there on and go on without their history"
+                    ) from None
         return rows
 
     def cut_back(self, step: int) -> list[dict[str, Any]]:

@@ -1,6 +1,7 @@
 """Callback that measures the run and writes its rows."""
 
 import math
+import sys
 import time
 from collections import deque
 from typing import Any, NamedTuple
@@ -9,10 +10,11 @@ import lightning.pytorch as pl
 
 from windowlm.model.cost import ModelCost
 from windowlm.training.deferred_numbers import DeferredNumbers
+from windowlm.training.failed_writes import FailedWrites
 from windowlm.training.lightning_module import LanguageModelModule
+from windowlm.training.loss_spikes import LossSpikes
 from windowlm.training.loss_sums import LossNumbers
 from windowlm.training.metrics_log import MetricsLog
-from windowlm.training.non_finite import NonFiniteError
 from windowlm.training.peak_memory import peak_memory_bytes
 
 COLUMNS = (
@@ -22,6 +24,8 @@ COLUMNS = (
     "train_bits_per_byte",
     "learning_rate",
     "gradient_norm",
+    "skipped_steps",
+    "loss_spike",
     "seconds",
     "tokens_per_second",
     "model_flops_per_second",
@@ -35,7 +39,8 @@ class MetricsWriter(pl.Callback):
     """Write a row every n steps, and one after each validation, to ``metrics.jsonl`` and to the logger.
 
     What a row needs from the device is asked for when the row is due and read when it has arrived, a step or
-    two later: training does not wait. Before a validation, a save and the end all rows are written.
+    two later: training does not wait. Before a validation, a save and the end all rows are written. A loss
+    that jumps out of those before it is reported, and its height stands in the row as `loss_spike`.
 
     Args:
         log: the file.
@@ -43,24 +48,33 @@ class MetricsWriter(pl.Callback):
         cost: FLOPs of the model outside attention.
         flops_per_pair: forward FLOPs of one visible pair in one layer, 4 x heads x head_dim.
         peak: dense peak of the device in FLOPs/s, None when it is not known.
+        failed_writes: what follows when a row cannot be written.
 
     Attributes:
         last_row: the last row of training.
     """
 
     def __init__(
-        self, log: MetricsLog, every_n_steps: int, cost: ModelCost, flops_per_pair: int, peak: float | None
+        self,
+        log: MetricsLog,
+        every_n_steps: int,
+        cost: ModelCost,
+        flops_per_pair: int,
+        peak: float | None,
+        failed_writes: FailedWrites,
     ) -> None:
         self.metrics_log = log
         self.every_n_steps = every_n_steps
         self.cost = cost
         self.flops_per_pair = flops_per_pair
         self.peak = peak
+        self.failed_writes = failed_writes
         self.last_row: dict[str, Any] = {}
         self._row_started = self._idle_since = 0.0
         self._row_elapsed = 0.0  # of a row that an earlier start of the run began
         self._waited = 0.0
         self._tokens_at_row = 0
+        self._spikes = LossSpikes()
         self._due: deque[DueRow] = deque()
         self._trainer: pl.Trainer | None = None
 
@@ -71,12 +85,18 @@ class MetricsWriter(pl.Callback):
         self._row_started = self._idle_since - self._row_elapsed
 
     def state_dict(self) -> dict[str, Any]:
-        """What belongs to the row being filled, beside the module's sums; earlier rows are written first."""
+        """What belongs to the row being filled, beside the module's sums; earlier rows are written first.
+
+        Raises:
+            OSError: they cannot be, and no checkpoint may be saved without them.
+        """
         self._write_due(wait=True)
+        self.metrics_log.write_all(sync=True)
         return {
             "row_elapsed": time.monotonic() - self._row_started,
             "waited": self._waited,
             "tokens_at_row": self._tokens_at_row,
+            "losses": self._spikes.state(),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -84,6 +104,7 @@ class MetricsWriter(pl.Callback):
         self._row_elapsed = state_dict["row_elapsed"]
         self._waited = state_dict["waited"]
         self._tokens_at_row = state_dict["tokens_at_row"]
+        self._spikes.restore(state_dict["losses"])
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Count the time since the last batch as waiting for data."""
@@ -101,6 +122,10 @@ class MetricsWriter(pl.Callback):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write what is left."""
         self._write_due(wait=True)
+        try:
+            self.metrics_log.write_all()
+        except OSError as error:
+            self.failed_writes.report(self.metrics_log.path.name, error, is_last=True)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Stop the row's clock: validation is not training."""
@@ -129,7 +154,12 @@ class MetricsWriter(pl.Callback):
     def _row(self, module: LanguageModelModule, step: int) -> "DueRow":
         tokens = module.spent().tokens
         elapsed = max(time.monotonic() - self._row_started, 1e-9)
-        scalars = [module.visible_pairs, module.gradient_norm, *module.train_sums.scalars()]
+        scalars = [
+            module.visible_pairs,
+            module.gradient_norm,
+            module.skipped_steps,
+            *module.train_sums.scalars(),
+        ]
         return DueRow(
             tokens - self._tokens_at_row,
             elapsed,
@@ -152,26 +182,35 @@ class MetricsWriter(pl.Callback):
             self._write(self._trainer, self.last_row)
 
     def _completed(self, due: "DueRow") -> dict[str, Any]:
-        pairs, gradient_norm, *of_losses = due.numbers.read()
+        pairs, gradient_norm, skipped_steps, *of_losses = due.numbers.read()
         sums = LossNumbers(*of_losses)
         loss = sums.loss()
-        if not math.isfinite(loss):
-            step = due.known["step"]
-            raise NonFiniteError(step, f"the training loss since the last logged step is {loss}")
         flops = 6 * self.cost.matmul_parameters * due.tokens + 3 * self.flops_per_pair * pairs
         row = {
             **due.known,
             "train_loss": loss,
             "train_bits_per_byte": sums.bits_per_byte(),
             "gradient_norm": gradient_norm,
+            "skipped_steps": int(skipped_steps),
             "model_flops_per_second": flops / due.elapsed,
         }
         if self.peak is not None:
             row["mfu"] = flops / due.elapsed / self.peak
+        # Where every batch of the row was left out there is no loss.
+        if math.isfinite(loss) and (rise := self._spikes.height(loss)) is not None:
+            row["loss_spike"] = rise
+            print(
+                f"warning: step {due.known['step']:,}: the training loss {loss:.3f} is {rise:.3f} above the "
+                "median of the rows before",
+                file=sys.stderr,
+            )
         return {name: row[name] for name in COLUMNS if name in row}
 
     def _write(self, trainer: pl.Trainer, row: dict[str, Any]) -> None:
-        self.metrics_log.append(row)
+        try:
+            self.metrics_log.append(row)
+        except OSError as error:
+            self.failed_writes.report(f"{self.metrics_log.path.name}, step {row['step']:,}", error)
         if trainer.logger is not None:
             metrics = {name: value for name, value in row.items() if name != "step"}
             trainer.logger.log_metrics(metrics, step=row["step"])
@@ -184,7 +223,7 @@ class DueRow(NamedTuple):
         tokens: trained since the row before.
         elapsed: seconds since then, validations left out.
         known: columns that the host knows.
-        numbers: visible pairs, norm of the gradient, and the sums of the losses.
+        numbers: visible pairs, norm of the gradient, steps left out, and the sums of the losses.
     """
 
     tokens: int

@@ -26,7 +26,9 @@ class MuonAdamW(torch.optim.Optimizer):
     """Muon over `matrices`; AdamW over `groups`, as `torch.optim.AdamW` takes them.
 
     One object, so that clipping, accumulation and checkpoints see one optimizer. Each matrix is
-    orthogonalised apart: give query, key and value as three.
+    orthogonalised apart: give query, key and value as three. As in torch's fused optimizers, an attribute
+    ``found_inf``, a float32 scalar on their device, leaves parameters and state as they are where it is 1;
+    AdamW must then be fused.
 
     Args:
         matrices: two-dimensional parameters, whose group comes first in `param_groups`.
@@ -73,16 +75,19 @@ class MuonAdamW(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        found_inf: Tensor | None = getattr(self, "found_inf", None)
         for group in self.param_groups:
             if group["muon"]:
-                self._update_matrices(group)
+                self._update_matrices(group, found_inf)
         # A checkpoint that is loaded replaces both.
         self._adamw.param_groups = [group for group in self.param_groups if not group["muon"]]
         self._adamw.state = self.state
+        if found_inf is not None:
+            self._adamw.found_inf = found_inf  # type: ignore[attr-defined]
         self._adamw.step()
         return loss
 
-    def _update_matrices(self, group: dict[str, Any]) -> None:
+    def _update_matrices(self, group: dict[str, Any], found_inf: Tensor | None) -> None:
         by_shape: dict[tuple[Any, ...], list[Tensor]] = defaultdict(list)
         for matrix in group["params"]:
             if matrix.grad is not None:
@@ -90,13 +95,23 @@ class MuonAdamW(torch.optim.Optimizer):
         for matrices in by_shape.values():
             gradients = [matrix.grad for matrix in matrices if matrix.grad is not None]
             means = [self._mean(matrix) for matrix in matrices]
+            kept = 1 - group["lr"] * group["weight_decay"]
+            decay: Tensor | float = kept
+            left_out = found_inf.bool() if found_inf is not None else None
+            if left_out is not None:
+                # A mean that moves towards itself stays to the bit.
+                gradients = list(torch.where(left_out, torch.stack(means), torch.stack(gradients)).unbind())
+                decay = torch.full((), kept, dtype=means[0].dtype, device=means[0].device)
+                decay.masked_fill_(left_out, 1)
             torch._foreach_lerp_(means, gradients, 1 - group["momentum"])
             ahead = torch._foreach_lerp(gradients, means, group["momentum"])
             orthogonal_MRC = orthogonalize(torch.stack(tuple(ahead)))
+            if left_out is not None:
+                orthogonal_MRC = orthogonal_MRC.masked_fill(left_out, 0)
             rows, columns = matrices[0].shape
             # An orthogonal matrix has a root mean square of max(rows, columns) ** -0.5.
             scale = UPDATE_ROOT_MEAN_SQUARE * max(rows, columns) ** 0.5
-            torch._foreach_mul_(matrices, 1 - group["lr"] * group["weight_decay"])
+            torch._foreach_mul_(matrices, decay)
             updates = list(orthogonal_MRC.to(matrices[0].dtype).unbind())
             torch._foreach_add_(matrices, updates, alpha=-group["lr"] * scale)
 

@@ -1,11 +1,41 @@
-"""Whether the state in a checkpoint is that of the run which is to go on from it."""
+"""Which checkpoint a run goes on from: the newest that is whole, if its state is that of the run."""
 
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from windowlm.config import ConfigError
-from windowlm.training.checkpoint_io import AtomicCheckpointIO
+from windowlm.errors import UserError
+from windowlm.training.checkpoint_io import AtomicCheckpointIO, DamagedCheckpointError
 from windowlm.training.lightning_module import STATE, LanguageModelModule
+
+
+def read_newest(paths: Sequence[Path], module: LanguageModelModule) -> tuple[Path, dict[str, Any]]:
+    """The newest checkpoint that is whole, and what it holds; what is wrong with newer ones is printed.
+
+    Args:
+        paths: the newest first, at least one.
+        module: what is to go on from it.
+
+    Raises:
+        ConfigError: its state is not that of the module; see ``read_checkpoint``.
+        UserError: none is whole.
+    """
+    damages = []
+    for path in paths:
+        try:
+            saved = read_checkpoint(path, module)
+        except DamagedCheckpointError as error:
+            damages.append(str(error))
+            continue
+        for damage in damages:
+            print(f"warning: {damage}; going on from {path} instead", file=sys.stderr)
+        return path, saved
+    raise UserError(
+        f"{'; '.join(damages)}. No other state is left to go on from; the model folder of the run may still "
+        "hold its last weights. Give another run_dir to start anew"
+    )
 
 
 def read_checkpoint(path: Path, module: LanguageModelModule) -> dict[str, Any]:
@@ -13,7 +43,8 @@ def read_checkpoint(path: Path, module: LanguageModelModule) -> dict[str, Any]:
 
     Raises:
         ConfigError: it holds another model, or was trained with another tokenizer or on other documents.
-        UserError: it cannot be read.
+        DamagedCheckpointError: it is damaged.
+        UserError: there is none.
     """
     saved = AtomicCheckpointIO().load_checkpoint(path)
     if STATE not in saved or "identities" not in saved[STATE]:

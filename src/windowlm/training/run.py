@@ -21,6 +21,7 @@ from windowlm.command_line import Invocation
 from windowlm.config import ConfigError, TrainConfig
 from windowlm.data.datamodule import DocumentDataModule
 from windowlm.data.token_store import PreparedData, prepare_tokens
+from windowlm.errors import UserError
 from windowlm.evaluation.evaluate import evaluate_model
 from windowlm.evaluation.length_sweep import plan_targets
 from windowlm.evaluation.precision import WEIGHT_DTYPES, compute_dtype
@@ -36,20 +37,22 @@ from windowlm.training.checkpoint_writer import CheckpointWriter
 from windowlm.training.closing_screen import print_closing_screen
 from windowlm.training.compilation import forget_compiled, hidden_states, is_compiled
 from windowlm.training.device import choose_device
+from windowlm.training.failed_writes import UNWRITABLE, FailedWrites, unwritable
 from windowlm.training.float8 import check_float8
 from windowlm.training.given_settings import given_settings
 from windowlm.training.lightning_module import LanguageModelModule
 from windowlm.training.linear_cross_entropy import head_loss
 from windowlm.training.metrics_log import MetricsLog
 from windowlm.training.metrics_writer import MetricsWriter
+from windowlm.training.non_finite import NonFiniteWatch
 from windowlm.training.peak_flops import dense_bf16_peak, device_name
 from windowlm.training.peak_memory import reset_peak_memory
 from windowlm.training.plan import Plan, plan_table
 from windowlm.training.progress import ProgressDisplay
 from windowlm.training.provenance import provenance
-from windowlm.training.resuming import read_checkpoint
+from windowlm.training.resuming import read_newest
 from windowlm.training.run_ahead import RunAhead
-from windowlm.training.run_folder import RunFolder, Start, find_start, record_of
+from windowlm.training.run_folder import DAMAGED, RunFolder, Start, find_start, record_of
 from windowlm.training.schedule import Budget, WindowWarmup
 from windowlm.training.signals import Interrupted, Signals
 from windowlm.training.stopping import INTERRUPTED, Stopping
@@ -115,7 +118,8 @@ class TrainingRun:
         self.compiled = is_compiled(config.trainer.compile, self.device)
         chosen_backends(config, self.device)  # refuses one that cannot serve the run
         self.budget = Budget.of(config.trainer)
-        self.begun = False
+        self.checkpoint: Path | None = None
+        self.begun = self.has_begun = False
         self.wandb_run: WandbRun | None = None
 
     def execute(self) -> int:
@@ -124,6 +128,15 @@ class TrainingRun:
             return self._run()
         except Interrupted as interruption:
             return self._stopped(str(interruption))
+        except OSError as error:
+            self._end("failed")
+            if error.errno not in UNWRITABLE:
+                raise
+            if self.has_begun:
+                raise unwritable(self.folder.path, error.filename or "the run's files", error) from None
+            raise UserError(
+                f"{error.filename or 'a file'}: {error.strerror}; mend this and start again"
+            ) from None
         except RuntimeError:
             # A signal to the whole group of processes has ended the workers that load data as well.
             if self.signals.received is not None:
@@ -157,8 +170,8 @@ class TrainingRun:
             config.data.sequence_length,
         )
         module = self._module(data)
-        if self.start.checkpoint is not None:
-            self._restore(module, self.start.checkpoint)
+        if self.start.checkpoints:
+            self._restore(module)
             if module.finished and not self.start.continues:
                 raise self._spent_already(module)
         if module.finished and not config.plan:
@@ -224,11 +237,13 @@ class TrainingRun:
             loss=head_loss(config.trainer.loss, config.precision, compiled=self.compiled),
             document_masking=config.data.document_masking,
             window_warmup=WindowWarmup.of(config.trainer, model.layer_windows),
+            max_skipped_steps=config.trainer.max_skipped_steps,
         )
 
-    def _restore(self, module: LanguageModelModule, checkpoint: Path) -> None:
+    def _restore(self, module: LanguageModelModule) -> None:
         """Weights and counters; ``Trainer.fit`` restores the rest."""
-        saved = read_checkpoint(checkpoint, module)
+        checkpoint, saved = read_newest(self.start.checkpoints, module)
+        self.checkpoint = checkpoint
         module.on_load_checkpoint(saved)
         # Weights that were trained in bfloat16 stay what they are.
         module.model.to(WEIGHT_DTYPES[self.config.precision])
@@ -256,12 +271,16 @@ class TrainingRun:
             "prepared_data": data.summary(),
         }
         self.folder.path.mkdir(parents=True, exist_ok=True)
+        if self.start.continues:
+            # A damaged state must not take the place of the good one before it when the next is saved.
+            for path in self._damaged_checkpoints():
+                path.replace(path.with_name(DAMAGED))
         self.folder.write_config(config)
         wandb_id = self.start.wandb_id
         if config.logger.kind == "wandb":
             wandb_id = wandb_id or secrets.token_hex(4)
         self.folder.update_record(**facts, **record_of(config, "running"), wandb_id=wandb_id)
-        self.begun = True
+        self.begun = self.has_begun = True
         log = MetricsLog(self.folder.metrics)
         rows = log.cut_back(step) if self.start.continues else []
         if config.logger.kind == "wandb":
@@ -270,9 +289,14 @@ class TrainingRun:
             group = sweep.name if sweep is not None else None
             self.wandb_run = WandbRun(config, self.folder.path, group, wandb_id, facts, rows)
 
+    def _damaged_checkpoints(self) -> tuple[Path, ...]:
+        """Those newer than the one that the run goes on from."""
+        checkpoints = self.start.checkpoints
+        return checkpoints[: checkpoints.index(self.checkpoint)] if self.checkpoint is not None else ()
+
     def _stopped(self, reason: str) -> int:
         self._end("stopped")
-        saved = self.folder.last_checkpoint.exists()
+        saved = bool(self.folder.saved_states())
         state = "the state is saved, resume=auto goes on" if saved else "nothing was trained yet"
         self.console.out(f"stopped: {reason}; {state}", highlight=False)
         return INTERRUPTED
@@ -283,9 +307,15 @@ class TrainingRun:
             return
         self.begun = False  # what goes wrong from here on does not change how it ended
         try:
+            if not self.folder.path.is_dir():
+                return  # no folder in its place, which would look like a run
             if self.config.logger.kind == "csv":
                 MetricsLog(self.folder.metrics).write_csv(self.folder.path / "metrics.csv")
             self.folder.update_record(status=status)
+        except OSError as error:
+            if status != "failed":
+                raise
+            print(f"warning: {self.folder.record}: {error.strerror or error}", file=sys.stderr)
         finally:
             if self.wandb_run is not None:
                 self.wandb_run.finish(exit_code=1 if status == "failed" else 0)
@@ -334,6 +364,7 @@ class TrainingRun:
         def validates_after(step: int) -> bool:
             return isinstance(interval, int) and step % interval == 0
 
+        failed_writes = FailedWrites(config.checkpoint.on_failed_write, self.folder.path)
         flops_per_pair = 4 * config.model.heads * config.model.head_dim
         metrics = MetricsWriter(
             MetricsLog(self.folder.metrics),
@@ -341,6 +372,7 @@ class TrainingRun:
             plan.cost,
             flops_per_pair,
             dense_bf16_peak(device_name(self.device)),
+            failed_writes,
         )
         stopping = Stopping(self.signals, config.trainer.max_time, COMMAND_STARTED, validates_after)
         writer = CheckpointWriter(
@@ -348,6 +380,7 @@ class TrainingRun:
             config.checkpoint.every_n_steps,
             validates_after,
             save_model=lambda: self._save_model(module, data),
+            failed_writes=failed_writes,
         )
         trainer = pl.Trainer(
             accelerator="gpu" if self.device.type == "cuda" else "cpu",
@@ -364,6 +397,7 @@ class TrainingRun:
             # Stopping comes after what keeps its clock true, and before those that act on its decision.
             callbacks=[
                 RunAhead(),
+                NonFiniteWatch(self.folder.replay, config.trainer.max_skipped_steps),
                 stopping,
                 metrics,
                 writer,
@@ -375,7 +409,7 @@ class TrainingRun:
             enable_model_summary=False,
         )
         reset_peak_memory(self.device)
-        trainer.fit(module, datamodule=data_module, ckpt_path=self.start.checkpoint)
+        trainer.fit(module, datamodule=data_module, ckpt_path=self.checkpoint)
         return stopping.reason
 
     def _validation_interval(self, plan: Plan) -> int | timedelta:

@@ -15,6 +15,10 @@ from windowlm.config import ConfigError, TrainConfig, settings_of
 from windowlm.errors import UserError
 from windowlm.setting_text import flattened, setting_text
 
+# In the folder of checkpoints: the last state of training, the one before it, the best, and a damaged one
+# that was set aside.
+LAST, PREVIOUS, BEST, DAMAGED = "last.ckpt", "previous.ckpt", "best.ckpt", "damaged.ckpt"
+
 # Settings that a resumed run may change: they do not decide what is learnt from which text in which order.
 CHANGEABLE = (
     "resume",
@@ -30,6 +34,7 @@ CHANGEABLE = (
     "trainer.max_seconds",
     "trainer.max_time",
     "trainer.device",
+    "trainer.max_skipped_steps",
     "trainer.log_every_n_steps",
     "trainer.progress_bar",
 )
@@ -53,7 +58,8 @@ CONTENTS = {
     "evaluation": "perplexity by context length: length.json, .csv, .png and the hashed targets",
     "metrics.jsonl": "one JSON object a logged step",
     "metrics.csv": "the same as a table",
-    "checkpoints": "last and best state of training, for resume=auto",
+    "checkpoints": "last two states of training and the best, for resume=auto",
+    "replay": "steps that were not finite, for scripts/replay_batch.py",
     "config.json": "every setting of the run",
     "run.json": "status, versions, git commit, data and tokenizer hashes",
     ".hydra": "what was composed from which overrides",
@@ -66,13 +72,13 @@ class Start:
     """How a run begins.
 
     Attributes:
-        checkpoint: state to go on from, None for a fresh start.
+        checkpoints: states to go on from, the newest first; none for a fresh start.
         continues: the run in this folder goes on; otherwise the folder is new.
         finished: it has nothing left to do.
         wandb_id: id of the W&B run to continue.
     """
 
-    checkpoint: Path | None = None
+    checkpoints: tuple[Path, ...] = ()
     continues: bool = False
     finished: bool = False
     wandb_id: str | None = None
@@ -91,7 +97,7 @@ class RunFolder:
         self.record = path / "run.json"
         self.metrics = path / "metrics.jsonl"
         self.checkpoints = path / "checkpoints"
-        self.last_checkpoint = self.checkpoints / "last.ckpt"
+        self.replay = path / "replay"
         self.model = path / "model"
         self.evaluation = path / "evaluation"
 
@@ -110,6 +116,10 @@ class RunFolder:
         if not isinstance(record, dict):
             raise UserError(f"run_dir={self.path}: {self.record.name} is not a run's record")
         return record
+
+    def saved_states(self) -> tuple[Path, ...]:
+        """The checkpoints that training can go on from, the newest first."""
+        return tuple(path for name in (LAST, PREVIOUS) if (path := self.checkpoints / name).is_file())
 
     def update_record(self, **values: Any) -> None:
         """Change some entries of ``run.json``."""
@@ -148,13 +158,13 @@ def find_start(config: TrainConfig, path: Path) -> Start:
         )
     if config.resume not in (None, "auto"):
         assert config.resume is not None
-        return Start(checkpoint=_foreign_checkpoint(config, Path(config.resume)))
+        return Start(checkpoints=_foreign_checkpoints(config, Path(config.resume)))
     if not record:
         return Start()
     _refuse_changes(config, folder)
     finished = record.get("status") == "finished" and record.get("budget") == _budget(config)
     return Start(
-        checkpoint=folder.last_checkpoint if folder.last_checkpoint.exists() else None,
+        checkpoints=folder.saved_states(),
         continues=True,
         finished=finished,
         wandb_id=record.get("wandb_id"),
@@ -223,9 +233,9 @@ def record_of(config: TrainConfig, status: Literal["running", "stopped", "finish
     return {"status": status, "budget": _budget(config)}
 
 
-def _foreign_checkpoint(config: TrainConfig, source: Path) -> Path:
+def _foreign_checkpoints(config: TrainConfig, source: Path) -> tuple[Path, ...]:
     folder = RunFolder(source)
-    if not folder.last_checkpoint.is_file() or not folder.config.is_file():
+    if not folder.saved_states() or not folder.config.is_file():
         raise ConfigError(
             f"resume={source}: holds no run with a checkpoint; give a run's folder, auto or null",
             key="resume",
@@ -237,7 +247,7 @@ def _foreign_checkpoint(config: TrainConfig, source: Path) -> Path:
                 key=key,
                 correction=f"{key}={before}",
             )
-    return folder.last_checkpoint
+    return folder.saved_states()
 
 
 def _refuse_changes(config: TrainConfig, folder: RunFolder) -> None:

@@ -1,0 +1,280 @@
+"""Kill small runs at random moments, resume them, and compare them bit for bit with undisturbed ones.
+
+python scripts/kill_and_resume.py
+python scripts/kill_and_resume.py --cases adamw,32-true,0 muon,bf16-true,changed --kills 3 --out FOLDER
+
+A case is an optimizer, a precision and how many processes load data; `changed` draws their number at each
+start. Every start is a process of its own. It is killed by SIGKILL: at a random time; a random while after a
+step, a backward pass, a validation or the evaluation began; or exactly at a place where something is half
+done, such as a checkpoint half written, its renames half made, a row of metrics half written, or a step taken
+and not yet counted. A run that is finished is compared with one that nothing disturbed, and another one is
+started until the kills are spent. Dropout and gradient accumulation are on.
+"""
+
+import argparse
+import json
+import os
+import random
+import select
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from synthetic_text import BYTES, write_text
+
+from windowlm.command_line import Invocation
+from windowlm.config import TrainConfig, check_config
+from windowlm.training import checkpoint_io, metrics_log, run
+from windowlm.training.lightning_module import LanguageModelModule
+from windowlm.training.provenance import provenance
+from windowlm.training.same_run import differences
+
+CASES = (
+    "adamw,32-true,0",
+    "adamw,32-true,2",
+    "muon,32-true,4",
+    "adamw,bf16-true,0",
+    "muon,bf16-true,changed",
+    "muon,bf16-mixed,changed",
+)
+STEPS = 24
+# Longest while, in seconds, between the beginning of a phase and the kill.
+WHILE = 0.02
+# Places of a method: the kill comes a while after it began, or exactly before or after it, or in its middle.
+BEGUN, BEFORE, AFTER, HALF = "a while into", "before", "after", "half through"
+
+
+@dataclass(frozen=True)
+class Moment:
+    """Where a process is killed.
+
+    Args:
+        name: what it is called in the report.
+        owner: object that holds the function; None for a random time.
+        attribute: name of the function.
+        place: where in the function.
+        calls: the kill comes at a random one of so many calls.
+    """
+
+    name: str
+    owner: Any = None
+    attribute: str = ""
+    place: str = BEGUN
+    calls: int = 1
+
+
+MOMENTS = (
+    Moment("random time"),
+    Moment("random time"),
+    Moment("random time"),
+    Moment("forward pass", LanguageModelModule, "training_step", BEGUN, 20),
+    Moment("backward pass", LanguageModelModule, "backward", BEGUN, 20),
+    Moment("gradients clipped, step not taken", LanguageModelModule, "configure_gradient_clipping", AFTER, 9),
+    Moment("step taken and not counted", LanguageModelModule, "optimizer_step", AFTER, 9),
+    Moment("validation", LanguageModelModule, "validation_step", BEGUN, 12),
+    Moment("validated, not saved", LanguageModelModule, "on_validation_epoch_end", AFTER, 3),
+    Moment("checkpoint half written", checkpoint_io._HashingFile, "write", BEFORE, 90),
+    Moment("checkpoint written, not renamed", checkpoint_io, "damage", BEFORE, 6),
+    Moment("between or after the renames", Path, "replace", AFTER, 12),
+    Moment("checkpoint saved, model not", run, "save_bundle", BEFORE, 4),
+    Moment("model half saved", run, "save_bundle", BEGUN, 4),
+    Moment("something written and not synced", os, "fsync", BEFORE, 9),
+    Moment("row of metrics half written", metrics_log.MetricsLog, "write_all", HALF, 5),
+    Moment("metrics cut back", metrics_log.MetricsLog, "cut_back", BEGUN, 1),
+    Moment("evaluation", run, "evaluate_model", BEGUN, 1),
+    Moment("evaluated, not recorded", run, "evaluate_model", AFTER, 1),
+)
+
+
+def main() -> int:
+    """Try all cases; 1 where a run came out different."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--cases", nargs="+", default=CASES, metavar="OPTIMIZER,PRECISION,WORKERS")
+    parser.add_argument("--kills", type=int, default=20, help="in each case")
+    parser.add_argument("--steps", type=int, default=STEPS, help="of each run")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="write kill_and_resume.json")
+    options = parser.parse_args()
+    # Processes are forked, which only one thread survives.
+    torch.set_num_threads(1)
+    torch.set_num_interop_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        draw = random.Random(options.seed)
+        reports = [Campaign(case, Path(folder, case), options, draw).report() for case in options.cases]
+    report = {
+        **provenance(),
+        "device": "cpu",
+        "command": " ".join(["python", *sys.argv]),
+        "kills": sum(len(case["kills"]) for case in reports),
+        "runs": sum(case["runs"] for case in reports),
+        "different": sum(len(case["differences"]) for case in reports),
+        "cases": reports,
+    }
+    print(f"{report['kills']} kills, {report['runs']} runs, {report['different']} differences")
+    if options.out is not None:
+        options.out.mkdir(parents=True, exist_ok=True)
+        (options.out / "kill_and_resume.json").write_text(json.dumps(report, indent=1) + "\n")
+    return 1 if report["different"] else 0
+
+
+class Campaign:
+    """The kills of one case.
+
+    Args:
+        case: optimizer, precision and workers.
+        folder: where its runs go.
+        options: of the command line.
+        draw: of all that is random.
+    """
+
+    def __init__(self, case: str, folder: Path, options: argparse.Namespace, draw: random.Random) -> None:
+        self.case = case
+        self.optimizer, self.precision, self.workers = case.split(",")
+        self.folder, self.options, self.draw = folder, options, draw
+        (folder / "text").mkdir(parents=True)
+        write_text(folder / "text", BYTES, 20_000, 0)
+
+    def report(self) -> dict[str, Any]:
+        """Kill until the kills are spent and the last run is finished."""
+        started = time.monotonic()
+        assert self.start("undisturbed", None) == 0, (self.folder / "undisturbed.txt").read_text()
+        self.seconds = time.monotonic() - started
+        kills: list[dict[str, Any]] = []
+        found: list[str] = []
+        runs = 0
+        while len(kills) < self.options.kills:
+            runs += 1
+            found += self.one_run(f"run {runs}", kills)
+        print(f"{self.case}: {len(kills)} kills in {runs} runs, {len(found)} differences", flush=True)
+        return {"case": self.case, "runs": runs, "kills": kills, "differences": found}
+
+    def one_run(self, name: str, kills: list[dict[str, Any]]) -> list[str]:
+        """Kill one run again and again, and compare it once it is finished."""
+        status: int | None = None
+        while status != 0:
+            moment = self.draw.choice(MOMENTS) if len(kills) < self.options.kills else None
+            status = self.start(name, moment)
+            if status == -signal.SIGKILL:
+                assert moment is not None
+                kills.append({"moment": moment.name, "run": name})
+            elif status != 0:
+                return [f"{name}: ended with {status}: {(self.folder / f'{name}.txt').read_text()[-2000:]}"]
+        return [f"{name}: {line}" for line in differences(self.folder / "undisturbed", self.folder / name)]
+
+    def start(self, name: str, moment: Moment | None) -> int:
+        """Start a run in a process of its own, or go on with it; its status, negative for a signal."""
+        workers = self.draw.choice((0, 2, 4)) if self.workers == "changed" else int(self.workers)
+        call = self.draw.randint(1, moment.calls) if moment is not None else 0
+        share = self.draw.random()
+        begun, begins = os.pipe()
+        sys.stdout.flush()
+        child = os.fork()
+        if child == 0:
+            os.close(begun)
+            self.in_child(name, workers, moment, call, share, begins)
+        os.close(begins)
+        if moment is not None and moment.place == BEGUN:
+            if moment.owner is None:
+                time.sleep(share * self.seconds)
+                os.kill(child, signal.SIGKILL)
+            elif select.select([begun], [], [])[0] and os.read(begun, 1):
+                time.sleep(share * WHILE)
+                os.kill(child, signal.SIGKILL)
+        os.close(begun)
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+    def in_child(
+        self, name: str, workers: int, moment: Moment | None, call: int, share: float, begins: int
+    ) -> None:
+        """Train, and leave by a signal or a status."""
+        status = 70
+        try:
+            if moment is not None and moment.owner is not None:
+                arrange(moment, call, share, begins)
+            screen = (self.folder / f"{name}.txt").open("a")
+            with screen, redirect_stdout(screen), redirect_stderr(screen):
+                status = self.train(self.folder / name, workers)
+        except BaseException as error:
+            with (self.folder / f"{name}.txt").open("a") as screen:
+                print(f"{type(error).__name__}: {error}", file=screen)
+        finally:
+            os._exit(status)
+
+    def train(self, folder: Path, workers: int) -> int:
+        """Train the small run in this process."""
+        shape = {"layers": 1, "dim": 16, "heads": 2, "kv_heads": 1, "head_dim": 8, "feed_forward_dim": 16}
+        values = {
+            "model": {**shape, "window": 8, "attention_dropout": 0.2},
+            "data": {
+                "name": "text",
+                "path": str(self.folder / "text"),
+                "cache_dir": str(self.folder / "cache"),
+                "sequence_length": 64,
+                "batch_size": 2,
+                "validation_tokens": 512,
+                "workers": workers,
+            },
+            "tokenizer": {"kind": "bytes"},
+            "optimizer": {"kind": self.optimizer},
+            "precision": self.precision,
+            "trainer": {
+                "max_steps": self.options.steps,
+                "accumulate_batches": 2,
+                "validate_every_n_steps": 5,
+                "log_every_n_steps": 3,
+                "progress_bar": "off",
+                "device": "cpu",
+            },
+            "checkpoint": {"every_n_steps": 2},
+            "evaluation": {"max_targets": 64, "context_lengths": [2, 16]},
+            "logger": {"kind": "none"},
+            "resume": "auto",
+            "run_dir": str(folder),
+        }
+        invocation = Invocation(
+            output_dir=folder, sweep_dir=None, command=f"python train.py run_dir={folder}"
+        )
+        return run.train(check_config(TrainConfig, values), invocation)
+
+
+def arrange(moment: Moment, call: int, share: float, begins: int) -> None:
+    """Make this process tell that a phase has begun, or kill itself, at the given call of a function."""
+    original: Callable[..., Any] = getattr(moment.owner, moment.attribute)
+    calls = [0]
+
+    def kill() -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def watched(*arguments: Any, **options: Any) -> Any:
+        calls[0] += 1
+        if calls[0] != call:
+            return original(*arguments, **options)
+        if moment.place == BEFORE:
+            kill()
+        if moment.place == HALF:
+            log: metrics_log.MetricsLog = arguments[0]
+            row = b"".join(log._unwritten)
+            with log.path.open("ab") as file:
+                file.write(row[: int(share * len(row))])
+            kill()
+        if moment.place == BEGUN:
+            os.write(begins, b"x")
+        result = original(*arguments, **options)
+        if moment.place == AFTER:
+            kill()
+        return result
+
+    setattr(moment.owner, moment.attribute, watched)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

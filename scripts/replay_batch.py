@@ -1,0 +1,136 @@
+"""Take a step again whose loss or gradient was not finite, and say where the numbers went wrong.
+
+python scripts/replay_batch.py RUN_DIR/replay/step_12.ckpt
+python scripts/replay_batch.py RUN_DIR/replay/step_12.ckpt --precision 64-true
+
+The file holds the weights before the step and its batches; settings come from the run's config.json. Dropout
+draws what it drew then. Where the device had taken steps on before the run heard of it, which a GPU may when
+trainer.max_skipped_steps allows it, the weights are of so many steps later, which is said.
+"""
+
+import argparse
+import contextlib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from windowlm.config import TrainConfig, check_config
+from windowlm.data.packing import UNSCORED
+from windowlm.errors import UserError, exit_status
+from windowlm.evaluation.precision import AUTOCAST_DTYPES, WEIGHT_DTYPES
+from windowlm.model.decoder import Decoder
+from windowlm.training.checkpoint_io import AtomicCheckpointIO
+from windowlm.training.device_batch import visibilities_on
+from windowlm.training.lightning_module import dropout_seed
+from windowlm.training.linear_cross_entropy import head_loss
+from windowlm.training.non_finite import REPLAY_FORMAT
+
+MOST_SHOWN = 10
+
+
+def main() -> int:
+    """Replay what the command line names."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("replay", type=Path, help="file in the folder replay of a run")
+    parser.add_argument("--precision", choices=sorted(WEIGHT_DTYPES), help="default: the run's")
+    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
+    options = parser.parse_args()
+    content = AtomicCheckpointIO().load_checkpoint(options.replay)
+    if content.get("format") != REPLAY_FORMAT:
+        raise UserError(f"{options.replay}: is no replay of this version; give a file of RUN_DIR/replay")
+    config = read_config(options.replay.parent.parent / "config.json")
+    precision = options.precision or config.precision
+    lines = replay(content, config, precision, options.device)
+    print("\n".join(lines))
+    return 0
+
+
+def read_config(path: Path) -> TrainConfig:
+    """The settings of the run.
+
+    Raises:
+        UserError: they cannot be read.
+    """
+    try:
+        return check_config(TrainConfig, json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read: {error}; keep the file in its run's folder") from None
+
+
+def replay(content: dict[str, Any], config: TrainConfig, precision: str, device: torch.device) -> list[str]:
+    """What happened in the step, as lines for the screen."""
+    model = Decoder(config.model, content["vocabulary_size"])
+    model.load_state_dict(content["model"])
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(WEIGHT_DTYPES[precision])
+    model = model.to(device).train()
+    lines = [f"step {content['step']}, {precision}, {device}, learning rate {content['learning_rate']:g}"]
+    if content["later_steps"]:
+        lines.append(f"the weights are of {content['later_steps']} steps later")
+    wrong = [name for name, weight in model.named_parameters() if not bool(weight.isfinite().all())]
+    lines.append(f"weights       {named(wrong) or 'finite'}")
+    first = first_not_finite(model)
+    dtype = AUTOCAST_DTYPES.get(precision)
+    loss_of = head_loss(config.trainer.loss, config.precision, compiled=False)
+    for number, batch in enumerate(content["batches"], start=content["first_batch"]):
+        torch.manual_seed(dropout_seed(content["seed"], number))
+        moved = {name: tensor.to(device) for name, tensor in batch.items()}
+        targets_N = moved["targets_BT"].flatten()
+        shown = batch if config.data.document_masking else {"tokens_BT": batch["tokens_BT"]}
+        visibilities = visibilities_on(model, shown, device)
+        with torch.autocast(device.type, dtype) if dtype is not None else contextlib.nullcontext():
+            hidden_BTD = model.hidden(moved["tokens_BT"], visibilities=visibilities)
+            summed, nats_N = loss_of(
+                hidden_BTD.flatten(0, 1),
+                model.head.weight,
+                targets_N,
+                unscored=UNSCORED,
+                logit_cap=model.head.logit_cap,
+            )
+        summed.backward()
+        targets = int((targets_N != UNSCORED).sum())
+        bad = int((~nats_N.isfinite()).sum())
+        lines.append(
+            f"batch {number:<7} loss {float(summed) / max(targets, 1):.6g}, "
+            f"{bad:,} of {targets:,} targets not finite"
+        )
+    lines.append(f"first output  {first[0] if first else 'all finite'}")
+    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    wrong = [name for name, gradient in gradients.items() if not bool(gradient.isfinite().all())]
+    lines.append(f"gradients     {named(wrong) or 'finite'}")
+    largest = sorted(gradients, key=lambda name: -float(gradients[name].abs().nan_to_num(torch.inf).max()))
+    for name in largest[:MOST_SHOWN]:
+        lines.append(f"  largest {float(gradients[name].abs().max()):<12.6g} {name}")
+    return lines
+
+
+def first_not_finite(model: torch.nn.Module) -> list[str]:
+    """A list that will hold the name of the first part of the model whose output is not finite."""
+    found: list[str] = []
+
+    def watch(name: str) -> None:
+        def look(module: torch.nn.Module, inputs: Any, output: Any) -> None:
+            if isinstance(output, torch.Tensor) and not found and not bool(output.isfinite().all()):
+                found.append(f"{name} is the first that is not finite")
+
+        model.get_submodule(name).register_forward_hook(look)
+
+    for name, _ in model.named_modules():
+        if name:
+            watch(name)
+    return found
+
+
+def named(names: list[str]) -> str:
+    """Names in short."""
+    more = f" and {len(names) - MOST_SHOWN} more" if len(names) > MOST_SHOWN else ""
+    return f"not finite: {', '.join(names[:MOST_SHOWN])}{more}" if names else ""
+
+
+if __name__ == "__main__":
+    sys.exit(exit_status(main))

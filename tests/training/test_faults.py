@@ -1,0 +1,276 @@
+"""Damaged checkpoints, full disks, read-only and vanished folders, injected into small runs."""
+
+import errno
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.training.runs import begin, record, rows, steps_saved
+from windowlm.errors import UserError
+from windowlm.training import checkpoint_io, metrics_log
+from windowlm.training.checkpoint_io import damage
+from windowlm.training.lightning_module import LanguageModelModule
+from windowlm.training.run_folder import RunFolder
+
+Start = Callable[..., int]
+EVERY_STEP = {"every_n_steps": 1}
+
+
+@pytest.fixture(scope="module")
+def place(documents: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("faults")
+    shutil.copytree(documents, folder / "texts")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(place: Path) -> Path:
+    assert begin(place / "whole", place / "texts", place / "cache", checkpoint=EVERY_STEP) == 0
+    return place / "whole"
+
+
+@pytest.fixture
+def start(place: Path) -> Start:
+    """Start a run in a folder, or go on with it."""
+    return lambda folder, **changes: begin(folder, place / "texts", place / "cache", **changes)
+
+
+@pytest.fixture
+def stopped(start: Start, tmp_path: Path) -> Path:
+    """A run of six steps that ended without a word after its fourth."""
+    folder = tmp_path / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        training_step = LanguageModelModule.training_step
+
+        def ending(self: LanguageModelModule, *arguments: Any) -> Any:
+            if self.batches_trained == 4:
+                raise KeyboardInterrupt
+            return training_step(self, *arguments)
+
+        patch.setattr(LanguageModelModule, "training_step", ending)
+        with pytest.raises((KeyboardInterrupt, SystemExit)):
+            start(folder, checkpoint=EVERY_STEP)
+    assert steps_saved(folder) == 4
+    return folder
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+
+
+DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "truncated": (lambda path: os.truncate(path, path.stat().st_size // 2), "its end is missing"),
+    "last byte missing": (
+        lambda path: os.truncate(path, path.stat().st_size - 1),
+        "its end is missing",
+    ),
+    "bit-flipped": (flip, "its content is not that of its hash"),
+    "empty": (lambda path: os.truncate(path, 0), "it is empty"),
+    "zeros": (lambda path: path.write_bytes(bytes(path.stat().st_size)), "its end is missing"),
+    "other file": (lambda path: shutil.copy(__file__, path), "its end is missing"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_a_damaged_state_is_named_and_the_one_before_it_used(
+    name: str, stopped: Path, start: Start, uninterrupted: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spoil, what = DAMAGES[name]
+    spoil(stopped / "checkpoints" / "last.ckpt")
+    assert start(stopped, checkpoint=EVERY_STEP) == 0
+    screen = capsys.readouterr()
+    assert f"last.ckpt: damaged: {what}" in screen.err
+    assert "previous.ckpt instead" in screen.err
+    assert "going on from step 3 " in screen.out
+    # The damaged one took the place of no good one.
+    held = sorted(path.name for path in (stopped / "checkpoints").iterdir())
+    assert held == ["best.ckpt", "damaged.ckpt", "last.ckpt", "previous.ckpt"]
+    assert damage(stopped / "checkpoints" / "previous.ckpt") is None
+    assert rows(stopped) == rows(uninterrupted)
+    for path in ("model/model.safetensors", "evaluation/length.json"):
+        assert (stopped / path).read_bytes() == (uninterrupted / path).read_bytes()
+
+
+def test_a_half_written_state_is_no_state(stopped: Path, start: Start, uninterrupted: Path) -> None:
+    checkpoints = stopped / "checkpoints"
+    shutil.copy(checkpoints / "last.ckpt", checkpoints / ".last.ckpt.partial-4711")
+    os.truncate(checkpoints / ".last.ckpt.partial-4711", 1000)
+    assert start(stopped, checkpoint=EVERY_STEP) == 0
+    assert not list(checkpoints.glob(".*"))
+    assert rows(stopped) == rows(uninterrupted)
+
+
+def test_a_run_killed_between_the_two_renames_goes_on_from_the_previous_state(
+    stopped: Path, start: Start, uninterrupted: Path
+) -> None:
+    (stopped / "checkpoints" / "last.ckpt").replace(stopped / "checkpoints" / "previous.ckpt")
+    assert start(stopped, checkpoint=EVERY_STEP) == 0
+    assert rows(stopped) == rows(uninterrupted)
+
+
+def test_two_damaged_states_end_in_one_message_and_change_nothing(stopped: Path, start: Start) -> None:
+    for name in ("last.ckpt", "previous.ckpt"):
+        os.truncate(stopped / "checkpoints" / name, 10)
+    held = {path: path.read_bytes() for path in stopped.rglob("*") if path.is_file()}
+    with pytest.raises(UserError, match=r"last\.ckpt: damaged.*previous\.ckpt: damaged.*No other state"):
+        start(stopped)
+    assert {path: path.read_bytes() for path in stopped.rglob("*") if path.is_file()} == held
+
+
+def test_a_damaged_line_of_the_metrics_is_named(stopped: Path, start: Start) -> None:
+    lines = (stopped / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+    (stopped / "metrics.jsonl").write_bytes(b"".join([lines[0], b"\xff" + lines[1][1:], *lines[2:]]))
+    with pytest.raises(UserError, match=r"metrics\.jsonl: line 2 is damaged"):
+        start(stopped)
+
+
+def unwritable_from(monkeypatch: pytest.MonkeyPatch, step: int, number: int, times: int) -> list[int]:
+    """Make writes of checkpoints and metrics fail from a step on, so many times."""
+    failed: list[int] = []
+    batches = [0]
+    training_step = LanguageModelModule.training_step
+
+    def counting(self: LanguageModelModule, *arguments: Any) -> Any:
+        batches[0] = self.batches_trained + 1
+        return training_step(self, *arguments)
+
+    def failing(write: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapped(*arguments: Any, **options: Any) -> Any:
+            if batches[0] >= step and len(failed) < times:
+                failed.append(batches[0])
+                raise OSError(number, os.strerror(number))
+            return write(*arguments, **options)
+
+        return wrapped
+
+    monkeypatch.setattr(LanguageModelModule, "training_step", counting)
+    monkeypatch.setattr(checkpoint_io, "_write_hashed", failing(checkpoint_io._write_hashed))
+    monkeypatch.setattr(metrics_log.MetricsLog, "write_all", failing(metrics_log.MetricsLog.write_all))
+    return failed
+
+
+UNWRITABLE = [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO]
+
+
+@pytest.mark.parametrize("number", UNWRITABLE)
+def test_a_run_that_cannot_write_stops_with_what_was_saved_before(
+    number: int, start: Start, uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        unwritable_from(patch, 4, number, 1)
+        with pytest.raises(UserError, match=os.strerror(number)) as stop:
+            start(folder, checkpoint=EVERY_STEP)
+    assert "resume=auto goes on" in str(stop.value)
+    assert len(str(stop.value)) < 700
+    assert steps_saved(folder) == 3
+    assert record(folder)["status"] == "failed"
+    assert start(folder, checkpoint=EVERY_STEP) == 0
+    assert rows(folder) == rows(uninterrupted)
+
+
+@pytest.mark.parametrize("number", UNWRITABLE)
+def test_a_run_may_go_on_while_it_cannot_write(
+    number: int,
+    start: Start,
+    uninterrupted: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = tmp_path / "run"
+    failed = unwritable_from(monkeypatch, 2, number, 3)
+    assert start(folder, checkpoint={**EVERY_STEP, "on_failed_write": "go_on"}) == 0
+    assert len(failed) == 3
+    screen = capsys.readouterr().err
+    assert screen.count("the run goes on") == 3
+    assert os.strerror(number) in screen
+    assert rows(folder) == rows(uninterrupted)
+    weights = "model/model.safetensors"
+    assert (folder / weights).read_bytes() == (uninterrupted / weights).read_bytes()
+
+
+def test_the_end_of_a_run_must_be_written(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unwritable_from(monkeypatch, 6, errno.ENOSPC, 1000)
+    with pytest.raises(UserError, match="No space left on device"):
+        start(tmp_path / "run", checkpoint={"every_n_steps": 1, "on_failed_write": "go_on"})
+    assert steps_saved(tmp_path / "run") == 5
+
+
+@pytest.mark.parametrize("policy", ["stop", "go_on"])
+def test_a_folder_that_vanishes_is_said_and_not_made_anew(
+    policy: str, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "run"
+    training_step = LanguageModelModule.training_step
+
+    def vanishing(self: LanguageModelModule, *arguments: Any) -> Any:
+        if self.batches_trained == 3:
+            shutil.rmtree(folder)
+        return training_step(self, *arguments)
+
+    monkeypatch.setattr(LanguageModelModule, "training_step", vanishing)
+    with pytest.raises(UserError, match=r"run's folder .* is gone"):
+        start(folder, checkpoint={**EVERY_STEP, "on_failed_write": policy})
+    assert not folder.exists()
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 200 KB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("file systems can be mounted by root alone")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_stops_the_run_and_room_lets_it_go_on(
+    small_disk: Path, start: Start, uninterrupted: Path
+) -> None:
+    folder = small_disk / "run"
+    (small_disk / "ballast").write_bytes(bytes(80_000))
+    with pytest.raises(UserError, match="No space left on device"):
+        start(folder, checkpoint=EVERY_STEP)
+    states = RunFolder(folder).saved_states()
+    assert all(damage(path) is None for path in states)
+    assert not list(folder.rglob(".*.partial-*"))
+    (small_disk / "ballast").unlink()
+    subprocess.run(["mount", "-o", "remount,size=10m", str(small_disk)], check=True)
+    assert start(folder, checkpoint=EVERY_STEP) == 0
+    assert rows(folder) == rows(uninterrupted)
+
+
+def test_a_folder_mounted_read_only_stops_the_run(
+    small_disk: Path, start: Start, uninterrupted: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = small_disk / "run"
+    subprocess.run(["mount", "-o", "remount,size=10m", str(small_disk)], check=True)
+    training_step = LanguageModelModule.training_step
+
+    def freezing(self: LanguageModelModule, *arguments: Any) -> Any:
+        if self.batches_trained == 3:
+            subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+        return training_step(self, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LanguageModelModule, "training_step", freezing)
+        with pytest.raises(UserError, match="Read-only file system"):
+            start(folder, checkpoint=EVERY_STEP)
+        with pytest.raises(UserError, match="Read-only file system"):
+            start(folder, checkpoint=EVERY_STEP)
+    assert steps_saved(folder) == 3
+    subprocess.run(["mount", "-o", "remount,rw", str(small_disk)], check=True)
+    assert start(folder, checkpoint=EVERY_STEP) == 0
+    assert rows(folder) == rows(uninterrupted)
