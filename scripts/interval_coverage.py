@@ -3,9 +3,9 @@
 python scripts/interval_coverage.py [--simulations 1000] [--out docs/results/interval_coverage.json]
 
 Every simulated study draws clusters whose true mean is known and asks whether the 95% interval holds it.
-`seeds` draws two settings of equal mean, three seeds each, on common authors: `authors only` takes the mean of
-the seeds as if no other seed could be drawn. `equivalence` draws clusters whose mean lies on the margin, where
-equality should be claimed in at most 5% of the cases, or at zero, where a claim is right.
+`seeds` draws two settings of equal mean, three seeds each, on common authors: `authors only` takes the mean
+of the seeds as if no other seed could be drawn. `equivalence` draws clusters whose mean lies on the margin,
+where equality should be claimed in at most 5% of the cases, or at zero, where a claim is right.
 """
 
 import argparse

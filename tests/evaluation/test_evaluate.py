@@ -91,6 +91,7 @@ def test_the_runs_own_split_goes_into_its_folder(run, drawn, capsys):
         "length.csv",
         "length.png",
         "targets.json",
+        "losses.parquet",
     }
     assert result["split"] == "validation"
     assert (result["tokens_trained"], result["training_length"], result["window"]) == (123, 32, 4)

@@ -13,7 +13,7 @@ from windowlm.evaluation.result_files import csv_of_rows, evaluation_name, read_
 from .fakes import ReachModel, one_byte_each, random_documents
 from .test_length_sweep import FACTS
 
-NAMES = {"length.json", "length.csv", "length.png", "targets.json"}
+NAMES = {"length.json", "length.csv", "length.png", "targets.json", "losses.parquet"}
 
 
 def swept(seed=0):
@@ -23,9 +23,9 @@ def swept(seed=0):
 
 
 def test_the_files_agree_with_the_result(tmp_path):
-    result, targets = swept()
+    result, targets, losses = swept()
     folder = tmp_path / "evaluation"
-    assert write_results(folder, result, targets, b"plot") is None
+    assert write_results(folder, result, targets, losses, b"plot") is None
     assert {path.name for path in folder.iterdir()} == NAMES
     assert read_result(tmp_path) == result
     assert (folder / "length.png").read_bytes() == b"plot"
@@ -46,7 +46,7 @@ def test_another_result_keeps_the_earlier_one_and_the_same_result_moves_nothing(
     assert write_results(folder, *second, b"second") == folder / "earlier" / "001"
     assert write_results(folder, *third, b"third") == folder / "earlier" / "002"
     assert read_result(tmp_path) == third[0]
-    for number, (result, _), plot in (("001", first, b"first"), ("002", second, b"second")):
+    for number, (result, *_), plot in (("001", first, b"first"), ("002", second, b"second")):
         kept = folder / "earlier" / number
         assert {path.name for path in kept.iterdir()} == NAMES
         assert json.loads((kept / "length.json").read_text()) == result

@@ -17,6 +17,8 @@ class EvaluationConfig:
             short).
         max_targets: tokens scored at each context length, spread over the documents; null scores every
             token that has the longest context.
+        bytes_per_author: target bytes of each author (of each document without one) instead of
+            ``max_targets``; authors who have fewer are left out.
         split: documents of the run's data to score.
         precision: Lightning's name, or ``64-true``; 16-mixed needs a GPU.
         batch_tokens: tokens in one forward pass; one window that is longer goes alone.
@@ -26,6 +28,7 @@ class EvaluationConfig:
 
     context_lengths: list[int] | None = None
     max_targets: int | None = 16_384
+    bytes_per_author: int | None = None
     split: Literal["validation", "test"] = "validation"
     precision: Literal["32-true", "16-mixed", "bf16-mixed", "bf16-true", "64-true"] = "32-true"
     batch_tokens: int = 16_384
@@ -47,6 +50,16 @@ class EvaluationConfig:
             raise ValueError(
                 f"max_targets={self.max_targets}: at least 1, or null for every token that has the longest "
                 "context; try max_targets=16384"
+            )
+        if self.bytes_per_author is not None and self.bytes_per_author < 1:
+            raise ValueError(
+                f"bytes_per_author={self.bytes_per_author}: at least 1, or null for no such rule; "
+                "try bytes_per_author=25000"
+            )
+        if self.bytes_per_author is not None and self.max_targets is not None:
+            raise ValueError(
+                f"max_targets={self.max_targets}: bytes_per_author={self.bytes_per_author} states the budget "
+                "already; try max_targets=null"
             )
         if self.batch_tokens < 1:
             raise ValueError(f"batch_tokens={self.batch_tokens}: at least 1; try batch_tokens=16384")

@@ -38,7 +38,7 @@ def evaluate_model(
         token_bytes_V: UTF-8 bytes that each token stands for.
         evaluation: context lengths, budget and precision.
         facts: what the result says about the run.
-        folder: gets ``length.json``, ``length.csv``, ``length.png`` and ``targets.json``.
+        folder: gets the files of ``result_files``.
 
     Returns:
         The result, and where a different one that ``folder`` held was moved, or None.
@@ -53,7 +53,7 @@ def evaluate_model(
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_interactive) as progress:
         task = progress.add_task("perplexity by context length", total=None)
-        result, targets = length_sweep(
+        result, targets, losses = length_sweep(
             model,
             documents,
             token_bytes_V,
@@ -61,7 +61,7 @@ def evaluate_model(
             facts,
             on_progress=lambda read, total: progress.update(task, completed=read, total=total),
         )
-    return result, write_results(folder, result, targets, length_plot(result))
+    return result, write_results(folder, result, targets, losses, length_plot(result))
 
 
 def evaluate_checkpoint(

@@ -22,6 +22,7 @@ COLORS = [
     "#9c3d3d",
     "#4b6a88",
 ]
+ARTICLES = {"author": "an author", "document": "a document"}
 PROTOCOL, NAIVE = "same targets, growing context", "naive: windows of c tokens"
 
 
@@ -70,10 +71,12 @@ def as_text(text: str) -> "Text":
 
 def caption(result: LengthResult) -> str:
     """What the numbers are, in a sentence or three."""
+    cluster = result["cluster"]
     sentences = [
-        "context c: every target sees c to 2c - 1 tokens. change: bits per byte of a document minus those at "
-        "the shortest c, the mean of the documents, each counted once, with its 95% t interval. naive: the "
-        "same targets in windows of c tokens that do not overlap, so that a target sees 1 to c."
+        f"context c: every target sees c to 2c - 1 tokens. change: bits per byte of {ARTICLES[cluster]} "
+        f"minus those at the shortest c, the mean of the {cluster}s, each counted once, with its 95% t "
+        "interval. naive: the same targets in windows of c tokens that do not overlap, so that a target sees "
+        "1 to c."
     ]
     whole = result["paired"]
     low, high = (None, None) if whole is None else (whole["low"], whole["high"])
@@ -88,8 +91,13 @@ def caption(result: LengthResult) -> str:
         sentences.append(
             f"{result['documents_too_short']:,} documents are too short and left out at every c."
         )
+    if result["authors_too_short"]:
+        sentences.append(
+            f"{result['authors_too_short']:,} authors lack evaluation.bytes_per_author and are left out."
+        )
     if result["documents_over_budget"]:
-        sentences.append(f"{result['documents_over_budget']:,} documents are beyond evaluation.max_targets.")
+        budget = "max_targets" if result["bytes_per_author"] is None else "bytes_per_author"
+        sentences.append(f"{result['documents_over_budget']:,} documents are beyond evaluation.{budget}.")
     return " ".join(sentences)
 
 
