@@ -16,6 +16,7 @@ ALLOWED = {
     "data": {"tokenization"},
     "bundle": {"model", "tokenization"},
     "evaluation": {"bundle", "data", "model", "tokenization"},
+    "study": {"bundle", "data", "evaluation", "model", "tokenization"},
     "training": {
         "attention",
         "bundle",
@@ -26,7 +27,7 @@ ALLOWED = {
         "model",
         "tokenization",
     },
-    "config": {"attention", "data", "evaluation", "model", "tokenization", "training"},
+    "config": {"attention", "data", "evaluation", "model", "study", "tokenization", "training"},
     "command_line": {"command_words", "config", "unbegun_runs"},
     "command_words": {"config"},
     "unbegun_runs": set(),

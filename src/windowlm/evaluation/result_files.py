@@ -16,6 +16,7 @@ from windowlm.evaluation.target_losses import LOSSES_NAME, TargetLosses, write_l
 from windowlm.evaluation.targets import TargetSet
 
 RESULT_NAME = "length.json"
+PLOT_NAME = "length.png"
 OWN_EVALUATION = "evaluation"
 
 
@@ -34,7 +35,11 @@ def evaluation_name(data: Mapping[str, Any]) -> str:
 
 
 def write_results(
-    folder: Path, result: LengthResult, targets: TargetSet, losses: TargetLosses, plot: bytes
+    folder: Path,
+    result: LengthResult,
+    targets: TargetSet,
+    losses: TargetLosses,
+    pictures: Mapping[str, bytes],
 ) -> Path | None:
     """Write an evaluation; ``length.json`` comes last, so a folder that has it is complete.
 
@@ -45,7 +50,7 @@ def write_results(
         result: what ``length_sweep`` returned.
         targets: its targets.
         losses: nats of each of them.
-        plot: PNG of the result.
+        pictures: by name, ``length.png`` and the page.
 
     Returns:
         Where an earlier result was moved, or None.
@@ -55,7 +60,7 @@ def write_results(
     """
     files = {
         "length.csv": csv_of_rows(flat_rows(result)).encode(),
-        "length.png": plot,
+        **pictures,
         "targets.json": json_bytes(
             {"format": FORMAT, "hash": targets.hash, "documents": targets.byte_ranges}
         ),
@@ -63,7 +68,7 @@ def write_results(
     }
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        earlier = _keep_earlier(folder, [*files, LOSSES_NAME], files[RESULT_NAME])
+        earlier = keep_earlier(folder, [*files, LOSSES_NAME], RESULT_NAME, files[RESULT_NAME])
         write_losses(folder / LOSSES_NAME, losses)
         for name, content in files.items():
             write_atomically(folder / name, content)
@@ -127,15 +132,26 @@ def csv_of_rows(rows: list[dict[str, Any]]) -> str:
     return text.getvalue()
 
 
-def _keep_earlier(folder: Path, names: Sequence[str], content: bytes) -> Path | None:
-    result = folder / RESULT_NAME
+def keep_earlier(folder: Path, names: Sequence[str], result_name: str, content: bytes) -> Path | None:
+    """Move files to ``earlier/001`` (002, ...) where their result is not to be written again as it is.
+
+    Args:
+        folder: where they are.
+        names: those of the evaluation, the result's among them.
+        result_name: file that tells one evaluation from another.
+        content: what is to be written there.
+
+    Returns:
+        Where they went, or None.
+    """
+    result = folder / result_name
     if not result.is_file() or result.read_bytes() == content:
         return None
     taken = [int(entry.name) for entry in folder.glob("earlier/*") if entry.name.isdecimal()]
     earlier = folder / "earlier" / f"{max(taken, default=0) + 1:03d}"
     earlier.mkdir(parents=True)
     # The result goes first: what is left is then no complete evaluation.
-    for name in sorted(names, key=lambda name: name != RESULT_NAME):
+    for name in sorted(names, key=lambda name: name != result_name):
         if (folder / name).exists():
             (folder / name).rename(earlier / name)
     return earlier

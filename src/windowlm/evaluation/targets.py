@@ -22,7 +22,15 @@ import numpy.typing as npt
 from windowlm.evaluation.clusters import cluster_names
 
 
-class Documents(Protocol):
+class TokenReader(Protocol):
+    """Where the tokens of windows are read."""
+
+    def read(self, document: int, start: int, stop: int) -> npt.NDArray[Any]:
+        """Token ids ``start`` to ``stop`` of a document."""
+        ...
+
+
+class Documents(TokenReader, Protocol):
     """What the evaluation reads of a split: documents of tokens, each with the end mark last."""
 
     @property
@@ -32,10 +40,6 @@ class Documents(Protocol):
 
     def __len__(self) -> int:
         """Number of documents."""
-        ...
-
-    def read(self, document: int, start: int, stop: int) -> npt.NDArray[Any]:
-        """Token ids ``start`` to ``stop`` of a document."""
         ...
 
     def document_hash(self, document: int) -> str:
