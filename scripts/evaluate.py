@@ -1,6 +1,7 @@
-"""Measure the perplexity of a finished run against context length.
+"""Measure the perplexity of a finished run against context length, and what averages hide.
 
 python scripts/evaluate.py checkpoint=RUN_DIR [data.path=TEXT] [evaluation.context_lengths=[256,512,1024]]
+    [study.measures=[far_repeats,pasted_spans,forced_choice,far_context,reach,useful_reach]]
 """
 
 import sys
@@ -14,14 +15,16 @@ from windowlm.evaluation.own_settings import with_own_settings
 def evaluate(config: EvaluateConfig, invocation: Invocation) -> int:
     """Import torch and the rest only once the settings are known to be right."""
     from windowlm.evaluation.evaluate import evaluate_checkpoint
+    from windowlm.study.run_study import run_study
 
-    evaluate_checkpoint(
+    evaluated = evaluate_checkpoint(
         Path(config.checkpoint),
         data=config.data.given(),
         evaluation=config.evaluation,
         device=config.device,
         output_dir=None if config.output_dir is None else Path(config.output_dir),
     )
+    run_study(evaluated, config.study)
     return 0
 
 

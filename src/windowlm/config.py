@@ -20,6 +20,7 @@ from windowlm.errors import UserError
 from windowlm.evaluation.config import EvaluationConfig, ScoredDataConfig
 from windowlm.model.config import ModelConfig
 from windowlm.setting_text import flattened, setting_text
+from windowlm.study.config import StudyConfig
 from windowlm.tokenization.config import TokenizerConfig
 from windowlm.training.config import (
     CheckpointConfig,
@@ -116,6 +117,7 @@ class EvaluateConfig:
         data: documents to score; nothing given scores the run's own split.
         evaluation: context lengths, targets, precision; what is not given is as in the run, but every target
             of other data is scored, in float32.
+        study: what else is measured, of the same documents.
         device: ``auto`` takes a GPU where there is one.
         output_dir: folder of the results; null is ``evaluation`` in the run's folder, or
             ``evaluation_NAME`` for other data.
@@ -126,6 +128,7 @@ class EvaluateConfig:
     checkpoint: str
     data: ScoredDataConfig = field(default_factory=ScoredDataConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    study: StudyConfig = field(default_factory=StudyConfig)
     device: Literal["auto", "cpu", "cuda"] = "auto"
     output_dir: str | None = None
 

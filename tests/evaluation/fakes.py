@@ -12,9 +12,9 @@ class MemoryDocuments:
 
     name = "memory"
 
-    def __init__(self, documents, end_mark=0, author="someone"):
+    def __init__(self, documents, end_mark=0, authors=None):
         self._tokens = [np.append(np.asarray(tokens), end_mark) for tokens in documents]
-        self._author = author
+        self._authors = authors
         self.lengths = np.array([len(tokens) for tokens in self._tokens], dtype=np.int64)
 
     def __len__(self):
@@ -30,7 +30,7 @@ class MemoryDocuments:
         return f"document {document}"
 
     def author(self, document):
-        return self._author
+        return None if self._authors is None else self._authors[document]
 
 
 class UniformModel(nn.Module):
@@ -72,9 +72,11 @@ class ReachModel(nn.Module):
         return torch.tanh(total_BTD)
 
 
-def random_documents(lengths, vocabulary_size=11, seed=0):
+def random_documents(lengths, vocabulary_size=11, seed=0, authors=None):
     generator = np.random.default_rng(seed)
-    return MemoryDocuments([generator.integers(1, vocabulary_size, length) for length in lengths])
+    return MemoryDocuments(
+        [generator.integers(1, vocabulary_size, length) for length in lengths], authors=authors
+    )
 
 
 def one_byte_each(vocabulary_size=11):

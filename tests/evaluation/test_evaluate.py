@@ -70,6 +70,7 @@ def run(tmp_path):
 def drawn(monkeypatch):
     """The plot has tests of its own and takes a second."""
     plots = []
+    monkeypatch.setattr("windowlm.evaluation.evaluate.html_page", lambda *_: b"page")
     monkeypatch.setattr(
         "windowlm.evaluation.evaluate.length_plot", lambda result: plots.append(result) or b"plot"
     )
@@ -78,7 +79,7 @@ def drawn(monkeypatch):
 
 def evaluate(run, **settings):
     options = {"data": {}, "evaluation": EvaluationConfig(context_lengths=[4, 8, 16]), "device": "cpu"}
-    return evaluate_checkpoint(run, **(options | settings))
+    return evaluate_checkpoint(run, **(options | settings)).result
 
 
 def test_the_runs_own_split_goes_into_its_folder(run, drawn, capsys):
@@ -91,6 +92,8 @@ def test_the_runs_own_split_goes_into_its_folder(run, drawn, capsys):
         "length.csv",
         "length.png",
         "targets.json",
+        "losses.parquet",
+        "report.html",
     }
     assert result["split"] == "validation"
     assert (result["tokens_trained"], result["training_length"], result["window"]) == (123, 32, 4)

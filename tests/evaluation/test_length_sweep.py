@@ -118,7 +118,7 @@ def test_a_broken_evaluator_that_averages_means_would_give_another_number():
 def test_the_result_is_json_and_progress_ends_at_the_total():
     seen = []
     evaluation = EvaluationConfig(context_lengths=[4, 8])
-    result, targets = length_sweep(
+    result, targets, _ = length_sweep(
         ReachModel(11, reach=3),
         random_documents([100, 33, 5]),
         one_byte_each(),
@@ -137,7 +137,7 @@ def test_the_targets_of_the_sweep_can_be_planned_before_there_is_a_model():
     documents = random_documents([100, 90])
     lengths, targets = plan_targets(documents, one_byte_each(), EvaluationConfig(), training_length=32)
     evaluation = EvaluationConfig(context_lengths=lengths)
-    _, swept = length_sweep(UniformModel(11), documents, one_byte_each(), evaluation, FACTS)
+    _, swept, _ = length_sweep(UniformModel(11), documents, one_byte_each(), evaluation, FACTS)
     assert lengths == [1, 2, 4, 8, 16]
     assert targets == swept
 
@@ -171,3 +171,42 @@ def test_overlapping_windows_from_the_start_of_each_book_scored_in_their_second_
     (row,) = result["rows"]
     assert row["targets"] == row["bytes"] == len(nats) == 3 * windows * c
     assert row["bits_per_byte"] == pytest.approx(math.fsum(nats) / len(nats) / math.log(2), rel=1e-12)
+
+
+def test_equal_bytes_of_each_author_are_scored_and_authors_are_the_clusters():
+    documents = random_documents(
+        [100, 60, 200, 40, 300, 30], vocabulary_size=11, authors=["A", "A", "B", "C", None, "D"]
+    )
+    token_bytes_V = np.array([0, 1, 2, 3, 1, 2, 3, 1, 2, 3, 1])
+    evaluation = EvaluationConfig(
+        context_lengths=[4, 32], max_targets=None, bytes_per_author=140, precision="64-true"
+    )
+    result, targets, losses = length_sweep(ReachModel(11, 20), documents, token_bytes_V, evaluation, FACTS)
+    bytes_of = dict.fromkeys(losses.clusters, 0)
+    for document, cluster in zip(result["documents"], losses.clusters, strict=True):
+        bytes_of[cluster] += document["bytes"]
+    assert len(bytes_of) == 3
+    assert {"A", "B"} < set(bytes_of)
+    # A token of up to 3 bytes that would exceed the share is left out.
+    assert all(138 <= count <= 140 for count in bytes_of.values())
+    assert (targets.authors_too_short, targets.documents_too_short) == (1, 1)
+    nats = {c: dict.fromkeys(bytes_of, 0.0) for c in ("4", "32")}
+    for document, cluster in zip(result["documents"], losses.clusters, strict=True):
+        for c, by_cluster in nats.items():
+            by_cluster[cluster] += document["nats"][c]
+    changes = [(nats["32"][key] - nats["4"][key]) / math.log(2) / bytes_of[key] for key in bytes_of]
+    assert result["paired"]["pairs"] == 3
+    assert result["paired"]["mean"] == pytest.approx(np.mean(changes))
+    assert result["cluster"] == "author"
+
+
+def test_too_many_bytes_for_every_author_is_a_clear_error():
+    evaluation = EvaluationConfig(context_lengths=[4], max_targets=None, bytes_per_author=1000)
+    with pytest.raises(UserError, match=r"^evaluation\.bytes_per_author=1000: none of 2 authors"):
+        plan_targets(random_documents([100, 90]), one_byte_each(), evaluation, 32)
+
+
+def test_a_windowed_models_lengths_beyond_its_reach_are_equal_and_those_below_are_not_said_to_be():
+    result = sweep(ReachModel(11, reach=8), random_documents([200] * 6), one_byte_each())
+    verdicts = [row["equal_to_longest"] for row in result["rows"]]
+    assert [verdict and verdict["equivalent"] for verdict in verdicts] == [False, True, None]

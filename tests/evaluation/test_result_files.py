@@ -13,7 +13,7 @@ from windowlm.evaluation.result_files import csv_of_rows, evaluation_name, read_
 from .fakes import ReachModel, one_byte_each, random_documents
 from .test_length_sweep import FACTS
 
-NAMES = {"length.json", "length.csv", "length.png", "targets.json"}
+NAMES = {"length.json", "length.csv", "length.png", "targets.json", "losses.parquet"}
 
 
 def swept(seed=0):
@@ -23,9 +23,9 @@ def swept(seed=0):
 
 
 def test_the_files_agree_with_the_result(tmp_path):
-    result, targets = swept()
+    result, targets, losses = swept()
     folder = tmp_path / "evaluation"
-    assert write_results(folder, result, targets, b"plot") is None
+    assert write_results(folder, result, targets, losses, {"length.png": b"plot"}) is None
     assert {path.name for path in folder.iterdir()} == NAMES
     assert read_result(tmp_path) == result
     assert (folder / "length.png").read_bytes() == b"plot"
@@ -41,12 +41,12 @@ def test_the_files_agree_with_the_result(tmp_path):
 def test_another_result_keeps_the_earlier_one_and_the_same_result_moves_nothing(tmp_path):
     folder = tmp_path / "evaluation"
     first, second, third = swept(0), swept(1), swept(2)
-    write_results(folder, *first, b"first")
-    assert write_results(folder, *first, b"first") is None
-    assert write_results(folder, *second, b"second") == folder / "earlier" / "001"
-    assert write_results(folder, *third, b"third") == folder / "earlier" / "002"
+    write_results(folder, *first, {"length.png": b"first"})
+    assert write_results(folder, *first, {"length.png": b"first"}) is None
+    assert write_results(folder, *second, {"length.png": b"second"}) == folder / "earlier" / "001"
+    assert write_results(folder, *third, {"length.png": b"third"}) == folder / "earlier" / "002"
     assert read_result(tmp_path) == third[0]
-    for number, (result, _), plot in (("001", first, b"first"), ("002", second, b"second")):
+    for number, (result, *_), plot in (("001", first, b"first"), ("002", second, b"second")):
         kept = folder / "earlier" / number
         assert {path.name for path in kept.iterdir()} == NAMES
         assert json.loads((kept / "length.json").read_text()) == result
@@ -61,7 +61,7 @@ def test_a_damaged_result_is_named_and_not_touched(tmp_path, content):
     with pytest.raises(UserError, match=r"length\.json: damaged.*evaluate\.py"):
         read_result(tmp_path)
     assert path.read_text() == content
-    write_results(path.parent, *swept(), b"plot")
+    write_results(path.parent, *swept(), {"length.png": b"plot"})
     assert (path.parent / "earlier" / "001" / "length.json").read_text() == content
 
 
@@ -95,4 +95,4 @@ def test_rows_may_lack_columns():
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"file: the result cannot be written: File exists"):
-        write_results(tmp_path / "file", *swept(), b"plot")
+        write_results(tmp_path / "file", *swept(), {"length.png": b"plot"})

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from windowlm.errors import UserError
+from windowlm.evaluation.clusters import cluster_names, sums_by_cluster
+from windowlm.evaluation.equivalence import Equivalence, equivalence
 from windowlm.evaluation.paired_difference import paired_difference
 from windowlm.evaluation.result import Interval, LengthResult, bits_per_byte, interval
 from windowlm.evaluation.result_files import OWN_EVALUATION, RESULT_NAME, evaluate_command, read_result
@@ -35,12 +37,16 @@ class Run:
 
 @dataclass(frozen=True)
 class PairedLength:
-    """Two runs at one context length: bits per byte of each, and second minus first over documents."""
+    """Two runs at one context length: bits per byte of each, and second minus first over clusters.
+
+    The equivalence, None with one cluster, is that of this length alone.
+    """
 
     context_length: int
     first: float
     second: float
     difference: Interval
+    equivalence: Equivalence | None
     extrapolation: bool
 
 
@@ -103,14 +109,20 @@ def paired_lengths(first: Run, second: Run) -> list[PairedLength]:
         raise UserError(_why_unpaired(first, one, second, two))
     rows_one = {row["context_length"]: row for row in one["rows"]}
     rows_two = {row["context_length"]: row for row in two["rows"]}
-    documents_two = {document["document_hash"]: document for document in two["documents"]}
+    documents_one, documents_two = (
+        {document["document_hash"]: document for document in result["documents"]} for result in (one, two)
+    )
+    hashes = list(documents_one)
+    clusters = cluster_names([documents_one[digest]["author"] for digest in hashes], hashes)
+    cluster_bytes = sums_by_cluster([documents_one[digest]["bytes"] for digest in hashes], clusters)
     pairs = []
     for c in sorted(rows_one.keys() & rows_two.keys()):
-        byte_counts = [document["bytes"] for document in one["documents"]]
-        bits_one = bits_per_byte([document["nats"][str(c)] for document in one["documents"]], byte_counts)
-        bits_two = bits_per_byte(
-            [documents_two[document["document_hash"]]["nats"][str(c)] for document in one["documents"]],
-            byte_counts,
+        bits_one, bits_two = (
+            bits_per_byte(
+                sums_by_cluster([documents[digest]["nats"][str(c)] for digest in hashes], clusters),
+                cluster_bytes,
+            )
+            for documents in (documents_one, documents_two)
         )
         pairs.append(
             PairedLength(
@@ -118,6 +130,7 @@ def paired_lengths(first: Run, second: Run) -> list[PairedLength]:
                 first=rows_one[c]["bits_per_byte"],
                 second=rows_two[c]["bits_per_byte"],
                 difference=interval(paired_difference(bits_one, bits_two)),
+                equivalence=equivalence(bits_two - bits_one),
                 extrapolation=rows_one[c]["extrapolation"] or rows_two[c]["extrapolation"],
             )
         )

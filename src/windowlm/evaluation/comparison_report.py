@@ -16,7 +16,17 @@ from windowlm.evaluation.comparison import (
     read_run,
     runs_in,
 )
-from windowlm.evaluation.report import COLORS, add_columns, as_text, context_axis, interval_text, png
+from windowlm.evaluation.equivalence import LEVEL, MARGIN
+from windowlm.evaluation.multiple_comparisons import holm
+from windowlm.evaluation.report import (
+    ARTICLES,
+    COLORS,
+    add_columns,
+    as_text,
+    context_axis,
+    interval_text,
+    png,
+)
 from windowlm.evaluation.result import LengthResult, Row
 from windowlm.evaluation.result_files import OWN_EVALUATION, csv_of_rows, evaluate_command
 from windowlm.setting_text import setting_text
@@ -72,7 +82,8 @@ def compare_two(first: Path, second: Path, console: "Console", evaluation: str =
     one, two = read_run(first, evaluation), read_run(second, evaluation)
     console.print(_settings_table(one, two))
     pairs = paired_lengths(one, two)
-    console.print(_paired_table(pairs))
+    assert one.result is not None
+    console.print(_paired_table(pairs, one.result["cluster"]))
 
 
 def _runs_table(folder: Path, runs: Sequence[Run], keys: Sequence[str], console: "Console") -> "Table":
@@ -168,25 +179,30 @@ def _settings_table(first: Run, second: Run) -> "Table":
     return table
 
 
-def _paired_table(pairs: Sequence[PairedLength]) -> "Table":
+def _paired_table(pairs: Sequence[PairedLength], cluster: str) -> "Table":
     from rich.table import Table
 
     count = pairs[0].difference["pairs"]
     legend = (
-        "first, second: of all targets together. difference: bits per byte of a document in the second run "
-        f"minus those in the first, the mean of {count:,} documents, each counted once, with its 95% t "
-        "interval."
+        f"first, second: of all targets together. difference: bits per byte of {ARTICLES[cluster]} in the "
+        f"second run minus those in the first, the mean of {count:,} {cluster}s, each counted once, with its "
+        f"95% t interval, over {cluster}s and not over training seeds. equal: whether two one-sided tests, "
+        f"with Holm's p over these lengths, show a difference below {MARGIN} bits per byte; no is no proof "
+        "of a difference."
     )
     if any(pair.extrapolation for pair in pairs):
         legend += " * windows of 2c are longer than training sequences."
     table = Table(title="bits per byte", caption=legend, title_justify="left", caption_justify="left")
-    add_columns(table, ["context c", "first", "second", "difference ± 95%"])
+    add_columns(table, ["context c", "first", "second", "difference ± 95%", "equal"])
+    tested = [pair.equivalence.p for pair in pairs if pair.equivalence is not None]
+    adjusted = iter(holm(tested))
     for pair in pairs:
         table.add_row(
             f"{pair.context_length:,}{'*' if pair.extrapolation else ''}",
             f"{pair.first:.4f}",
             f"{pair.second:.4f}",
             interval_text(pair.difference),
+            "" if pair.equivalence is None else "yes" if next(adjusted) <= LEVEL else "no",
         )
     return table
 

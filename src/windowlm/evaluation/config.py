@@ -19,6 +19,8 @@ class EvaluationConfig:
             token that has the longest context.
         max_targets_per_document: tokens scored of each document, the first that have the longest context;
             null for no such bound.
+        bytes_per_author: target bytes of each author (of each document without one) instead of
+            ``max_targets``; authors who have fewer are left out.
         split: documents of the run's data to score.
         precision: Lightning's name, or ``64-true``; 16-mixed needs a GPU.
         batch_tokens: tokens in one forward pass; one window that is longer goes alone.
@@ -29,6 +31,7 @@ class EvaluationConfig:
     context_lengths: list[int] | None = None
     max_targets: int | None = 16_384
     max_targets_per_document: int | None = None
+    bytes_per_author: int | None = None
     split: Literal["validation", "test"] = "validation"
     precision: Literal["32-true", "16-mixed", "bf16-mixed", "bf16-true", "64-true"] = "32-true"
     batch_tokens: int = 16_384
@@ -55,6 +58,22 @@ class EvaluationConfig:
             raise ValueError(
                 f"max_targets_per_document={self.max_targets_per_document}: at least 1, or null for no "
                 "bound; try max_targets_per_document=65536"
+            )
+        if self.bytes_per_author is not None and self.bytes_per_author < 1:
+            raise ValueError(
+                f"bytes_per_author={self.bytes_per_author}: at least 1, or null for no such rule; "
+                "try bytes_per_author=25000"
+            )
+        if self.bytes_per_author is not None and self.max_targets is not None:
+            raise ValueError(
+                f"max_targets={self.max_targets}: bytes_per_author={self.bytes_per_author} states the budget "
+                "already; try max_targets=null"
+            )
+        if self.bytes_per_author is not None and self.max_targets_per_document is not None:
+            raise ValueError(
+                f"max_targets_per_document={self.max_targets_per_document}: "
+                f"bytes_per_author={self.bytes_per_author} states the budget already; "
+                "try max_targets_per_document=null"
             )
         if self.batch_tokens < 1:
             raise ValueError(f"batch_tokens={self.batch_tokens}: at least 1; try batch_tokens=16384")

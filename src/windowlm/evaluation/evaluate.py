@@ -2,29 +2,66 @@
 
 import os
 import shlex
+import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
 
-from windowlm.bundle import MODEL_FOLDER, load
+from windowlm.bundle import MODEL_FOLDER, Bundle, load
+from windowlm.data.token_store import TokenSplit
 from windowlm.errors import UserError
 from windowlm.evaluation.config import EvaluationConfig
+from windowlm.evaluation.html_page import Section, html_page
+from windowlm.evaluation.length_page import PAGE_NAME, cost_rows, length_sections, settings_of_run
 from windowlm.evaluation.length_sweep import length_sweep
 from windowlm.evaluation.report import length_plot, length_table
 from windowlm.evaluation.result import LengthResult, RunFacts
-from windowlm.evaluation.result_files import evaluation_name, write_results
+from windowlm.evaluation.result_files import PLOT_NAME, evaluation_name, write_results
 from windowlm.evaluation.scored_documents import scored_documents
-from windowlm.evaluation.targets import Documents
+from windowlm.evaluation.target_losses import TargetLosses
+from windowlm.evaluation.targets import Documents, TargetSet
+from windowlm.model.decoder import Decoder
+
+
+class TextDocuments(Documents, Protocol):
+    """Documents with their text."""
+
+    def text(self, document: int) -> str:
+        """The text of a document."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluated:
+    """A finished run as ``evaluate_checkpoint`` scored it.
+
+    Attributes:
+        bundle: the run's model and tokenizer.
+        documents: what was scored.
+        result: what ``length.json`` holds.
+        losses: nats of every target.
+        sections: of the page.
+        evaluation: the settings of the scoring.
+        folder: where the files are.
+    """
+
+    bundle: Bundle
+    documents: TokenSplit
+    result: LengthResult
+    losses: TargetLosses
+    sections: list[Section]
+    evaluation: EvaluationConfig
+    folder: Path
 
 
 def evaluate_model(
-    model: nn.Module,
-    documents: Documents,
+    model: Decoder,
+    documents: TextDocuments,
     token_bytes_V: npt.NDArray[np.int64],
     evaluation: EvaluationConfig,
     facts: RunFacts,
@@ -33,12 +70,12 @@ def evaluate_model(
     """Score a model on its device, with a progress bar on a terminal, and write the result.
 
     Args:
-        model: a ``Decoder``; it is not changed.
+        model: it is not changed.
         documents: the split.
         token_bytes_V: UTF-8 bytes that each token stands for.
         evaluation: context lengths, budget and precision.
         facts: what the result says about the run.
-        folder: gets ``length.json``, ``length.csv``, ``length.png`` and ``targets.json``.
+        folder: gets the files of ``result_files``.
 
     Returns:
         The result, and where a different one that ``folder`` held was moved, or None.
@@ -46,6 +83,18 @@ def evaluate_model(
     Raises:
         UserError: no document is long enough, or the model cannot be scored.
     """
+    result, earlier, _, _ = _evaluate(model, documents, token_bytes_V, evaluation, facts, folder)
+    return result, earlier
+
+
+def _evaluate(
+    model: Decoder,
+    documents: TextDocuments,
+    token_bytes_V: npt.NDArray[np.int64],
+    evaluation: EvaluationConfig,
+    facts: RunFacts,
+    folder: Path,
+) -> tuple[LengthResult, Path | None, TargetLosses, list[Section]]:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
@@ -53,7 +102,8 @@ def evaluate_model(
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_interactive) as progress:
         task = progress.add_task("perplexity by context length", total=None)
-        result, targets = length_sweep(
+        started = time.perf_counter()
+        result, targets, losses = length_sweep(
             model,
             documents,
             token_bytes_V,
@@ -61,7 +111,25 @@ def evaluate_model(
             facts,
             on_progress=lambda read, total: progress.update(task, completed=read, total=total),
         )
-    return result, write_results(folder, result, targets, length_plot(result))
+        seconds = time.perf_counter() - started
+        tokens = progress.tasks[task].completed
+    costs = cost_rows(
+        model.config, model.vocabulary_size, result, _words(documents, targets), tokens / seconds
+    )
+    sections = length_sections(result, costs, settings_of_run(folder.parent))
+    page = html_page(f"Evaluation of {folder.parent.name}", sections)
+    earlier = write_results(
+        folder, result, targets, losses, {PLOT_NAME: length_plot(result), PAGE_NAME: page}
+    )
+    return result, earlier, losses, sections
+
+
+def _words(documents: TextDocuments, targets: TargetSet) -> int:
+    """Whitespace words of the scored text."""
+    return sum(
+        len(documents.text(region.document).encode()[region.first_byte : region.end_byte].split())
+        for region in targets.regions
+    )
 
 
 def evaluate_checkpoint(
@@ -71,7 +139,7 @@ def evaluate_checkpoint(
     evaluation: EvaluationConfig,
     device: str = "auto",
     output_dir: Path | None = None,
-) -> LengthResult:
+) -> Evaluated:
     """Score a finished run, print its table and say where the files are.
 
     Args:
@@ -102,7 +170,7 @@ def evaluate_checkpoint(
     run = bundle.folder.parent if bundle.folder.name == MODEL_FOLDER else bundle.folder
     folder = run / evaluation_name(data) if output_dir is None else output_dir
     _check_writable(folder)
-    result, earlier = evaluate_model(
+    result, earlier, losses, sections = _evaluate(
         bundle.model, documents, bundle.tokenizer.token_bytes_V, evaluation, facts, folder
     )
     console = Console()
@@ -110,7 +178,15 @@ def evaluate_checkpoint(
     if earlier is not None:
         console.out(f"the earlier result is kept in {shlex.quote(str(earlier))}", highlight=False)
     console.out(f"results in {shlex.quote(str(folder))}", highlight=False)
-    return result
+    return Evaluated(
+        bundle=bundle,
+        documents=documents,
+        result=result,
+        losses=losses,
+        sections=sections,
+        evaluation=evaluation,
+        folder=folder,
+    )
 
 
 def _check_writable(folder: Path) -> None:

@@ -9,11 +9,25 @@ import numpy.typing as npt
 from torch import nn
 
 from windowlm.errors import UserError
+from windowlm.evaluation.clusters import sums_by_cluster
 from windowlm.evaluation.config import EvaluationConfig
 from windowlm.evaluation.context_lengths import resolve_context_lengths
+from windowlm.evaluation.equivalence import LEVEL, Equivalence, equivalence
+from windowlm.evaluation.multiple_comparisons import holm
 from windowlm.evaluation.paired_difference import CONFIDENCE, paired_difference
+from windowlm.evaluation.position_curve import position_curve
 from windowlm.evaluation.precision import scoring
-from windowlm.evaluation.result import FORMAT, LengthResult, Paired, Row, RunFacts, bits_per_byte, interval
+from windowlm.evaluation.result import (
+    FORMAT,
+    EqualToLongest,
+    LengthResult,
+    Paired,
+    Row,
+    RunFacts,
+    bits_per_byte,
+    interval,
+)
+from windowlm.evaluation.target_losses import TargetLosses, losses_of
 from windowlm.evaluation.targets import (
     Documents,
     ScoredWindow,
@@ -44,7 +58,14 @@ def plan_targets(
         context_lengths[-1],
         evaluation.max_targets,
         evaluation.max_targets_per_document,
+        evaluation.bytes_per_author,
     )
+    if not targets.regions:
+        raise UserError(
+            f"evaluation.bytes_per_author={evaluation.bytes_per_author}: none of "
+            f"{targets.authors_too_short} authors has so many bytes behind the longest context, "
+            f"{context_lengths[-1]} tokens; ask for fewer bytes, or shorter evaluation.context_lengths"
+        )
     return context_lengths, targets
 
 
@@ -55,7 +76,7 @@ def length_sweep(
     evaluation: EvaluationConfig,
     facts: RunFacts,
     on_progress: Callable[[int, int], Any] | None = None,
-) -> tuple[LengthResult, TargetSet]:
+) -> tuple[LengthResult, TargetSet, TargetLosses]:
     """Score the fixed targets at every context length.
 
     Args:
@@ -84,8 +105,8 @@ def length_sweep(
 
     with scoring(model, evaluation.precision) as scored:
 
-        def document_nats(windows: Sequence[ScoredWindow]) -> npt.NDArray[np.float64]:
-            nats = target_nats(
+        def nats_of(windows: Sequence[ScoredWindow]) -> npt.NDArray[np.float64]:
+            return target_nats(
                 scored,  # type: ignore[arg-type]  # nn.Module hides its parts from the type checker
                 documents,
                 windows,
@@ -93,15 +114,12 @@ def length_sweep(
                 batch_tokens=evaluation.batch_tokens,
                 on_tokens=advance,
             )
-            counts = [region.end - region.first for region in targets.regions]
-            starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
-            return np.add.reduceat(nats, starts)
 
-        nats = {c: document_nats(protocol[c]) for c in context_lengths}
-        naive_nats = {c: document_nats(naive[c]) for c in context_lengths}
+        nats = {c: nats_of(protocol[c]) for c in context_lengths}
+        naive_nats = {c: nats_of(naive[c]) for c in context_lengths}
+    losses = losses_of(targets, documents, token_bytes_V, facts["tokenizer_identity"], nats, naive_nats)
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    result = _result(context_lengths, targets, documents, nats, naive_nats, evaluation, facts, parameters)
-    return result, targets
+    return _result(losses, targets, documents, evaluation, facts, parameters), targets, losses
 
 
 def _tokens_read(windows: Sequence[ScoredWindow]) -> int:
@@ -109,23 +127,28 @@ def _tokens_read(windows: Sequence[ScoredWindow]) -> int:
 
 
 def _result(
-    context_lengths: list[int],
+    losses: TargetLosses,
     targets: TargetSet,
     documents: Documents,
-    nats: dict[int, npt.NDArray[np.float64]],
-    naive_nats: dict[int, npt.NDArray[np.float64]],
     evaluation: EvaluationConfig,
     facts: RunFacts,
     parameters: int,
 ) -> LengthResult:
     regions = targets.regions
+    context_lengths = sorted(losses.nats)
+    shortest, longest = context_lengths[0], context_lengths[-1]
     byte_counts = np.array([region.end_byte - region.first_byte for region in regions])
     byte_total = int(byte_counts.sum())
-    bits = {c: bits_per_byte(nats[c], byte_counts) for c in context_lengths}
-    shortest, longest = context_lengths[0], context_lengths[-1]
+    nats = {c: losses.by_document(losses.nats[c]) for c in context_lengths}
+    cluster_bytes = sums_by_cluster(byte_counts, losses.clusters)
+    bits = {
+        c: bits_per_byte(sums_by_cluster(nats[c], losses.clusters), cluster_bytes) for c in context_lengths
+    }
+    equal = _equal_to_longest([equivalence(bits[c] - bits[longest]) for c in context_lengths[:-1]])
 
-    def row(c: int) -> Row:
-        total, naive_total = math.fsum(nats[c]), math.fsum(naive_nats[c])
+    def row(number: int, c: int) -> Row:
+        total = math.fsum(nats[c])
+        naive_total = math.fsum(losses.by_document(losses.naive_nats[c]))
         return {
             "context_length": c,
             "targets": targets.target_count,
@@ -137,6 +160,7 @@ def _result(
             "change_from_shortest": (
                 None if c == shortest else interval(paired_difference(bits[shortest], bits[c]))
             ),
+            "equal_to_longest": None if c == longest else equal[number],
             "naive_nats": naive_total,
             "naive_perplexity": _perplexity(naive_total, targets.target_count),
             "naive_bits_per_byte": naive_total / math.log(2) / byte_total,
@@ -148,11 +172,15 @@ def _result(
         paired = {"shortest": shortest, "longest": longest, "confidence": CONFIDENCE, **change}
     return {
         "format": FORMAT,
-        "rows": [row(c) for c in context_lengths],
+        "rows": [row(number, c) for number, c in enumerate(context_lengths)],
         "paired": paired,
+        "cluster": "document" if all(author is None for author in losses.authors) else "author",
+        "position_curve": position_curve(losses),
         "targets_hash": targets.hash,
         "documents_too_short": targets.documents_too_short,
         "documents_over_budget": targets.documents_over_budget,
+        "authors_too_short": targets.authors_too_short,
+        "bytes_per_author": evaluation.bytes_per_author,
         "precision": evaluation.precision,
         "parameters": parameters,
         **facts,
@@ -168,6 +196,23 @@ def _result(
             for index, region in enumerate(regions)
         ],
     }
+
+
+def _equal_to_longest(verdicts: Sequence[Equivalence | None]) -> list[EqualToLongest | None]:
+    """Verdicts on several lengths, together: Holm's p-values decide."""
+    known = [verdict for verdict in verdicts if verdict is not None]
+    adjusted = iter(holm([verdict.p for verdict in known]))
+    return [
+        None
+        if verdict is None
+        else {
+            "margin": verdict.margin,
+            "p": verdict.p,
+            "p_holm": (p := next(adjusted)),
+            "equivalent": p <= LEVEL,
+        }
+        for verdict in verdicts
+    ]
 
 
 def _perplexity(nats: float, target_count: int) -> float:

@@ -22,6 +22,7 @@ COLORS = [
     "#9c3d3d",
     "#4b6a88",
 ]
+ARTICLES = {"author": "an author", "document": "a document"}
 PROTOCOL, NAIVE = "same targets, growing context", "naive: windows of c tokens"
 
 
@@ -70,10 +71,12 @@ def as_text(text: str) -> "Text":
 
 def caption(result: LengthResult) -> str:
     """What the numbers are, in a sentence or three."""
+    cluster = result["cluster"]
     sentences = [
-        "context c: every target sees c to 2c - 1 tokens. change: bits per byte of a document minus those at "
-        "the shortest c, the mean of the documents, each counted once, with its 95% t interval. naive: the "
-        "same targets in windows of c tokens that do not overlap, so that a target sees 1 to c."
+        f"context c: every target sees c to 2c - 1 tokens. change: bits per byte of {ARTICLES[cluster]} "
+        f"minus those at the shortest c, the mean of the {cluster}s, each counted once, with its 95% t "
+        "interval. naive: the same targets in windows of c tokens that do not overlap, so that a target sees "
+        "1 to c."
     ]
     whole = result["paired"]
     low, high = (None, None) if whole is None else (whole["low"], whole["high"])
@@ -88,8 +91,13 @@ def caption(result: LengthResult) -> str:
         sentences.append(
             f"{result['documents_too_short']:,} documents are too short and left out at every c."
         )
+    if result["authors_too_short"]:
+        sentences.append(
+            f"{result['authors_too_short']:,} authors lack evaluation.bytes_per_author and are left out."
+        )
     if result["documents_over_budget"]:
-        sentences.append(f"{result['documents_over_budget']:,} documents are beyond evaluation.max_targets.")
+        budget = "max_targets" if result["bytes_per_author"] is None else "bytes_per_author"
+        sentences.append(f"{result['documents_over_budget']:,} documents are beyond evaluation.{budget}.")
     return " ".join(sentences)
 
 
@@ -107,6 +115,23 @@ def length_plot(result: LengthResult) -> bytes:
     import altair as alt
 
     rows = result["rows"]
+    panels = [levels_chart(result).properties(width=300, height=220)]
+    changes = change_chart(result)
+    if changes is not None:
+        panels.append(changes.properties(width=220, height=220))
+    counts = f"{len(result['documents']):,} documents, {rows[0]['targets']:,} targets each length"
+    subtitle = f"{counts}; {window_text(result)}"
+    if any(row["extrapolation"] for row in rows):
+        subtitle += f"; hollow: beyond the {result['training_length']:,} tokens of training"
+    chart = alt.hconcat(*panels, title=alt.Title("Loss by context length", subtitle=subtitle, anchor="start"))
+    return png(chart)
+
+
+def levels_chart(result: LengthResult) -> Any:
+    """Bits per byte by context length, of the protocol and naive, with hover values."""
+    import altair as alt
+
+    rows = result["rows"]
     levels = [
         {"c": row["context_length"], "bits": bits, "series": series, "extrapolation": row["extrapolation"]}
         for row in rows
@@ -120,39 +145,51 @@ def length_plot(result: LengthResult) -> bytes:
         "series:N", title=None, scale=alt.Scale(domain=names, range=[[1, 0], [5, 3]]), legend=legend
     )
     bits = alt.Y("bits:Q", title="bits per byte", scale=alt.Scale(zero=False, padding=8))
-    base = alt.Chart(alt.Data(values=levels)).encode(context, bits, color)
+    hover = [
+        alt.Tooltip("series:N", title="of"),
+        alt.Tooltip("c:Q", title="context c", format=",d"),
+        alt.Tooltip("bits:Q", title="bits per byte", format=".5f"),
+        alt.Tooltip("extrapolation:N", title="beyond training length"),
+    ]
+    base = alt.Chart(alt.Data(values=levels)).encode(context, bits, color, tooltip=hover)
     extrapolated = alt.FieldEqualPredicate(field="extrapolation", equal=True)
     fill = alt.condition(
         extrapolated,
         alt.value("white"),
         alt.Fill("series:N", scale=alt.Scale(domain=names, range=COLORS[:2]), legend=None),
     )
-    panel = base.mark_line().encode(dash) + base.mark_point(size=45, opacity=1).encode(fill=fill)
-    panels = [panel.properties(width=300, height=220)]
+    return base.mark_line().encode(dash) + base.mark_point(size=45, opacity=1).encode(fill=fill)
+
+
+def change_chart(result: LengthResult) -> Any | None:
+    """Paired change from the shortest context with its interval and hover values; None with one length."""
+    import altair as alt
+
+    rows = result["rows"]
     changes = [
         {"c": row["context_length"], **row["change_from_shortest"]}
         for row in rows
         if row["change_from_shortest"]
     ]
-    if changes:
-        axis = alt.Y(
-            "mean:Q", title=[f"change from context {rows[0]['context_length']:,}", "(bits per byte)"]
+    if not changes:
+        return None
+    axis = alt.Y("mean:Q", title=[f"change from context {rows[0]['context_length']:,}", "(bits per byte)"])
+    hover = [
+        alt.Tooltip("c:Q", title="context c", format=",d"),
+        alt.Tooltip("mean:Q", title="change", format="+.5f"),
+        alt.Tooltip("low:Q", title="95% from", format="+.5f"),
+        alt.Tooltip("high:Q", title="to", format="+.5f"),
+    ]
+    context = context_axis(alt, [row["context_length"] for row in rows])
+    change = alt.Chart(alt.Data(values=changes)).encode(context, axis, tooltip=hover)
+    marks = change.mark_point(filled=True, size=45, opacity=1, color=COLORS[0])
+    if changes[0]["low"] is not None:
+        marks = (
+            change.mark_rule(color=COLORS[0], strokeWidth=1.5).encode(alt.Y("low:Q"), alt.Y2("high:Q"))
+            + marks
         )
-        change = alt.Chart(alt.Data(values=changes)).encode(context, axis)
-        marks = change.mark_point(filled=True, size=45, opacity=1, color=COLORS[0])
-        if changes[0]["low"] is not None:
-            marks = (
-                change.mark_rule(color=COLORS[0], strokeWidth=1.5).encode(alt.Y("low:Q"), alt.Y2("high:Q"))
-                + marks
-            )
-        zero = alt.Chart(alt.Data(values=[{"zero": 0}])).mark_rule(color="#888").encode(alt.Y("zero:Q"))
-        panels.append((zero + marks).properties(width=220, height=220))
-    counts = f"{len(result['documents']):,} documents, {rows[0]['targets']:,} targets each length"
-    subtitle = f"{counts}; {window_text(result)}"
-    if any(row["extrapolation"] for row in rows):
-        subtitle += f"; hollow: beyond the {result['training_length']:,} tokens of training"
-    chart = alt.hconcat(*panels, title=alt.Title("Loss by context length", subtitle=subtitle, anchor="start"))
-    return png(chart)
+    zero = alt.Chart(alt.Data(values=[{"zero": 0}])).mark_rule(color="#888").encode(alt.Y("zero:Q"))
+    return zero + marks
 
 
 def context_axis(alt: Any, lengths: list[int]) -> Any:

@@ -7,17 +7,27 @@ import numpy as np
 import numpy.typing as npt
 
 from windowlm.evaluation.paired_difference import PairedDifference
+from windowlm.evaluation.position_curve import PositionRow
 
-FORMAT = 1
+FORMAT = 2
 
 
 class Interval(TypedDict):
-    """A paired difference in bits per byte over documents; no interval with one document."""
+    """A paired difference in bits per byte over clusters; no interval with one cluster."""
 
     mean: float
     low: float | None
     high: float | None
     pairs: int
+
+
+class EqualToLongest(TypedDict):
+    """Whether a length loses nothing beyond the margin: ``p_holm``, over all lengths, decides."""
+
+    margin: float
+    p: float
+    p_holm: float
+    equivalent: bool
 
 
 class Row(TypedDict):
@@ -31,6 +41,7 @@ class Row(TypedDict):
     bits_per_byte: float
     extrapolation: bool
     change_from_shortest: Interval | None
+    equal_to_longest: EqualToLongest | None
     naive_nats: float
     naive_perplexity: float
     naive_bits_per_byte: float
@@ -48,7 +59,7 @@ class DocumentRow(TypedDict):
 
 
 class Paired(Interval):
-    """Longest context minus shortest, in bits per byte over documents."""
+    """Longest context minus shortest, in bits per byte over clusters."""
 
     shortest: int
     longest: int
@@ -78,14 +89,18 @@ class RunFacts(TypedDict):
 
 
 class LengthResult(RunFacts):
-    """What ``length.json`` holds."""
+    """What ``length.json`` holds; ``cluster`` says what the intervals are over: author or document."""
 
     format: int
     rows: list[Row]
     paired: Paired | None
+    cluster: str
+    position_curve: list[PositionRow]
     targets_hash: str
     documents_too_short: int
     documents_over_budget: int
+    authors_too_short: int
+    bytes_per_author: int | None
     precision: str
     parameters: int
     documents: list[DocumentRow]

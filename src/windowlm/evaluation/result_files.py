@@ -1,20 +1,22 @@
-"""The files of an evaluation: ``length.json``, ``length.csv``, ``length.png`` and ``targets.json``."""
+"""The files of an evaluation: its result as JSON, CSV and PNG, the targets and their losses."""
 
 import csv
 import io
 import json
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from windowlm.atomic_write import json_bytes, write_atomically
 from windowlm.errors import UserError
 from windowlm.evaluation.result import FORMAT, LengthResult
+from windowlm.evaluation.target_losses import LOSSES_NAME, TargetLosses, write_losses
 from windowlm.evaluation.targets import TargetSet
 
 RESULT_NAME = "length.json"
+PLOT_NAME = "length.png"
 OWN_EVALUATION = "evaluation"
 
 
@@ -32,7 +34,13 @@ def evaluation_name(data: Mapping[str, Any]) -> str:
     return f"{OWN_EVALUATION}_{next(filter(None, names), 'other')}"
 
 
-def write_results(folder: Path, result: LengthResult, targets: TargetSet, plot: bytes) -> Path | None:
+def write_results(
+    folder: Path,
+    result: LengthResult,
+    targets: TargetSet,
+    losses: TargetLosses,
+    pictures: Mapping[str, bytes],
+) -> Path | None:
     """Write an evaluation; ``length.json`` comes last, so a folder that has it is complete.
 
     A different result that the folder already holds is moved to ``earlier/001`` (002, ...) in it.
@@ -41,7 +49,8 @@ def write_results(folder: Path, result: LengthResult, targets: TargetSet, plot: 
         folder: made where it does not exist.
         result: what ``length_sweep`` returned.
         targets: its targets.
-        plot: PNG of the result.
+        losses: nats of each of them.
+        pictures: by name, ``length.png`` and the page.
 
     Returns:
         Where an earlier result was moved, or None.
@@ -51,7 +60,7 @@ def write_results(folder: Path, result: LengthResult, targets: TargetSet, plot: 
     """
     files = {
         "length.csv": csv_of_rows(flat_rows(result)).encode(),
-        "length.png": plot,
+        **pictures,
         "targets.json": json_bytes(
             {"format": FORMAT, "hash": targets.hash, "documents": targets.byte_ranges}
         ),
@@ -59,7 +68,8 @@ def write_results(folder: Path, result: LengthResult, targets: TargetSet, plot: 
     }
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        earlier = _keep_earlier(folder, files)
+        earlier = keep_earlier(folder, [*files, LOSSES_NAME], RESULT_NAME, files[RESULT_NAME])
+        write_losses(folder / LOSSES_NAME, losses)
         for name, content in files.items():
             write_atomically(folder / name, content)
     except OSError as error:
@@ -106,6 +116,8 @@ def flat_rows(result: LengthResult) -> list[dict[str, Any]]:
         flat: dict[str, Any] = dict(row)
         change = flat.pop("change_from_shortest") or {}
         flat |= {f"change_{name}": change.get(name) for name in ("mean", "low", "high")}
+        equal = flat.pop("equal_to_longest") or {}
+        flat |= {f"equal_to_longest_{name}": equal.get(name) for name in ("p", "p_holm", "equivalent")}
         rows.append(flat)
     return rows
 
@@ -120,15 +132,26 @@ def csv_of_rows(rows: list[dict[str, Any]]) -> str:
     return text.getvalue()
 
 
-def _keep_earlier(folder: Path, files: dict[str, bytes]) -> Path | None:
-    result = folder / RESULT_NAME
-    if not result.is_file() or result.read_bytes() == files[RESULT_NAME]:
+def keep_earlier(folder: Path, names: Sequence[str], result_name: str, content: bytes) -> Path | None:
+    """Move files to ``earlier/001`` (002, ...) where their result is not to be written again as it is.
+
+    Args:
+        folder: where they are.
+        names: those of the evaluation, the result's among them.
+        result_name: file that tells one evaluation from another.
+        content: what is to be written there.
+
+    Returns:
+        Where they went, or None.
+    """
+    result = folder / result_name
+    if not result.is_file() or result.read_bytes() == content:
         return None
     taken = [int(entry.name) for entry in folder.glob("earlier/*") if entry.name.isdecimal()]
     earlier = folder / "earlier" / f"{max(taken, default=0) + 1:03d}"
     earlier.mkdir(parents=True)
     # The result goes first: what is left is then no complete evaluation.
-    for name in reversed(files):
+    for name in sorted(names, key=lambda name: name != result_name):
         if (folder / name).exists():
             (folder / name).rename(earlier / name)
     return earlier

@@ -9,7 +9,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from windowlm.bundle import Bundle
 from windowlm.data.config import DataConfig
-from windowlm.data.token_store import TokenSplit, prepare_all_documents, prepare_tokens
+from windowlm.data.token_store import PreparedData, TokenSplit, prepare_all_documents, prepare_tokens
 from windowlm.errors import UserError
 
 
@@ -30,11 +30,11 @@ def scored_documents(bundle: Bundle, split: str, settings: Mapping[str, Any]) ->
             such split.
         DataError: the documents cannot be read.
     """
-    own = bundle.config["data"]
     if "path" in settings or "name" in settings:
-        data = _checked({"name": "text", "cache_dir": own.get("cache_dir"), **settings})
+        cache = bundle.config["data"].get("cache_dir")
+        data = _checked({"name": "text", "cache_dir": cache, **settings})
         return prepare_all_documents(data, bundle.tokenizer)
-    prepared = prepare_tokens(_checked({**own, **settings}), bundle.tokenizer)
+    prepared = _own_data(bundle, settings)
     if prepared.source_identity != bundle.config["source_identity"]:
         raise UserError(
             f"checkpoint={bundle.folder}: its data are not those of its training (now "
@@ -48,6 +48,27 @@ def scored_documents(bundle: Bundle, split: str, settings: Mapping[str, Any]) ->
             "other one, or other documents: data.path=FILE"
         )
     return documents, prepared.source_identity
+
+
+def training_documents(bundle: Bundle) -> TokenSplit:
+    """The documents that a run was trained on.
+
+    Raises:
+        UserError: they have changed since.
+        DataError: they cannot be read.
+    """
+    prepared = _own_data(bundle, {})
+    if prepared.source_identity != bundle.config["source_identity"]:
+        raise UserError(
+            f"checkpoint={bundle.folder}: its data are not those of its training (now "
+            f"{prepared.source_identity}, then {bundle.config['source_identity']}), so that the words it was "
+            "trained on cannot be counted"
+        )
+    return prepared.train
+
+
+def _own_data(bundle: Bundle, settings: Mapping[str, Any]) -> PreparedData:
+    return prepare_tokens(_checked({**bundle.config["data"], **settings}), bundle.tokenizer)
 
 
 def _checked(settings: Mapping[str, Any]) -> DataConfig:

@@ -19,8 +19,18 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from windowlm.evaluation.clusters import cluster_names
 
-class Documents(Protocol):
+
+class TokenReader(Protocol):
+    """Where the tokens of windows are read."""
+
+    def read(self, document: int, start: int, stop: int) -> npt.NDArray[Any]:
+        """Token ids ``start`` to ``stop`` of a document."""
+        ...
+
+
+class Documents(TokenReader, Protocol):
     """What the evaluation reads of a split: documents of tokens, each with the end mark last."""
 
     @property
@@ -30,10 +40,6 @@ class Documents(Protocol):
 
     def __len__(self) -> int:
         """Number of documents."""
-        ...
-
-    def read(self, document: int, start: int, stop: int) -> npt.NDArray[Any]:
-        """Token ids ``start`` to ``stop`` of a document."""
         ...
 
     def document_hash(self, document: int) -> str:
@@ -66,12 +72,16 @@ class TargetRegion:
 
 @dataclass(frozen=True)
 class TargetSet:
-    """Regions in the order of the document hash, and how many documents have none."""
+    """Regions in the order of the document hash, and how many documents have none.
+
+    ``authors_too_short`` counts authors whose documents together lack the bytes asked of each.
+    """
 
     regions: tuple[TargetRegion, ...]
     longest_context: int
     documents_too_short: int
     documents_over_budget: int
+    authors_too_short: int = 0
 
     @property
     def target_count(self) -> int:
@@ -109,6 +119,7 @@ def choose_targets(
     longest_context: int,
     max_targets: int | None,
     max_targets_per_document: int | None = None,
+    bytes_per_author: int | None = None,
 ) -> TargetSet:
     """Target regions of the documents that are longer than the longest context.
 
@@ -116,18 +127,30 @@ def choose_targets(
     but the documents: as many of them as can have ``longest_context`` targets each (or all theirs), then as
     evenly as their lengths allow.
 
+    Bytes per author, the cluster of the intervals, go to an author's documents in the order of their hash,
+    each to its end before the next; a token that would exceed them is left out. Authors who lack them are
+    left out at every length, so that each author counts for as much text as any other.
+
     Args:
         documents: the split.
         token_bytes_V: UTF-8 bytes that each token stands for.
         longest_context: tokens before the first target, C.
         max_targets: largest number of targets; None for all.
         max_targets_per_document: largest number in a document; None for all.
+        bytes_per_author: target bytes of each author, instead of a largest number; None for no such rule.
     """
+    assert bytes_per_author is None or (max_targets is None and max_targets_per_document is None)
     available = np.asarray(documents.lengths, dtype=np.int64) - 1 - longest_context
     if max_targets_per_document is not None:
         available = np.minimum(available, max_targets_per_document)
     order = sorted(np.flatnonzero(available > 0).tolist(), key=documents.document_hash)
-    shares = _spread(available[order], longest_context, max_targets)
+    authors_too_short = 0
+    if bytes_per_author is None:
+        shares = _spread(available[order], longest_context, max_targets)
+    else:
+        shares, authors_too_short = _equal_bytes(
+            documents, token_bytes_V, longest_context, order, bytes_per_author
+        )
     regions = []
     for index, share in zip(order, shares.tolist(), strict=True):
         if share == 0:
@@ -149,6 +172,7 @@ def choose_targets(
         longest_context=longest_context,
         documents_too_short=len(documents) - len(order),
         documents_over_budget=len(order) - len(regions),
+        authors_too_short=authors_too_short,
     )
 
 
@@ -202,3 +226,29 @@ def _spread(available: npt.NDArray[np.int64], least: int, budget: int | None) ->
     shares = np.minimum(available, level)
     shares[chosen:] = 0
     return shares
+
+
+def _equal_bytes(
+    documents: Documents,
+    token_bytes_V: npt.NDArray[np.int64],
+    longest_context: int,
+    order: Sequence[int],
+    bytes_per_author: int,
+) -> tuple[npt.NDArray[np.int64], int]:
+    """Targets of each document in ``order``, and how many authors have too few bytes."""
+    hashes = [documents.document_hash(index) for index in order]
+    clusters = cluster_names([documents.author(index) for index in order], hashes)
+    left = dict.fromkeys(clusters, bytes_per_author)
+    full: set[str] = set()
+    shares = np.zeros(len(order), dtype=np.int64)
+    for place, (index, cluster) in enumerate(zip(order, clusters, strict=True)):
+        if cluster in full:
+            continue
+        tokens = documents.read(index, longest_context, int(documents.lengths[index]) - 1)
+        bytes_up_to = np.cumsum(token_bytes_V[tokens])
+        shares[place] = np.searchsorted(bytes_up_to, left[cluster], side="right")
+        if bytes_up_to[-1] >= left[cluster]:
+            full.add(cluster)
+        left[cluster] -= int(bytes_up_to[shares[place] - 1]) if shares[place] else 0
+    shares[[cluster not in full for cluster in clusters]] = 0
+    return shares, len(left) - len(full)

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 
 from windowlm.errors import UserError
-from windowlm.evaluation.targets import Documents, ScoredWindow
+from windowlm.evaluation.targets import ScoredWindow, TokenReader
 
 # Logits in memory at once, by type of device: on a CPU they should stay in its cache, which halves the
 # time; a GPU wants large pieces (256 MiB in float32).
@@ -34,7 +34,7 @@ class LanguageModel(Protocol):
 
 def target_nats(
     model: LanguageModel,
-    documents: Documents,
+    documents: TokenReader,
     windows: Sequence[ScoredWindow],
     *,
     device: torch.device,

@@ -1,0 +1,111 @@
+"""Loss on words that profit from long context, chosen by another model (after LongPPL, Fang et al. 2024).
+
+Shape letters: N targets, W words of a document.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+
+from windowlm.errors import UserError
+from windowlm.evaluation.target_losses import TargetLosses
+from windowlm.study.loss_by_group import loss_by_group
+from windowlm.study.measure_result import MeasureResult, measure_result
+from windowlm.study.words import SPACED, words_of
+
+
+def word_of_target(losses: TargetLosses, texts: Mapping[str, str]) -> npt.NDArray[np.int64]:
+    """Number of the whitespace word that each target ends in, -1 for none, ``[N]``.
+
+    Words are numbered through all documents. Of a word that the targets hold only in part, none count.
+    """
+    words_N = np.full(len(losses.document), -1, dtype=np.int64)
+    begun = 0
+    for number, digest in enumerate(losses.document_hashes):
+        words = words_of(texts[digest], SPACED)
+        inside = np.flatnonzero((losses.document == number) & (losses.byte_count > 0))
+        first = losses.first_byte[inside]
+        last = first + losses.byte_count[inside] - 1
+        found = np.searchsorted(words.start, last, side="right") - 1
+        whole = (found >= 0) & (last < words.end[found])
+        whole &= (words.start[found] >= first[0]) & (words.end[found] <= last[-1] + 1)
+        words_N[inside[whole]] = begun + found[whole]
+        begun += len(words.names)
+    return words_N
+
+
+def key_targets(
+    chooser: TargetLosses, words_N: npt.NDArray[np.int64], threshold: float
+) -> npt.NDArray[np.bool_]:
+    """Targets in words that cost the chooser ``threshold`` nats less at its longest context, ``[N]``.
+
+    A word's nats are summed first, so that the choice does not depend on how a tokenizer cuts it.
+    """
+    shortest, longest = min(chooser.nats), max(chooser.nats)
+    gains = np.zeros(int(words_N.max(initial=-1)) + 1)
+    inside_N = words_N >= 0
+    np.add.at(gains, words_N[inside_N], (chooser.nats[shortest] - chooser.nats[longest])[inside_N])
+    chosen_N = np.zeros(len(words_N), dtype=bool)
+    chosen_N[inside_N] = gains[words_N[inside_N]] >= threshold
+    return chosen_N
+
+
+def key_words(
+    losses: TargetLosses,
+    choosers: Mapping[str, TargetLosses],
+    texts: Mapping[str, str],
+    threshold: float,
+) -> MeasureResult:
+    """Nats a byte of key words by context length, for each chooser.
+
+    A model that chose its own key words would look better than it is: its lucky guesses would be chosen. So
+    the choosers are other models, and each gives rows of its own.
+
+    Args:
+        losses: nats of the run that is measured.
+        choosers: those of other runs by name, of the same targets.
+        texts: text of each document by its hash.
+        threshold: nats.
+
+    Raises:
+        UserError: a chooser scored other targets, at one length only, or has the run's own losses.
+    """
+    words_N = word_of_target(losses, texts)
+    longest = max(losses.nats)
+    rows, clusters, none = [], [], []
+    for name, chooser in choosers.items():
+        if chooser.targets_hash != losses.targets_hash or len(chooser.document) != len(losses.document):
+            raise UserError(
+                f"study.choosers={name}: it scored other targets; score it on the same data with the same "
+                "evaluation.context_lengths and budget, and the same tokenizer"
+            )
+        if len(chooser.nats) < 2:
+            raise UserError(
+                f"study.choosers={name}: it is scored at one context length only, and key words are those "
+                "that gain between two; score it with more evaluation.context_lengths"
+            )
+        if np.array_equal(chooser.nats[max(chooser.nats)], losses.nats[longest]):
+            raise UserError(
+                f"study.choosers={name}: its losses are those of the measured run, which may not choose its "
+                "own key words; give a run with another seed, or another model"
+            )
+        chosen_N = key_targets(chooser, words_N, threshold)
+        if not chosen_N.any():
+            none.append(f"By {name} no word gains {threshold:g} nats.")
+            continue
+        group = {"chooser": name, "words": len(np.unique(words_N[chosen_N]))}
+        found, sums = loss_by_group(losses, chosen_N, group)
+        rows += [{**row, "nats_per_word": row["nats"] / row["words"]} for row in found]
+        clusters += sums
+    return measure_result(
+        "key_words",
+        meaning=[
+            f"Key words cost another model {threshold:g} nats less at its longest context than at its "
+            "shortest. The loss on them says whether this model gains there too. Which words are key depends "
+            "on the chooser: compare models by the same chooser, and by more than one.",
+        ],
+        rows=rows,
+        clusters=clusters,
+        left_out=none,
+    )

@@ -1,0 +1,225 @@
+"""The measures of a scored run, one after the other, and the page that shows them."""
+
+import hashlib
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from windowlm.atomic_write import write_atomically
+from windowlm.bundle import WEIGHTS_NAME
+from windowlm.errors import UserError
+from windowlm.evaluation.evaluate import Evaluated
+from windowlm.evaluation.html_page import Section, html_page
+from windowlm.evaluation.length_page import PAGE_NAME
+from windowlm.evaluation.precision import scoring
+from windowlm.evaluation.scored_documents import training_documents
+from windowlm.evaluation.target_losses import LOSSES_NAME, TargetLosses, read_losses
+from windowlm.study.config import StudyConfig
+from windowlm.study.far_context import far_context
+from windowlm.study.far_repeats import far_repeats
+from windowlm.study.forced_choice import forced_choice
+from windowlm.study.key_words import key_words
+from windowlm.study.measure_charts import TITLES, measure_charts
+from windowlm.study.measure_files import STUDY_FOLDER, measures_in, read_measure, write_measure
+from windowlm.study.measure_result import MeasureResult
+from windowlm.study.pasted_spans import pasted_spans
+from windowlm.study.rare_words import RareWords
+from windowlm.study.reach import reach
+from windowlm.study.subject import Subject
+from windowlm.study.useful_reach import useful_reach
+
+PROBED_BEYOND = 64  # tokens probed beyond the receptive field, of which none may alter the output
+PROBED_WITHOUT = 1024  # tokens probed of a model that sees everything
+# Which settings decide a measure, so that one that was made with the same ones is not made again.
+SETTINGS: dict[str, tuple[str, ...]] = {
+    "far_repeats": ("distances",),
+    "key_words": ("choosers", "threshold"),
+    "pasted_spans": ("distances", "span", "places", "window", "seed"),
+    "forced_choice": ("distances", "depths", "places", "window", "seed"),
+    "far_context": ("near", "max_targets", "block", "seed"),
+    "reach": ("seed",),
+    "useful_reach": (),
+}
+
+
+def run_study(evaluated: Evaluated, study: StudyConfig) -> list[MeasureResult]:
+    """Make the measures asked for, write their files and the page, and say where they are.
+
+    A measure that is there already, of the same model, targets and settings, is not made again: an
+    interrupted study goes on with the next one.
+
+    Args:
+        evaluated: the scored run.
+        study: what to measure, and how.
+
+    Returns:
+        The results, those that were there already included.
+
+    Raises:
+        UserError: a setting does not fit the run, or a file is damaged; what is there stays as it is.
+    """
+    from rich.console import Console
+
+    console, errors = Console(), Console(stderr=True)
+    folder = evaluated.folder
+    choosers = _choosers(evaluated, study)
+    there = {name: read_measure(folder, name) for name in SETTINGS}
+    facts = _facts(evaluated)
+    results = []
+    with scoring(evaluated.bundle.model, evaluated.evaluation.precision) as model:
+        subject = _subject(evaluated, model)
+        makers = _makers(evaluated, subject, study, choosers)
+        for number, name in enumerate(study.measures, start=1):
+            settings = facts | {key: getattr(study, key) for key in SETTINGS[name]}
+            earlier = there[name]
+            if earlier is not None and earlier["settings"] == settings:
+                errors.print(f"{name}: made already, with the same settings")
+                results.append(earlier)
+                continue
+            with errors.status(f"{name} ({number} of {len(study.measures)})"):
+                result = makers[name]()
+            result["settings"] = settings
+            kept = write_measure(folder, result)
+            results.append(result)
+            if kept is not None:
+                console.out(f"the earlier {name} is kept in {shlex.quote(str(kept))}", highlight=False)
+            for sentence in (*result["meaning"], *result["left_out"]):
+                console.print(f"{name}: {sentence}", highlight=False, markup=False)
+    shown = [result for result in measures_in(folder) if _is_of(result, facts)]
+    if shown:
+        page = html_page(f"Evaluation of {folder.parent.name}", study_sections(evaluated.sections, shown))
+        write_atomically(folder / PAGE_NAME, page)
+    if results:
+        console.out(f"measures in {shlex.quote(str(folder / STUDY_FOLDER))}", highlight=False)
+    return results
+
+
+def study_sections(sections: list[Section], results: list[MeasureResult]) -> list[Section]:
+    """Sections of the page with those of the measures behind the first, the loss by context length."""
+    measured = [
+        Section(
+            TITLES[result["measure"]],
+            [*result["meaning"], *result["left_out"]],
+            measure_charts(result),
+            result["rows"],
+            folded=len(result["rows"]) > 12,
+        )
+        for result in results
+    ]
+    settings = [
+        {"measure": result["measure"], **{key: _short(value) for key, value in result["settings"].items()}}
+        for result in results
+    ]
+    made = Section("Settings of the measures", rows=settings, folded=True)
+    return [sections[0], *measured, *sections[1:], made]
+
+
+def _subject(evaluated: Evaluated, model: Any) -> Subject:
+    documents = evaluated.documents
+    texts = {documents.document_hash(index): index for index in range(len(documents))}
+    return Subject(
+        model=model,
+        tokenizer=evaluated.bundle.tokenizer,
+        texts={digest: documents.text(texts[digest]) for digest in evaluated.losses.document_hashes},
+        losses=evaluated.losses,
+        training_length=evaluated.result["training_length"],
+        batch_tokens=evaluated.evaluation.batch_tokens,
+    )
+
+
+def _makers(
+    evaluated: Evaluated, subject: Subject, study: StudyConfig, choosers: dict[str, TargetLosses]
+) -> dict[str, Callable[[], MeasureResult]]:
+    window = subject.window_bytes if study.window is None else study.window
+
+    def make_far_repeats() -> MeasureResult:
+        training = training_documents(evaluated.bundle)
+        rare = RareWords(training.text(number) for number in range(len(training)))
+        return far_repeats(subject.losses, subject.texts, rare, study.distances)
+
+    def make_far_context() -> MeasureResult:
+        near, far = _near_and_far(evaluated, study)
+        return far_context(
+            subject,
+            evaluated.documents,
+            near=near,
+            far=far,
+            block=study.block,
+            max_targets=study.max_targets,
+            seed=study.seed,
+        )
+
+    def make_reach() -> MeasureResult:
+        field = evaluated.result["receptive_field"]
+        length = PROBED_WITHOUT if field is None else field + PROBED_BEYOND
+        tokens = np.concatenate([subject.encode([data])[0] for data in subject.data.values()])
+        # Repeated where the documents are shorter: which tokens they are does not matter here.
+        probed = np.resize(tokens, length)
+        exact = torch.autocast(subject.device.type, enabled=False)
+        with exact, scoring(evaluated.bundle.model, "64-true") as double:
+            return reach(double, probed, field, subject.tokenizer.vocabulary_size, study.seed)
+
+    return {
+        "far_repeats": make_far_repeats,
+        "key_words": lambda: key_words(subject.losses, choosers, subject.texts, study.threshold),
+        "pasted_spans": lambda: pasted_spans(
+            subject,
+            study.distances,
+            span=study.span,
+            places=study.places,
+            window=window,
+            seed=study.seed,
+        ),
+        "forced_choice": lambda: forced_choice(
+            subject, study.distances, study.depths, places=study.places, window=window, seed=study.seed
+        ),
+        "far_context": make_far_context,
+        "reach": make_reach,
+        "useful_reach": lambda: useful_reach(evaluated.result),
+    }
+
+
+def _near_and_far(evaluated: Evaluated, study: StudyConfig) -> tuple[int, int]:
+    lengths = [row["context_length"] for row in evaluated.result["rows"]]
+    far = lengths[-1]
+    near = study.near or max((c for c in lengths[:-1] if c <= far // 4), default=lengths[0])
+    if near >= far:
+        raise UserError(
+            f"study.near={near}: must be below the longest context length, {far}, since what lies between "
+            f"them is the far context; try study.near={max(1, far // 4)}"
+        )
+    return near, far
+
+
+def _choosers(evaluated: Evaluated, study: StudyConfig) -> dict[str, TargetLosses]:
+    """Losses of the choosers, read before anything is measured."""
+    found = {}
+    for run in study.choosers:
+        if not Path(run).is_dir():
+            raise UserError(f"study.choosers={run}: there is no such folder; give the folder of a run")
+        path = Path(run) / evaluated.folder.name / LOSSES_NAME
+        advice = f"score it in the same way: python scripts/evaluate.py checkpoint={shlex.quote(run)}"
+        found[run] = read_losses(path, advice)
+    return found
+
+
+def _facts(evaluated: Evaluated) -> dict[str, Any]:
+    weights = (evaluated.bundle.folder / WEIGHTS_NAME).read_bytes()
+    return {
+        "model": hashlib.sha256(weights).hexdigest(),
+        "targets_hash": evaluated.result["targets_hash"],
+        "context_lengths": [row["context_length"] for row in evaluated.result["rows"]],
+        "precision": evaluated.evaluation.precision,
+    }
+
+
+def _is_of(result: MeasureResult, facts: dict[str, Any]) -> bool:
+    return all(result["settings"].get(key) == value for key, value in facts.items())
+
+
+def _short(value: Any) -> Any:
+    return value[:12] if isinstance(value, str) and len(value) == 64 else value

@@ -1,0 +1,59 @@
+"""How much context a model profits from: the shortest that gives 99% of the gain."""
+
+from windowlm.evaluation.result import LengthResult
+from windowlm.study.measure_result import MeasureResult, measure_result
+
+SHARE = 0.99
+WINDOWS = 1.5
+
+
+def useful_reach(result: LengthResult) -> MeasureResult:
+    """The shortest measured c from which on 99% of the gain from the shortest to the best c is kept.
+
+    Beside it stand the receptive field, and 1.5 windows: what theory gives as the effective range of a
+    stack of windowed layers with residual connections, whatever its depth, because each layer dilutes what
+    comes through the one below (Xiao 2025, "Why Stacking Sliding Windows Can't See Very Far").
+
+    Args:
+        result: of the evaluation.
+    """
+    rows = result["rows"]
+    loss = [row["bits_per_byte"] for row in rows]
+    gain = loss[0] - min(loss)
+    windows = result["window"] if isinstance(result["window"], list) else [result["window"]]
+    widest = None if None in windows else max(window for window in windows if window is not None)
+    useful = None
+    if gain > 0:
+        for row in rows:
+            if loss[0] - row["bits_per_byte"] >= SHARE * gain:
+                useful = row["context_length"]
+                break
+    if useful is None:
+        sentence = "No longer context is better than the shortest, so there is no gain to be had."
+    elif useful == rows[-1]["context_length"]:
+        sentence = (
+            f"The loss still falls up to the longest context, {useful:,} tokens; the reach may be longer."
+        )
+    else:
+        sentence = (
+            f"{useful:,} tokens of context (c; a target sees c to 2c - 1) give {SHARE:.0%} of the gain."
+        )
+    if widest is not None:
+        sentence += (
+            f" Theory expects about {WINDOWS:g} windows, {WINDOWS * widest:,.0f} tokens, whatever the depth; "
+            f"the receptive field is {result['receptive_field']:,}."
+        )
+    return measure_result(
+        "useful_reach",
+        meaning=[sentence],
+        rows=[
+            {
+                "useful_context": useful,
+                "gain": gain,
+                "windows_1_5": None if widest is None else WINDOWS * widest,
+                "receptive_field": result["receptive_field"],
+                "shortest": rows[0]["context_length"],
+                "longest": rows[-1]["context_length"],
+            }
+        ],
+    )
