@@ -168,7 +168,7 @@ class Setting:
     @property
     def is_text(self) -> bool:
         """Whether its value is free text, such as a path."""
-        return str in (self.kind, *get_args(self.kind))
+        return get_origin(self.kind) is not list and str in (self.kind, *get_args(self.kind))
 
 
 def settings_of(config_type: type, prefix: str = "", under_nullable: bool = False) -> dict[str, Setting]:
