@@ -18,7 +18,8 @@ h1 { font-size: 1.5rem; } h2 { font-size: 1.2rem; margin-top: 2.5rem; border-top
 .table { overflow-x: auto; } table { border-collapse: collapse; font-size: .85rem; margin: 1rem 0; }
 th, td { padding: .2rem .6rem; text-align: right; border-bottom: 1px solid #eee; white-space: nowrap; }
 th { border-bottom: 1px solid #888; vertical-align: bottom; }
-th.text, td.text { text-align: left; overflow-wrap: anywhere; white-space: normal; }
+th.text, td.text { text-align: left; }
+td.text { white-space: normal; min-width: 7rem; max-width: 40rem; overflow-wrap: anywhere; }
 summary { cursor: pointer; }
 @media print { body { max-width: none; font-size: 11px; } h2, .plot { break-inside: avoid; }
   .table { overflow: visible; } }

@@ -38,7 +38,7 @@ def length_sections(
                 *_equality(result),
             ],
             [levels_chart(result), *([] if changes is None else [changes])],
-            flat_rows(result),
+            [_page_row(row) for row in flat_rows(result)],
         ),
         Section(
             "Loss by position in one long window",
@@ -115,6 +115,21 @@ def settings_of_run(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return flattened(content) if isinstance(content, dict) else {}
+
+
+def _page_row(row: Mapping[str, Any]) -> dict[str, Any]:
+    """What a page has room for; ``length.csv`` holds the rest."""
+    return {
+        "context c": row["context_length"],
+        "perplexity": row["perplexity"],
+        "bits per byte": row["bits_per_byte"],
+        "change": row["change_mean"],
+        "from": row["change_low"],
+        "to": row["change_high"],
+        "equal to longest": row["equal_to_longest_equivalent"],
+        "naive bits per byte": row["naive_bits_per_byte"],
+        "extrapolation": row["extrapolation"],
+    }
 
 
 def _equality(result: LengthResult) -> list[str]:

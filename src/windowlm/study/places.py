@@ -1,6 +1,6 @@
 """Where in the scored documents synthetic texts are put: the same places for every model.
 
-A place is drawn by a hash of seed, document and number, so that it depends on nothing else.
+A place is drawn by a hash of seed, length, document and number, so that it depends on nothing else.
 """
 
 import hashlib
@@ -47,7 +47,7 @@ def draw_places(subject: Subject, length: int, behind: int, count: int, seed: in
     for cluster, digests in documents.items():
         for number in range(count if digests else 0):
             digest = digests[number % len(digests)]
-            drawn = hashlib.sha256(f"{seed} {digest} {number}".encode()).digest()
+            drawn = hashlib.sha256(f"{seed} {length} {digest} {number}".encode()).digest()
             generator = np.random.default_rng(int.from_bytes(drawn, "big"))
             data = subject.data[digest]
             start = character_start(data, int(generator.integers(0, len(data) - length - behind - 7)))

@@ -23,13 +23,15 @@ def useful_reach(result: LengthResult) -> MeasureResult:
     windows = result["window"] if isinstance(result["window"], list) else [result["window"]]
     widest = None if None in windows else max(window for window in windows if window is not None)
     useful = None
-    if gain > 0:
+    best = rows[loss.index(min(loss))]["change_from_shortest"]
+    certain = best is not None and best["high"] is not None and best["high"] < 0
+    if certain:
         for row in rows:
             if loss[0] - row["bits_per_byte"] >= SHARE * gain:
                 useful = row["context_length"]
                 break
     if useful is None:
-        sentence = "No longer context is better than the shortest, so there is no gain to be had."
+        sentence = "No longer context is better than the shortest by more than chance: no gain to be had."
     elif useful == rows[-1]["context_length"]:
         sentence = (
             f"The loss still falls up to the longest context, {useful:,} tokens; the reach may be longer."
