@@ -1,10 +1,11 @@
-"""Compare evaluated runs: a folder of runs in one table and one plot, or two runs in detail.
+"""Compare evaluated runs: a folder of runs in one table, plot and page, or two runs in detail.
 
 python scripts/compare_runs.py FOLDER
 python scripts/compare_runs.py RUN RUN [--evaluation evaluation_NAME]
 """
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from rich.console import Console
 from windowlm.errors import UserError, exit_status
 from windowlm.evaluation.comparison_report import compare_folder, compare_two
 from windowlm.evaluation.result_files import OWN_EVALUATION
+from windowlm.study.comparison_page import write_comparison_page
 
 PIPED_WIDTH = 100
 
@@ -40,6 +42,8 @@ def main() -> int:
     try:
         if len(folders) == 1:
             compare_folder(folders[0], console, given.evaluation)
+            page = write_comparison_page(folders[0], given.evaluation)
+            console.out(shlex.quote(str(page)), highlight=False)
         else:
             compare_two(*folders, console, given.evaluation)
     except BrokenPipeError:

@@ -29,13 +29,17 @@ def run_folder(path, window, bits):
         "extrapolation": False,
     }
     result = {
-        "format": 1,
+        "format": 2,
+        "cluster": "document",
+        "training_length": 16,
         "rows": [row],
         "targets_hash": "same",
         "tokenizer_identity": "bytes",
         "parameters": 1000,
         "tokens_trained": 5,
-        "documents": [{"document_hash": name, "bytes": 5, "nats": {"8": bits}} for name in "ab"],
+        "documents": [
+            {"document_hash": name, "author": None, "bytes": 5, "nats": {"8": bits}} for name in "ab"
+        ],
     }
     (path / "evaluation").mkdir(parents=True)
     (path / "evaluation" / "length.json").write_text(json.dumps(result))
@@ -52,6 +56,7 @@ def test_a_folder_of_runs_is_compared(tmp_path):
     assert "1.2500" in done.stdout
     assert (folder / "comparison.csv").is_file()
     assert (folder / "comparison.png").is_file()
+    assert (folder / "comparison.html").is_file()
 
 
 def test_two_runs_are_compared(tmp_path):
@@ -73,7 +78,9 @@ def test_another_evaluation_is_compared_by_its_name(tmp_path):
     done = compare(tmp_path, "--evaluation", "evaluation_book")
     assert done.returncode == 0, done.stderr
     assert "1.2500" in done.stdout
-    assert {path.name for path in tmp_path.glob("*.*")} == {"comparison_book.csv", "comparison_book.png"}
+    assert {path.name for path in tmp_path.glob("*.*")} == {
+        f"comparison_book.{kind}" for kind in ("csv", "png", "html")
+    }
     done = compare(tmp_path)
     assert done.returncode == 2
     assert "none of its 2 runs holds a result in evaluation/" in done.stderr
