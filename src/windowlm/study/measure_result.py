@@ -1,6 +1,8 @@
 """What a measure of the study returns and its file holds."""
 
-from typing import Any, TypedDict
+from typing import Any
+
+from typing_extensions import TypedDict
 
 FORMAT = 1
 
