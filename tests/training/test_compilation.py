@@ -1,3 +1,4 @@
+import lightning.pytorch as pl
 import pytest
 import torch
 
@@ -5,6 +6,7 @@ from windowlm.model.config import ModelConfig
 from windowlm.model.decoder import Decoder
 from windowlm.training.calibration import calibrate
 from windowlm.training.compilation import hidden_states, is_compiled
+from windowlm.training.config import Precision
 from windowlm.training.device_batch import visibilities_on
 
 SHAPE = ModelConfig(layers=2, dim=16, heads=2, kv_heads=1, head_dim=8, feed_forward_dim=16, window=[4, None])
@@ -46,22 +48,22 @@ def test_the_compiled_decoder_computes_the_same(packed: bool, tokens: int) -> No
     assert all("_orig_mod" not in name for name in model.state_dict())
 
 
-def test_a_calibrated_window_warm_up_compiles_nothing_more() -> None:
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
+def test_a_run_compiles_nothing_that_its_calibration_did_not(precision: Precision) -> None:
     torch.manual_seed(0)
-    shape = ModelConfig(layers=2, dim=16, heads=2, kv_heads=1, head_dim=8, feed_forward_dim=16, window=16)
+    shape = ModelConfig(layers=1, dim=16, heads=2, kv_heads=1, head_dim=8, feed_forward_dim=16, window=16)
     model = Decoder(shape, 20)
     tokens_BT = torch.randint(20, (2, 24))
-    batch = {
-        "tokens_BT": tokens_BT,
-        "targets_BT": tokens_BT.roll(-1, 1),
-        "documents_BT": torch.zeros(2, 24, dtype=torch.int32),
-        "positions_BT": torch.arange(24).repeat(2, 1),
-    }
-    calibrate(model, batch, "32-true", CPU, compiled=True, window_limits=(4, 8, None))
+    batch = {"tokens_BT": tokens_BT, "targets_BT": tokens_BT.roll(-1, 1)}
+    calibrate(model, batch, precision, CPU, compiled=True, window_limits=(4, None))
+    if precision == "bf16-true":
+        model.to(torch.bfloat16)
     hidden = hidden_states(model, compiled=True)
-    for limit in (4, 8, None):
+    plugin = pl.Trainer(accelerator="cpu", precision=precision, logger=False).precision_plugin
+    for limit in (4, None):
         visibilities = visibilities_on(model, batch, CPU, limit)
-        with torch.compiler.set_stance("fail_on_recompile"):
-            hidden_BTD = hidden(tokens_BT, visibilities=visibilities)
-        expected_BTD = model.hidden(tokens_BT, visibilities=visibilities)
-        torch.testing.assert_close(hidden_BTD, expected_BTD, rtol=1e-4, atol=1e-5)
+        with plugin.forward_context():
+            with torch.compiler.set_stance("fail_on_recompile"):
+                hidden_BTD = hidden(tokens_BT, visibilities=visibilities)
+            expected_BTD = model.hidden(tokens_BT, visibilities=visibilities)
+        torch.testing.assert_close(hidden_BTD, expected_BTD, rtol=0.1, atol=0.1)

@@ -1,18 +1,17 @@
 """Time and memory of one training batch, measured before the run that they predict."""
 
-import contextlib
 import copy
 import gc
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
+from lightning.pytorch.plugins.precision import HalfPrecision, MixedPrecision
 
 from windowlm.data.packing import UNSCORED
-from windowlm.evaluation.precision import AUTOCAST_DTYPES, WEIGHT_DTYPES
 from windowlm.model.decoder import Decoder
 from windowlm.training.compilation import hidden_states
 from windowlm.training.config import OptimizerConfig, Precision
@@ -112,20 +111,25 @@ def _forward_backward(
     model: Decoder, summed_loss: Callable[[], torch.Tensor], precision: Precision
 ) -> tuple[float, float]:
     device = next(model.parameters()).device
-    dtype = AUTOCAST_DTYPES.get(precision)
-    autocast: Any = torch.autocast(device.type, dtype) if dtype is not None else contextlib.nullcontext()
     started = _now(device)
     # As in a validation; training's own forward pass may hold a part of the backward.
-    with autocast, torch.no_grad():
+    with _forward_context(precision, device), torch.no_grad():
         model.eval()
         summed_loss()
     forward = _now(device) - started
     model.train()
     started = _now(device)
-    with autocast:
+    with _forward_context(precision, device):
         summed = summed_loss()
     summed.backward()  # type: ignore[no-untyped-call]
     return forward, _now(device) - started
+
+
+def _forward_context(precision: Precision, device: torch.device) -> AbstractContextManager[None]:
+    """Lightning's own, as compiled graphs are bound to the cache of autocast and to the default dtype too."""
+    if precision == "bf16-mixed" or precision == "16-mixed":
+        return MixedPrecision(precision, device.type).forward_context()
+    return HalfPrecision(precision).forward_context() if precision == "bf16-true" else nullcontext()
 
 
 def _now(device: torch.device) -> float:
