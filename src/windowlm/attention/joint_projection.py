@@ -3,18 +3,23 @@
 Shapes: N tokens of any leading dimensions, D input, O outputs of all maps together.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+# Up to here, putting the weights together costs more than one wide product saves.
+FEW_TOKENS = 32
+
 
 def project_jointly(hidden_ND: Tensor, layers: Sequence[nn.Linear]) -> tuple[Tensor, ...]:
-    """Apply each layer to the input; outputs are views of one tensor.
+    """Apply each layer to the input; outputs may be views of one tensor.
 
     The weights stay apart, as optimizers and checkpoints want them, and are put together for the product. One
     wide product is faster than several narrow ones, and the input's gradient need not be summed over them.
+    A few tokens without gradients, as in generation, take narrow products.
 
     Layers of another kind, such as those that multiply in float8, are applied one by one.
 
@@ -26,7 +31,8 @@ def project_jointly(hidden_ND: Tensor, layers: Sequence[nn.Linear]) -> tuple[Ten
         [..., outputs of the layer] for each layer.
     """
     assert all(layer.bias is None for layer in layers)
-    if any(type(layer) is not nn.Linear for layer in layers):
+    few_tokens = not torch.is_grad_enabled() and math.prod(hidden_ND.shape[:-1]) <= FEW_TOKENS
+    if few_tokens or any(type(layer) is not nn.Linear for layer in layers):
         return tuple(layer(hidden_ND) for layer in layers)
     weight_OD = torch.cat([layer.weight for layer in layers])
     return torch.split(F.linear(hidden_ND, weight_OD), [layer.out_features for layer in layers], dim=-1)
