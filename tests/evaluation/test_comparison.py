@@ -28,7 +28,7 @@ def make_run(folder, settings, *, reach=6, lengths=(4, 8), seed=0, ended=True, *
         evaluation = EvaluationConfig(context_lengths=list(lengths))
         model = ReachModel(11, reach=reach)
         swept = length_sweep(model, documents, one_byte_each(), evaluation, {**FACTS, **facts})
-        write_results(folder / "evaluation", *swept, b"plot")
+        write_results(folder / "evaluation", *swept, {"length.png": b"plot"})
     return read_run(folder)
 
 
