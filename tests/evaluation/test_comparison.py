@@ -16,7 +16,7 @@ from .fakes import ReachModel, one_byte_each, random_documents
 from .test_length_sweep import FACTS
 
 
-def make_run(folder, settings, *, reach=6, lengths=(4, 8), seed=0, ended=True, **facts):
+def make_run(folder, settings, *, reach=6, lengths=(4, 8), seed=0, ended=True, authors=None, **facts):
     """A run's folder as training leaves it, its model a fake one."""
     folder.mkdir(parents=True)
     (folder / "run.json").write_text("{}")
@@ -24,11 +24,11 @@ def make_run(folder, settings, *, reach=6, lengths=(4, 8), seed=0, ended=True, *
         json.dumps({**settings, "run_dir": str(folder), "logger": {"name": str(folder)}})
     )
     if ended:
-        documents = random_documents([60, 40, 50], seed=seed)
+        documents = random_documents([60, 40, 50], seed=seed, authors=authors)
         evaluation = EvaluationConfig(context_lengths=list(lengths))
         model = ReachModel(11, reach=reach)
         swept = length_sweep(model, documents, one_byte_each(), evaluation, {**FACTS, **facts})
-        write_results(folder / "evaluation", *swept, b"plot")
+        write_results(folder / "evaluation", *swept, {"length.png": b"plot"})
     return read_run(folder)
 
 
@@ -85,8 +85,25 @@ def test_the_paired_difference_is_second_minus_first_over_documents(tmp_path):
         ]
         assert pair.difference["mean"] == pytest.approx(sum(differences) / 3)
         assert pair.difference["low"] < pair.difference["mean"] < pair.difference["high"]
+        assert not pair.equivalence.equivalent
     same = paired_lengths(first, first)
+    assert all(pair.equivalence.equivalent for pair in same)
     assert all((p.difference["mean"], p.difference["low"], p.difference["high"]) == (0, 0, 0) for p in same)
+
+
+def test_documents_of_one_author_are_one_pair(tmp_path):
+    runs = [
+        make_run(tmp_path / str(reach), settings_of(reach), reach=reach, authors=["A", "B", "A"])
+        for reach in (2, 8)
+    ]
+    for pair in paired_lengths(*runs):
+        c, differences = str(pair.context_length), []
+        for author in "AB":
+            one, two = ([d for d in run.result["documents"] if d["author"] == author] for run in runs)
+            nats = sum(d["nats"][c] for d in two) - sum(d["nats"][c] for d in one)
+            differences.append(nats / math.log(2) / sum(d["bytes"] for d in one))
+        assert pair.difference["pairs"] == 2
+        assert pair.difference["mean"] == pytest.approx(sum(differences) / 2)
 
 
 def test_documents_are_paired_by_hash_not_by_place(tmp_path):

@@ -176,3 +176,20 @@ def test_lengths_beyond_the_documents_leave_the_earlier_result(run):
 def test_an_unknown_device_is_named(run):
     with pytest.raises(UserError, match=r"^device=abacus: "):
         evaluate(run, device="abacus")
+
+
+def test_a_tokenizer_that_is_not_the_trainings_is_refused(run):
+    path = run / "model" / "config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps(config | {"tokenizer_identity": "another"}))
+    with pytest.raises(UserError, match=r"^checkpoint=.*the tokenizer in .* is not that of its training"):
+        evaluate(run)
+    assert not (run / "evaluation").exists()
+
+
+def test_a_damaged_earlier_result_is_kept_and_not_overwritten(run):
+    (run / "evaluation").mkdir()
+    (run / "evaluation" / "length.json").write_text("{")
+    evaluate(run)
+    assert (run / "evaluation" / "earlier" / "001" / "length.json").read_text() == "{"
+    assert read_result(run)["rows"]

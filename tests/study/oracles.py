@@ -80,18 +80,21 @@ class InductionModel(OneHotModel):
         return found
 
 
-class TextDocuments(MemoryDocuments):
-    """Documents of bytes."""
-
-    def __init__(self, texts, authors=None):
-        super().__init__([list(text.encode()) for text in texts], end_mark=255, authors=authors)
-
-
-def scored(model, texts, lengths=(64, 256), authors=None, max_targets=None, training_length=4096, **settings):
+def scored(
+    model,
+    texts,
+    lengths=(64, 256),
+    authors=None,
+    max_targets=None,
+    training_length=4096,
+    tokenizer=None,
+    **settings,
+):
     """A subject, its documents and its result."""
-    documents = TextDocuments(texts, authors)
+    tokenizer = tokenizer or BytesTokenizer()
+    encoded = [tokenizer.encode(text) for text in texts]
+    documents = MemoryDocuments(encoded, end_mark=tokenizer.end_of_document, authors=authors)
     evaluation = EvaluationConfig(context_lengths=list(lengths), max_targets=max_targets, **settings)
-    tokenizer = BytesTokenizer()
     result, _, losses = length_sweep(model, documents, tokenizer.token_bytes_V, evaluation, FACTS)
     by_hash = {documents.document_hash(number): text for number, text in enumerate(texts)}
     subject = Subject(

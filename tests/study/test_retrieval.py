@@ -10,6 +10,8 @@ from tests.evaluation.fakes import UniformModel
 from windowlm.study.forced_choice import forced_choice, question
 from windowlm.study.pasted_spans import pasted, pasted_spans
 from windowlm.study.places import character_start, draw_places
+from windowlm.tokenization.tokenizer import BytePairTokenizer
+from windowlm.tokenization.training import train_bpe
 
 from .oracles import InductionModel, letters, scored
 
@@ -144,3 +146,24 @@ def test_results_do_not_depend_on_the_batch_size():
     )
     assert one == many
     assert np.isfinite(one[0]["saved"])
+
+
+def test_tokens_of_several_bytes_are_measured_by_their_bytes():
+    texts = [("größe und weite, " + letters(12, seed, "abc ")) * 90 for seed in range(3)]
+    tokenizer = BytePairTokenizer(train_bpe(texts, 320, "<end>"), "<end>")
+    model = UniformModel(tokenizer.vocabulary_size)
+    subject = scored(model, texts, lengths=(8, 16), max_targets=48, tokenizer=tokenizer)[0]
+    assert subject.window_bytes > subject.training_length
+    found = pasted_spans(subject, [64, 256], span=64, places=2, window=600, seed=0)
+    assert {row["saved"] for row in found["rows"]} == {0.0}
+    places, _ = draw_places(subject, 600, 64, 2, 0)
+    nats = byte_count = 0
+    for place in places:
+        tokens = tokenizer.encode(place.behind.decode())
+        starts = np.cumsum(tokenizer.token_bytes_V[tokens]) - tokenizer.token_bytes_V[tokens]
+        nats += math.log(tokenizer.vocabulary_size) * (starts >= 16).sum()
+        byte_count += tokenizer.token_bytes_V[tokens][starts >= 16].sum()
+    natural = next(row for row in found["rows"] if row["span"] == "natural")
+    assert natural["nats_per_byte_without"] == pytest.approx(nats / byte_count, rel=0.05)
+    choice = forced_choice(subject, [256], [0.0], places=2, window=1024, seed=0)
+    assert choice["rows"][0]["right"] == pytest.approx(0.1)

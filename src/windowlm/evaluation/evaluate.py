@@ -156,6 +156,12 @@ def evaluate_checkpoint(
     from rich.console import Console
 
     bundle = load(checkpoint, device_named(device))
+    if bundle.tokenizer.identity != bundle.config["tokenizer_identity"]:
+        raise UserError(
+            f"checkpoint={checkpoint}: the tokenizer in {bundle.folder} is not that of its training "
+            f"({bundle.tokenizer.identity}, then {bundle.config['tokenizer_identity']}), so that its tokens "
+            "would mean something else; restore the tokenizer's files, or train again"
+        )
     documents, source_identity = scored_documents(bundle, evaluation.split, data)
     facts = RunFacts(
         training_length=bundle.config["sequence_length"],

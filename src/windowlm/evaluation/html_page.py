@@ -56,7 +56,7 @@ class _Specifications:
     def add(self, chart: Any) -> str:
         name = f"chart-{len(self.by_id) + 1}"
         styled = chart.properties(width="container", height=260)
-        styled = styled.configure_legend(orient="bottom", labelLimit=400, columns=2).configure_view(
+        styled = styled.configure_legend(orient="bottom", labelLimit=400, columns=1).configure_view(
             stroke="#ccc"
         )
         specification = styled.to_dict()

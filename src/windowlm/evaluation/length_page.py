@@ -144,7 +144,11 @@ def _equality(result: LengthResult) -> list[str]:
         return [f"No shorter context is shown to be equal to {longest:,} within {margin} bits per byte."]
     return [
         f"Equal to {longest:,} within {margin} bits per byte (two one-sided tests, Holm over the lengths): "
-        f"context {', '.join(equal)}. Of the others equality is not shown, which does not show a difference."
+        f"context {', '.join(equal)}."
+        + (
+            " Of the others equality is not shown, which does not show a difference."
+            * (len(equal) < len(known))
+        )
     ]
 
 

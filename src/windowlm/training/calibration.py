@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch.plugins.precision import HalfPrecision, MixedPrecision
 
 from windowlm.data.packing import UNSCORED
+from windowlm.evaluation.precision import WEIGHT_DTYPES
 from windowlm.model.decoder import Decoder
 from windowlm.training.compilation import hidden_states
 from windowlm.training.config import OptimizerConfig, Precision
