@@ -8,7 +8,8 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "windowlm"
 
 # What each package may import of the project besides itself. Every package but attention may import errors,
-# atomic_write, setting_text and json_text; a package's config module may be imported by the composed configuration.
+# atomic_write, setting_text and json_text; a package's config module may be imported by the composed
+# configuration.
 ALLOWED = {
     "attention": set(),
     "model": {"attention"},
