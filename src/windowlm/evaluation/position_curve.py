@@ -8,9 +8,9 @@ Shape letters: N targets.
 """
 
 import math
+from typing import TypedDict
 
 import numpy as np
-from typing_extensions import TypedDict
 
 from windowlm.evaluation.target_losses import TargetLosses
 

@@ -1,8 +1,6 @@
 """What a measure of the study returns and its file holds."""
 
-from typing import Any
-
-from typing_extensions import TypedDict
+from typing import Any, TypedDict
 
 FORMAT = 1
 
