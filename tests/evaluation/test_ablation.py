@@ -8,6 +8,7 @@ from scipy.stats import ttest_ind
 
 from windowlm.errors import UserError
 from windowlm.evaluation.ablation import BASE, effects, holm, read_cells
+from windowlm.evaluation.result import FORMAT
 
 
 def make_run(folder, settings, bits, *, seed=0, targets_hash="same", rows=((1.0, 100, 4.0), (3.0, 300, 2.0))):
@@ -26,7 +27,7 @@ def make_run(folder, settings, bits, *, seed=0, targets_hash="same", rows=((1.0,
     )
     if bits is not None:
         result = {
-            "format": 1,
+            "format": FORMAT,
             "rows": [
                 {"context_length": 4, "bits_per_byte": 9.0},
                 {"context_length": 8, "bits_per_byte": bits},
