@@ -1,7 +1,6 @@
 """What each change of a sweep gives: its runs over seeds against those of the base, p-values corrected."""
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,7 +68,7 @@ class Effect:
     Attributes:
         cell: the cell.
         difference: its mean minus the base's; None where one has no score.
-        p: of Welch's test, two-sided; None with fewer than two scores on a side.
+        p: of Welch's test, two-sided; None with fewer than two scores on a side, or without any spread.
         p_holm: the same after Holm's correction over all cells that have one.
     """
 
@@ -128,11 +127,9 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def _p(scores: Sequence[float], base: Sequence[float]) -> float | None:
     if min(len(scores), len(base)) < 2:
         return None
-    p = float(ttest_ind(scores, base, equal_var=False).pvalue)
-    if not math.isnan(p):
-        return p
-    # Without any spread on either side the test has nothing to divide by.
-    return 1.0 if scores[0] == base[0] else 0.0
+    if len({*scores}) == len({*base}) == 1:
+        return None  # without any spread there is nothing to measure a difference by
+    return float(ttest_ind(scores, base, equal_var=False).pvalue)
 
 
 def _compared(settings: Mapping[str, Any]) -> dict[str, Any]:
