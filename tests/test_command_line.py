@@ -93,7 +93,7 @@ def test_defaults_are_composed_and_the_run_gets_a_folder_of_its_own(recorder: Re
         (["model.foo=1"], "model has layers, dim", None),
         (["optimizer=3"], "optimizer=3: allowed is adamw", None),
         (["optimizer=null"], "optimizer=null: allowed is adamw; leave optimizer away", None),
-        (["experiment=null"], "experiment=null: allowed is window_sweep; leave experiment away", None),
+        (["experiment=null"], "ablation_plain, books_300s, window_sweep; leave experiment away", None),
         (["-m", "model=tiny,null"], "model=null: allowed is base, small, tiny; leave model away", None),
         (["trainer.max_steps=10,20"], "several values make a sweep, which starts with -m", None),
         (["tokenizer=file"], "tokenizer.path=null: kind=file", "tokenizer.path=tokenizer.json"),

@@ -113,6 +113,22 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> Bundle:
     return Bundle(model.to(device).eval(), tokenizer, config, folder)
 
 
+def device_named(name: str) -> torch.device:
+    """The device of a command's settings; ``auto`` is a GPU where there is one.
+
+    Raises:
+        UserError: there is no such device here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError):
+        raise UserError(f"device={name}: there is no such device here; try device=auto") from None
+    return device
+
+
 def _model_folder(path: Path) -> Path:
     if not path.is_dir():
         raise UserError(

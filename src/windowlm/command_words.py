@@ -36,7 +36,9 @@ def for_hydra(word: str, settings: Mapping[str, Setting], *, sweep: bool, sparse
     if (sparse or setting.under_nullable) and not key.startswith("+") and not setting.is_group:
         # Add it where the composed YAML lacks it: there may be null where this setting's group would be.
         key = f"++{key}"
-    if setting.is_text and value not in ("", "null", "???"):
+    if setting.verbatim:
+        value = _in_quotes(_without_interpolation(value))
+    elif setting.is_text and value not in ("", "null", "???"):
         swept = sweep and "," in value and setting.key != NEVER_SWEPT and not os.path.exists(value)
         if swept and not SWEEP_SYNTAX.match(value):
             value = ",".join(_quoted(text) for text in value.split(","))
@@ -99,10 +101,15 @@ def _quoted(text: str) -> str:
     exists = os.path.lexists(text)
     if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"" and not exists:
         text = text[1:-1]
-    if not exists:
-        text = os.path.expanduser(text)
-    elif "${" in text:
-        text = re.sub(r"(\\*)\$\{", lambda match: match[1] * 2 + "\\${", text)
+    return _in_quotes(_without_interpolation(text) if exists else os.path.expanduser(text))
+
+
+def _without_interpolation(text: str) -> str:
+    """The text with ``${`` escaped, which OmegaConf would look up."""
+    return re.sub(r"(\\*)\$\{", lambda match: match[1] * 2 + "\\${", text)
+
+
+def _in_quotes(text: str) -> str:
     # A backslash is an escape only before a quote or at the end; elsewhere it stands for itself.
-    escaped = re.sub(r"(\\*)('|$)", lambda match: match[1] * 2 + ("\\'" if match[2] else ""), text)
+    escaped = re.sub(r"(\\*)('|\Z)", lambda match: match[1] * 2 + ("\\'" if match[2] else ""), text)
     return f"'{escaped}'"

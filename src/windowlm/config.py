@@ -18,6 +18,7 @@ from windowlm.attention.picture import AttentionPicture
 from windowlm.data.config import DataConfig
 from windowlm.errors import UserError
 from windowlm.evaluation.config import EvaluationConfig, ScoredDataConfig
+from windowlm.generation.config import SamplingConfig
 from windowlm.model.config import ModelConfig
 from windowlm.setting_text import flattened, setting_text
 from windowlm.tokenization.config import TokenizerConfig
@@ -135,6 +136,44 @@ class EvaluateConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class GenerateConfig(SamplingConfig):
+    """Settings of ``python scripts/generate.py``.
+
+    Args:
+        checkpoint: run folder, or a model folder with its safetensors, config and tokenizer.
+        prompt: text to continue, as it stands.
+        prompt_file: file that holds the text; ``-`` is standard input, as is no prompt at all.
+        prompts_file: JSON lines with a ``prompt`` each, answered by JSON lines; ``-`` is standard input.
+        batch_size: prompts of ``prompts_file`` that are served together.
+        device: ``auto`` takes a GPU where there is one.
+        precision: of weights and cache.
+    """
+
+    checkpoint: str
+    prompt: str | None = field(default=None, metadata={"verbatim": True})
+    prompt_file: str | None = None
+    prompts_file: str | None = None
+    batch_size: int = 16
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["32-true", "bf16-true"] = "32-true"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        given = [
+            name for name in ("prompt", "prompt_file", "prompts_file") if getattr(self, name) is not None
+        ]
+        if len(given) > 1:
+            raise ValueError(
+                f"{given[1]}={getattr(self, given[1])}: {given[0]} is given too, and prompts come from one "
+                f"place; try {given[1]}=null"
+            )
+        if self.prompt == "":
+            raise ValueError("prompt=: it is empty, and the model continues a text; try prompt=The")
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size={self.batch_size}: must be at least 1; try batch_size=16")
+
+
+@dataclass(frozen=True, kw_only=True)
 class ShowAttentionConfig(AttentionPicture):
     """Settings of ``python scripts/show_attention.py``.
 
@@ -168,12 +207,14 @@ class Setting:
         kind: type annotation.
         default: of its dataclass; MISSING where a value must be given.
         under_nullable: a group above it may be null, so that the composed YAML may lack it.
+        verbatim: a text that is taken as it stands, quotes and ``~`` included, as no path would be.
     """
 
     key: str
     kind: Any
     default: Any
     under_nullable: bool
+    verbatim: bool
 
     @property
     def is_group(self) -> bool:
@@ -183,7 +224,7 @@ class Setting:
     @property
     def is_text(self) -> bool:
         """Whether its value is free text, such as a path."""
-        return str in (self.kind, *get_args(self.kind))
+        return get_origin(self.kind) is not list and str in (self.kind, *get_args(self.kind))
 
 
 def settings_of(config_type: type, prefix: str = "", under_nullable: bool = False) -> dict[str, Setting]:
@@ -192,7 +233,8 @@ def settings_of(config_type: type, prefix: str = "", under_nullable: bool = Fals
     hints = get_type_hints(config_type)
     for entry in fields(config_type):
         key, kind = prefix + entry.name, hints[entry.name]
-        found.setdefault(key, Setting(key, kind, _default(entry), under_nullable))
+        verbatim = bool(entry.metadata.get("verbatim"))
+        found.setdefault(key, Setting(key, kind, _default(entry), under_nullable, verbatim))
         for choice in _dataclasses(kind):
             nullable = under_nullable or choice is not kind
             for name, setting in settings_of(choice, f"{key}.", nullable).items():

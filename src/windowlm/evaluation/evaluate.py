@@ -8,10 +8,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import nn
 
-from windowlm.bundle import MODEL_FOLDER, load
+from windowlm.bundle import MODEL_FOLDER, device_named, load
 from windowlm.errors import UserError
 from windowlm.evaluation.config import EvaluationConfig
 from windowlm.evaluation.length_sweep import length_sweep
@@ -88,7 +87,7 @@ def evaluate_checkpoint(
     """
     from rich.console import Console
 
-    bundle = load(checkpoint, _device(device))
+    bundle = load(checkpoint, device_named(device))
     documents, source_identity = scored_documents(bundle, evaluation.split, data)
     facts = RunFacts(
         training_length=bundle.config["sequence_length"],
@@ -119,14 +118,3 @@ def _check_writable(folder: Path) -> None:
     if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
         reason = "may not be written" if nearest.is_dir() else "is a file"
         raise UserError(f"output_dir={folder}: {nearest} {reason}; give a folder that can be written")
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError):
-        raise UserError(f"device={name}: there is no such device here; try device=auto") from None
-    return device
