@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save
 
 from windowlm.atomic_write import json_bytes, write_atomically
 from windowlm.errors import UserError
+from windowlm.json_text import parse_json
 from windowlm.model.config import ModelConfig
 from windowlm.model.cost import model_cost
 from windowlm.model.decoder import Decoder
@@ -147,7 +148,7 @@ def _model_folder(path: Path) -> Path:
 def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG_NAME
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = parse_json(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{path}: not JSON: {error}") from None
     if not isinstance(config, dict) or config.get("format") != FORMAT:

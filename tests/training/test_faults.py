@@ -12,7 +12,7 @@ import pytest
 
 from tests.training.runs import begin, record, rows, steps_saved
 from windowlm.errors import UserError
-from windowlm.training import checkpoint_io, metrics_log
+from windowlm.training import checkpoint_io, metrics_log, run
 from windowlm.training.checkpoint_io import damage
 from windowlm.training.lightning_module import LanguageModelModule
 from windowlm.training.run_folder import RunFolder
@@ -274,3 +274,29 @@ def test_a_folder_mounted_read_only_stops_the_run(
     subprocess.run(["mount", "-o", "remount,rw", str(small_disk)], check=True)
     assert start(folder, checkpoint=EVERY_STEP) == 0
     assert rows(folder) == rows(uninterrupted)
+
+
+@pytest.mark.parametrize("killed_at", ["run.json", "config.json", "metrics.jsonl"])
+def test_a_run_killed_while_it_began_begins_again(
+    killed_at: str, start: Start, uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "run"
+    replace = Path.replace
+
+    def ending(self: Path, target: Path) -> Path:
+        if target.name == killed_at:
+            shutil.copy(self, self.with_name(f"{self.name}1"))  # what a kill leaves
+            raise KeyboardInterrupt
+        return replace(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", ending)
+        patch.setattr(run.TrainingRun, "_end", lambda *_: None)
+        if killed_at == "metrics.jsonl":
+            patch.setattr(run.MetricsLog, "cut_back", lambda self, step: ending(self.path, self.path))
+            patch.setattr(shutil, "copy", lambda *_: None)
+        with pytest.raises((KeyboardInterrupt, SystemExit)):
+            start(folder, checkpoint=EVERY_STEP)
+    assert start(folder, checkpoint=EVERY_STEP) == 0
+    assert rows(folder) == rows(uninterrupted)
+    assert not list(folder.rglob(".*.partial-*"))

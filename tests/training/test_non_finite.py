@@ -2,7 +2,9 @@
 
 import copy
 import itertools
+import runpy
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,8 +12,9 @@ from typing import Any
 import pytest
 import torch
 
-from tests.conftest import run_script
+from tests.conftest import PROJECT
 from tests.training.runs import begin, record, rows
+from windowlm.errors import exit_status
 from windowlm.training.checkpoint_io import AtomicCheckpointIO
 from windowlm.training.lightning_module import LanguageModelModule
 from windowlm.training.non_finite import NonFiniteError
@@ -50,6 +53,13 @@ def make_not_finite(
         return loss
 
     monkeypatch.setattr(LanguageModelModule, "training_step", spoiled)
+
+
+def replay(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    """Status of the script, in this process."""
+    monkeypatch.setattr(sys, "argv", ["replay_batch.py", *arguments])
+    main = runpy.run_path(str(PROJECT / "scripts" / "replay_batch.py"))["main"]
+    return exit_status(main)
 
 
 def state_of(folder: Path) -> dict[str, Any]:
@@ -162,6 +172,7 @@ def test_a_step_is_replayed(
     start: Start,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     folder = tmp_path / "run"
     losses: list[float] = []
@@ -176,18 +187,17 @@ def test_a_step_is_replayed(
     make_not_finite(monkeypatch, {3}, "gradient")
     with pytest.raises(NonFiniteError):
         start(folder, precision=precision)
-    done = run_script(
-        "scripts/replay_batch.py", str(folder / "replay" / "step_3.ckpt"), *options, cwd=tmp_path
-    )
-    assert done.returncode == 0, done.stderr
-    assert "weights       finite" in done.stdout
-    assert "first output  all finite" in done.stdout
+    capsys.readouterr()
+    assert replay(monkeypatch, str(folder / "replay" / "step_3.ckpt"), *options) == 0
+    screen = capsys.readouterr().out
+    assert "weights       finite" in screen
+    assert "first output  all finite" in screen
     if not options:
-        assert f"batch 2       loss {losses[2]:.6g}, 0 of " in done.stdout
+        assert f"batch 2       loss {losses[2]:.6g}, 0 of " in screen
 
 
 def test_a_replay_names_what_is_not_finite(
-    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "run"
     training_step = LanguageModelModule.training_step
@@ -201,9 +211,9 @@ def test_a_replay_names_what_is_not_finite(
     monkeypatch.setattr(LanguageModelModule, "training_step", spoiled)
     with pytest.raises(NonFiniteError):
         start(folder)
-    done = run_script("scripts/replay_batch.py", str(folder / "replay" / "step_3.ckpt"), cwd=tmp_path)
-    assert "weights       not finite: final_norm.weight" in done.stdout
-    assert "first output  final_norm is the first that is not finite" in done.stdout
-    wrong = run_script("scripts/replay_batch.py", str(folder / "run.json"), cwd=tmp_path)
-    assert wrong.returncode == 2
-    assert "Traceback" not in wrong.stderr
+    assert replay(monkeypatch, str(folder / "replay" / "step_3.ckpt")) == 0
+    screen = capsys.readouterr().out
+    assert "weights       not finite: final_norm.weight" in screen
+    assert "first output  final_norm is the first that is not finite" in screen
+    assert replay(monkeypatch, str(folder / "run.json")) == 2
+    assert "run.json: damaged" in capsys.readouterr().err

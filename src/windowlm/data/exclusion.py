@@ -1,6 +1,5 @@
 """Leaves documents out by author and title."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +7,7 @@ from numpy.typing import NDArray
 
 from windowlm.data.errors import DataError
 from windowlm.data.text_store import TextStore
+from windowlm.json_text import parse_json
 
 
 def excluded_documents(path: str, texts: TextStore) -> NDArray[np.bool_]:
@@ -27,7 +27,7 @@ def excluded_documents(path: str, texts: TextStore) -> NDArray[np.bool_]:
         DataError: The file is missing or not such a list, or it names authors and no document has one.
     """
     try:
-        entries = json.loads(Path(path).expanduser().read_text(encoding="utf-8"))
+        entries = parse_json(Path(path).expanduser().read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DataError(f"data.exclude={path!r}: not a readable JSON file: {error}") from error
     wanted: set[tuple[str | None, str | None]] = set()

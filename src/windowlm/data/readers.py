@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import glob
 import gzip
-import json
+import io
+import os
 import shlex
 import zlib
 from collections.abc import Iterable, Iterator
@@ -12,13 +14,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
+import pyarrow.parquet
 from datasets import load_dataset
 
 from windowlm.data.arrow_store import quiet_datasets
 from windowlm.data.errors import DataError
+from windowlm.json_text import parse_json
 
 _CHUNK_CHARACTERS = 1 << 20
 _ROWS_AT_ONCE = 64
+# Text shrinks to a fifth or so; what unpacks to more than this is not text, but may fill memory and disk.
+_MOST_UNPACKED = 200
+_ALWAYS_UNPACKED_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -68,9 +75,11 @@ def json_rows(path: Path) -> Iterator[dict[str, Any]]:
             if not line.strip():
                 continue
             try:
-                row = json.loads(line.removeprefix("\ufeff"))
-            except json.JSONDecodeError as error:
-                raise DataError(f"data.path: {str(path)!r} line {number} is not JSON: {error.msg}") from error
+                row = parse_json(line.removeprefix("\ufeff"))
+            except ValueError as error:
+                raise DataError(
+                    f"data.path: {str(path)!r} line {number} is not JSON: {getattr(error, 'msg', error)}"
+                ) from error
             if not isinstance(row, dict):
                 raise DataError(f"data.path: {str(path)!r} line {number} is not a JSON object")
             yield row
@@ -86,11 +95,16 @@ def parquet_rows(files: str) -> Iterator[dict[str, Any]]:
         DataError: A local file is not parquet or cannot be read.
     """
     try:
+        if not files.startswith("hf://"):
+            for path in glob.glob(files):
+                _refuse_parquet_bomb(path)
         with quiet_datasets():
             rows = load_dataset(
                 "parquet", data_files=[files], split="train", streaming=True, batch_size=_ROWS_AT_ONCE
             )
             yield from rows
+    except DataError:
+        raise
     except (ValueError, OSError) as error:  # pyarrow's errors and those of datasets are of these
         if files.startswith("hf://"):
             raise
@@ -124,8 +138,44 @@ def text_of(row: dict[str, Any], column: str, place: str) -> str:
 
 def _open_text(path: Path) -> TextIO:
     if path.suffix.lower() == ".gz":
-        return gzip.open(path, "rt", encoding="utf-8", newline="")
+        return io.TextIOWrapper(_BoundedGzip(path), encoding="utf-8", newline="")
     return path.open(encoding="utf-8", newline="")
+
+
+class _BoundedGzip(gzip.GzipFile):
+    """A gzip file that is refused once it holds far more than text packs into one of its size."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, "rb")
+        self._path = path
+        self._most = max(_ALWAYS_UNPACKED_BYTES, _MOST_UNPACKED * path.stat().st_size)
+
+    def read1(self, size: int = -1) -> bytes:
+        """Some bytes.
+
+        Raises:
+            DataError: the file unpacks to too much.
+        """
+        content = super().read1(size)
+        if self.tell() > self._most:
+            raise _bomb(self._path)
+        return content
+
+
+def _bomb(path: str | Path) -> DataError:
+    return DataError(
+        f"data.path: {str(path)!r} unpacks to more than {_MOST_UNPACKED} times its size, which no text does; "
+        "if it is meant, unpack it first"
+    )
+
+
+def _refuse_parquet_bomb(path: str) -> None:
+    """Raise DataError where a local parquet file holds far more than text packs into one of its size."""
+    size = os.path.getsize(path)
+    metadata = pyarrow.parquet.read_metadata(path)
+    unpacked = sum(metadata.row_group(number).total_byte_size for number in range(metadata.num_row_groups))
+    if unpacked > max(_ALWAYS_UNPACKED_BYTES, _MOST_UNPACKED * size):
+        raise _bomb(path)
 
 
 @contextmanager

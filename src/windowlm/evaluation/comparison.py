@@ -1,6 +1,5 @@
 """Evaluated runs side by side: what differs in their settings and in their losses."""
 
-import json
 import re
 import shlex
 from collections.abc import Iterator, Sequence
@@ -12,6 +11,7 @@ from windowlm.errors import UserError
 from windowlm.evaluation.paired_difference import paired_difference
 from windowlm.evaluation.result import Interval, LengthResult, bits_per_byte, interval
 from windowlm.evaluation.result_files import OWN_EVALUATION, RESULT_NAME, evaluate_command, read_result
+from windowlm.json_text import parse_json
 from windowlm.setting_text import flattened
 
 # Where a run goes and how it is logged does not change what it learns.
@@ -170,7 +170,7 @@ def _settings(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{path}: not JSON: {error}") from None
     return flattened(content) if isinstance(content, dict) else {}

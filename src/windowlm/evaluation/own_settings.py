@@ -1,12 +1,12 @@
 """The evaluation settings of a finished run, for those that a second evaluation does not give."""
 
-import json
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from windowlm.errors import UserError
 from windowlm.evaluation.config import EvaluationConfig
+from windowlm.json_text import parse_json
 
 
 def with_own_settings(values: dict[str, Any]) -> dict[str, Any]:
@@ -37,7 +37,7 @@ def _own_settings(checkpoint: Path) -> dict[str, Any]:
     known = {field.name for field in fields(EvaluationConfig)}
     for path in (checkpoint / "config.json", checkpoint.parent / "config.json"):
         try:
-            settings = json.loads(path.read_text(encoding="utf-8"))
+            settings = parse_json(path.read_text(encoding="utf-8"))
         except OSError:
             continue
         except ValueError as error:

@@ -2,17 +2,19 @@
 
 import csv
 import io
-import json
 import re
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from windowlm.atomic_write import json_bytes, write_atomically
 from windowlm.errors import UserError
 from windowlm.evaluation.result import FORMAT, LengthResult
 from windowlm.evaluation.targets import TargetSet
+from windowlm.json_text import parse_json
 
 RESULT_NAME = "length.json"
 OWN_EVALUATION = "evaluation"
@@ -84,9 +86,10 @@ def read_result(run: Path, evaluation: str = OWN_EVALUATION) -> LengthResult:
     if not path.is_file():
         raise UserError(f"{path}: there is no such file, so this run is not evaluated{advice}")
     try:
-        result: LengthResult = json.loads(path.read_text(encoding="utf-8"))
+        result: LengthResult = parse_json(path.read_text(encoding="utf-8"))
+        TypeAdapter(LengthResult).validate_python(result)
         complete = result["format"] == FORMAT and bool(result["rows"]) and bool(result["documents"])
-    except (ValueError, KeyError, TypeError):
+    except ValueError:  # ValidationError is one
         complete = False
     if not complete:
         raise UserError(f"{path}: damaged, or not the result of an evaluation of this version{advice}")

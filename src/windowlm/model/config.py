@@ -9,6 +9,7 @@ from windowlm.attention.config import BackendName, RotaryConfig
 
 Entry = TypeVar("Entry")
 LONGEST_NGRAM = 16
+LARGEST_WINDOW = 2**31 - 1  # positions are 32-bit on some backends
 Activation = Literal["swiglu", "relu_squared"]
 
 
@@ -129,6 +130,11 @@ class ModelConfig:
         if isinstance(self.window, list) and not self.window:
             raise ValueError("window=[]: a pattern holds at least one entry; try window=256")
         for window in _pattern(self.window):
+            if window is not None and window > LARGEST_WINDOW:
+                raise ValueError(
+                    f"window={self.window}: no text is that long; allowed is at most {LARGEST_WINDOW}, or "
+                    "null for full causal attention; try window=null"
+                )
             if window is not None and window < 1:
                 raise ValueError(
                     f"window={self.window}: a window counts the keys a query sees, itself included, so it is "

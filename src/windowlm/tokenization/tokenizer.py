@@ -19,6 +19,7 @@ import numpy as np
 import tokenizers
 from numpy.typing import NDArray
 
+from windowlm.json_text import parse_json
 from windowlm.tokenization.training import BYTE_OF_CHARACTER, PRE_TOKENIZER
 
 # Without an explicit choice the library warns at every later fork, such as a data loader's workers.
@@ -81,7 +82,7 @@ class Tokenizer(ABC):
         path = Path(folder) / _DESCRIPTION
         if not path.is_file():
             raise ValueError(f"{str(folder)!r} holds no tokenizer: {_DESCRIPTION} is missing")
-        description = json.loads(path.read_text(encoding="utf-8"))
+        description = parse_json(path.read_text(encoding="utf-8"))
         match description:
             case {"kind": "bytes"}:
                 return BytesTokenizer()

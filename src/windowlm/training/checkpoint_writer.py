@@ -44,11 +44,6 @@ class CheckpointWriter(pl.Callback):
         self.failed_writes = failed_writes
         self.best_bits_per_byte = math.inf
 
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Remove what a killed run was writing: each is as large as a checkpoint."""
-        for partial in self.folder.glob(".*.partial-*"):
-            partial.unlink()
-
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
         """Save where a save is due and no validation follows."""
         step, rest = divmod(pl_module.batches_trained, pl_module.accumulate_batches)

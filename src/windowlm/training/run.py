@@ -275,11 +275,13 @@ class TrainingRun:
             # A damaged state must not take the place of the good one before it when the next is saved.
             for path in self._damaged_checkpoints():
                 path.replace(path.with_name(DAMAGED))
-        self.folder.write_config(config)
         wandb_id = self.start.wandb_id
         if config.logger.kind == "wandb":
             wandb_id = wandb_id or secrets.token_hex(4)
+        # The record comes first: a folder with anything else in it is not taken for a run's.
         self.folder.update_record(**facts, **record_of(config, "running"), wandb_id=wandb_id)
+        self.folder.remove_partial_files()
+        self.folder.write_config(config)
         self.begun = self.has_begun = True
         log = MetricsLog(self.folder.metrics)
         rows = log.cut_back(step) if self.start.continues else []

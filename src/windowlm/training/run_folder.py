@@ -13,6 +13,7 @@ from typing import Any, Literal
 from windowlm.atomic_write import json_bytes, write_atomically
 from windowlm.config import ConfigError, TrainConfig, settings_of
 from windowlm.errors import UserError
+from windowlm.json_text import parse_json
 from windowlm.setting_text import flattened, setting_text
 
 # In the folder of checkpoints: the last state of training, the one before it, the best, and a damaged one
@@ -50,7 +51,7 @@ SHARED_WITH_ORIGIN = (
 )
 
 # What Hydra may have written into a folder before its run began.
-WRITTEN_BEFORE_A_RUN = re.compile(r"\.hydra(-\d+)?|train\.log")
+WRITTEN_BEFORE_A_RUN = re.compile(r"\.hydra(-\d+)?|train\.log|\.run\.json\.partial-\d+")
 WRITTEN_BESIDE_RUNS = re.compile(r"\d+|multirun\.yaml|comparison.*\.(csv|png)")
 
 CONTENTS = {
@@ -110,7 +111,7 @@ class RunFolder:
         if not self.record.exists():
             return {}
         try:
-            record = json.loads(self.record.read_text(encoding="utf-8"))
+            record = parse_json(self.record.read_text(encoding="utf-8"))
         except (ValueError, OSError) as error:
             raise UserError(f"run_dir={self.path}: {self.record.name} cannot be read ({error})") from None
         if not isinstance(record, dict):
@@ -120,6 +121,11 @@ class RunFolder:
     def saved_states(self) -> tuple[Path, ...]:
         """The checkpoints that training can go on from, the newest first."""
         return tuple(path for name in (LAST, PREVIOUS) if (path := self.checkpoints / name).is_file())
+
+    def remove_partial_files(self) -> None:
+        """Remove what a killed run was writing: each may be as large as a checkpoint."""
+        for partial in self.path.rglob(".*.partial-*"):
+            partial.unlink(missing_ok=True)
 
     def update_record(self, **values: Any) -> None:
         """Change some entries of ``run.json``."""
@@ -161,6 +167,8 @@ def find_start(config: TrainConfig, path: Path) -> Start:
         return Start(checkpoints=_foreign_checkpoints(config, Path(config.resume)))
     if not record:
         return Start()
+    if not folder.config.exists() and not folder.saved_states():
+        return Start(continues=True, wandb_id=record.get("wandb_id"))  # killed as it began
     _refuse_changes(config, folder)
     finished = record.get("status") == "finished" and record.get("budget") == _budget(config)
     return Start(
@@ -265,7 +273,7 @@ def _refuse_changes(config: TrainConfig, folder: RunFolder) -> None:
 def _changes(config: TrainConfig, folder: RunFolder) -> Iterator[tuple[str, str, str]]:
     """Each setting that differs from that of the run in ``folder``, as text: key, new value, old value."""
     try:
-        settings = json.loads(folder.config.read_text(encoding="utf-8"))
+        settings = parse_json(folder.config.read_text(encoding="utf-8"))
         if not isinstance(settings, dict):
             raise ValueError("it is no object")
     except (ValueError, OSError) as error:

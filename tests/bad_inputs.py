@@ -1,0 +1,466 @@
+"""A table of wrong inputs: settings, command lines, data, tokenizers, checkpoints, results.
+
+An entry is a name, what to make in the working folder, and the words of the command.
+"""
+
+import gzip
+import hashlib
+import io
+import json
+import os
+import pickle
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+Make = Callable[[Path], Any]
+
+
+@dataclass(frozen=True)
+class BadInput:
+    """One wrong input.
+
+    Args:
+        name: of the test.
+        words: of the command line.
+        said: what the message must hold.
+        make: writes files into the working folder, which holds `books/` with good text and `run/`, a finished
+            run.
+        command: train, evaluate or compare.
+    """
+
+    name: str
+    words: tuple[str, ...]
+    said: str
+    make: Make = lambda folder: None
+    command: str = "train"
+
+
+AT_LEAST_ONE = (
+    "model.layers",
+    "model.heads",
+    "model.head_dim",
+    "model.feed_forward_dim",
+    "data.sequence_length",
+    "data.batch_size",
+    "trainer.max_steps",
+    "trainer.max_tokens",
+    "trainer.accumulate_batches",
+    "trainer.log_every_n_steps",
+    "checkpoint.every_n_steps",
+    "evaluation.batch_tokens",
+)
+ABOVE_ZERO = ("optimizer.lr", "optimizer.epsilon", "trainer.max_seconds", "trainer.max_time")
+SHARES = ("optimizer.warmup_fraction", "optimizer.final_lr_fraction", "data.validation_fraction")
+CHOICES = (
+    "precision",
+    "trainer.device",
+    "trainer.loss",
+    "trainer.compile",
+    "optimizer.kind",
+    "optimizer.schedule",
+    "logger.kind",
+    "logger.mode",
+    "tokenizer.kind",
+    "data.name",
+    "evaluation.split",
+    "evaluation.precision",
+    "checkpoint.on_failed_write",
+    "model.activation",
+)
+SWITCHES = ("model.output_gate", "model.learned_sinks", "data.document_masking", "plan")
+
+
+def settings() -> Iterator[BadInput]:
+    """Values that no setting of the kind takes."""
+    for key in AT_LEAST_ONE:
+        for value in ("0", "1.5", "abc", "true"):
+            yield BadInput(f"{key}={value}", (f"{key}={value}",), key)
+    for key in ABOVE_ZERO:
+        for value in ("0", "inf", "nan", "abc", "[1]"):
+            yield BadInput(f"{key}={value}", (f"{key}={value}",), key)
+    for key in SHARES:
+        for value in ("-0.1", "1.5", "abc", "true"):
+            yield BadInput(f"{key}={value}", (f"{key}={value}",), key)
+    for key in CHOICES:
+        for value in ("nothing", "3", "[a]"):
+            yield BadInput(f"{key}={value}", (f"{key}={value}",), key)
+    for key in SWITCHES:
+        for value in ("3", "perhaps", "[true]"):
+            yield BadInput(f"{key}={value}", (f"{key}={value}",), key)
+    for key in ("seed", "data.split_seed", "data.workers", "trainer.max_skipped_steps"):
+        for value in ("-1", "1e3", "abc"):
+            yield BadInput(f"{key}={value}", (f"{key}={value}",), key)
+    for words, said in (
+        (("model.kv_heads=3",), "model.kv_heads=3"),
+        (("model.window=[]",), "model.window"),
+        (("model.window=[0]",), "model.window"),
+        (("model.window=9999999999999999999999",), "model.window"),
+        (("model.dim=0",), "model.dim"),
+        (("model.attention_dropout=1",), "model.attention_dropout"),
+        (("model.rotary.base=-1",), "model.rotary.base"),
+        (("model.rotary.fraction=2",), "model.rotary"),
+        (("model.rotary.scaling={kind: none_such}",), "model.rotary.scaling"),
+        (("model.short_convolution=0",), "model.short_convolution"),
+        (("model.final_logit_cap=-1",), "model.final_logit_cap"),
+        (("model.ngram_embeddings={orders: []}",), "model.ngram_embeddings"),
+        (("optimizer.betas=[0.9]",), "optimizer.betas"),
+        (("optimizer.betas=[0.9,1]",), "optimizer.betas"),
+        (("optimizer.weight_decay=-1",), "optimizer.weight_decay"),
+        (("optimizer.gradient_clip=0",), "optimizer.gradient_clip"),
+        (("trainer.max_steps=3", "trainer.max_tokens=3"), "the budget is one of"),
+        (("evaluation.context_lengths=[]",), "evaluation.context_lengths"),
+        (("evaluation.context_lengths=[0]",), "evaluation.context_lengths"),
+        (("evaluation.max_targets=0",), "evaluation.max_targets"),
+        (("logger.project=a/b",), "logger.project"),
+        (("logger.tags=[a,'']",), "logger.tags"),
+        (("tokenizer.vocabulary_size=3",), "tokenizer.vocabulary_size"),
+        (("tokenizer.end_mark=''",), "tokenizer.end_mark"),
+    ):
+        yield BadInput(" ".join(words), words, said)
+
+
+def command_lines() -> Iterator[BadInput]:
+    """What no command line means, and what would make a configuration run code."""
+    for words, said in (
+        (("model.windw=3",), "model.window"),
+        (("modle=tiny",), "modle"),
+        (("model=huge",), "model=huge"),
+        (("=",), "key=value"),
+        (("model",), "key=value"),
+        (("model.window==3",), "model.window"),
+        (("model.window={",), "model.window"),
+        (("'",), "key=value"),
+        (("\x00=1",), "cannot be read"),
+        (("++",), "key=value"),
+        (("--gpu",), "no such option"),
+        (("--config-dir", "/tmp"), "no such option"),
+        (("--experimental-rerun", "x.pickle"), "no such option"),
+        (("hydra/launcher=joblib_none",), "hydra/launcher"),
+        (("+_target_=os.system",), "_target_"),
+        (("+model._target_=os.system",), "_target_"),
+        (("model={_target_: os.system, _args_: [touch pwned]}",), "model"),
+        (("+model.rotary._target_=subprocess.run",), "_target_"),
+        (("model.rotary={_target_: os.system}",), "_target_"),
+        (("+optimizer._partial_=true",), "_partial_"),
+        (("+tokenizer.trust_remote_code=true",), "trust_remote_code"),
+        (("+data.trust_remote_code=true",), "trust_remote_code"),
+        (("seed=${oc.env:HOME_OF_NOBODY}",), "HOME_OF_NOBODY"),
+        (("seed=${eval:1+1}",), "seed"),
+        (("seed=${seed}",), "seed"),
+        (("run_dir=books/a.txt",), "run_dir"),
+        (("run_dir=books",), "run_dir"),
+        (("run_dir=run",), "resume"),
+        (("resume=books",), "resume"),
+        (("resume=nowhere",), "resume"),
+        (("-m", "run_dir=books", "seed=1,2"), "run_dir"),
+    ):
+        yield BadInput(" ".join(words).replace("\x00", "NUL"), words, said)
+
+
+def bytes_of(content: bytes, name: str) -> Make:
+    return lambda folder: (folder / name).write_bytes(content)
+
+
+def parquet(columns: dict[str, Any]) -> bytes:
+    file = io.BytesIO()
+    pq.write_table(pa.table(columns), file)
+    return file.getvalue()
+
+
+def packed(content: bytes) -> bytes:
+    return gzip.compress(content, mtime=0)
+
+
+def bomb(folder: Path) -> None:
+    """Half a gigabyte of text in half a megabyte."""
+    with gzip.open(folder / "x.txt.gz", "wb") as file:
+        for _ in range(512):
+            file.write(b"all the same words " * 55_000)
+
+
+def parquet_bomb(folder: Path) -> None:
+    """Rows of sixteen megabytes in a small file."""
+    table = pa.table({"text": ["a" * (1 << 24)] * 8})
+    with pq.ParquetWriter(
+        folder / "x.parquet", table.schema, compression="zstd", use_dictionary=False
+    ) as file:
+        for _ in range(8):
+            file.write_table(table)
+
+
+def whole(text: str) -> bytes:
+    return json.dumps({"text": text}).encode() + b"\n"
+
+
+LONG = "some words that are long enough " * 20
+FILES: tuple[tuple[str, bytes, str], ...] = (
+    ("latin1.txt", "café".encode("latin1") * 50, "not UTF-8"),
+    ("utf16.txt", LONG.encode("utf-16"), "latin1.txt|not UTF-8|zero bytes"),
+    ("surrogate.txt", b"abc \xed\xa0\x80 def" * 20, "not UTF-8"),
+    ("overlong.txt", b"abc \xc0\xaf def" * 20, "not UTF-8"),
+    ("cut.txt", LONG.encode() + b"\xe2\x82", "not UTF-8"),
+    ("nul.txt", b"abc\0def" * 20, "zero bytes"),
+    ("image.png", bytes(range(256)) * 4, "image.png"),
+    ("empty.txt", b"", "empty"),
+    ("empty.jsonl", b"", "empty"),
+    ("empty.parquet", b"", "empty"),
+    ("blank.jsonl", b"\n\n\n", ""),
+    ("nothing.jsonl", b'{"text": ""}\n', ""),
+    ("broken.jsonl", b'{"text": "a"}\n{"text": \n', "line 2"),
+    ("list.jsonl", b'["a"]\n', "line 1"),
+    ("number.jsonl", b"3\n", "line 1"),
+    ("null.jsonl", b"null\n", "line 1"),
+    ("column.jsonl", b'{"body": "a"}\n', "data.text_column"),
+    ("nested.jsonl", b'{"text": {"a": "b"}}\n', "data.text_column"),
+    ("listed.jsonl", b'{"text": ["a", "b"]}\n', "data.text_column"),
+    ("null_row.jsonl", whole(LONG) + b'{"text": null}\n', "data.text_column"),
+    ("later.jsonl", whole(LONG) + b'{"body": "a"}\n', "row 2"),
+    ("utf8.jsonl", b'{"text": "\xff"}\n', "not UTF-8"),
+    ("deep.jsonl", b"[" * 200_000 + b"\n", "line 1"),
+    ("digits.jsonl", b'{"text": ' + b"9" * 10_000 + b"}\n", "line 1|data.text_column"),
+    ("lone.jsonl", b'{"text": "' + b"\\ud800 abc " * 30 + b'"}\n', "lone.jsonl"),
+    ("nan.jsonl", b'{"text": NaN}\n', "data.text_column"),
+    ("cut.jsonl", whole(LONG)[:-20], "line 1"),
+    ("no.txt.gz", LONG.encode(), "no whole gzip"),
+    ("cut.txt.gz", packed(LONG.encode())[:-12], "no whole gzip"),
+    ("flipped.txt.gz", packed(LONG.encode() * 9)[:40] + b"\xff\xff" + packed(LONG.encode() * 9)[42:], "gzip"),
+    ("inner.txt.gz", packed(b"abc\0" * 40), "zero bytes"),
+    ("twice.txt.gz", packed(packed(LONG.encode())), "not UTF-8"),
+    ("no.jsonl.gz", b'{"text": "a"}', "no whole gzip"),
+    ("no.parquet", b"PAR1 but not really PAR1", "not readable as parquet"),
+    ("cut.parquet", parquet({"text": [LONG] * 9})[:-40], "not readable as parquet"),
+    ("half.parquet", parquet({"text": [LONG] * 9})[:200], "not readable as parquet"),
+    ("column.parquet", parquet({"body": [LONG]}), "data.text_column"),
+    ("nested.parquet", parquet({"text": [{"a": LONG}]}), "data.text_column"),
+    ("listed.parquet", parquet({"text": [[LONG]]}), "data.text_column"),
+    ("null.parquet", parquet({"text": [None, LONG]}), "data.text_column"),
+    ("number.parquet", parquet({"text": [1, 2]}), "data.text_column"),
+    ("binary.parquet", parquet({"text": [b"\xff\xfe"] * 3}), "binary.parquet"),
+    ("rows.parquet", parquet({"text": pa.array([], pa.string())}), ""),
+    ("tiny.txt", b"a", ""),
+)
+
+
+def data_files() -> Iterator[BadInput]:
+    """Files that are no text, or not whole."""
+    for name, content, said in FILES:
+        yield BadInput(f"data {name}", (f"data.path={name}",), said, bytes_of(content, name))
+    yield BadInput("data gzip bomb", ("data.path=x.txt.gz",), "x.txt.gz", bomb)
+    yield BadInput("data parquet bomb", ("data.path=x.parquet",), "x.parquet", parquet_bomb)
+    made: tuple[tuple[str, str, Make], ...] = (
+        ("missing.txt", "no such file", lambda folder: None),
+        ("gone.txt", "gone.txt", lambda folder: (folder / "gone.txt").symlink_to("nowhere")),
+        ("loop.txt", "loop.txt", lambda folder: (folder / "loop.txt").symlink_to("loop.txt")),
+        ("fifo.txt", "neither a file nor a folder", lambda folder: os.mkfifo(folder / "fifo.txt")),
+        ("hollow", "hollow", lambda folder: (folder / "hollow").mkdir()),
+        ("*.none", "no file matches", lambda folder: None),
+        ("[", "no file matches", lambda folder: None),
+        ("books/a.txt/b", "books/a.txt/b", lambda folder: None),
+        ("n" * 300, "n" * 30, lambda folder: None),
+        ("pictures", "no .txt", lambda folder: Path(shutil.copytree(folder / "books", folder / "pictures"))
+         and [path.rename(path.with_suffix(".png")) for path in (folder / "pictures").iterdir()]),
+    )  # fmt: skip
+    for name, said, make in made:
+        yield BadInput(f"data {name[:20]}", (f"data.path={name}",), said, make)
+    for name, content in (
+        ("no.json", b"not JSON"),
+        ("text.json", b'"a"'),
+        ("key.json", b'[{"name": "a"}]'),
+        ("null.json", b'[{"author": null}]'),
+        ("empty.json", b""),
+        ("utf8.json", b'["\xff"]'),
+        ("author.json", b'[{"author": "a"}]'),
+    ):
+        words = ("data.path=books", f"data.exclude={name}")
+        yield BadInput(f"exclude {name}", words, "data.exclude", bytes_of(content, name))
+    yield BadInput("exclude missing", ("data.path=books", "data.exclude=none.json"), "data.exclude")
+    yield BadInput("cache in a file", ("data.path=books", "data.cache_dir=books/a.txt"), "books/a.txt")
+
+
+class Runs:
+    """A pickle that would write a file."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path.touch, (Path("pwned"),))
+
+
+def pickled() -> bytes:
+    return pickle.dumps(Runs())
+
+
+def tokenizers() -> Iterator[BadInput]:
+    """Files that are no tokenizer, or one that loses text."""
+    cases: tuple[tuple[str, bytes], ...] = (
+        ("empty.json", b""),
+        ("text.json", b"hello"),
+        ("list.json", b"[]"),
+        ("object.json", b"{}"),
+        ("pickle.json", pickled()),
+        ("half.json", b'{"version": "1.0", "model": {"type": "BPE"'),
+        ("unigram.json", b'{"version":"1.0","model":{"type":"Unigram","vocab":[["a",0.0]]}}'),
+        ("zeros.json", bytes(4096)),
+        ("deep.json", b"[" * 100_000),
+        ("module.json", b'{"model":{"type":"os.system"},"auto_map":{"AutoTokenizer":"evil.Evil"}}'),
+        (
+            "words.json",
+            b'{"version":"1.0","truncation":null,"padding":null,"added_tokens":[],"normalizer":null,'
+            b'"pre_tokenizer":null,"post_processor":null,"decoder":null,"model":{"type":"WordLevel",'
+            b'"vocab":{"a":0},"unk_token":"a"}}',
+        ),
+    )
+    for name, content in cases:
+        words = ("data.path=books", "tokenizer=file", f"tokenizer.path={name}")
+        yield BadInput(f"tokenizer {name}", words, name, bytes_of(content, name))
+    for name, make in (
+        ("missing.json", lambda folder: None),
+        ("folder.json", lambda folder: (folder / "folder.json").mkdir()),
+        ("../escape.json", lambda folder: None),
+    ):
+        words = ("data.path=books", "tokenizer=file", f"tokenizer.path={name}")
+        yield BadInput(f"tokenizer {name}", words, "tokenizer.path", make)
+
+
+def signed(content: bytes) -> bytes:
+    """A checkpoint whose hash is right, which anybody can compute."""
+    return content + b"\nsha256 " + hashlib.sha256(content).hexdigest().encode()
+
+
+def saved(value: Any) -> bytes:
+    file = io.BytesIO()
+    torch.save(value, file)
+    return file.getvalue()
+
+
+def change(path: str, content: bytes | Callable[[bytes], bytes]) -> Make:
+    def make(folder: Path) -> None:
+        target = folder / path
+        before = target.read_bytes() if target.is_file() else b""
+        target.write_bytes(content(before) if callable(content) else content)
+
+    return make
+
+
+def both_states(content: Callable[[bytes], bytes]) -> Make:
+    def make(folder: Path) -> None:
+        for name in ("last.ckpt", "previous.ckpt"):
+            change(f"run/checkpoints/{name}", content)(folder)
+
+    return make
+
+
+def in_json(path: str, **values: Any) -> Make:
+    return change(path, lambda before: json.dumps({**json.loads(before), **values}).encode())
+
+
+def checkpoints() -> Iterator[BadInput]:
+    """Runs whose state or model is damaged, foreign, or would run code."""
+    states: tuple[tuple[str, Callable[[bytes], bytes]], ...] = (
+        ("empty", lambda _: b""),
+        ("half", lambda before: before[: len(before) // 2]),
+        ("flipped", lambda before: before[:900] + bytes([before[900] ^ 1]) + before[901:]),
+        ("text", lambda _: b"hello"),
+        ("pickle", lambda _: pickled()),
+        ("signed pickle", lambda _: signed(pickled())),
+        ("signed torch pickle", lambda _: signed(saved({"state_dict": Runs()}))),
+        ("signed text", lambda _: signed(b"hello")),
+        ("signed list", lambda _: signed(saved([1, 2]))),
+        ("signed nothing", lambda _: signed(saved({}))),
+        ("other state", lambda _: signed(saved({"windowlm": {"identities": {}}, "state_dict": {}}))),
+    )
+    for name, content in states:
+        for words in (
+            ("run_dir=run", "resume=auto", "trainer.max_steps=9"),
+            ("run_dir=new", "resume=run", "trainer.max_steps=9"),
+        ):
+            yield BadInput(f"state {name}, {words[1]}", words, "resume", both_states(content))
+    for name, content in (
+        ("empty", b""),
+        ("text", b"{"),
+        ("list", b"[]"),
+        ("utf8", b"\xff"),
+        ("deep", b"[" * 100_000),
+    ):
+        words = ("run_dir=run", "resume=auto", "trainer.max_steps=9")
+        for file in ("run.json", "config.json"):
+            yield BadInput(f"{file} {name}", words, file, change(f"run/{file}", content))
+    weights = "run/model/model.safetensors"
+    huge = (2**62).to_bytes(8, "little") + b"{}"
+    outside = b'{"embedding.weight":{"dtype":"F32","shape":[9,9],"data_offsets":[0,99999999]}}'
+    models: tuple[tuple[str, Make, str], ...] = (
+        ("weights empty", change(weights, b""), "model.safetensors"),
+        ("weights half", change(weights, lambda before: before[: len(before) // 2]), "model.safetensors"),
+        ("weights pickle", change(weights, pickled()), "model.safetensors"),
+        ("weights huge header", change(weights, huge), "model.safetensors"),
+        (
+            "weights outside",
+            change(weights, len(outside).to_bytes(8, "little") + outside),
+            "model.safetensors",
+        ),
+        ("weights gone", lambda folder: (folder / weights).unlink(), "model.safetensors"),
+        (
+            "weights a folder",
+            lambda folder: ((folder / weights).unlink(), (folder / weights).mkdir()),
+            "model",
+        ),
+        ("config empty", change("run/model/config.json", b""), "config.json"),
+        ("config list", change("run/model/config.json", b"[]"), "config.json"),
+        ("config deep", change("run/model/config.json", b"[" * 100_000), "config.json"),
+        ("config utf8", change("run/model/config.json", b"\xff{}"), "config.json"),
+        ("config format", in_json("run/model/config.json", format=99), "config.json"),
+        ("config target", in_json("run/model/config.json", model={"_target_": "os.system"}), "model"),
+        ("config huge", in_json("run/model/config.json", vocabulary_size=10**12), "vocabulary_size"),
+        ("config code", in_json("run/model/config.json", model={"auto_map": "evil.Evil"}), "model"),
+        ("tokenizer gone", lambda folder: shutil.rmtree(folder / "run/model"), "run"),
+        ("tokenizer pickle", change("run/model/tokenizer_description.json", pickled()), "tokenizer"),
+    )
+    for name, make, said in models:
+        yield BadInput(f"model {name}", ("checkpoint=run",), said, make, "evaluate")
+    for words, said in (
+        ((), "checkpoint"),
+        (("checkpoint=nowhere",), "nowhere"),
+        (("checkpoint=books",), "books"),
+        (("checkpoint=",), "checkpoint"),
+        (("checkpoint=run", "data.path=nowhere"), "data.path"),
+        (("checkpoint=run", "evaluation.context_lengths=[100000]"), "evaluation.context_lengths"),
+        (("checkpoint=run", "evaluation.split=train"), "evaluation.split"),
+        (("checkpoint=run", "output_dir=books/a.txt"), "books/a.txt"),
+        (("checkpoint=run", "model.window=3"), "model.window"),
+        (("checkpoint=run", "data.path=tiny.txt"), "tiny.txt|evaluation|data.path"),
+    ):
+        yield BadInput(f"evaluate {' '.join(words)}", words, said, bytes_of(b"a", "tiny.txt"), "evaluate")
+
+
+def results() -> Iterator[BadInput]:
+    """Folders whose results cannot be compared."""
+    result = "run/evaluation/length.json"
+    for name, content in (
+        ("empty", b""),
+        ("text", b"hello"),
+        ("list", b"[]"),
+        ("object", b"{}"),
+        ("utf8", b"\xff"),
+        ("deep", b"[" * 100_000),
+        ("rows", b'{"format": 1, "rows": 3, "documents": 3}'),
+        ("cells", b'{"format": 1, "rows": [3], "documents": [3]}'),
+    ):
+        yield BadInput(f"result {name}", ("run", "run"), "length.json", change(result, content), "compare")
+    for words in (("books",), ("nowhere",), ("books/a.txt",), ("run", "books"), ("run", "nowhere")):
+        yield BadInput(f"compare {' '.join(words)}", words, words[-1], command="compare")
+
+
+def bad_inputs() -> list[BadInput]:
+    """All of them."""
+    kinds = (settings, command_lines, data_files, tokenizers, checkpoints, results)
+    return [entry for kind in kinds for entry in kind()]
+
+
+if __name__ == "__main__":
+    print(len(bad_inputs()), file=sys.stderr)
