@@ -230,7 +230,7 @@ def test_what_the_reader_of_parquet_refuses_is_named(
         raise failure
 
     monkeypatch.setattr("windowlm.data.readers.load_dataset", refuse)
-    (tmp_path / "a.parquet").write_bytes(b"PAR1")
+    pq.write_table(pa.table({"text": ["words"]}), tmp_path / "a.parquet")
     with pytest.raises(DataError, match=r"a\.parquet' is not readable as parquet: .*Bad"):
         documents(tmp_path / "a.parquet", tmp_path)
 

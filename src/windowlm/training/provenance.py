@@ -20,6 +20,11 @@ def provenance() -> dict[str, Any]:
     }
 
 
+def code_difference() -> bytes:
+    """What ``git diff`` says of the project's code; nothing where it is as committed, or in no repository."""
+    return (_git("diff", "--no-color", "HEAD", "--", ":/src", ":/conf", ":/train.py") or "").encode()
+
+
 def _git(*arguments: str) -> str | None:
     try:
         done = subprocess.run(
@@ -27,6 +32,7 @@ def _git(*arguments: str) -> str | None:
             cwd=Path(__file__).parent,
             capture_output=True,
             text=True,
+            errors="replace",
             timeout=10,
             check=True,
         )

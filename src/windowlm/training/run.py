@@ -16,6 +16,7 @@ import lightning.pytorch as pl
 import torch
 from rich.console import Console
 
+from windowlm.atomic_write import write_atomically
 from windowlm.bundle import save_bundle
 from windowlm.command_line import Invocation
 from windowlm.config import ConfigError, TrainConfig
@@ -49,10 +50,10 @@ from windowlm.training.peak_flops import dense_bf16_peak, device_name
 from windowlm.training.peak_memory import reset_peak_memory
 from windowlm.training.plan import Plan, plan_table
 from windowlm.training.progress import ProgressDisplay
-from windowlm.training.provenance import provenance
+from windowlm.training.provenance import code_difference, provenance
 from windowlm.training.resuming import read_newest
 from windowlm.training.run_ahead import RunAhead
-from windowlm.training.run_folder import DAMAGED, RunFolder, Start, find_start, record_of
+from windowlm.training.run_folder import DAMAGED, DIFF, RunFolder, Start, find_start, record_of
 from windowlm.training.schedule import Budget, WindowWarmup
 from windowlm.training.signals import Interrupted, Signals
 from windowlm.training.stopping import INTERRUPTED, Stopping
@@ -282,6 +283,8 @@ class TrainingRun:
         self.folder.update_record(**facts, **record_of(config, "running"), wandb_id=wandb_id)
         self.folder.remove_partial_files()
         self.folder.write_config(config)
+        if difference := code_difference():
+            write_atomically(self.folder.path / DIFF, difference)
         self.begun = self.has_begun = True
         log = MetricsLog(self.folder.metrics)
         rows = log.cut_back(step) if self.start.continues else []

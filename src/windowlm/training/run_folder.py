@@ -50,6 +50,9 @@ SHARED_WITH_ORIGIN = (
     "trainer.accumulate_batches",
 )
 
+# How the code differed from its commit, as git says it.
+DIFF = "changes.diff"
+
 # What Hydra may have written into a folder before its run began.
 WRITTEN_BEFORE_A_RUN = re.compile(r"\.hydra(-\d+)?|train\.log|\.run\.json\.partial-\d+")
 WRITTEN_BESIDE_RUNS = re.compile(r"\d+|multirun\.yaml|comparison.*\.(csv|png)")
@@ -63,6 +66,7 @@ CONTENTS = {
     "replay": "steps that were not finite, for scripts/replay_batch.py",
     "config.json": "every setting of the run",
     "run.json": "status, versions, git commit, data and tokenizer hashes",
+    DIFF: "how the code differed from its commit",
     ".hydra": "what was composed from which overrides",
     "wandb": "the run as W&B keeps it",
 }

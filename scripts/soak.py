@@ -1,0 +1,134 @@
+"""Train a tiny model for many steps, and watch memory, file handles, threads and the run's folder.
+
+python scripts/soak.py
+python scripts/soak.py --steps 10000 --out FOLDER
+
+Resident memory must stay within 2% of what it was after the first 500 steps, file handles and threads must
+stay the same, and the folder must hold the same files, of which metrics.jsonl alone grows, by a row each.
+Status 1 where one of these does not hold.
+"""
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from synthetic_text import BYTES, write_text
+
+from windowlm.command_line import Invocation
+from windowlm.config import TrainConfig, check_config
+from windowlm.training import run
+from windowlm.training.provenance import provenance
+
+MOST_GROWTH = 0.02
+PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+
+
+class Watch(pl.Callback):
+    """Look at this process and the run's folder every so many steps."""
+
+    def __init__(self, folder: Path, every: int) -> None:
+        self.folder, self.every = folder, every
+        self.seen: list[dict[str, int]] = []
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
+        """Look."""
+        step = pl_module.spent().steps
+        if step % self.every == 0:
+            files = [path for path in self.folder.rglob("*") if path.is_file()]
+            logged = {self.folder / "metrics.jsonl"}
+            self.seen.append(
+                {
+                    "step": step,
+                    "resident_bytes": int(Path("/proc/self/statm").read_text().split()[1]) * PAGE_BYTES,
+                    "file_handles": len(os.listdir("/proc/self/fd")),
+                    "threads": len(os.listdir("/proc/self/task")),
+                    "files": len(files),
+                    "bytes_beside_metrics": sum(path.stat().st_size for path in files if path not in logged),
+                }
+            )
+
+
+def main() -> int:
+    """Train and judge."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--steps", type=int, default=10_000)
+    parser.add_argument("--settle", type=int, default=500, help="steps before memory must be flat")
+    parser.add_argument("--workers", type=int, default=0)
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="write soak.json")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as scratch:
+        seen = soak(Path(scratch), options)
+    settled = [row for row in seen if row["step"] >= options.settle]
+    judged = judge(settled)
+    report = {**provenance(), "command": " ".join(["python", *sys.argv]), **judged, "rows": seen}
+    print(json.dumps(judged, indent=1))
+    if options.out is not None:
+        options.out.mkdir(parents=True, exist_ok=True)
+        (options.out / "soak.json").write_text(json.dumps(report, indent=1) + "\n")
+    return 0 if judged["holds"] else 1
+
+
+def soak(folder: Path, options: argparse.Namespace) -> list[dict[str, int]]:
+    """Train; what was seen."""
+    (folder / "text").mkdir()
+    write_text(folder / "text", BYTES, 200_000, 0)
+    watch = Watch(folder / "run", max(options.steps // 200, 1))
+    values = {
+        "model": {"layers": 1, "dim": 16, "heads": 2, "kv_heads": 1, "head_dim": 8, "feed_forward_dim": 16,
+                  "window": 8},
+        "data": {"name": "text", "path": str(folder / "text"), "cache_dir": str(folder / "cache"),
+                 "sequence_length": 64, "validation_tokens": 512, "workers": options.workers},
+        "tokenizer": {"kind": "bytes"},
+        "trainer": {"max_steps": options.steps, "validate_every_n_steps": max(options.steps // 20, 1),
+                    "log_every_n_steps": 10, "progress_bar": "off", "device": "cpu"},
+        "checkpoint": {"every_n_steps": 100},
+        "evaluation": {"max_targets": 64, "context_lengths": [2, 16]},
+        "logger": {"kind": "none"},
+        "run_dir": str(folder / "run"),
+    }  # fmt: skip
+    trainer_type = run.pl.Trainer
+
+    def watched(*arguments: Any, callbacks: list[pl.Callback], **given: Any) -> pl.Trainer:
+        return trainer_type(*arguments, callbacks=[*callbacks, watch], **given)
+
+    run.pl.Trainer = watched
+    invocation = Invocation(output_dir=folder / "run", sweep_dir=None, command="soak")
+    status = run.train(check_config(TrainConfig, values), invocation)
+    run.pl.Trainer = trainer_type
+    assert status == 0
+    return watch.seen
+
+
+def judge(rows: list[dict[str, int]]) -> dict[str, Any]:
+    """Whether what was seen holds the promises."""
+    first, last = rows[0], rows[-1]
+    growth = max(row["resident_bytes"] for row in rows) / first["resident_bytes"] - 1
+    same = {
+        name: sorted({row[name] for row in rows})
+        for name in ("file_handles", "threads", "files", "bytes_beside_metrics")
+    }
+    return {
+        "steps": last["step"],
+        "resident_bytes_first": first["resident_bytes"],
+        "resident_bytes_last": last["resident_bytes"],
+        "largest_growth": growth,
+        **same,
+        "holds": growth <= MOST_GROWTH
+        and len(same["file_handles"]) == 1
+        and len(same["threads"]) == 1
+        and same["files"][-1] - same["files"][0] <= 1
+        and same["bytes_beside_metrics"][-1] <= 1.5 * same["bytes_beside_metrics"][0],
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

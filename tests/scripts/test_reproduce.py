@@ -1,0 +1,60 @@
+import json
+import os
+import runpy
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import PROJECT
+from tests.training.runs import begin
+from windowlm.errors import exit_status
+
+
+@pytest.fixture(scope="module")
+def finished(documents: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("reproduce")
+    shutil.copytree(documents, folder / "texts")
+    assert begin(folder / "run", folder / "texts", folder / "cache") == 0
+    return folder / "run"
+
+
+def reproduce(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["reproduce.py", *arguments])
+    return exit_status(runpy.run_path(str(PROJECT / "scripts" / "reproduce.py"))["main"])
+
+
+def test_a_run_is_reproduced_from_its_folder(
+    finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
+    assert reproduce(monkeypatch, str(finished)) == 0
+    assert "reproduced, equal bit for bit" in capsys.readouterr().out
+    assert {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()} == before
+    record = json.loads((finished / "run.json").read_text())
+    for name in ("git_commit", "git_changed_files", "python", "versions", "device", "command"):
+        assert name in record
+    assert {"source_identity", "tokenizer_identity"} <= record["prepared_data"].keys()
+    assert json.loads((finished / "config.json").read_text())["seed"] == 0
+
+
+def test_what_is_not_the_same_is_said(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(finished, other)
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps({**config, "seed": 1}))
+    record = json.loads((other / "run.json").read_text())
+    (other / "run.json").write_text(json.dumps({**record, "python": "3.0"}))
+    assert reproduce(monkeypatch, str(other), "--into", str(tmp_path / "again")) == 1
+    screen = capsys.readouterr()
+    assert 'note: python was "3.0" and is' in screen.err
+    assert "metrics.jsonl, row 1" in screen.out
+    assert (tmp_path / "again" / "evaluation" / "length.json").exists()
+
+
+def test_what_is_no_finished_run_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert reproduce(monkeypatch, str(tmp_path)) == 2
+    assert not os.listdir(tmp_path)
