@@ -4,8 +4,8 @@ python scripts/reproduce.py RUN_DIR [--into NEW_DIR]
 
 Settings, seed and budget are those of RUN_DIR/config.json. What differs here from where the run was made
 (commit, changed files, versions, machine) is said first; other documents or another tokenizer show in the
-first row of the metrics. Equal bit for bit is promised on the same machine, versions and device, of runs whose
-budget is in steps or tokens. Status 0: equal; 1: not.
+first row of the metrics. Equal bit for bit is promised on the same machine, versions and device, of runs
+whose budget is in steps or tokens. Status 0: equal; 1: not.
 """
 
 import argparse

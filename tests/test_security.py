@@ -130,7 +130,7 @@ def test_a_model_of_malicious_files_runs_nothing(run: Path) -> None:
 def test_a_description_leads_to_no_other_file(kind: str, tmp_path: Path) -> None:
     for description in ({"kind": kind}, {"kind": "bpe", "end_mark": "x", "file": kind}):
         (tmp_path / "tokenizer_description.json").write_text(json.dumps(description))
-        with pytest.raises(ValueError, match="tokenizer|file"):
+        with pytest.raises(ValueError, match=r"tokenizer|file"):
             Tokenizer.load(tmp_path)
 
 
