@@ -6,11 +6,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 
 # Tensors here are tiny: more threads only wait for one another, and long where cores are shared.
 torch.set_num_threads(1)
+
+# Draws of minutes, for pytest --hypothesis-profile=long; other tests are run as they are.
+hypothesis.settings.register_profile("short", deadline=None)
+hypothesis.settings.register_profile("long", max_examples=20_000, deadline=None)
+hypothesis.settings.load_profile("short")
 
 PROJECT = Path(__file__).parents[1]
 SENTENCE = "the small window sees few keys and the cache stays short while long text waits outside"
