@@ -16,18 +16,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from windowlm.command_line import Invocation
 from windowlm.config import TrainConfig, check_config
 from windowlm.errors import UserError, exit_status
 from windowlm.json_text import parse_json
+from windowlm.training.device import choose_device
+from windowlm.training.peak_flops import device_name
 from windowlm.training.provenance import provenance
 from windowlm.training.run import train
 from windowlm.training.run_folder import DIFF, RunFolder
 from windowlm.training.same_run import differences
 
-PLACES = ("git_commit", "python", "machine", "versions")
+PLACES = ("git_commit", "python", "machine", "versions", "device")
 
 
 def main() -> int:
@@ -45,10 +45,8 @@ def main() -> int:
     config = read_config(folder.config)
     if config.trainer.max_steps is None and config.trainer.max_tokens is None:
         print("note: the budget was in seconds, so another run takes other steps", file=sys.stderr)
-    for line in changes(record, folder):
+    for line in changes(record, folder, config):
         print(f"note: {line}", file=sys.stderr)
-    if config.trainer.device == "cuda" or str(record.get("device")) != "CPU":
-        torch.use_deterministic_algorithms(True, warn_only=True)
     with tempfile.TemporaryDirectory() as scratch:
         new = options.into or Path(scratch, "run")
         again = replace(
@@ -76,9 +74,9 @@ def read_config(path: Path) -> TrainConfig:
         raise UserError(f"{path}: cannot be read: {error}") from None
 
 
-def changes(record: dict[str, Any], folder: RunFolder) -> list[str]:
+def changes(record: dict[str, Any], folder: RunFolder, config: TrainConfig) -> list[str]:
     """What is not here as it was where the run was made."""
-    here = provenance()
+    here = {**provenance(), "device": device_name(choose_device(config))}
     found = [
         f"{name} was {json.dumps(record.get(name))} and is {json.dumps(here[name])}"
         for name in PLACES
