@@ -1,10 +1,10 @@
 """What ``length.json`` holds."""
 
 import math
+from typing import TypedDict
 
 import numpy as np
 import numpy.typing as npt
-from typing_extensions import TypedDict
 
 from windowlm.evaluation.paired_difference import PairedDifference
 

@@ -8,8 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter
-
 from windowlm.atomic_write import json_bytes, write_atomically
 from windowlm.errors import UserError
 from windowlm.evaluation.result import FORMAT, LengthResult
@@ -87,13 +85,23 @@ def read_result(run: Path, evaluation: str = OWN_EVALUATION) -> LengthResult:
         raise UserError(f"{path}: there is no such file, so this run is not evaluated{advice}")
     try:
         result: LengthResult = parse_json(path.read_text(encoding="utf-8"))
-        TypeAdapter(LengthResult).validate_python(result)
-        complete = result["format"] == FORMAT and bool(result["rows"]) and bool(result["documents"])
-    except ValueError:  # ValidationError is one
+        complete = _is_complete(result)
+    except (ValueError, KeyError, TypeError):
         complete = False
     if not complete:
         raise UserError(f"{path}: damaged, or not the result of an evaluation of this version{advice}")
     return result
+
+
+def _is_complete(result: LengthResult) -> bool:
+    """Whether it holds what comparisons read; values that later versions added may be missing.
+
+    Raises:
+        KeyError, TypeError: it does not.
+    """
+    rows = [row["bits_per_byte"] for row in result["rows"] if row["context_length"] > 0]
+    documents = [document["document_hash"] for document in result["documents"] if dict(document["nats"])]
+    return result["format"] == FORMAT and bool(result["targets_hash"] and rows and documents)
 
 
 def evaluate_command(run: Path, evaluation: str = OWN_EVALUATION) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 from windowlm.atomic_write import write_atomically
 from windowlm.errors import UserError
 from windowlm.evaluation.result_files import csv_of_rows
+from windowlm.json_text import parse_json
 
 # Columns that depend on the clock or the machine; all others are the same in a run that is repeated.
 WALL_CLOCK_COLUMNS = (
@@ -80,7 +81,7 @@ class MetricsLog:
         lines = self.path.read_bytes().split(b"\n")
         for number, line in enumerate(lines, start=1):
             try:
-                row = json.loads(line)
+                row = parse_json(line)
                 if not isinstance(row, dict) or not isinstance(row.get("step"), int):
                     raise ValueError("no row")
                 rows.append(row)
