@@ -96,7 +96,7 @@ def replay(content: dict[str, Any], config: TrainConfig, precision: str, device:
         targets = int((targets_N != UNSCORED).sum())
         bad = int((~nats_N.isfinite()).sum())
         lines.append(
-            f"batch {number:<7} loss {float(summed) / max(targets, 1):.6g}, "
+            f"batch {number:<7} loss {float(summed.detach()) / max(targets, 1):.6g}, "
             f"{bad:,} of {targets:,} targets not finite"
         )
     lines.append(f"first output  {first[0] if first else 'all finite'}")
