@@ -203,7 +203,7 @@ def windowlm_loop(job: Job) -> Step:
     model = Decoder(shape.model_config(), shape.vocabulary_size)
     model = model.to(job.device, WEIGHT_DTYPES[job.precision])
     optimizer = build_optimizer(model, settings, fused=True)
-    compiled = is_compiled(TrainerConfig().compile, torch.device(job.device))
+    compiled = is_compiled(TrainerConfig(), torch.device(job.device))
     hidden = hidden_states(model, compiled=compiled, float8=job.precision == "fp8")
     loss_of_head = head_loss(TrainerConfig().loss, job.precision, compiled=compiled)
     batches, autocast = drawn_tokens(shape, job.device), autocast_of(job)

@@ -1,12 +1,15 @@
+from typing import Any
+
 import lightning.pytorch as pl
 import pytest
 import torch
 
+from windowlm.errors import UserError
 from windowlm.model.config import ModelConfig
 from windowlm.model.decoder import Decoder
 from windowlm.training.calibration import calibrate
-from windowlm.training.compilation import hidden_states, is_compiled
-from windowlm.training.config import Precision
+from windowlm.training.compilation import forget_compiled, hidden_states, is_compiled
+from windowlm.training.config import Precision, TrainerConfig
 from windowlm.training.device_batch import visibilities_on
 
 SHAPE = ModelConfig(layers=2, dim=16, heads=2, kv_heads=1, head_dim=8, feed_forward_dim=16, window=[4, None])
@@ -14,10 +17,41 @@ CPU = torch.device("cpu")
 
 
 def test_only_a_gpu_compiles_unless_told() -> None:
-    assert is_compiled("auto", torch.device("cuda"))
-    assert not is_compiled("auto", CPU)
-    assert is_compiled("on", CPU)
-    assert not is_compiled("off", torch.device("cuda"))
+    assert is_compiled(TrainerConfig(), torch.device("cuda"))
+    assert not is_compiled(TrainerConfig(), CPU)
+    assert is_compiled(TrainerConfig(compile="on", activation_memory_budget=0.5), CPU)
+    assert not is_compiled(TrainerConfig(compile="off"), torch.device("cuda"))
+
+
+@pytest.mark.parametrize(("compile", "device"), [("auto", "cpu"), ("off", "cuda")])
+def test_a_memory_budget_without_compilation_is_refused(compile: Any, device: str) -> None:
+    with pytest.raises(UserError, match=r"activation_memory_budget=0.5: .* try trainer.compile=on"):
+        is_compiled(TrainerConfig(compile=compile, activation_memory_budget=0.5), torch.device(device))
+
+
+def test_a_smaller_budget_keeps_less_and_changes_no_gradient() -> None:
+    torch.manual_seed(0)
+    shape = ModelConfig(layers=2, dim=16, heads=2, kv_heads=1, head_dim=8, feed_forward_dim=64, window=8)
+    model = Decoder(shape, 20).double()
+    tokens_BT = torch.randint(20, (2, 64))
+    kept, gradients = [], []
+    for budget in (1.0, None):
+        forget_compiled()
+        model.zero_grad()
+        storages = {}
+
+        def keep(tensor: torch.Tensor, storages: dict[int, int] = storages) -> torch.Tensor:
+            storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        hidden = hidden_states(model, compiled=True, activation_memory_budget=budget)
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            hidden_BTD = hidden(tokens_BT, visibilities=model.visibilities())
+        hidden_BTD.square().sum().backward()  # type: ignore[no-untyped-call]
+        kept.append(sum(storages.values()))
+        gradients.append([parameter.grad for parameter in model.blocks.parameters()])
+    assert kept[1] < 0.9 * kept[0]
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-12, atol=1e-14)
 
 
 @pytest.mark.parametrize(

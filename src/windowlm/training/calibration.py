@@ -49,6 +49,7 @@ def calibrate(
     device: torch.device,
     *,
     compiled: bool = False,
+    activation_memory_budget: float | None = None,
     loss: HeadLoss = linear_cross_entropy,
     optimizer: OptimizerConfig | None = None,
     window_limits: Sequence[int | None] = (),
@@ -64,6 +65,7 @@ def calibrate(
         precision: Lightning's name.
         device: where the run will be.
         compiled: as the run will be; compilation is not counted.
+        activation_memory_budget: of `hidden_states`.
         loss: of head and targets.
         optimizer: its settings, for its memory and to take a step at last; None for AdamW, without a step.
         window_limits: most keys that a window shows in the stages of the run.
@@ -77,7 +79,12 @@ def calibrate(
         for limit in dict.fromkeys((*window_limits, None))
     }
     batch = {name: tensor.to(device) for name, tensor in batch.items()}
-    hidden = hidden_states(copied, compiled=compiled, float8=precision == "fp8")
+    hidden = hidden_states(
+        copied,
+        compiled=compiled,
+        float8=precision == "fp8",
+        activation_memory_budget=activation_memory_budget,
+    )
 
     def summed_loss(window_limit: int | None = None) -> torch.Tensor:
         hidden_BTD = hidden(batch["tokens_BT"], visibilities=of_limits[window_limit])

@@ -3,40 +3,67 @@
 from collections.abc import Callable
 from functools import cache
 from types import FunctionType
-from typing import Any, Literal
+from typing import Any
 
 import torch
+import torch._functorch.config as partitioning
 from torch import Tensor
 
+from windowlm.errors import UserError
 from windowlm.model.decoder import Decoder, Visibilities
+from windowlm.training.config import TrainerConfig
 from windowlm.training.float8 import float8_view
 
 HiddenStates = Callable[..., Tensor]
+# Below 1 torch computes norms and activations a second time rather than keep them.
+ACTIVATION_MEMORY_BUDGET = 0.9
 
 
-def is_compiled(setting: Literal["auto", "on", "off"], device: torch.device) -> bool:
-    """Whether a run compiles: ``auto`` does on a GPU."""
-    return setting == "on" or (setting == "auto" and device.type == "cuda")
+def is_compiled(settings: TrainerConfig, device: torch.device) -> bool:
+    """Whether a run compiles: ``auto`` does on a GPU.
+
+    Raises:
+        UserError: it does not, and the settings ask for something of compiled training.
+    """
+    compiled = settings.compile == "on" or (settings.compile == "auto" and device.type == "cuda")
+    if settings.activation_memory_budget is not None and not compiled:
+        raise UserError(
+            f"trainer.activation_memory_budget={settings.activation_memory_budget}: compiled training alone "
+            f"can compute activations again, and trainer.compile={settings.compile} does not compile on a "
+            f"{device.type.upper()}; try trainer.compile=on"
+        )
+    return compiled
 
 
-def hidden_states(model: Decoder, *, compiled: bool, float8: bool = False) -> HiddenStates:
+def hidden_states(
+    model: Decoder, *, compiled: bool, float8: bool = False, activation_memory_budget: float | None = None
+) -> HiddenStates:
     """``model.hidden``, compiled or not; the model itself stays as it is, for checkpoints and evaluation.
 
-    A graph that must be compiled anew too often raises, where torch would go on uncompiled. With ``float8``
-    the blocks multiply in float8.
+    A graph that must be compiled anew too often raises, where torch would go on uncompiled.
+
+    Args:
+        model: trained by what is returned.
+        compiled: `is_compiled`.
+        float8: whether the blocks multiply in float8.
+        activation_memory_budget: of compiled graphs, in (0, 1]: the share that is kept for the backward pass
+            of what torch would keep by itself; None for `ACTIVATION_MEMORY_BUDGET`.
     """
     if not compiled and not float8:
         return model.hidden
     views = [] if float8 else [model]
+    budget = ACTIVATION_MEMORY_BUDGET if activation_memory_budget is None else activation_memory_budget
 
     def hidden(tokens_BT: Tensor, *, visibilities: Visibilities) -> Tensor:
         if not views:  # not before the model is on its device and in its dtype
             views.append(float8_view(model))
         decoder = views[0] if views[0] is model else views[0].train(model.training)
         windows = tuple(visibility.window for visibility in visibilities.values())
-        states_BTD: Tensor = (_compiled_hidden(windows) if compiled else _hidden)(
-            decoder, tokens_BT, visibilities
-        )
+        if not compiled:
+            return _hidden(decoder, tokens_BT, visibilities)
+        # Read when a graph is cut into its passes, which is within its first call.
+        with partitioning.patch(activation_memory_budget=budget):
+            states_BTD: Tensor = _compiled_hidden(windows)(decoder, tokens_BT, visibilities)
         return states_BTD
 
     return hidden

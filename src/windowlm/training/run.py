@@ -116,7 +116,7 @@ class TrainingRun:
         self.start: Start = find_start(config, invocation.output_dir)
         self.device = choose_device(config)
         check_float8(config, self.device)
-        self.compiled = is_compiled(config.trainer.compile, self.device)
+        self.compiled = is_compiled(config.trainer, self.device)
         chosen_backends(config, self.device)  # refuses one that cannot serve the run
         self.budget = Budget.of(config.trainer)
         self.checkpoint: Path | None = None
@@ -234,7 +234,12 @@ class TrainingRun:
             seed=config.seed,
             identities=_identities(data),
             loss_scaling=config.precision == "16-mixed",
-            hidden_states=hidden_states(model, compiled=self.compiled, float8=config.precision == "fp8"),
+            hidden_states=hidden_states(
+                model,
+                compiled=self.compiled,
+                float8=config.precision == "fp8",
+                activation_memory_budget=config.trainer.activation_memory_budget,
+            ),
             loss=head_loss(config.trainer.loss, config.precision, compiled=self.compiled),
             document_masking=config.data.document_masking,
             window_warmup=WindowWarmup.of(config.trainer, model.layer_windows),
@@ -346,6 +351,7 @@ class TrainingRun:
                 config.precision,
                 self.device,
                 compiled=self.compiled,
+                activation_memory_budget=config.trainer.activation_memory_budget,
                 loss=head_loss(config.trainer.loss, config.precision, compiled=self.compiled),
                 optimizer=config.optimizer,
                 window_limits=WindowWarmup.of(config.trainer, model.layer_windows).limits,
