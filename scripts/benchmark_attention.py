@@ -5,10 +5,10 @@ python scripts/benchmark_attention.py --shapes 1,8192,8,8,64,256 --entrants wind
 python scripts/benchmark_attention.py --shapes B --documents 1500 --out docs/results
 
 A shape is batch,tokens,heads,kv_heads,head_dim,window or a name: A to E are sizes of language models, CPU
-fits a laptop. Every entrant is first compared with attention in float64 at both ends of the very call that
-is timed; its error is told as a multiple of the error of plain PyTorch in the same dtype. Then all run in
-turns, round after round, so that a clock that falls or a busy neighbour meets them alike. TFLOP/s count
-visible pairs only, and the backward pass as 2.5 forward passes.
+fits a laptop. Every entrant is first compared with attention in float64 at both ends and in the middle of the
+very call that is timed, and all its numbers must be finite; its error is told as a multiple of the error of
+plain PyTorch in the same dtype. Then all run in turns, round after round, so that a clock that falls or a
+busy neighbour meets them alike. TFLOP/s count visible pairs only, the backward pass as 2.5 forward passes.
 
 Shapes: B batch, T queries, S keys, H query heads, K key-value heads, D head dimension.
 """
@@ -16,6 +16,7 @@ Shapes: B batch, T queries, S keys, H query heads, K key-value heads, D head dim
 import argparse
 import ctypes
 import json
+import math
 import os
 import platform
 import shlex
@@ -37,7 +38,7 @@ from rich.table import Table
 from torch import Tensor
 
 from windowlm.attention.backends.capability import Request
-from windowlm.attention.dispatch import MODULES, attention, capabilities, choose_backend
+from windowlm.attention.dispatch import MODULES, attention, capabilities, choose_backend, compute_capability
 from windowlm.attention.window import Visibility, visible_pairs
 
 SHAPES = {
@@ -105,6 +106,7 @@ def circumstances(device: torch.device, packages: Sequence[str]) -> dict[str, An
         "command": shlex.join(["python", *sys.argv]),
         "commit": commit(),
         "device": device_name(device),
+        "compute_capability": compute_capability(device),
         "threads": torch.get_num_threads() if device.type == "cpu" else None,
         "load_before": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
         "versions": {name: version_of(name) for name in packages},
@@ -260,6 +262,7 @@ def request_of(problem: Problem) -> Request:
     """What a backend of ours must be able to do."""
     return Request(
         device=problem.device.type,
+        compute_capability=compute_capability(problem.device),
         dtype=problem.dtype,
         head_dim=problem.head_dim,
         window=problem.window,
@@ -272,19 +275,13 @@ def prepare(name: str, problem: Problem, inputs: Inputs) -> Entrant:
     entrant, started = Entrant(name), time.perf_counter()
     try:
         entrant.attend = ours(name, problem) if name.startswith(f"{OURS}:") else PEERS[name](problem)
-        try:
-            step(entrant.attend, inputs)
-        except (ImportError, UnsupportedError):
-            raise
-        except Exception as error:
-            # Not before: compiled entrants would compile twice.
-            forward_only(entrant.attend, inputs)
-            entrant.backward, entrant.problem = False, f"backward: {one_line(error)}"
-        entrant.error = error_against_float64(entrant, problem, inputs)
-        if not entrant.error <= WRONG:
+        if not finite_everywhere(entrant, inputs):
+            entrant.attend, entrant.problem = None, "wrong: its output or gradients hold NaN or infinity"
+        elif not (error := error_against_float64(entrant, problem, inputs)) <= WRONG:
             entrant.attend, entrant.problem = None, "wrong: it errs too much to be this function"
+            entrant.error = error if math.isfinite(error) else None
         else:
-            entrant.memory_mib = peak_memory_mib(entrant, inputs)
+            entrant.error, entrant.memory_mib = error, peak_memory_mib(entrant, inputs)
     except ImportError as error:
         entrant.attend, entrant.problem, entrant.absent = None, f"not installed: {one_line(error)}", True
     except UnsupportedError as error:
@@ -329,16 +326,31 @@ def forward_only(attend: Attend, inputs: Inputs) -> Tensor:
         return attend(*(tensor.detach() for tensor in inputs[:3]))
 
 
-def error_against_float64(entrant: Entrant, problem: Problem, inputs: Inputs) -> float:
-    """Largest error of output, dq, dk and dv over plain PyTorch's, from the first and the last queries.
+def finite_everywhere(entrant: Entrant, inputs: Inputs) -> bool:
+    """Whether no number of output and gradients is NaN or infinite; without gradients where it has none."""
+    assert entrant.attend is not None
+    try:
+        output, gradients = step(entrant.attend, inputs)
+    except (ImportError, UnsupportedError):
+        raise
+    except Exception as error:
+        # Not before: compiled entrants would compile twice.
+        output, gradients = forward_only(entrant.attend, inputs), ()
+        entrant.backward, entrant.problem = False, f"backward: {one_line(error)}"
+    return all(bool(tensor.isfinite().all()) for tensor in (output, *gradients))
 
+
+def error_against_float64(entrant: Entrant, problem: Problem, inputs: Inputs) -> float:
+    """Largest error of output, dq, dk and dv over plain PyTorch's; NaN where any of them is.
+
+    Of the first queries, the last, and some in the middle, where kernels take other paths than at the ends.
     The gradient of all other outputs is zero, so that a piece of the keys is enough for the reference.
     """
     assert entrant.attend is not None
     tokens, window = problem.tokens, tokens_seen(entrant.name, problem)
     count = min(CHECKED_QUERIES, tokens)
-    worst = 0.0
-    for first in {0, tokens - count}:
+    errors = []
+    for first in {0, (tokens - count) // 2, tokens - count}:
         queries, keys = slice(first, first + count), slice(max(0, first - window + 1), first + count)
         query_BTHD, key_BTKD, value_BTKD, gradient_BTHD = inputs
         some_BTHD = torch.zeros_like(gradient_BTHD)
@@ -359,9 +371,17 @@ def error_against_float64(entrant: Entrant, problem: Problem, inputs: Inputs) ->
             exact = dense([piece.detach().double() for piece in pieces], visible_TS)
             plain = dense([piece.detach() for piece in pieces], visible_TS)
             for got, place, wanted, usual in zip((output, *gradients), places, exact, plain, strict=False):
-                error = (got[row, place].double() - wanted).norm()
-                worst = max(worst, float(error / (usual.double() - wanted).norm()))
-    return worst
+                errors.append(over_plain(got[row, place], wanted, usual))
+    # Not max() of Python, which passes over NaN.
+    return float(torch.stack(errors).max())
+
+
+def over_plain(got: Tensor, wanted: Tensor, usual: Tensor) -> Tensor:
+    """Error over that of plain PyTorch; where that is exact, over what D products of size 1 may be off by."""
+    error, of_plain = (got.double() - wanted).norm(), (usual.double() - wanted).norm()
+    accumulated = torch.promote_types(got.dtype, torch.float32)
+    rounding = 2 * torch.finfo(accumulated).eps * wanted.numel() ** 0.5
+    return error / torch.where(of_plain > 0, of_plain, rounding)
 
 
 def tokens_seen(name: str, problem: Problem) -> int:
