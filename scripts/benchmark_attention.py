@@ -23,6 +23,7 @@ import shlex
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -40,6 +41,7 @@ from torch import Tensor
 from windowlm.attention.backends.capability import Request
 from windowlm.attention.dispatch import MODULES, attention, capabilities, choose_backend, compute_capability
 from windowlm.attention.window import Visibility, visible_pairs
+from windowlm.errors import UserError, exit_status
 
 SHAPES = {
     "A": (8, 4096, 12, 4, 64, 512),
@@ -56,6 +58,7 @@ WRONG = 4.0
 CHECKED_QUERIES = 128
 REFERENCE_LIMIT = 4096
 PIPED_WIDTH = 160
+LARGEST = 2**31 - 1
 Inputs = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
@@ -129,7 +132,8 @@ def parse_options() -> argparse.Namespace:
     )
     parser.add_argument("--round-ms", type=float, default=60.0, help="of one entrant; at least one call")
     parser.add_argument("--threads", type=int, help="of the CPU")
-    options = checked_options(parser, {"rounds": 1, "threads": 1, "documents": 1})
+    least = {"rounds": 1, "round_ms": 0, "threads": 1, "documents": 1}
+    options = checked_options(parser, least, {"threads": os.cpu_count() or 1})
     for name in options.entrants or ():
         if name not in entrant_names() and name != OURS:
             parser.error(f"--entrants {name}: {OURS}, {', '.join(entrant_names())} are allowed")
@@ -146,7 +150,7 @@ def parser_of_shapes(description: str | None, *, rounds: int, written: str) -> a
     parser.add_argument(
         "--documents", type=int, metavar="MEDIAN", help="pack documents of random lengths with this median"
     )
-    parser.add_argument("--device", type=torch.device, default=torch.device("cuda:0" if cuda else "cpu"))
+    parser.add_argument("--device", type=usable_device, default="cuda:0" if cuda else "cpu")
     parser.add_argument(
         "--dtype",
         choices=["float32", "bfloat16", "float16"],
@@ -158,28 +162,62 @@ def parser_of_shapes(description: str | None, *, rounds: int, written: str) -> a
     return parser
 
 
-def checked_options(parser: argparse.ArgumentParser, least: dict[str, int]) -> argparse.Namespace:
-    """The command line, its shapes and numbers checked; `least` is the smallest number of each option."""
+def usable_device(text: str) -> torch.device:
+    """The CPU, or a CUDA device that is there."""
+    try:
+        device = torch.device(text)
+    except RuntimeError:
+        device = torch.device("meta")
+    if device not in (torch.device("cpu"), torch.device("cuda", device.index)):
+        raise argparse.ArgumentTypeError(f"{text}: cpu, cuda or cuda:NUMBER is allowed; try --device cpu")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise argparse.ArgumentTypeError(
+            f"{text}: torch {torch.__version__} finds {torch.cuda.device_count()} CUDA devices; "
+            "try --device cpu"
+        )
+    return device
+
+
+def checked_options(
+    parser: argparse.ArgumentParser, least: dict[str, int], most: dict[str, int] | None = None
+) -> argparse.Namespace:
+    """The command line with shapes, numbers and folder checked; `least` and `most` bound the options."""
     options = parser.parse_args()
     for shape in options.shapes:
         if shape not in SHAPES and not is_shape(shape):
             parser.error(
-                f"--shapes {shape}: {', '.join(SHAPES)} or six numbers from 1 on, "
-                "batch,tokens,heads,kv_heads,head_dim,window; try --shapes 1,8192,8,8,64,256"
+                f"--shapes {shape}: {', '.join(SHAPES)} or six numbers from 1 to {LARGEST}, "
+                "batch,tokens,heads,kv_heads,head_dim,window with kv_heads a divisor of heads, are allowed; "
+                "try --shapes 1,8192,8,8,64,256"
             )
-    for option, number in least.items():
-        if (value := getattr(options, option)) is not None and value < number:
-            parser.error(f"--{option} {value}: a number from {number} on is allowed")
+    for option, lowest in {**least, "seed": 0}.items():
+        value, highest = getattr(options, option), (most or {}).get(option, LARGEST)
+        if value is not None and not lowest <= value <= highest:  # also where it is NaN
+            parser.error(
+                f"--{option.replace('_', '-')} {value}: a number from {lowest} to {highest} is allowed"
+            )
     options.dtype = getattr(torch, options.dtype)
+    if options.out is not None:
+        # Before the work, which may take hours.
+        try:
+            options.out.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=options.out).close()
+        except OSError as error:
+            parser.error(f"--out {options.out}: a folder that can be written is allowed ({error.strerror})")
     return options
 
 
 def is_shape(text: str) -> bool:
     """Whether the text is six numbers from 1 on, the fourth a divisor of the third."""
     sizes = text.split(",")
-    if len(sizes) != 6 or not all(size.isdecimal() and int(size) for size in sizes):
+    if len(sizes) != 6 or not all(size.isdecimal() and 1 <= int(size) <= LARGEST for size in sizes):
         return False
     return int(sizes[2]) % int(sizes[3]) == 0
+
+
+def sizes_of(shape: str) -> list[int]:
+    """Batch, tokens, heads, key-value heads, head dimension and window."""
+    return list(SHAPES[shape]) if shape in SHAPES else [int(size) for size in shape.split(",")]
 
 
 def entrant_names() -> list[str]:
@@ -189,8 +227,7 @@ def entrant_names() -> list[str]:
 
 def make_problem(name: str, options: argparse.Namespace) -> Problem:
     """The shape with its device, dtype and documents."""
-    sizes = SHAPES[name] if name in SHAPES else [int(size) for size in name.split(",")]
-    batch, tokens, heads, kv_heads, head_dim, window = sizes
+    batch, tokens, heads, kv_heads, head_dim, window = sizes_of(name)
     documents_BT = None
     if options.documents is not None:
         documents_BT = draw_documents(batch, tokens, options.documents, options.seed).to(options.device)
@@ -250,7 +287,12 @@ def draw_inputs(problem: Problem) -> Inputs:
 
     def normal(heads: int) -> Tensor:
         shape = (problem.batch, problem.tokens, heads, problem.head_dim)
-        return torch.randn(shape, device=problem.device, dtype=problem.dtype)
+        try:
+            return torch.randn(shape, device=problem.device, dtype=problem.dtype)
+        except RuntimeError as error:
+            raise UserError(
+                f"--shapes {problem.name}: its tensors do not fit in memory ({one_line(error)})"
+            ) from None
 
     query_BTHD, key_BTKD, value_BTKD = (
         normal(heads).requires_grad_() for heads in (problem.heads, problem.kv_heads, problem.kv_heads)
@@ -761,4 +803,4 @@ def version_of(package: str) -> str | None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_status(main))

@@ -14,6 +14,14 @@ from torch import Tensor
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.fixture
+def module(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    import benchmark_attention
+
+    return benchmark_attention
+
+
 def benchmark(*arguments: str) -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, str(ROOT / "scripts" / "benchmark_attention.py"), "--threads", "1"]
     return subprocess.run([*command, *arguments], capture_output=True, text=True, check=False)
@@ -65,20 +73,35 @@ def test_packed_documents_reach_the_peers_that_have_them() -> None:
         (["--shapes", "1,64,3,2,8,4"], "--shapes 1,64,3,2,8,4"),
         (["--entrants", "magic"], "--entrants magic: windowlm"),
         (["--rounds", "0"], "--rounds 0"),
+        (["--shapes", f"1,64,2,1,8,{2**31}"], f"--shapes 1,64,2,1,8,{2**31}: "),
+        (["--shapes", "1,64,3,2,8,4"], "kv_heads a divisor of heads"),
+        (["--device", "potato"], "--device: potato: cpu, cuda or cuda:NUMBER is allowed; try --device cpu"),
+        (["--device", "meta"], "--device: meta: "),
+        (["--device", "cuda:99"], "--device: cuda:99: torch "),
+        (["--out", __file__], f"--out {__file__}: a folder that can be written is allowed"),
+        *((["--round-ms", given], f"--round-ms {float(given)}: ") for given in ("nan", "inf", "-1")),
+        *((["--seed", given], f"--seed {given}: a number from 0") for given in ("-1", str(10**30))),
+        (["--threads", "100000000"], "--threads 100000000: a number from 1 to "),
     ],
 )
-def test_mistakes_end_with_status_2(arguments: list[str], complaint: str) -> None:
-    done = benchmark(*arguments)
+def test_mistakes_end_with_status_2_and_no_traceback(
+    arguments: list[str],
+    complaint: str,
+    module: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["benchmark_attention.py", *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        module.main()
+    assert stopped.value.code == 2
+    assert complaint in capsys.readouterr().err
+
+
+def test_a_shape_beyond_the_memory_ends_with_status_2() -> None:
+    done = benchmark("--shapes", "9999,9999999,64,8,256,4", "--device", "cpu")
     assert done.returncode == 2
-    assert complaint in done.stderr
-
-
-@pytest.fixture
-def module(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
-    import benchmark_attention
-
-    return benchmark_attention
+    assert done.stderr.startswith("error: --shapes 9999,9999999,64,8,256,4: its tensors do not fit in memory")
 
 
 def prepared(module: Any, spoil: Callable[[Tensor], Tensor], *, tokens: int = 600, window: int = 64) -> Any:
