@@ -5,10 +5,10 @@ python scripts/benchmark_attention.py --shapes 1,8192,8,8,64,256 --entrants wind
 python scripts/benchmark_attention.py --shapes B --documents 1500 --out docs/results
 
 A shape is batch,tokens,heads,kv_heads,head_dim,window or a name: A to E are sizes of language models, CPU
-fits a laptop. Every entrant is first compared with attention in float64 at both ends of the very call that
-is timed; its error is told as a multiple of the error of plain PyTorch in the same dtype. Then all run in
-turns, round after round, so that a clock that falls or a busy neighbour meets them alike. TFLOP/s count
-visible pairs only, and the backward pass as 2.5 forward passes.
+fits a laptop. Every entrant is first compared with attention in float64 at both ends and in the middle of the
+very call that is timed, and all its numbers must be finite; its error is told as a multiple of the error of
+plain PyTorch in the same dtype. Then all run in turns, round after round, so that a clock that falls or a
+busy neighbour meets them alike. TFLOP/s count visible pairs only, the backward pass as 2.5 forward passes.
 
 Shapes: B batch, T queries, S keys, H query heads, K key-value heads, D head dimension.
 """
@@ -16,12 +16,14 @@ Shapes: B batch, T queries, S keys, H query heads, K key-value heads, D head dim
 import argparse
 import ctypes
 import json
+import math
 import os
 import platform
 import shlex
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -37,8 +39,9 @@ from rich.table import Table
 from torch import Tensor
 
 from windowlm.attention.backends.capability import Request
-from windowlm.attention.dispatch import MODULES, attention, capabilities, choose_backend
+from windowlm.attention.dispatch import MODULES, attention, capabilities, choose_backend, compute_capability
 from windowlm.attention.window import Visibility, visible_pairs
+from windowlm.errors import UserError, exit_status
 
 SHAPES = {
     "A": (8, 4096, 12, 4, 64, 512),
@@ -55,6 +58,7 @@ WRONG = 4.0
 CHECKED_QUERIES = 128
 REFERENCE_LIMIT = 4096
 PIPED_WIDTH = 160
+LARGEST = 2**31 - 1
 Inputs = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
@@ -105,6 +109,7 @@ def circumstances(device: torch.device, packages: Sequence[str]) -> dict[str, An
         "command": shlex.join(["python", *sys.argv]),
         "commit": commit(),
         "device": device_name(device),
+        "compute_capability": compute_capability(device),
         "threads": torch.get_num_threads() if device.type == "cpu" else None,
         "load_before": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
         "versions": {name: version_of(name) for name in packages},
@@ -127,7 +132,8 @@ def parse_options() -> argparse.Namespace:
     )
     parser.add_argument("--round-ms", type=float, default=60.0, help="of one entrant; at least one call")
     parser.add_argument("--threads", type=int, help="of the CPU")
-    options = checked_options(parser, {"rounds": 1, "threads": 1, "documents": 1})
+    least = {"rounds": 1, "round_ms": 0, "threads": 1, "documents": 1}
+    options = checked_options(parser, least, {"threads": os.cpu_count() or 1})
     for name in options.entrants or ():
         if name not in entrant_names() and name != OURS:
             parser.error(f"--entrants {name}: {OURS}, {', '.join(entrant_names())} are allowed")
@@ -144,7 +150,7 @@ def parser_of_shapes(description: str | None, *, rounds: int, written: str) -> a
     parser.add_argument(
         "--documents", type=int, metavar="MEDIAN", help="pack documents of random lengths with this median"
     )
-    parser.add_argument("--device", type=torch.device, default=torch.device("cuda:0" if cuda else "cpu"))
+    parser.add_argument("--device", type=usable_device, default="cuda:0" if cuda else "cpu")
     parser.add_argument(
         "--dtype",
         choices=["float32", "bfloat16", "float16"],
@@ -156,28 +162,62 @@ def parser_of_shapes(description: str | None, *, rounds: int, written: str) -> a
     return parser
 
 
-def checked_options(parser: argparse.ArgumentParser, least: dict[str, int]) -> argparse.Namespace:
-    """The command line, its shapes and numbers checked; `least` is the smallest number of each option."""
+def usable_device(text: str) -> torch.device:
+    """The CPU, or a CUDA device that is there."""
+    try:
+        device = torch.device(text)
+    except RuntimeError:
+        device = torch.device("meta")
+    if device not in (torch.device("cpu"), torch.device("cuda", device.index)):
+        raise argparse.ArgumentTypeError(f"{text}: cpu, cuda or cuda:NUMBER is allowed; try --device cpu")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise argparse.ArgumentTypeError(
+            f"{text}: torch {torch.__version__} finds {torch.cuda.device_count()} CUDA devices; "
+            "try --device cpu"
+        )
+    return device
+
+
+def checked_options(
+    parser: argparse.ArgumentParser, least: dict[str, int], most: dict[str, int] | None = None
+) -> argparse.Namespace:
+    """The command line with shapes, numbers and folder checked; `least` and `most` bound the options."""
     options = parser.parse_args()
     for shape in options.shapes:
         if shape not in SHAPES and not is_shape(shape):
             parser.error(
-                f"--shapes {shape}: {', '.join(SHAPES)} or six numbers from 1 on, "
-                "batch,tokens,heads,kv_heads,head_dim,window; try --shapes 1,8192,8,8,64,256"
+                f"--shapes {shape}: {', '.join(SHAPES)} or six numbers from 1 to {LARGEST}, "
+                "batch,tokens,heads,kv_heads,head_dim,window with kv_heads a divisor of heads, are allowed; "
+                "try --shapes 1,8192,8,8,64,256"
             )
-    for option, number in least.items():
-        if (value := getattr(options, option)) is not None and value < number:
-            parser.error(f"--{option} {value}: a number from {number} on is allowed")
+    for option, lowest in {**least, "seed": 0}.items():
+        value, highest = getattr(options, option), (most or {}).get(option, LARGEST)
+        if value is not None and not lowest <= value <= highest:  # also where it is NaN
+            parser.error(
+                f"--{option.replace('_', '-')} {value}: a number from {lowest} to {highest} is allowed"
+            )
     options.dtype = getattr(torch, options.dtype)
+    if options.out is not None:
+        # Before the work, which may take hours.
+        try:
+            options.out.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=options.out).close()
+        except OSError as error:
+            parser.error(f"--out {options.out}: a folder that can be written is allowed ({error.strerror})")
     return options
 
 
 def is_shape(text: str) -> bool:
     """Whether the text is six numbers from 1 on, the fourth a divisor of the third."""
     sizes = text.split(",")
-    if len(sizes) != 6 or not all(size.isdecimal() and int(size) for size in sizes):
+    if len(sizes) != 6 or not all(size.isdecimal() and 1 <= int(size) <= LARGEST for size in sizes):
         return False
     return int(sizes[2]) % int(sizes[3]) == 0
+
+
+def sizes_of(shape: str) -> list[int]:
+    """Batch, tokens, heads, key-value heads, head dimension and window."""
+    return list(SHAPES[shape]) if shape in SHAPES else [int(size) for size in shape.split(",")]
 
 
 def entrant_names() -> list[str]:
@@ -187,8 +227,7 @@ def entrant_names() -> list[str]:
 
 def make_problem(name: str, options: argparse.Namespace) -> Problem:
     """The shape with its device, dtype and documents."""
-    sizes = SHAPES[name] if name in SHAPES else [int(size) for size in name.split(",")]
-    batch, tokens, heads, kv_heads, head_dim, window = sizes
+    batch, tokens, heads, kv_heads, head_dim, window = sizes_of(name)
     documents_BT = None
     if options.documents is not None:
         documents_BT = draw_documents(batch, tokens, options.documents, options.seed).to(options.device)
@@ -248,7 +287,12 @@ def draw_inputs(problem: Problem) -> Inputs:
 
     def normal(heads: int) -> Tensor:
         shape = (problem.batch, problem.tokens, heads, problem.head_dim)
-        return torch.randn(shape, device=problem.device, dtype=problem.dtype)
+        try:
+            return torch.randn(shape, device=problem.device, dtype=problem.dtype)
+        except RuntimeError as error:
+            raise UserError(
+                f"--shapes {problem.name}: its tensors do not fit in memory ({one_line(error)})"
+            ) from None
 
     query_BTHD, key_BTKD, value_BTKD = (
         normal(heads).requires_grad_() for heads in (problem.heads, problem.kv_heads, problem.kv_heads)
@@ -260,6 +304,7 @@ def request_of(problem: Problem) -> Request:
     """What a backend of ours must be able to do."""
     return Request(
         device=problem.device.type,
+        compute_capability=compute_capability(problem.device),
         dtype=problem.dtype,
         head_dim=problem.head_dim,
         window=problem.window,
@@ -272,19 +317,13 @@ def prepare(name: str, problem: Problem, inputs: Inputs) -> Entrant:
     entrant, started = Entrant(name), time.perf_counter()
     try:
         entrant.attend = ours(name, problem) if name.startswith(f"{OURS}:") else PEERS[name](problem)
-        try:
-            step(entrant.attend, inputs)
-        except (ImportError, UnsupportedError):
-            raise
-        except Exception as error:
-            # Not before: compiled entrants would compile twice.
-            forward_only(entrant.attend, inputs)
-            entrant.backward, entrant.problem = False, f"backward: {one_line(error)}"
-        entrant.error = error_against_float64(entrant, problem, inputs)
-        if not entrant.error <= WRONG:
+        if not finite_everywhere(entrant, inputs):
+            entrant.attend, entrant.problem = None, "wrong: its output or gradients hold NaN or infinity"
+        elif not (error := error_against_float64(entrant, problem, inputs)) <= WRONG:
             entrant.attend, entrant.problem = None, "wrong: it errs too much to be this function"
+            entrant.error = error if math.isfinite(error) else None
         else:
-            entrant.memory_mib = peak_memory_mib(entrant, inputs)
+            entrant.error, entrant.memory_mib = error, peak_memory_mib(entrant, inputs)
     except ImportError as error:
         entrant.attend, entrant.problem, entrant.absent = None, f"not installed: {one_line(error)}", True
     except UnsupportedError as error:
@@ -329,16 +368,31 @@ def forward_only(attend: Attend, inputs: Inputs) -> Tensor:
         return attend(*(tensor.detach() for tensor in inputs[:3]))
 
 
-def error_against_float64(entrant: Entrant, problem: Problem, inputs: Inputs) -> float:
-    """Largest error of output, dq, dk and dv over plain PyTorch's, from the first and the last queries.
+def finite_everywhere(entrant: Entrant, inputs: Inputs) -> bool:
+    """Whether no number of output and gradients is NaN or infinite; without gradients where it has none."""
+    assert entrant.attend is not None
+    try:
+        output, gradients = step(entrant.attend, inputs)
+    except (ImportError, UnsupportedError):
+        raise
+    except Exception as error:
+        # Not before: compiled entrants would compile twice.
+        output, gradients = forward_only(entrant.attend, inputs), ()
+        entrant.backward, entrant.problem = False, f"backward: {one_line(error)}"
+    return all(bool(tensor.isfinite().all()) for tensor in (output, *gradients))
 
+
+def error_against_float64(entrant: Entrant, problem: Problem, inputs: Inputs) -> float:
+    """Largest error of output, dq, dk and dv over plain PyTorch's; NaN where any of them is.
+
+    Of the first queries, the last, and some in the middle, where kernels take other paths than at the ends.
     The gradient of all other outputs is zero, so that a piece of the keys is enough for the reference.
     """
     assert entrant.attend is not None
     tokens, window = problem.tokens, tokens_seen(entrant.name, problem)
     count = min(CHECKED_QUERIES, tokens)
-    worst = 0.0
-    for first in {0, tokens - count}:
+    errors = []
+    for first in {0, (tokens - count) // 2, tokens - count}:
         queries, keys = slice(first, first + count), slice(max(0, first - window + 1), first + count)
         query_BTHD, key_BTKD, value_BTKD, gradient_BTHD = inputs
         some_BTHD = torch.zeros_like(gradient_BTHD)
@@ -359,9 +413,17 @@ def error_against_float64(entrant: Entrant, problem: Problem, inputs: Inputs) ->
             exact = dense([piece.detach().double() for piece in pieces], visible_TS)
             plain = dense([piece.detach() for piece in pieces], visible_TS)
             for got, place, wanted, usual in zip((output, *gradients), places, exact, plain, strict=False):
-                error = (got[row, place].double() - wanted).norm()
-                worst = max(worst, float(error / (usual.double() - wanted).norm()))
-    return worst
+                errors.append(over_plain(got[row, place], wanted, usual))
+    # Not max() of Python, which passes over NaN.
+    return float(torch.stack(errors).max())
+
+
+def over_plain(got: Tensor, wanted: Tensor, usual: Tensor) -> Tensor:
+    """Error over that of plain PyTorch; where that is exact, over what D products of size 1 may be off by."""
+    error, of_plain = (got.double() - wanted).norm(), (usual.double() - wanted).norm()
+    accumulated = torch.promote_types(got.dtype, torch.float32)
+    rounding = 2 * torch.finfo(accumulated).eps * wanted.numel() ** 0.5
+    return error / torch.where(of_plain > 0, of_plain, rounding)
 
 
 def tokens_seen(name: str, problem: Problem) -> int:
@@ -741,4 +803,4 @@ def version_of(package: str) -> str | None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_status(main))

@@ -34,6 +34,7 @@ from benchmark_attention import (
     name_of,
     parser_of_shapes,
     request_of,
+    sizes_of,
     step,
 )
 from rich.console import Console
@@ -43,6 +44,7 @@ from torch._dynamo.utils import counters
 from windowlm.attention.dispatch import attention, choose_backend
 from windowlm.attention.layers import SlidingWindowAttention
 from windowlm.attention.window import Visibility
+from windowlm.errors import exit_status
 
 COPIED = {"cuda": 2**30, "cpu": 2**26}
 MEDIAN_DOCUMENT = 1500
@@ -89,7 +91,17 @@ def parse_options() -> argparse.Namespace:
     )
     parser.add_argument("--lengths", type=int, default=16, help="sequence lengths among the layouts")
     parser.add_argument("--eager", action="store_true", help="do not compile the layer")
-    return checked_options(parser, {"rounds": 1, "lengths": 1, "layouts": 0, "documents": 1})
+    options = checked_options(parser, {"rounds": 1, "lengths": 1, "layouts": 0, "documents": 1})
+    for shape in options.shapes:
+        head_dim = sizes_of(shape)[4]
+        if head_dim % 2:
+            parser.error(f"--shapes {shape}: head_dim {head_dim} is odd, which the rotation cannot pair up")
+    tokens = sizes_of(options.shapes[0])[1]
+    if options.layouts and options.lengths > tokens:
+        parser.error(
+            f"--lengths {options.lengths}: at most {tokens} are there, the tokens of the first shape"
+        )
+    return options
 
 
 def make_layer(problem: Problem) -> SlidingWindowAttention:
@@ -243,4 +255,4 @@ def memory_of(problem: Problem) -> float | None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_status(main))

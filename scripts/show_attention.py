@@ -1,6 +1,8 @@
 """Draw which keys each query sees, in the terminal and as PNG.
 
 python scripts/show_attention.py window=4 sequence_length=12 documents=[5,7] [sinks=1] [output_file=PNG]
+
+The PNG is attention.png in the current folder unless output_file= names another, or null for none.
 """
 
 import sys
@@ -30,9 +32,9 @@ def show(config: ShowAttentionConfig, invocation: Invocation) -> int:
             Image.open(BytesIO(png)).save(config.output_file, format="PNG", optimize=True)
         except OSError as error:
             raise UserError(
-                f"output_file={config.output_file}: cannot be written ({error.strerror})"
+                f"output_file={config.output_file}: cannot be written ({error.strerror or error})"
             ) from None
-        print(f"\n{config.output_file}")
+        print(f"\nwritten to {Path(config.output_file).absolute()}")
     return 0
 
 

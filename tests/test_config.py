@@ -163,7 +163,7 @@ def test_a_rotary_pattern_repeats_over_the_layers() -> None:
         ([5, None], "model.rotary=[5,null]: allowed is a list, each entry a group of settings or null", None),
         ([{"scaling": {"kind": "yarm"}}], "model.rotary[0].scaling.kind=yarm", "[{scaling: {kind: yarn}}]"),
         ([{"scaling": {"kind": "ntk"}}], "model.rotary[0].scaling.factor: must be given", None),
-        ([{"base": float("inf")}], "model.rotary=[{base: inf}]: allowed is a finite number", None),
+        ([{"base": float("inf")}], "model.rotary[0].base=inf: a finite number above 1", "[{base: 10000}]"),
         ("flat", "model.rotary=flat: allowed is a group of settings or a list or null", None),
     ],
 )
@@ -189,8 +189,8 @@ def test_numbers_are_finite(key: str, value: float) -> None:
 
 def test_numbers_of_groups_within_groups_are_finite() -> None:
     error = error_of(model__rotary={"base": float("inf")})
-    assert str(error) == "model.rotary.base=inf: allowed is a finite number"
-    assert error.correction == "model.rotary.base=10000.0"
+    assert str(error) == "model.rotary.base=inf: a finite number above 1 is allowed"
+    assert error.correction == "model.rotary.base=10000"
 
 
 def test_an_unknown_key_offers_the_nearest() -> None:

@@ -186,6 +186,14 @@ class ShowAttentionConfig(AttentionPicture):
 
     output_file: str | None = "attention.png"
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.output_file is not None and not self.output_file.lower().endswith(".png"):
+            raise ValueError(
+                f"output_file={self.output_file}: a name that ends in .png, or null for the terminal alone, "
+                "is allowed; try output_file=attention.png"
+            )
+
 
 class ConfigError(UserError):
     """A user's mistake in a setting.

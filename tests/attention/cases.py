@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from windowlm.attention.backends.capability import Request
-from windowlm.attention.dispatch import attention, capabilities
+from windowlm.attention.dispatch import attention, capabilities, compute_capability
 from windowlm.attention.window import PADDING, Visibility
 
 DTYPES = (torch.float64, torch.float32, torch.float32, torch.bfloat16, torch.float16)
@@ -38,6 +38,9 @@ PASSES = 4
 DRAWN_AGAIN = 7
 AT_ONCE = 100
 SEEDS_A_PROCESS = 1_000_000
+DYNAMO = {"recompile_limit": 1000, "fail_on_recompile_limit_hit": True, "assume_static_by_default": False}
+# A graph that is asked for several gradients must not give away what it saved for the first.
+FUNCTORCH = {"donated_buffer": False}
 
 
 class Shape(NamedTuple):
@@ -115,6 +118,7 @@ class Case:
         """What a backend must be able to do for this case."""
         return Request(
             device=device,
+            compute_capability=compute_capability(torch.device(device)),
             dtype=self.dtype,
             head_dim=self.head_dim,
             window=self.window,
@@ -435,6 +439,7 @@ def main(backend: str, count: str, *options: str) -> int:
 def _serves(backend: str, device: str, shape: Shape) -> bool:
     request = Request(
         device=device,
+        compute_capability=compute_capability(torch.device(device)),
         dtype=shape.dtype,
         head_dim=shape.head_dim,
         sink_logits=shape.special == "learned sinks",
@@ -455,11 +460,9 @@ class Outcome(NamedTuple):
 
 def _prepare() -> None:
     torch.set_num_threads(1)
-    torch._dynamo.config.recompile_limit = 1000
-    torch._dynamo.config.fail_on_recompile_limit_hit = True
-    torch._dynamo.config.assume_static_by_default = False
-    # A graph that is asked for several gradients must not give away what it saved for the first.
-    torch._functorch.config.donated_buffer = False
+    for module, options in ((torch._dynamo.config, DYNAMO), (torch._functorch.config, FUNCTORCH)):
+        for name, value in options.items():
+            setattr(module, name, value)
 
 
 def _check(

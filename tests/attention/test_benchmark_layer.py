@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -25,3 +27,26 @@ def test_overhead_and_layouts_are_timed_and_written(tmp_path: Path) -> None:
     assert report["layouts"]["batches"] == 3
     assert report["layouts"]["lengths"] == [128, 64]
     assert report["layouts"]["mask_over_attention"] > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--shapes", "1,64,2,1,7,4"], "--shapes 1,64,2,1,7,4: head_dim 7 is odd"),
+        (["--shapes", "1,64,2,1,8,4", "--layouts", "1", "--lengths", "65"], "--lengths 65: at most 64"),
+        (["--device", "potato"], "--device: potato: "),
+        (["--out", __file__], f"--out {__file__}: a folder that can be written is allowed"),
+        (["--layouts", "-1"], "--layouts -1: "),
+    ],
+)
+def test_mistakes_end_with_status_2(
+    arguments: list[str], complaint: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    import benchmark_layer
+
+    monkeypatch.setattr(sys, "argv", ["benchmark_layer.py", *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        benchmark_layer.main()
+    assert stopped.value.code == 2
+    assert complaint in capsys.readouterr().err

@@ -63,6 +63,12 @@ def test_padding_is_blank_and_documents_do_not_see_each_other() -> None:
     assert marks(drawn) == ["      ", " 11·· ", " 11·· ", " ··11 ", " ··11 ", "      "]
 
 
+def test_a_window_and_sinks_of_any_size_are_drawn() -> None:
+    assert marks(AttentionPicture(window=10**30, sequence_length=2)) == ["1·", "11"]
+    assert marks(AttentionPicture(window=10**30, sequence_length=2, causal=False)) == ["11", "11"]
+    assert marks(AttentionPicture(window=1, sequence_length=2, sinks=10**30)) == ["1·", "s1"]
+
+
 def test_queries_are_the_last_of_more_keys() -> None:
     assert marks(AttentionPicture(window=3, sequence_length=2, keys=5)) == ["·111·", "··111"]
 
@@ -104,8 +110,16 @@ def test_documents_are_coloured_in_the_terminal() -> None:
         ({"documents": [5, 8]}, r"documents=\[5,8\]: .* sum to 12, .*; try documents=\[6,6\]$"),
         ({"documents": [12, 0]}, r"documents=\[12,0\]: lengths from 1 on"),
         ({"padding_left": 7, "padding_right": 6}, "padding_left=7: with padding_right=6 it is more"),
-        ({"sinks": -1}, "sinks=-1: at least 0"),
+        ({"sinks": -1}, "sinks=-1: a whole number, at least 0"),
         ({"keys": 11}, "keys=11: at least sequence_length=12"),
+        *(({"window": given}, f"window={given!r}: ") for given in (True, 2.5, "4")),
+        ({"window": [2, 2.5]}, r"window=\[2, 2.5\]: "),
+        *(({"sinks": given}, f"sinks={given!r}: a whole number") for given in (True, 1.5, None)),
+        *(({"sequence_length": given}, f"sequence_length={given!r}: .*=12$") for given in (True, 4.0, None)),
+        ({"keys": 12.0}, "keys=12.0: a whole number is allowed; try keys=null$"),
+        ({"causal": "no"}, "causal='no': true or false is allowed; try causal=true$"),
+        ({"documents": [5.0, 7.0]}, r"documents=\[5.0, 7.0\]: a list of whole numbers"),
+        ({"documents": 12}, "documents=12: a list of whole numbers"),
     ],
 )
 def test_what_cannot_be_drawn_is_refused_by_name(settings: dict[str, Any], message: str) -> None:

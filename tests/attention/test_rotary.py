@@ -1,6 +1,7 @@
 """The rotation: its definition, its exactness far out, and that nothing can spoil it."""
 
 import math
+import re
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from windowlm.attention.config import (
     RotaryScaling,
     YarnScaling,
 )
+from windowlm.attention.layers import SlidingWindowAttention
 from windowlm.attention.rotary import RotaryEmbedding, rotary_frequencies, rotary_magnitude
 
 
@@ -91,6 +93,98 @@ def test_an_odd_or_empty_rotation_is_refused(dim: int, fraction: float) -> None:
         RotaryEmbedding(dim, RotaryConfig(fraction=fraction))
 
 
+@pytest.mark.parametrize("dim", [50, 96, 100, 128])
+def test_a_fraction_in_hundredths_that_is_an_even_number_is_taken_whatever_its_rounding(dim: int) -> None:
+    for hundredths in range(1, 101):
+        rotated, rest = divmod(hundredths * dim, 100)
+        if rest == 0 and rotated % 2 == 0:
+            assert RotaryEmbedding(dim, RotaryConfig(fraction=hundredths / 100)).rotated == rotated
+
+
+@pytest.mark.parametrize(("dim", "fraction"), [(7, 1.0), (8, 0.1), (50, 0.3), (96, 0.333)])
+def test_the_fraction_that_is_proposed_is_allowed(dim: int, fraction: float) -> None:
+    with pytest.raises(ValueError, match="try fraction=") as raised:
+        RotaryEmbedding(dim, RotaryConfig(fraction=fraction))
+    proposed = float(str(raised.value).rpartition("=")[2])
+    assert RotaryEmbedding(dim, RotaryConfig(fraction=proposed)).rotated >= 2
+
+
+@pytest.mark.parametrize("dim", [0, 1, -2, 64.0, True, "64", None])
+def test_a_head_dimension_that_cannot_be_rotated_is_refused(dim: Any) -> None:
+    with pytest.raises(ValueError, match=re.escape(f"dim={dim!r}: a head dimension from 2 on")):
+        RotaryEmbedding(dim)
+
+
+def test_settings_that_are_no_rotary_config_are_refused() -> None:
+    config: Any = {"base": 5}
+    with pytest.raises(ValueError, match=r"^config=.*: a RotaryConfig or None is allowed"):
+        RotaryEmbedding(8, config)
+
+
+HEADS = torch.zeros(2, 10, 8, 16)
+
+
+@pytest.mark.parametrize(
+    ("heads", "positions", "message"),
+    [
+        (HEADS, torch.arange(10), r"positions_BT has shape \(10,\) and dtype torch.int64: "),
+        (HEADS, torch.arange(10.0)[None], "positions_BT has .* dtype torch.float32: .*whole numbers"),
+        (HEADS, torch.arange(10)[None].bfloat16(), "positions_BT has .* dtype torch.bfloat16: "),
+        (HEADS, torch.ones(1, 10, dtype=torch.bool), "positions_BT has .* dtype torch.bool: "),
+        (HEADS, list(range(10)), "positions_BT is a list: "),
+        (HEADS, torch.arange(1)[None], r"positions_BT has shape \(1, 1\): \(2, 10\) or \(1, 10\) is allowed"),
+        (HEADS, torch.zeros(3, 10, dtype=torch.int64), r"positions_BT has shape \(3, 10\): "),
+        (
+            HEADS,
+            torch.zeros(1, 10, dtype=torch.int64, device="meta"),
+            "rotation.cosine is on meta, heads_BTHD ",
+        ),
+        (HEADS[0], None, r"heads_BTHD has shape \(10, 8, 16\) .*: \[batch, tokens, heads, 16\] "),
+        (HEADS[:, :, 0], None, "heads_BTHD has shape "),
+        (torch.zeros(2, 10, 8, 32), None, r"heads_BTHD has shape .*32\) .*: \[batch, tokens, heads, 16\] "),
+        (torch.zeros(2, 10, 8, 8), None, "heads_BTHD has shape "),
+        (HEADS.long(), None, "heads_BTHD .* dtype torch.int64: .*torch.float16 are allowed"),
+        (HEADS.tolist(), None, "heads_BTHD is a list: "),
+    ],
+)
+def test_what_does_not_fit_is_refused_by_name(heads: Any, positions: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        RotaryEmbedding(16)(heads, positions)
+
+
+def test_a_rotation_of_other_frequencies_or_tokens_is_refused() -> None:
+    rotary, positions_BT = RotaryEmbedding(16), torch.arange(10)[None]
+    half = RotaryEmbedding(16, RotaryConfig(fraction=0.5)).rotation(positions_BT)
+    with pytest.raises(ValueError, match=r"rotation.cosine has shape \(1, 10, 4\): \(2, 10, 8\) or "):
+        rotary.rotate(HEADS, half)
+    with pytest.raises(ValueError, match=r"rotation.cosine has shape \(1, 9, 8\): "):
+        rotary.rotate(HEADS, rotary.rotation(positions_BT[:, :9]))
+
+
+def test_gradients_of_gradients_are_those_of_the_rotation() -> None:
+    rotary, positions_BT = RotaryEmbedding(6, RotaryConfig(fraction=2 / 3)), torch.tensor([[0, 3, 70]])
+    heads_BTHD = torch.randn(2, 3, 2, 6, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda heads: rotary(heads, positions_BT).sin(), (heads_BTHD,))
+    assert torch.autograd.gradgradcheck(lambda heads: rotary(heads, positions_BT).sin(), (heads_BTHD,))
+
+
+def test_a_rotation_made_in_inference_mode_serves_training() -> None:
+    rotary, heads_BTHD = RotaryEmbedding(8), torch.randn(1, 5, 2, 8, requires_grad=True)
+    with torch.inference_mode():
+        rotation = rotary.rotation(torch.arange(5)[None])
+    (gradient_BTHD,) = torch.autograd.grad(rotary.rotate(heads_BTHD, rotation).sum(), heads_BTHD)
+    (wanted_BTHD,) = torch.autograd.grad(rotary(heads_BTHD).sum(), heads_BTHD)
+    assert torch.equal(gradient_BTHD, wanted_BTHD)
+
+
+def test_a_layer_reloaded_onto_the_meta_device_rotates_as_before() -> None:
+    layer, hidden_BTD = SlidingWindowAttention(16, 2, 8, 4, dropout=0.0), torch.randn(1, 9, 16)
+    with torch.device("meta"):
+        reloaded = SlidingWindowAttention(16, 2, 8, 4, dropout=0.0)
+    reloaded.load_state_dict(layer.state_dict(), assign=True)
+    assert torch.equal(reloaded(hidden_BTD), layer(hidden_BTD))
+
+
 SCALINGS = [
     (
         LinearScaling(kind="linear", factor=4.0),
@@ -112,6 +206,25 @@ SCALINGS = [
         },
     ),
     (
+        YarnScaling(kind="yarn", factor=32.0, original_length=4096, truncate=False),
+        {
+            "rope_type": "yarn",
+            "factor": 32.0,
+            "original_max_position_embeddings": 4096,
+            "truncate": False,
+        },
+    ),
+    (
+        YarnScaling(kind="yarn", factor=40.0, original_length=4096, mscale=1.0, mscale_all_dim=0.707),
+        {
+            "rope_type": "yarn",
+            "factor": 40.0,
+            "original_max_position_embeddings": 4096,
+            "mscale": 1.0,
+            "mscale_all_dim": 0.707,
+        },
+    ),
+    (
         Llama3Scaling(kind="llama3"),
         {
             "rope_type": "llama3",
@@ -125,7 +238,7 @@ SCALINGS = [
 
 
 @pytest.mark.parametrize(("scaling", "theirs"), SCALINGS)
-@pytest.mark.parametrize(("base", "fraction"), [(10_000.0, 1.0), (500_000.0, 0.5)])
+@pytest.mark.parametrize(("base", "fraction"), [(10_000.0, 1.0), (500_000.0, 0.5), (150_000.0, 1.0)])
 def test_frequencies_and_attention_factors_equal_those_of_transformers(
     scaling: RotaryScaling, theirs: dict[str, float], base: float, fraction: float
 ) -> None:
@@ -147,6 +260,27 @@ def test_ntk_scaling_slows_the_slowest_pair_by_the_factor_and_leaves_the_fastest
     scaled = rotary_frequencies(64, RotaryConfig(scaling=NtkScaling(kind="ntk", factor=4.0)))
     assert scaled[0] == plain[0] == 1.0
     assert scaled[-1] == pytest.approx(plain[-1] / 4.0)
+
+
+def test_ntk_scaling_equals_the_dynamic_one_of_transformers_at_that_many_times_the_length() -> None:
+    transformers = pytest.importorskip("transformers")
+    rope = pytest.importorskip("transformers.modeling_rope_utils")
+    config = transformers.LlamaConfig(
+        head_dim=64,
+        max_position_embeddings=2048,
+        rope_parameters={"rope_type": "dynamic", "factor": 1.0, "rope_theta": 10_000.0},
+    )
+    frequencies, factor = rope.ROPE_INIT_FUNCTIONS["dynamic"](config, "cpu", seq_len=4 * 2048)
+    ours = RotaryConfig(scaling=NtkScaling(kind="ntk", factor=4.0))
+    assert rotary_frequencies(64, ours) == pytest.approx(frequencies.tolist(), rel=1e-5)
+    assert rotary_magnitude(ours) == factor
+
+
+@pytest.mark.parametrize("base", [1.0000001, 1e308])
+def test_extreme_settings_give_finite_frequencies(base: float) -> None:
+    for scaling in (None, NtkScaling(kind="ntk", factor=1e300)):
+        frequencies = rotary_frequencies(4, RotaryConfig(base=base, scaling=scaling))
+        assert all(0 <= frequency <= 1 for frequency in frequencies)
 
 
 def test_llama3_scaling_divides_slow_pairs_and_keeps_fast_ones() -> None:

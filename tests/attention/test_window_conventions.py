@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -41,9 +42,7 @@ def test_conversions_there_and_back_keep_the_window(window: int | None, causal: 
 
 @pytest.mark.parametrize("window", WINDOWS)
 def test_local_attention_there_and_back(window: int) -> None:
-    arguments = conventions.to_local_attention(window)
-    del arguments["look_forward"]
-    assert conventions.from_local_attention(**arguments) == Window(window)
+    assert conventions.from_local_attention(**conventions.to_local_attention(window)) == Window(window)
 
 
 def test_what_others_cannot_say_is_refused() -> None:
@@ -59,6 +58,90 @@ def test_what_others_cannot_say_is_refused() -> None:
         from_mask(torch.tensor([[True, False, False], [True, True, False], [False, False, True]]))
     with pytest.raises(ValueError, match="sliding_window=0"):
         conventions.from_transformers(0)
+
+
+WRONG_NUMBERS: list[Any] = [True, 2.5, "4", -5, torch.tensor(3)]
+BOOLS = torch.ones(3, 3, dtype=torch.bool).tril()
+
+
+@pytest.mark.parametrize("given", WRONG_NUMBERS)
+def test_numbers_of_another_kind_or_range_are_refused_by_name(given: Any) -> None:
+    for to in (
+        conventions.to_flash_attention,
+        conventions.to_transformers,
+        conventions.to_onnx,
+        conventions.to_local_attention,
+        conventions.to_mask_mod,
+    ):
+        with pytest.raises(ValueError, match=r"^window="):
+            to(given)
+    for causal in (True, False):
+        with pytest.raises(ValueError, match=r"^sliding_window="):
+            conventions.from_transformers(given, causal)
+    for size in ((given, 0), (3, given), [given, given]):
+        with pytest.raises(ValueError, match=r"^window_size=.* whole numbers from 0 on"):
+            conventions.from_flash_attention(size)
+    for name in ("left_window_size", "right_window_size"):
+        with pytest.raises(ValueError, match=rf"^{name}="):
+            conventions.from_onnx(1, **{name: given})
+    with pytest.raises(ValueError, match=r"^window_size="):
+        conventions.from_local_attention(given, True)
+    with pytest.raises(ValueError, match=r"^look_backward="):
+        conventions.from_local_attention(4, True, given)
+    with pytest.raises(ValueError, match=r"^length="):
+        conventions.from_mask_mod(conventions.to_mask_mod(2), given)
+
+
+@pytest.mark.parametrize(
+    ("convert", "message"),
+    [
+        *(
+            (lambda size=size: conventions.from_flash_attention(size), "window_size=.*: two numbers, ")
+            for size in (3, None, (3,), (3, 0, 0), "30")
+        ),
+        (lambda: conventions.from_onnx(2), "is_causal=2: 0 or 1"),
+        (lambda: conventions.from_onnx(1.0), "is_causal=1.0: 0 or 1"),
+        (lambda: conventions.from_local_attention(0, True), "window_size=0: a whole number from 1 on"),
+        (lambda: conventions.from_local_attention(4, 1), "exact_windowsize=1: True or False"),
+        (lambda: conventions.from_local_attention(4, True, look_forward=1), "look_forward=1: "),
+        (lambda: conventions.from_mask_mod(3, 8), "mask_mod=3: a function"),
+        (lambda: conventions.from_mask_mod(conventions.to_mask_mod(2), 1), "length=1: "),
+        (lambda: from_mask(BOOLS.float()), "visible_TT has shape .* dtype torch.float32: .*bool"),
+        (lambda: from_mask(BOOLS[:2]), r"visible_TT has shape \(2, 3\) "),
+        (lambda: from_mask(BOOLS[None]), r"visible_TT has shape \(1, 3, 3\) "),
+        (lambda: from_mask(BOOLS[:1, :1]), r"visible_TT has shape \(1, 1\) "),
+        (lambda: from_mask(BOOLS[:0, :0]), r"visible_TT has shape \(0, 0\) "),
+        (lambda: from_mask(BOOLS[0, 0]), r"visible_TT has shape \(\) "),
+        (lambda: from_mask(BOOLS.tolist()), "visible_TT is a list: "),
+    ],
+)
+def test_arguments_of_another_kind_are_refused_by_name(convert: Callable[[], Any], message: str) -> None:
+    with pytest.raises(ValueError, match=rf"^{message}"):
+        convert()
+
+
+def test_a_direction_that_is_no_boolean_is_refused() -> None:
+    wrong: Any = "no"
+    for convert in (
+        conventions.to_flash_attention,
+        conventions.to_transformers,
+        conventions.from_transformers,
+        conventions.to_onnx,
+        conventions.to_mask_mod,
+    ):
+        with pytest.raises(ValueError, match=r"^causal='no': True or False"):
+            convert(4, wrong)
+    with pytest.raises(ValueError, match=r"^causal='no': True or False"):
+        conventions.from_flash_attention((3, 0), wrong)
+    with pytest.raises(ValueError, match=r"^causal='no': True or False"):
+        conventions.from_local_attention(4, True, causal=wrong)
+
+
+def test_a_mask_of_no_more_tokens_than_the_window_shows_none() -> None:
+    mask_mod = conventions.to_mask_mod(8)
+    assert conventions.from_mask_mod(mask_mod, 8) == Window(None)
+    assert conventions.from_mask_mod(mask_mod, 9) == Window(8)
+    assert conventions.from_mask_mod(conventions.to_mask_mod(1, causal=False), 8) == Window(1)
 
 
 @pytest.mark.parametrize("causal", [True, False])
@@ -194,6 +277,45 @@ def test_torchtitan_counts_the_query_in_its_flex_mask(window: int) -> None:
 
 
 @pytest.mark.parametrize("window", WINDOWS)
+def test_torchtitan_does_not_count_the_query_in_its_varlen_attention(
+    window: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attention = pytest.importorskip("torchtitan.models.common.attention", exc_type=ImportError)
+    given: list[tuple[int, int]] = []
+
+    def record(query: Tensor, *_: object, window_size: tuple[int, int], **__: object) -> Tensor:
+        given.append(window_size)
+        return query
+
+    # torch's own runs on CUDA only; what reaches it is counted in its test.
+    monkeypatch.setattr(attention, "varlen_attn", record)
+    size = conventions.to_flash_attention(window)
+    layer = attention.VarlenAttention(attention.VarlenAttention.Config(window_size=size))
+    offsets, zeros = torch.tensor([0, TOKENS], dtype=torch.int32), torch.zeros(1, TOKENS, 1, 8)
+    layer(zeros, zeros, zeros, attention_masks=attention.VarlenMetadata(offsets, offsets, TOKENS, TOKENS))
+    assert given == [size]
+    assert conventions.from_flash_attention(given[0]) == (window, True)
+
+
+@pytest.mark.parametrize("window", WINDOWS)
+def test_attention_gym_does_not_count_the_query(window: int) -> None:
+    masks = pytest.importorskip("attn_gym.masks")
+    mask_mod = masks.generate_sliding_window(conventions.to_flash_attention(window)[0])
+    assert conventions.from_mask_mod(mask_mod, TOKENS) == (window, True)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="Transformer Engine runs on CUDA only")
+@pytest.mark.parametrize("window", WINDOWS)
+def test_transformer_engine_does_not_count_the_query(window: int) -> None:
+    utils = pytest.importorskip(
+        "transformer_engine.pytorch.attention.dot_product_attention.utils", exc_type=ImportError
+    )
+    size = conventions.to_flash_attention(window)
+    hidden = utils.get_full_mask(TOKENS, TOKENS, attn_mask_type="causal", window_size=size)[1]
+    assert from_mask(~hidden[0, 0]) == (window, True)
+
+
+@pytest.mark.parametrize("window", WINDOWS)
 def test_olmo_core_counts_the_query(window: int) -> None:
     attention = pytest.importorskip("olmo_core.nn.attention", exc_type=ImportError)
     layer = attention.Attention(d_model=TOKENS, n_heads=1, window_size=window, bias=False)
@@ -268,16 +390,17 @@ def test_varlen_attn_does_not_count_the_query(window: int) -> None:
     assert from_mask(seen_by(attend)) == (window, True)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="flash-attn-4 runs on CUDA only")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="flash-attn runs on CUDA only")
+@pytest.mark.parametrize("module", ["flash_attn.flash_attn_interface", "flash_attn.cute"])
 @pytest.mark.parametrize("window", WINDOWS)
-def test_flash_attn_does_not_count_the_query(window: int) -> None:
-    cute = pytest.importorskip("flash_attn.cute")
+def test_flash_attn_does_not_count_the_query(window: int, module: str) -> None:
+    package = pytest.importorskip(module, exc_type=ImportError)
     zeros = torch.zeros(1, TOKENS, 1, 64, dtype=torch.bfloat16, device="cuda")
 
     def attend(value_TT: Tensor) -> Tensor:
         value = torch.nn.functional.pad(value_TT, (0, 64 - TOKENS)).to(zeros)[None, :, None]
         size = conventions.to_flash_attention(window)
-        mixed = cute.flash_attn_func(zeros, zeros, value, causal=True, window_size=size)
+        mixed = package.flash_attn_func(zeros, zeros, value, causal=True, window_size=size)
         return (mixed[0] if isinstance(mixed, tuple) else mixed)[0, :, 0, :TOKENS].cpu()
 
     assert from_mask(seen_by(attend)) == (window, True)

@@ -15,6 +15,7 @@ def test_the_mask_is_drawn_in_the_terminal_and_as_png(tmp_path: Path) -> None:
     done = run_script("scripts/show_attention.py", *settings, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "A 4 · 1 1 1 1 · · 4" in done.stdout.splitlines()
+    assert done.stdout.splitlines()[-1] == f"written to {target}"
     assert target.read_bytes().startswith(b"\x89PNG")
     assert list(tmp_path.iterdir()) == [target]
 
@@ -27,6 +28,8 @@ def test_the_mask_is_drawn_in_the_terminal_and_as_png(tmp_path: Path) -> None:
         ("documents=[5,8]", "show_attention.py 'documents=[6,6]'"),
         ("windw=3", "show_attention.py window=3"),
         ("keys=5.5", "keys=5.5: allowed is a whole number or null"),
+        ("output_file=mask.jpg", "show_attention.py output_file=attention.png"),
+        ("output_file=", "output_file=: a name that ends in .png"),
     ],
 )
 def test_a_mistake_ends_with_status_2_and_a_mended_command(

@@ -1,5 +1,6 @@
 """Settings of the attention layer, free of torch so that checking them costs milliseconds."""
 
+import sys
 from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args
 
@@ -7,13 +8,44 @@ BackendName = Literal["auto", "reference", "banded", "flex", "varlen", "flash4",
 BACKENDS: tuple[str, ...] = get_args(BackendName)
 
 
-def _check(scaling: object, **minima: float) -> None:
-    for name, minimum in minima.items():
-        value = getattr(scaling, name)
-        if not value >= minimum:
-            raise ValueError(
-                f"{name}={value!r}: a number from {minimum:g} on is allowed; try {name}={minimum:g}"
-            )
+def rotated_dimensions(dim: int, fraction: float) -> int | None:
+    """Dimensions of a head that the fraction rotates; None where that is no even number from 2 on.
+
+    0.28 of 50 is 14 but for the rounding of the product, so an error of that size is no other number.
+    """
+    rotated = round(fraction * dim)
+    fits = rotated >= 2 and rotated % 2 == 0 and abs(fraction * dim - rotated) <= 1e-9 * dim
+    return rotated if fits else None
+
+
+def nearest_fraction(dim: int, fraction: float) -> float:
+    """Of the shares of a head of 2 dimensions or more that are an even number of them, the nearest."""
+    return min((rotated / dim for rotated in range(2, dim + 1, 2)), key=lambda share: abs(share - fraction))
+
+
+def is_number(value: object) -> bool:
+    """Whether it is a finite number; True and False are none."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+
+
+def _check(fits: bool, settings: object, name: str, allowed: str, good: object) -> None:
+    if not fits:
+        raise ValueError(f"{name}={getattr(settings, name)!r}: {allowed} is allowed; try {name}={good}")
+
+
+def _check_kind_and_factor(scaling: "RotaryScaling", kind: str) -> None:
+    _check(scaling.kind == kind, scaling, "kind", f"{kind!r} in a {type(scaling).__name__}", kind)
+    factor = scaling.factor
+    _check(is_number(factor) and factor >= 1, scaling, "factor", "a finite number from 1 on", 1)
+
+
+def _check_ramp(scaling: "YarnScaling | Llama3Scaling") -> None:
+    length, fast, slow = scaling.original_length, scaling.fast, scaling.slow
+    whole = isinstance(length, int) and is_number(length) and length >= 1
+    _check(whole, scaling, "original_length", "a whole number from 1 on", 1)
+    _check(is_number(fast) and fast > 0, scaling, "fast", "a finite number above 0", 32)
+    between = is_number(slow) and 0 < slow < fast
+    _check(between, scaling, "slow", f"a number between 0 and fast={fast!r}", 1 if fast > 1 else fast / 2)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +59,7 @@ class LinearScaling:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        _check(self, factor=1)
+        _check_kind_and_factor(self, "linear")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +76,7 @@ class NtkScaling:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        _check(self, factor=1)
+        _check_kind_and_factor(self, "ntk")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +87,10 @@ class YarnScaling:
         factor: how many times longer than `original_length` the context may be.
         original_length: context length of the training before scaling, in tokens.
         fast, slow: turns over `original_length` above which a pair is left, below which it is divided.
+        truncate: round the ends of the ramp to whole pairs, outwards; gpt-oss does not.
         attention_factor: factor on cosines and sines; None for `0.1 ln(factor) + 1`.
+        mscale, mscale_all_dim: the attention factor is `(0.1 mscale ln(factor) + 1)` over the same of
+            `mscale_all_dim` (DeepSeek-V2, arXiv:2405.04434); None for neither.
     """
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
@@ -65,14 +100,29 @@ class YarnScaling:
     original_length: int
     fast: float = 32.0
     slow: float = 1.0
+    truncate: bool = True
     attention_factor: float | None = None
+    mscale: float | None = None
+    mscale_all_dim: float | None = None
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        _check(self, factor=1, original_length=1)
-        if not 0 < self.slow < self.fast:
+        _check_kind_and_factor(self, "yarn")
+        _check_ramp(self)
+        _check(isinstance(self.truncate, bool), self, "truncate", "true or false", "true")
+        for name in ("attention_factor", "mscale", "mscale_all_dim"):
+            value = getattr(self, name)
+            fits = value is None or (is_number(value) and value > 0)
+            _check(fits, self, name, "a finite number above 0, or null,", "null")
+        for name, other in (("mscale", "mscale_all_dim"), ("mscale_all_dim", "mscale")):
+            if getattr(self, name) is not None and getattr(self, other) is None:
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r}: it needs {other} beside it; try {name}=null"
+                )
+        if self.attention_factor is not None and self.mscale is not None:
             raise ValueError(
-                f"slow={self.slow!r}: a number between 0 and fast={self.fast!r} is allowed; try slow=1"
+                f"attention_factor={self.attention_factor!r}: mscale={self.mscale!r} and mscale_all_dim say "
+                "it already; try attention_factor=null"
             )
 
 
@@ -96,11 +146,8 @@ class Llama3Scaling:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        _check(self, factor=1, original_length=1)
-        if not 0 < self.slow < self.fast:
-            raise ValueError(
-                f"slow={self.slow!r}: a number between 0 and fast={self.fast!r} is allowed; try slow=1"
-            )
+        _check_kind_and_factor(self, "llama3")
+        _check_ramp(self)
 
 
 RotaryScaling = LinearScaling | NtkScaling | YarnScaling | Llama3Scaling
@@ -124,9 +171,10 @@ class RotaryConfig:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        if not self.base > 1:
-            raise ValueError(f"base={self.base!r}: a number above 1 is allowed; try base=10000")
-        if not 0 < self.fraction <= 1:
-            raise ValueError(
-                f"fraction={self.fraction!r}: a number above 0 and at most 1 is allowed; try fraction=1"
-            )
+        base, fraction, scaling = self.base, self.fraction, self.scaling
+        _check(is_number(base) and base > 1, self, "base", "a finite number above 1", 10000)
+        share = is_number(fraction) and 0 < fraction <= 1
+        _check(share, self, "fraction", "a number above 0 and at most 1", 1)
+        kinds = "a LinearScaling, NtkScaling, YarnScaling, Llama3Scaling or None"
+        known = scaling is None or isinstance(scaling, RotaryScaling)
+        _check(known, self, "scaling", kinds, "LinearScaling(kind='linear', factor=4)")

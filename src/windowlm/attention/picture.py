@@ -75,18 +75,33 @@ class AttentionPicture:
     keys: int | None = None
 
     def __post_init__(self) -> None:
-        """Check the ranges and that the lengths add up."""
+        """Check the kinds and ranges, and that the lengths add up."""
         for window in self._pattern():
-            if window is not None and window < 1:
+            if window is not None and (not _is_whole(window) or window < 1):
                 raise ValueError(
-                    f"window={self.window}: a window counts the keys a query sees, itself included, so it is "
-                    "at least 1, or null for all keys; try window=4"
+                    f"window={self.window!r}: a window counts the keys a query sees, itself included, so it "
+                    "is a whole number from 1 on, or null for all keys; try window=4"
                 )
         if not self._pattern():
             raise ValueError("window=[]: a pattern holds at least one entry; try window=4")
+        if not isinstance(self.causal, bool):
+            raise ValueError(f"causal={self.causal!r}: true or false is allowed; try causal=true")
         for name in ("sinks", "padding_left", "padding_right"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}={getattr(self, name)}: at least 0 is allowed; try {name}=0")
+            if not _is_whole(getattr(self, name)) or getattr(self, name) < 0:
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r}: a whole number, at least 0, is allowed; try {name}=0"
+                )
+        for name, good in (("sequence_length", 12), ("keys", None)):
+            value = getattr(self, name)
+            if not _is_whole(value) and (value, name) != (None, "keys"):
+                raise ValueError(f"{name}={value!r}: a whole number is allowed; try {name}={good or 'null'}")
+        if self.documents is not None and not (
+            isinstance(self.documents, list | tuple) and all(map(_is_whole, self.documents))
+        ):
+            raise ValueError(
+                f"documents={self.documents!r}: a list of whole numbers, or null for one document, is "
+                "allowed; try documents=null"
+            )
         if not 1 <= self.sequence_length <= LARGEST:
             raise ValueError(
                 f"sequence_length={self.sequence_length}: from 1 to {LARGEST} can be drawn; "
@@ -209,16 +224,20 @@ class AttentionPicture:
         from .window import Visibility
 
         documents_1S = torch.tensor([self._documents()], dtype=torch.int32)
-        visibility = Visibility.build(
-            window=window, causal=self.causal, sinks=sinks, documents_BT=documents_1S
-        )
         keys = documents_1S.shape[1]
+        # Beyond the keys all numbers show the same, and tensors hold no number of any size.
+        visibility = Visibility.build(
+            window=None if window is None else min(window, keys),
+            causal=self.causal,
+            sinks=min(sinks, keys),
+            documents_BT=documents_1S,
+        )
         mask_SS = visibility.mask(keys, keys, documents_1S.device)[0]
         rows: list[list[bool]] = mask_SS[keys - self.sequence_length :].tolist()
         return rows
 
     def _pattern(self) -> list[int | None]:
-        return self.window if isinstance(self.window, list) else [self.window]
+        return list(self.window) if isinstance(self.window, list | tuple) else [self.window]
 
     def _key_count(self) -> int:
         return self.sequence_length if self.keys is None else self.keys
@@ -239,6 +258,10 @@ class AttentionPicture:
         if self.padding_left or self.padding_right:
             parts.append("padding is blank")
         return ", ".join(parts)
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _letter(document: int) -> str:

@@ -13,8 +13,18 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .config import LinearScaling, Llama3Scaling, NtkScaling, RotaryConfig, YarnScaling
+from .config import (
+    LinearScaling,
+    Llama3Scaling,
+    NtkScaling,
+    RotaryConfig,
+    YarnScaling,
+    nearest_fraction,
+    rotated_dimensions,
+)
 from .operator import Operator
+
+HEAD_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 class Rotation(NamedTuple):
@@ -27,11 +37,13 @@ class Rotation(NamedTuple):
 def rotary_frequencies(rotated: int, config: RotaryConfig) -> list[float]:
     """Angle a token in radians of each of the `rotated / 2` pairs: base^(-2 f / rotated), then scaled."""
     base, scaling = config.base, config.scaling
-    if isinstance(scaling, NtkScaling):
-        base *= scaling.factor ** (rotated / max(rotated - 2, 1))
     frequencies = [base ** (-2 * pair / rotated) for pair in range(rotated // 2)]
     if isinstance(scaling, LinearScaling):
         return [frequency / scaling.factor for frequency in frequencies]
+    if isinstance(scaling, NtkScaling):
+        # What the larger base comes to, without a base that may overflow.
+        slowing = [scaling.factor ** (-2 * pair / max(rotated - 2, 1)) for pair in range(rotated // 2)]
+        return [frequency * slowed for frequency, slowed in zip(frequencies, slowing, strict=True)]
     if isinstance(scaling, YarnScaling):
         kept = _yarn_kept(rotated, base, scaling)
     elif isinstance(scaling, Llama3Scaling):
@@ -48,8 +60,16 @@ def rotary_magnitude(config: RotaryConfig) -> float:
     """Factor on cosines and sines, so on queries and keys: YaRN's attention factor, otherwise 1."""
     if not isinstance(config.scaling, YarnScaling):
         return 1.0
-    given = config.scaling.attention_factor
-    return 0.1 * math.log(config.scaling.factor) + 1 if given is None else given
+    scaling = config.scaling
+    if scaling.attention_factor is not None:
+        return scaling.attention_factor
+    if scaling.mscale is None or scaling.mscale_all_dim is None:
+        return _grown(1.0, scaling.factor)
+    return _grown(scaling.mscale, scaling.factor) / _grown(scaling.mscale_all_dim, scaling.factor)
+
+
+def _grown(mscale: float, factor: float) -> float:
+    return 0.1 * mscale * math.log(factor) + 1
 
 
 def _yarn_kept(rotated: int, base: float, scaling: YarnScaling) -> list[float]:
@@ -58,8 +78,10 @@ def _yarn_kept(rotated: int, base: float, scaling: YarnScaling) -> list[float]:
     def pair_of(turns: float) -> float:
         return rotated * math.log(scaling.original_length / (turns * 2 * math.pi)) / (2 * math.log(base))
 
-    low = max(math.floor(pair_of(scaling.fast)), 0)
-    high = min(math.ceil(pair_of(scaling.slow)), rotated - 1)
+    low, high = pair_of(scaling.fast), pair_of(scaling.slow)
+    if scaling.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, rotated - 1)
     width = high - low if high != low else 0.001
     return [1 - min(max((pair - low) / width, 0.0), 1.0) for pair in range(rotated // 2)]
 
@@ -77,31 +99,52 @@ class RotaryEmbedding(nn.Module):
         config: base, fraction and scaling; R is `fraction * dim`, and dimensions from R on pass unchanged.
 
     Raises:
-        ValueError: where `fraction * dim` is not an even number from 2 on.
+        ValueError: for a head dimension that is no whole number from 2 on, or where `fraction * dim` is not
+            an even number from 2 on.
     """
 
     def __init__(self, dim: int, config: RotaryConfig | None = None) -> None:
         super().__init__()
-        self.config = config or RotaryConfig()
-        rotated = self.config.fraction * dim
-        if rotated < 2 or rotated % 2:
+        if isinstance(dim, bool) or not isinstance(dim, int) or dim < 2:
+            raise ValueError(f"dim={dim!r}: a head dimension from 2 on is allowed; try dim=64")
+        if not isinstance(config, RotaryConfig | None):
             raise ValueError(
-                f"fraction={self.config.fraction!r} of head dimension {dim} rotates {rotated:g} dimensions: "
-                "an even number from 2 on is allowed; try fraction=1"
+                f"config={config!r}: a RotaryConfig or None is allowed; try config=RotaryConfig(base=10000)"
             )
-        self.rotated = int(rotated)
+        self.dim, self.config = dim, config or RotaryConfig()
+        fraction = self.config.fraction
+        rotated = rotated_dimensions(dim, fraction)
+        if rotated is None:
+            raise ValueError(
+                f"fraction={fraction!r} of head dimension {dim} rotates {fraction * dim:g} dimensions: "
+                f"an even number from 2 on is allowed; try fraction={nearest_fraction(dim, fraction)!r}"
+            )
+        self.rotated = rotated
 
     def extra_repr(self) -> str:
         """Say which rotation this is, for `print(model)`."""
         return f"rotated={self.rotated}, {self.config}"
 
     def rotation(self, positions_BT: Tensor) -> Rotation:
-        """Cosines and sines for whole-number positions; share them over layers of the same config."""
+        """Cosines and sines of positions [B or 1, T]; share them over layers of the same config.
+
+        Raises:
+            ValueError: for positions of another rank, or that are not whole numbers (int32 or int64): in
+                bfloat16 token 257 would stand at 256.
+        """
+        _check_positions(positions_BT)
         frequencies = rotary_frequencies(self.rotated, self.config)
         return Rotation(*_rotation.call(positions_BT, frequencies, rotary_magnitude(self.config)))
 
     def rotate(self, heads_BTHD: Tensor, rotation: Rotation) -> Tensor:
-        """Rotate in at least float32, then return to the dtype of `heads_BTHD`."""
+        """Rotate in at least float32, then return to the dtype of `heads_BTHD`.
+
+        Raises:
+            ValueError: for heads of another rank, head dimension or dtype, and a rotation of another number
+                of frequencies, tokens or rows, or on another device.
+        """
+        self._check_heads(heads_BTHD)
+        self._check_rotation(heads_BTHD, rotation)
         cosine, sine = (table_BTF[:, :, None] for table_BTF in rotation)
         first, second = heads_BTHD[..., : self.rotated].chunk(2, dim=-1)
         turned = torch.cat([first * cosine - second * sine, second * cosine + first * sine], dim=-1)
@@ -111,19 +154,71 @@ class RotaryEmbedding(nn.Module):
         return torch.cat([turned, heads_BTHD[..., self.rotated :]], dim=-1)
 
     def forward(self, heads_BTHD: Tensor, positions_BT: Tensor | None = None) -> Tensor:
-        """Rotate queries or keys [B, T, H, D] by positions [B, T], default 0 .. T-1; same shape and dtype."""
+        """Rotate queries or keys [B, T, H, D] by positions [B or 1, T], default 0 .. T-1.
+
+        Returns:
+            The same shape and dtype.
+
+        Raises:
+            ValueError: where shapes, dtypes or devices do not fit.
+        """
+        self._check_heads(heads_BTHD)
         if positions_BT is None:
             positions_BT = torch.arange(heads_BTHD.shape[1], device=heads_BTHD.device)[None]
+        _check_positions(positions_BT)
+        batch, tokens = heads_BTHD.shape[:2]
+        if positions_BT.shape[1] != tokens or positions_BT.shape[0] not in (1, batch):
+            raise ValueError(
+                f"positions_BT has shape {tuple(positions_BT.shape)}: {(batch, tokens)} or {(1, tokens)} is "
+                f"allowed beside heads_BTHD of shape {tuple(heads_BTHD.shape)}"
+            )
         return self.rotate(heads_BTHD, self.rotation(positions_BT))
+
+    def _check_heads(self, heads_BTHD: Tensor) -> None:
+        if not isinstance(heads_BTHD, Tensor):
+            raise ValueError(f"heads_BTHD is a {type(heads_BTHD).__name__}: a torch tensor is allowed")
+        if heads_BTHD.dim() != 4 or heads_BTHD.shape[3] != self.dim or heads_BTHD.dtype not in HEAD_DTYPES:
+            raise ValueError(
+                f"heads_BTHD has shape {tuple(heads_BTHD.shape)} and dtype {heads_BTHD.dtype}: "
+                f"[batch, tokens, heads, {self.dim}] and {', '.join(map(str, HEAD_DTYPES))} are allowed"
+            )
+
+    def _check_rotation(self, heads_BTHD: Tensor, rotation: Rotation) -> None:
+        batch, tokens = heads_BTHD.shape[:2]
+        for name, table_BTF in zip(("cosine", "sine"), rotation, strict=True):
+            rows, *sizes = table_BTF.shape
+            if rows not in (1, batch) or sizes != [tokens, self.rotated // 2]:
+                raise ValueError(
+                    f"rotation.{name} has shape {tuple(table_BTF.shape)}: "
+                    f"{(batch, tokens, self.rotated // 2)} or {(1, tokens, self.rotated // 2)} is allowed "
+                    f"beside heads_BTHD of shape {tuple(heads_BTHD.shape)}"
+                )
+            if table_BTF.device != heads_BTHD.device:
+                raise ValueError(
+                    f"rotation.{name} is on {table_BTF.device}, heads_BTHD on {heads_BTHD.device}: "
+                    "give positions on the device of the heads"
+                )
+
+
+def _check_positions(positions_BT: Tensor) -> None:
+    if not isinstance(positions_BT, Tensor):
+        raise ValueError(f"positions_BT is a {type(positions_BT).__name__}: a torch tensor is allowed")
+    if positions_BT.dim() != 2 or positions_BT.dtype not in (torch.int32, torch.int64):
+        raise ValueError(
+            f"positions_BT has shape {tuple(positions_BT.shape)} and dtype {positions_BT.dtype}: "
+            "[batch or 1, tokens] and whole numbers (int32 or int64) are allowed"
+        )
 
 
 def _cosine_and_sine(
     positions_BT: Tensor, frequencies: list[float], magnitude: float
 ) -> tuple[Tensor, Tensor]:
-    frequencies_F = _on_device(tuple(frequencies), positions_BT.device)
-    angles_BTF = positions_BT.to(torch.float64)[..., None] * frequencies_F
-    cosine_BTF, sine_BTF = angles_BTF.cos(), angles_BTF.sin()
-    return (magnitude * cosine_BTF).to(torch.float32), (magnitude * sine_BTF).to(torch.float32)
+    # Tables made while a model is evaluated may be shared with its training, which inference tensors refuse.
+    with torch.inference_mode(False):
+        frequencies_F = _on_device(tuple(frequencies), positions_BT.device)
+        angles_BTF = positions_BT.to(torch.float64)[..., None] * frequencies_F
+        cosine_BTF, sine_BTF = angles_BTF.cos(), angles_BTF.sin()
+        return (magnitude * cosine_BTF).to(torch.float32), (magnitude * sine_BTF).to(torch.float32)
 
 
 @lru_cache(maxsize=64)

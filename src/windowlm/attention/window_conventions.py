@@ -2,7 +2,8 @@
 
 Here a window W counts the keys that a query sees, itself included; see `window.py`. Each pair of functions
 holds for self-attention over as many keys as queries, and raises ValueError for what the other side cannot
-say. `docs/attention-window.md` has the table.
+say and for arguments of another kind: numbers are whole, and True is none.
+`docs/attention-window.md` has the table.
 
 Shapes: T queries, S keys.
 """
@@ -13,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .window import check_window, reach, within_window
+from .window import check_causal, check_window, reach, within_window
 
 UNLIMITED = -1
 MaskMod = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -31,6 +32,7 @@ def to_flash_attention(window: int | None, causal: bool = True) -> tuple[int, in
 
     Megatron's and Transformer Engine's `window_size` is the same tuple.
     """
+    check_causal(causal)
     if check_window(window) is None:
         return UNLIMITED, 0 if causal else UNLIMITED
     assert window is not None
@@ -39,17 +41,31 @@ def to_flash_attention(window: int | None, causal: bool = True) -> tuple[int, in
 
 def from_flash_attention(window_size: tuple[int, int], causal: bool = False) -> Window:
     """The window of a `window_size` tuple of flash-attn, `varlen_attn` or Megatron, beside their `causal`."""
+    check_causal(causal)
+    if not isinstance(window_size, tuple | list) or len(window_size) != 2:
+        raise ValueError(
+            f"window_size={window_size!r}: two numbers, keys before and after, are allowed; "
+            "try window_size=(511, 0)"
+        )
     left, right = window_size
-    if min(left, right) < UNLIMITED:
-        raise ValueError(f"window_size={window_size!r}: numbers from 0 on, and -1 for no limit, are allowed")
+    for side in (left, right):
+        if not _is_whole(side) or side < UNLIMITED:
+            raise ValueError(
+                f"window_size={window_size!r}: whole numbers from 0 on, and -1 for no limit, are allowed; "
+                "try window_size=(511, 0)"
+            )
     causal = causal or right == 0
     if not causal and left != right:
-        raise ValueError(f"window_size={window_size!r}: two equal numbers, or 0 as the second, are allowed")
+        raise ValueError(
+            f"window_size={window_size!r}: two equal numbers, or 0 as the second, are allowed; "
+            f"try window_size=({left}, 0)"
+        )
     return Window(None if left == UNLIMITED else left + 1, causal)
 
 
 def to_transformers(window: int | None, causal: bool = True) -> int | None:
     """`sliding_window` of transformers: the same number, but keys on each side in bidirectional models."""
+    check_causal(causal)
     if check_window(window) is None:
         return None
     assert window is not None
@@ -58,8 +74,14 @@ def to_transformers(window: int | None, causal: bool = True) -> int | None:
 
 def from_transformers(sliding_window: int | None, causal: bool = True) -> Window:
     """The window of a `sliding_window` of transformers."""
+    check_causal(causal)
     if sliding_window is None or causal:
         return Window(check_window(sliding_window, "sliding_window"), causal)
+    if not _is_whole(sliding_window) or sliding_window < 0:
+        raise ValueError(
+            f"sliding_window={sliding_window!r}: a whole number from 0 on (keys seen on each side) "
+            "or None is allowed; try sliding_window=511"
+        )
     return Window(sliding_window + 1, causal)
 
 
@@ -75,6 +97,13 @@ def to_onnx(window: int | None, causal: bool = True) -> dict[str, int]:
 
 def from_onnx(is_causal: int = 0, left_window_size: int = -1, right_window_size: int = -1) -> Window:
     """The window of the attributes of ONNX's `Attention`; opsets before 25 have `is_causal` alone."""
+    if not isinstance(is_causal, int) or is_causal not in (0, 1):
+        raise ValueError(f"is_causal={is_causal!r}: 0 or 1 is allowed; try is_causal=1")
+    for name, size in (("left_window_size", left_window_size), ("right_window_size", right_window_size)):
+        if not _is_whole(size) or size < UNLIMITED:
+            raise ValueError(
+                f"{name}={size!r}: a whole number from 0 on, or -1 for no limit, is allowed; try {name}=-1"
+            )
     return from_flash_attention((left_window_size, right_window_size), bool(is_causal))
 
 
@@ -92,9 +121,25 @@ def to_local_attention(window: int) -> dict[str, Any]:
 
 
 def from_local_attention(
-    window_size: int, exact_windowsize: bool = False, look_backward: int = 1, causal: bool = True
+    window_size: int,
+    exact_windowsize: bool = False,
+    look_backward: int = 1,
+    causal: bool = True,
+    look_forward: int | None = None,
 ) -> Window:
     """The causal window of `LocalAttention`, which has one only where `exact_windowsize` is on."""
+    check_causal(causal)
+    if not isinstance(exact_windowsize, bool):
+        raise ValueError(f"exact_windowsize={exact_windowsize!r}: True or False is allowed; try True")
+    for name, number, least in (("window_size", window_size, 1), ("look_backward", look_backward, 0)):
+        if not _is_whole(number) or number < least:
+            raise ValueError(
+                f"{name}={number!r}: a whole number from {least} on is allowed; try {name}={max(least, 1)}"
+            )
+    if look_forward is not None and (not _is_whole(look_forward) or look_forward != 0):
+        raise ValueError(
+            f"look_forward={look_forward!r}: a causal window looks at no later block; try look_forward=0"
+        )
     if not exact_windowsize or not causal:
         raise ValueError(
             f"exact_windowsize={exact_windowsize!r}, causal={causal!r}: without both a query sees from "
@@ -107,6 +152,7 @@ def from_local_attention(
 def to_mask_mod(window: int | None, causal: bool = True) -> MaskMod:
     """`mask_mod` for `create_block_mask` of torch's FlexAttention."""
     check_window(window)
+    check_causal(causal)
 
     def visible(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         return within_window(query - key, window, causal)
@@ -115,7 +161,15 @@ def to_mask_mod(window: int | None, causal: bool = True) -> MaskMod:
 
 
 def from_mask_mod(mask_mod: MaskMod, length: int) -> Window:
-    """The window of a `mask_mod`, found by asking it for all pairs of `length` tokens."""
+    """The window of a `mask_mod`, found by asking it for all pairs of `length` tokens; see `from_mask`.
+
+    Raises:
+        ValueError: where it is no function, or the length no whole number from 2 on, and as `from_mask`.
+    """
+    if not callable(mask_mod):
+        raise ValueError(f"mask_mod={mask_mod!r}: a function of batch, head, query and key is allowed")
+    if not _is_whole(length) or length < 2:
+        raise ValueError(f"length={length!r}: a whole number from 2 on is allowed; try length=1024")
     index_T = torch.arange(length)
     zero = torch.zeros((), dtype=torch.int64)
     return from_mask(mask_mod(zero, zero, index_T[:, None], index_T[None, :]))
@@ -124,16 +178,33 @@ def from_mask_mod(mask_mod: MaskMod, length: int) -> Window:
 def from_mask(visible_TT: Tensor) -> Window:
     """The window that a mask (bool, True = visible) shows, found by comparing it with all windows.
 
+    A window of T or more shows T tokens the same as none, and is told as None: take more tokens than the
+    largest window that may be meant. Of a bidirectional window of 1 and the causal one, equal too, it is the
+    causal one.
+
     Raises:
-        ValueError: where no window shows exactly these keys.
+        ValueError: for what is no square mask of 2 tokens or more in bool, and where no window shows exactly
+            these keys.
     """
-    index_T = torch.arange(len(visible_TT), device=visible_TT.device)
+    if not isinstance(visible_TT, Tensor):
+        raise ValueError(f"visible_TT is a {type(visible_TT).__name__}: a torch tensor is allowed")
+    tokens = len(visible_TT) if visible_TT.dim() else 0
+    if visible_TT.shape != (tokens, tokens) or tokens < 2 or visible_TT.dtype != torch.bool:
+        raise ValueError(
+            f"visible_TT has shape {tuple(visible_TT.shape)} and dtype {visible_TT.dtype}: "
+            "[tokens, tokens] from 2 tokens on and bool (True for visible) are allowed"
+        )
+    index_T = torch.arange(tokens, device=visible_TT.device)
     distance_TT = index_T[:, None] - index_T
     for causal in (True, False):
-        for window in (None, *range(1, len(visible_TT))):
+        for window in (None, *range(1, tokens)):
             if torch.equal(within_window(distance_TT, window, causal), visible_TT):
                 return Window(window, causal)
     raise ValueError(
-        f"a mask in which {len(visible_TT)} queries see {visible_TT.sum(1).tolist()} keys: "
+        f"a mask in which {tokens} queries see {visible_TT.sum(1).tolist()} keys: "
         "a window shows each query the same keys around it"
     )
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)

@@ -5,7 +5,7 @@ import math
 from dataclasses import asdict, dataclass, field, replace
 from typing import ClassVar, Literal, TypeVar
 
-from windowlm.attention.config import BackendName, RotaryConfig
+from windowlm.attention.config import BackendName, RotaryConfig, nearest_fraction, rotated_dimensions
 
 Entry = TypeVar("Entry")
 LONGEST_NGRAM = 16
@@ -198,9 +198,9 @@ class ModelConfig:
                 f"try head_dim={self.head_dim + 1}"
             )
         for place, rotary in enumerate(pattern):
-            if rotary is None or rotary.fraction * self.head_dim % 2 == 0:
+            if rotary is None or rotated_dimensions(self.head_dim, rotary.fraction) is not None:
                 continue
-            good = self._even_fraction(rotary.fraction)
+            good = nearest_fraction(self.head_dim, rotary.fraction)
             key, advice = "rotary.fraction", f"rotary.fraction={good!r}"
             if isinstance(self.rotary, list):
                 mended = [*pattern[:place], replace(rotary, fraction=good), *pattern[place + 1 :]]
@@ -210,12 +210,6 @@ class ModelConfig:
                 f"{key}={rotary.fraction!r}: must rotate an even number of the head_dim={self.head_dim} "
                 f"dimensions; try {advice}"
             )
-
-    def _even_fraction(self, fraction: float) -> float:
-        """The nearest share of the head that is an even number of its dimensions."""
-        shares = [rotated / self.head_dim for rotated in range(2, self.head_dim + 1, 2)]
-        exact = [share for share in shares if share * self.head_dim % 2 == 0]
-        return min(exact, key=lambda share: abs(share - fraction))
 
 
 def _pattern(setting: Entry | list[Entry]) -> list[Entry]:

@@ -1,0 +1,70 @@
+"""The page on the backends says what the results of the runs on a GPU say, and leaves no backend out."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+DOCS = Path(__file__).parents[2] / "docs"
+RUNS = ("attention_h100", "attention_h100_documents", "attention_h100_documents_wide")
+PEERS = {
+    "flex, flash": "flex flash",
+    "flex, autotuned": "flex autotuned",
+    "chunked SDPA": "chunked sdpa",
+    "full causal, cuDNN": "causal cudnn",
+}
+
+
+def measured() -> dict[tuple[str, bool], dict[str, dict[str, Any]]]:
+    """Rows by name, of each shape without and with documents."""
+    shapes = [
+        shape
+        for run in RUNS
+        for shape in json.loads((DOCS / "results" / run / "attention.json").read_text())["shapes"]
+    ]
+    return {
+        (shape["shape"], shape["documents"] is not None): {row["name"]: row for row in shape["rows"]}
+        for shape in shapes
+    }
+
+
+def tables() -> list[list[dict[str, str]]]:
+    """The tables of times on a GPU, each row by the names of the columns."""
+    page = (DOCS / "attention-backends.md").read_text()
+    section = page[page.index("## Speed on a GPU") : page.index("## Speed on a CPU")]
+    found = []
+    for table in re.findall(r"(?:^\|.*\n)+", section, re.MULTILINE):
+        names, _, *rows = (
+            [cell.strip().strip("`") for cell in line.split("|")[1:-1]] for line in table.splitlines()
+        )
+        found.append([dict(zip(names, row, strict=True)) for row in rows])
+    return found[1:]
+
+
+def test_the_ratios_beside_the_peers_are_those_of_the_results() -> None:
+    rows_of, (plain, packed, _) = measured(), tables()
+    for documents, table in ((False, plain), (True, packed)):
+        assert [row["shape"] for row in table] == sorted(s for s, packed in rows_of if packed == documents)
+        for row in table:
+            rows = rows_of[row.pop("shape"), documents]
+            chosen = rows[f"windowlm:{row.pop('auto')}"]
+            assert row.pop("forward / backward ms") == " / ".join(
+                f"{chosen[name]:.3f}" for name in ("forward_ms", "backward_ms")
+            )
+            assert row.pop("TFLOP/s") == " / ".join(
+                f"{chosen[name]:.0f}" for name in ("forward_tflops", "backward_tflops")
+            )
+            for peer, ratio in row.items():
+                assert ratio == f"{rows[PEERS.get(peer, peer)]['total_ratio']:.2f}", peer
+
+
+def test_every_backend_of_ours_that_was_measured_is_in_the_page() -> None:
+    rows_of, (*_, ours) = measured(), tables()
+    assert len(ours) == len(rows_of)
+    for row in ours:
+        rows = rows_of[row.pop("shape"), row.pop("documents") == "yes"]
+        timed = {name for name in rows if name.startswith("windowlm:") and rows[name]["calls"]}
+        # It makes a T x T tensor, so that it is timed at the smallest shape alone.
+        assert {f"windowlm:{name}" for name in row} == timed - {"windowlm:reference"}
+        for name, ratio in row.items():
+            assert ratio == f"{rows[f'windowlm:{name}']['total_ratio']:.2f}", name
