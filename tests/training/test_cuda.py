@@ -16,6 +16,7 @@ from windowlm.model.decoder import Decoder
 from windowlm.training.compilation import hidden_states
 from windowlm.training.config import OptimizerConfig
 from windowlm.training.device_batch import visibilities_on
+from windowlm.training.failed_writes import FailedWrites
 from windowlm.training.lightning_module import LanguageModelModule
 from windowlm.training.linear_cross_entropy import (
     cross_entropy_of_logits,
@@ -103,7 +104,11 @@ def test_training_never_waits_for_the_device(tmp_path: Path, precision: Any, kin
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        callbacks=[RunAhead(), MetricsWriter(log, 10, cost, 4 * 4 * 64, None), NoWaiting()],
+        callbacks=[
+            RunAhead(),
+            MetricsWriter(log, 10, cost, 4 * 4 * 64, None, FailedWrites("stop", tmp_path)),
+            NoWaiting(),
+        ],
     )
     trainer.fit(module, datamodule=Batches())
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == STEPS // 10
