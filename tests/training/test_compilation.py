@@ -29,29 +29,57 @@ def test_a_memory_budget_without_compilation_is_refused(compile: Any, device: st
         is_compiled(TrainerConfig(compile=compile, activation_memory_budget=0.5), torch.device(device))
 
 
+class Kept:
+    """Shapes and bytes of what the operations inside keep for the backward pass, each storage once."""
+
+    def __enter__(self) -> "Kept":
+        self.shapes: list[torch.Size] = []
+        self.bytes: dict[int, int] = {}
+        self.hooks = torch.autograd.graph.saved_tensors_hooks(self.keep, lambda tensor: tensor)
+        self.hooks.__enter__()
+        return self
+
+    def keep(self, tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in self.bytes:
+            self.shapes.append(tensor.shape)
+        self.bytes[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    def __exit__(self, *failure: object) -> None:
+        self.hooks.__exit__(*failure)
+
+
 def test_a_smaller_budget_keeps_less_and_changes_no_gradient() -> None:
     torch.manual_seed(0)
     shape = ModelConfig(layers=2, dim=16, heads=2, kv_heads=1, head_dim=8, feed_forward_dim=64, window=8)
     model = Decoder(shape, 20).double()
     tokens_BT = torch.randint(20, (2, 64))
     kept, gradients = [], []
-    for budget in (1.0, None):
+    for budget in (1.0, 0.5):
         forget_compiled()
         model.zero_grad()
-        storages = {}
-
-        def keep(tensor: torch.Tensor, storages: dict[int, int] = storages) -> torch.Tensor:
-            storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-            return tensor
-
         hidden = hidden_states(model, compiled=True, activation_memory_budget=budget)
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        with Kept() as by_graph:
             hidden_BTD = hidden(tokens_BT, visibilities=model.visibilities())
         hidden_BTD.square().sum().backward()  # type: ignore[no-untyped-call]
-        kept.append(sum(storages.values()))
+        kept.append(sum(by_graph.bytes.values()))
         gradients.append([parameter.grad for parameter in model.blocks.parameters()])
     assert kept[1] < 0.9 * kept[0]
     torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize(("activation", "inputs"), [("swiglu", 2), ("relu_squared", 1)])
+def test_activations_of_feed_forward_networks_are_not_kept(activation: Any, inputs: int) -> None:
+    shape = ModelConfig(
+        layers=1, dim=16, heads=2, kv_heads=1, head_dim=8, feed_forward_dim=72, activation=activation
+    )
+    model, tokens_BT = Decoder(shape, 20), torch.randint(20, (2, 64))
+    forget_compiled()
+    with Kept() as by_graph:
+        hidden_states(model, compiled=True)(tokens_BT, visibilities=model.visibilities())
+    widths = [number // (2 * 64 * 4) for number in by_graph.bytes.values() if number % (2 * 64 * 4 * 72) == 0]
+    assert sum(widths) == inputs * 72
 
 
 @pytest.mark.parametrize(

@@ -17,11 +17,13 @@ FEW_TOKENS = 32
 def project_jointly(hidden_ND: Tensor, layers: Sequence[nn.Linear]) -> tuple[Tensor, ...]:
     """Apply each layer to the input; outputs may be views of one tensor.
 
-    The weights stay apart, as optimizers and checkpoints want them, and are put together for the product. One
-    wide product is faster than several narrow ones, and the input's gradient need not be summed over them.
-    A few tokens without gradients, as in generation, take narrow products.
+    The weights stay apart, as optimizers and checkpoints want them, and are put together for the product. On
+    a CPU one wide product is faster than several narrow ones, and the input's gradient need not be summed
+    over them. On a GPU it gains nothing at the sizes of training, and a part, as a view of it, keeps the
+    whole alive until the backward pass.
 
-    Layers of another kind, such as those that multiply in float8, are applied one by one.
+    One by one are applied a few tokens without gradients, as in generation, and layers of another kind, such
+    as those that multiply in float8.
 
     Args:
         hidden_ND: [..., D].
@@ -32,7 +34,8 @@ def project_jointly(hidden_ND: Tensor, layers: Sequence[nn.Linear]) -> tuple[Ten
     """
     assert all(layer.bias is None for layer in layers)
     few_tokens = not torch.is_grad_enabled() and math.prod(hidden_ND.shape[:-1]) <= FEW_TOKENS
-    if few_tokens or any(type(layer) is not nn.Linear for layer in layers):
+    joinable = hidden_ND.device.type == "cpu" and all(type(layer) is nn.Linear for layer in layers)
+    if few_tokens or not joinable:
         return tuple(layer(hidden_ND) for layer in layers)
     weight_OD = torch.cat([layer.weight for layer in layers])
     return torch.split(F.linear(hidden_ND, weight_OD), [layer.out_features for layer in layers], dim=-1)

@@ -179,11 +179,13 @@ class Decoder(nn.Module):
         if visibilities is not None and self._reads_behind:
             # Windows share it, and blocks that are compiled apart cannot keep it for one another.
             behind_BT = visibilities[self.layer_windows[0]].behind(tokens_BT.shape[1], tokens_BT.device)
-        hidden_BTD = self._embed(tokens_BT, behind_BT, cache)
+        hidden_BTD = _narrowed_by_autocast(self._embed(tokens_BT, behind_BT, cache))
         embedded_BTD = None
         if self.config.embedding_residual:
             # Normalised, as the embeddings start far smaller than what the layers add.
-            embedded_BTD = F.rms_norm(hidden_BTD, hidden_BTD.shape[-1:], eps=self.config.norm_epsilon)
+            embedded_BTD = _narrowed_by_autocast(
+                F.rms_norm(hidden_BTD, hidden_BTD.shape[-1:], eps=self.config.norm_epsilon)
+            )
         values_BTE = [table(tokens_BT) for table in self.value_embeddings]
         for layer, (block, table) in enumerate(zip(self.blocks, self.value_tables, strict=True)):
             hidden_BTD = block(
@@ -266,3 +268,14 @@ class Decoder(nn.Module):
             )
             if layer is not None
         ]
+
+
+def _narrowed_by_autocast(hidden_BTD: torch.Tensor) -> torch.Tensor:
+    """In bfloat16 under a GPU's autocast: layers would add bfloat16 to a residual stream that look-ups and
+    norms leave in float32, which takes twice the memory and traffic. Float16 lacks the range that the sum
+    needs, and a CPU's norm the kernel for bfloat16 beside weights in float32.
+    """
+    if hidden_BTD.device.type != "cuda" or not torch.is_autocast_enabled("cuda"):
+        return hidden_BTD
+    dtype = torch.get_autocast_dtype("cuda")
+    return hidden_BTD.to(dtype) if dtype == torch.bfloat16 else hidden_BTD

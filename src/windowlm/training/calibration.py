@@ -49,7 +49,7 @@ def calibrate(
     device: torch.device,
     *,
     compiled: bool = False,
-    activation_memory_budget: float | None = None,
+    activation_memory_budget: float = 1.0,
     loss: HeadLoss = linear_cross_entropy,
     optimizer: OptimizerConfig | None = None,
     window_limits: Sequence[int | None] = (),

@@ -15,8 +15,6 @@ from windowlm.training.config import TrainerConfig
 from windowlm.training.float8 import float8_view
 
 HiddenStates = Callable[..., Tensor]
-# Below 1 torch computes norms and activations a second time rather than keep them.
-ACTIVATION_MEMORY_BUDGET = 0.9
 
 
 def is_compiled(settings: TrainerConfig, device: torch.device) -> bool:
@@ -26,7 +24,7 @@ def is_compiled(settings: TrainerConfig, device: torch.device) -> bool:
         UserError: it does not, and the settings ask for something of compiled training.
     """
     compiled = settings.compile == "on" or (settings.compile == "auto" and device.type == "cuda")
-    if settings.activation_memory_budget is not None and not compiled:
+    if settings.activation_memory_budget < 1 and not compiled:
         raise UserError(
             f"trainer.activation_memory_budget={settings.activation_memory_budget}: compiled training alone "
             f"can compute activations again, and trainer.compile={settings.compile} does not compile on a "
@@ -36,7 +34,7 @@ def is_compiled(settings: TrainerConfig, device: torch.device) -> bool:
 
 
 def hidden_states(
-    model: Decoder, *, compiled: bool, float8: bool = False, activation_memory_budget: float | None = None
+    model: Decoder, *, compiled: bool, float8: bool = False, activation_memory_budget: float = 1.0
 ) -> HiddenStates:
     """``model.hidden``, compiled or not; the model itself stays as it is, for checkpoints and evaluation.
 
@@ -47,12 +45,11 @@ def hidden_states(
         compiled: `is_compiled`.
         float8: whether the blocks multiply in float8.
         activation_memory_budget: of compiled graphs, in (0, 1]: the share that is kept for the backward pass
-            of what torch would keep by itself; None for `ACTIVATION_MEMORY_BUDGET`.
+            of what torch would keep by itself.
     """
     if not compiled and not float8:
         return model.hidden
     views = [] if float8 else [model]
-    budget = ACTIVATION_MEMORY_BUDGET if activation_memory_budget is None else activation_memory_budget
 
     def hidden(tokens_BT: Tensor, *, visibilities: Visibilities) -> Tensor:
         if not views:  # not before the model is on its device and in its dtype
@@ -62,7 +59,7 @@ def hidden_states(
         if not compiled:
             return _hidden(decoder, tokens_BT, visibilities)
         # Read when a graph is cut into its passes, which is within its first call.
-        with partitioning.patch(activation_memory_budget=budget):
+        with partitioning.patch(activation_memory_budget=activation_memory_budget):
             states_BTD: Tensor = _compiled_hidden(windows)(decoder, tokens_BT, visibilities)
         return states_BTD
 

@@ -122,8 +122,7 @@ class TrainerConfig:
             for 16-mixed, whose scaled loss needs the whole.
         compile: compile the model for training; ``auto`` does on a GPU.
         activation_memory_budget: of compiled training, above 0 and at most 1: the share of the activations
-            that is kept for the backward pass, the rest being computed again; 1 keeps what torch would keep
-            by itself. Null leaves away what costs next to no time.
+            that is kept for the backward pass, the rest being computed again; 1 is the fastest.
         window_warmup: keys that windows show at most when training begins; the limit doubles in equal shares
             of ``window_warmup_fraction`` until it reaches the largest window (as in modded-nanogpt). Layers
             without a window stay without. Validation sees whole windows. Null for none.
@@ -144,7 +143,7 @@ class TrainerConfig:
     log_every_n_steps: int = 10
     loss: Literal["auto", "pieces", "whole"] = "auto"
     compile: Literal["auto", "on", "off"] = "auto"
-    activation_memory_budget: float | None = None
+    activation_memory_budget: float = 1.0
     window_warmup: int | None = None
     window_warmup_fraction: float = 0.5
     progress_bar: Literal["auto", "on", "off"] = "auto"
@@ -172,11 +171,10 @@ class TrainerConfig:
         )
         _inside(self, ("window_warmup_fraction",), 0.5)
         _at_least(self, 0, ("max_skipped_steps",))
-        budget = self.activation_memory_budget
-        if budget is not None and not 0 < budget <= 1:
+        if not 0 < self.activation_memory_budget <= 1:
             raise ValueError(
-                f"activation_memory_budget={budget}: a share above 0 and at most 1, or null for what costs "
-                "next to no time; try activation_memory_budget=0.5"
+                f"activation_memory_budget={self.activation_memory_budget}: a share above 0 and at most 1; "
+                "try activation_memory_budget=0.5"
             )
         for name in ("max_seconds", "max_time"):
             value = getattr(self, name)
