@@ -89,6 +89,14 @@ def receptive_field(windows: Sequence[int | None]) -> int | None:
     return reach_of_all
 
 
+def outside_inference_mode(prepare: Callable[[], Prepared]) -> Prepared:
+    """What `prepare` makes, of tensors that training may use too: those of inference mode it must not."""
+    if torch.compiler.is_compiling():
+        return prepare()
+    with torch.inference_mode(False):
+        return prepare()
+
+
 class Places(NamedTuple):
     """Where queries and keys stand: position within the document, and the document (None: all the same)."""
 
@@ -255,6 +263,9 @@ class Visibility:
                     "give as many, or one for all"
                 )
             _check_same_device("key_positions_BS", key_positions_BS, "positions_BT", positions_BT)
+        documents_BT, positions_BT, key_documents_BS, key_positions_BS = map(
+            _for_training, (documents_BT, positions_BT, key_documents_BS, key_positions_BS)
+        )
         layout = None
         if key_positions_BS is None and not torch.compiler.is_compiling():
             layout = _inspect(documents_BT, positions_BT)
@@ -293,7 +304,7 @@ class Visibility:
 
         def moved(tensor: Tensor) -> Tensor:
             if id(tensor) not in memo:
-                memo[id(tensor)] = move(tensor)
+                memo[id(tensor)] = outside_inference_mode(lambda: move(tensor))
             result: Tensor = memo[id(tensor)]
             return result
 
@@ -357,10 +368,10 @@ class Visibility:
         if name in prepared_before:
             prepared: Prepared = prepared_before[name]
             return prepared
-        prepared = prepare()
+        made = outside_inference_mode(prepare)
         if not torch.compiler.is_compiling():
-            prepared_before[name] = prepared
-        return prepared
+            prepared_before[name] = made
+        return made
 
     def places(self, queries: int, keys: int, device: torch.device) -> Places:
         """Positions [B, T] and [B, S] and documents (or None) of queries and keys.
@@ -620,6 +631,13 @@ def _inspect(documents_BT: Tensor | None, positions_BT: Tensor | None) -> Layout
             "for keys in another order give key_positions_BS"
         )
     return Layout(runs, longest, bool(padded), bool(gaps)) if given else None
+
+
+def _for_training(tensor: Tensor | None) -> Tensor | None:
+    """The tensor, or a copy of it where it was made in inference mode."""
+    if tensor is None or torch.compiler.is_compiling() or not tensor.is_inference():
+        return tensor
+    return outside_inference_mode(tensor.clone)
 
 
 def _place(wrong_BT: Tensor) -> str:

@@ -154,8 +154,11 @@ def _in_parallel(fill: Callable[[int, slice, slice], None], query_BTHD: Tensor, 
                 fill(*task)
             return
 
+        # A thread knows nothing of the caller's modes, and writes into what was made under them.
+        inference = torch.is_inference_mode_enabled()
+
         def alone(task: tuple[int, slice, slice]) -> None:
-            with torch.no_grad(), torch.autocast("cpu", enabled=False):
+            with torch.inference_mode(inference), torch.no_grad(), torch.autocast("cpu", enabled=False):
                 fill(*task)
 
         torch.set_num_threads(1)

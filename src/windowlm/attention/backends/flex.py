@@ -14,7 +14,7 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
-from ..window import PADDING, Bounds, Visibility
+from ..window import PADDING, Bounds, Visibility, outside_inference_mode
 from .capability import Capabilities
 
 CAPABILITIES = Capabilities(
@@ -109,7 +109,8 @@ def block_mask(visibility: Visibility, query_BTHD: Tensor, key_BSKD: Tensor) -> 
 @lru_cache(maxsize=64)
 def _plain(window: int | None, causal: bool, queries: int, keys: int, device: torch.device) -> BlockMask:
     """The mask of a shape without documents, which all batches share."""
-    return _make(Visibility.build(window=window, causal=causal), 1, queries, keys, device)
+    visibility = Visibility.build(window=window, causal=causal)
+    return outside_inference_mode(lambda: _make(visibility, 1, queries, keys, device))
 
 
 def _make(visibility: Visibility, batch: int, queries: int, keys: int, device: torch.device) -> BlockMask:
