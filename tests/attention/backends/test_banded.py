@@ -76,6 +76,15 @@ def test_documents_padding_and_sinks_equal_the_reference(
     assert_equal_to_reference(heads(3, 300), visibility)
 
 
+@pytest.mark.parametrize("window", [None, 20, 300])
+@pytest.mark.parametrize("sinks", [0, 3])
+def test_one_row_of_documents_serves_batches_of_any_size(window: int | None, sinks: int) -> None:
+    documents_BT = torch.cat([torch.arange(290)[None] // 110, torch.full((1, 10), -1)], dim=1)
+    visibility = Visibility.build(window=window, sinks=sinks, documents_BT=documents_BT)
+    for batch in (3, 1, 2):
+        assert_equal_to_reference(heads(batch, 300), visibility)
+
+
 @pytest.mark.parametrize("window", [None, 20, 150])
 @pytest.mark.parametrize("queries", [1, 140])
 def test_more_keys_than_queries_equal_the_reference(window: int | None, queries: int) -> None:

@@ -99,10 +99,11 @@ def _over_documents(
     visibility: Visibility,
     scoring: Scoring,
 ) -> Tensor:
-    documents_BT = visibility.documents
-    assert documents_BT is not None
+    batch = query_BTHD.shape[0]
+    assert visibility.documents is not None
+    documents_BT = visibility.documents.expand(batch, -1)
     tokens, lengths = visibility.once(
-        "document lengths", lambda: _document_lengths(documents_BT), any_window=True
+        "document lengths", lambda: _document_lengths(documents_BT), sizes=(batch,), any_window=True
     )
     if not lengths:
         return _over_all_keys(query_BTHD, key_BSKD, value_BSKD, visibility, scoring)
