@@ -108,15 +108,36 @@ def test_tensors_that_do_not_fit_are_refused(query: torch.Tensor, key: torch.Ten
         {"dropout": "a"},
         {"scale": float("nan")},
         {"scale": "a"},
+        {"scale": True},
+        {"scale": 0.0},
+        {"scale": -0.5},
+        {"scale": 1e-50},
+        {"scale": float("inf")},
+        {"scale": 10**400},
+        {"scale": 10**5000},
         {"logit_cap": -1.0},
         {"logit_cap": "a"},
         {"logit_cap": True},
+        {"logit_cap": 0},
+        {"logit_cap": 1e-50},
+        {"logit_cap": 10**400},
     ],
 )
 def test_numbers_out_of_range_are_refused_by_name(options: dict[str, Any]) -> None:
     heads = torch.randn(1, 4, 1, 8)
     with pytest.raises(ValueError, match=rf"^{next(iter(options))}="):
         attention(heads, heads, heads, Visibility.build(window=2), **options)
+
+
+@pytest.mark.parametrize("scale", [1e-20, 1, 1e3])
+@pytest.mark.parametrize("window", [2, None])
+def test_every_scale_that_is_allowed_is_honoured(scale: float, window: int | None) -> None:
+    heads = torch.randn(1, 4, 1, 8, generator=torch.Generator().manual_seed(0))
+    outputs = [
+        attention(heads, heads, heads, Visibility.build(window=window), scale=scale, backend=backend)
+        for backend in ("auto", "reference")
+    ]
+    torch.testing.assert_close(*outputs)
 
 
 @pytest.mark.parametrize(("rows", "tokens", "message"), [(2, 4, "2 rows, the call"), (3, 5, "length 5")])
