@@ -98,14 +98,14 @@ def attention(
         documents=visibility.documents is not None,
         gaps=visibility.documents is not None and (visibility.layout is None or visibility.layout.gaps),
         separate_keys=visibility.separate_keys,
+        more_keys=not visibility.separate_keys and key_BSKD.shape[1] > query_BTHD.shape[1],
         dropout=dropout,
         sink_logits=sink_logits_H is not None,
         logit_cap=logit_cap is not None,
         gradients=torch.is_grad_enabled() and any(tensor.requires_grad for tensor in scored),
     )
     choice = choose_backend(backend, request)
-    if not torch.compiler.is_compiling():
-        _report(choice, request.device)
+    _report(choice.name, choice.reason, request.device)
     # Only the backends that declare them take these.
     options: dict[str, Any] = {}
     if sink_logits_H is not None:
@@ -174,9 +174,15 @@ def capabilities(name: str) -> Capabilities:
     return declared
 
 
+# The compiler calls it while it traces, and keeps nothing of it in the graph.
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _report(name: str, reason: str, device: str) -> None:
+    _report_once(name, reason, device)
+
+
 @cache
-def _report(choice: Choice, device: str) -> None:
-    log.info("attention on %s: backend %s, %s", device, choice.name, choice.reason)
+def _report_once(name: str, reason: str, device: str) -> None:
+    log.info("attention on %s: backend %s, %s", device, name, reason)
 
 
 def check_dropout(dropout: object) -> None:

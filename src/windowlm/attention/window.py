@@ -23,6 +23,8 @@ from torch import Tensor
 
 PADDING = -1
 OFFSETS_MULTIPLE = 64
+# Longer than any sequence, and the sum of two still fits the 32 bits in which kernels count.
+LONGEST_REACH = 2**30
 Prepared = TypeVar("Prepared")
 Key = TypeVar("Key")
 
@@ -62,6 +64,8 @@ def check_causal(causal: object) -> None:
 
 def within_window(distance: Tensor, window: int | None, causal: bool) -> Tensor:
     """Whether a key at `distance = query position - key position` lies in the window (bool, same shape)."""
+    # A Python number may be larger than any distance, and than what a tensor can be compared with.
+    window = narrowed(window, torch.iinfo(distance.dtype).max)
     if causal:
         visible = distance >= 0
         return visible if window is None else visible & (distance < window)
@@ -70,7 +74,8 @@ def within_window(distance: Tensor, window: int | None, causal: bool) -> Tensor:
 
 def reach(window: int, causal: bool) -> tuple[int, int]:
     """How many keys behind and ahead of itself a query sees; also the `window_size` tuple of flash-attn."""
-    return window - 1, 0 if causal else window - 1
+    behind = min(window - 1, LONGEST_REACH)
+    return behind, 0 if causal else behind
 
 
 def visible_pairs(length: int, window: int | None) -> int:
@@ -526,7 +531,7 @@ class Visibility:
         if self.sinks:
             visible_BTS = visible_BTS | (
                 within_window(distance_BTS, None, self.causal)
-                & (places.key_positions < self.sinks)[..., None, :]
+                & (places.key_positions < min(self.sinks, LONGEST_REACH))[..., None, :]
             )
         if places.query_documents is not None:
             assert places.key_documents is not None

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..window import PADDING, Visibility
 from . import banded_blocks, banded_matmul
-from .capability import Capabilities
+from .capability import OLDEST_TORCH, Capabilities
 from .scaled_dot_product import Scoring, scaled_dot_product
 
 CAPABILITIES = Capabilities(
@@ -24,10 +24,12 @@ CAPABILITIES = Capabilities(
     sinks=True,
     documents=True,
     separate_keys=True,
+    more_keys=True,
     dropout=True,
     sink_logits=True,
     logit_cap=True,
     gradients=True,
+    torch_versions=(OLDEST_TORCH, None),
 )
 
 BLOCK = 128

@@ -114,7 +114,9 @@ class _Bands:
         key_documents = self._slide(documents[..., None], PADDING)[:, :, 0]
         sinks = None
         if visibility.sinks:
-            sink_BNA, sink_documents = self._sinks(places.key_positions, documents, visibility.sinks)
+            sink_BNA, sink_documents = self._sinks(
+                places.key_positions, documents, min(visibility.sinks, self.keys)
+            )
             sinks = sink_BNA.flatten(1)
             key_positions = torch.cat(
                 [key_positions, places.key_positions.gather(1, sinks).view_as(sink_BNA)], -1

@@ -62,17 +62,17 @@ def make_plan(visibility: Visibility, queries: int, keys: int) -> Plan:
     first_key_N = first_query_N + keys - queries - behind
     start_N, stop_N = first_key_N.clamp(min=0), (first_key_N + len(column_L)).clamp(max=keys)
     blocks_1N4 = torch.stack([start_N, stop_N, start_N - first_key_N, torch.full_like(start_N, -1)], -1)[None]
-    documents_BT = visibility.documents
-    if documents_BT is None and not visibility.sinks:
+    documents_BT, sinks = visibility.documents, min(visibility.sinks, keys)
+    if documents_BT is None and not sinks:
         nothing = hidden_QL.new_empty(0, 0)
         return Plan(blocks_1N4, common, nothing[None], nothing, 0)
     if documents_BT is None:
         assert visibility.positions is None
         documents_BT = torch.zeros(1, keys, dtype=torch.int32)
-        block_M = torch.arange(len(range(keys - queries - behind, visibility.sinks, block)))[: len(start_N)]
+        block_M = torch.arange(len(range(keys - queries - behind, sinks, block)))[: len(start_N)]
         row_M = torch.zeros_like(block_M)
     else:
-        assert not visibility.sinks
+        assert not sinks
         changes_BT = (documents_BT.diff(dim=1, prepend=documents_BT[:, :1]) != 0).cumsum(1)
         changing_BN = changes_BT[:, start_N] != changes_BT[:, stop_N - 1]
         edges_BN = changing_BN | (documents_BT[:, start_N] == PADDING)
@@ -105,7 +105,7 @@ def make_plan(visibility: Visibility, queries: int, keys: int) -> Plan:
         dim=-1,
     )
     blind_MQ = ~visible_MQL.any(2)
-    return Plan(blocks_BN4, common, ~(visible_MQL | blind_MQ[:, :, None]), blind_MQ, visibility.sinks)
+    return Plan(blocks_BN4, common, ~(visible_MQL | blind_MQ[:, :, None]), blind_MQ, sinks)
 
 
 class Block(NamedTuple):

@@ -14,7 +14,7 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
-from ..window import PADDING, Bounds, Visibility, outside_inference_mode
+from ..window import LONGEST_REACH, PADDING, Bounds, Visibility, outside_inference_mode
 from .capability import Capabilities
 
 CAPABILITIES = Capabilities(
@@ -27,6 +27,7 @@ CAPABILITIES = Capabilities(
     sinks=True,
     documents=True,
     separate_keys=True,
+    more_keys=True,
     dropout=False,
     sink_logits=True,
     logit_cap=True,
@@ -34,7 +35,6 @@ CAPABILITIES = Capabilities(
 )
 
 BLOCK = 128
-FAR = 2**30
 MaskFunction = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
@@ -125,7 +125,7 @@ def _make(visibility: Visibility, batch: int, queries: int, keys: int, device: t
 
 def _sees(visibility: Visibility, queries: int, keys: int, device: torch.device) -> MaskFunction:
     """The definition for one query and key, which reads no more tensors than it must: each read is slow."""
-    behind, ahead = (_on_device(FAR if side is None else side, device) for side in visibility.reach)
+    behind, ahead = (_on_device(LONGEST_REACH if side is None else side, device) for side in visibility.reach)
     shift = _on_device(keys - queries, device)
     separate, with_sinks = visibility.separate_keys, visibility.sinks > 0
     if visibility.documents is None and not separate and not with_sinks:
@@ -137,8 +137,8 @@ def _sees(visibility: Visibility, queries: int, keys: int, device: torch.device)
         return near
     places = visibility.places(queries, keys, device)
     query_documents, key_documents = places.query_documents, places.key_documents
-    no_later = _on_device(0 if visibility.causal else FAR, device)
-    sinks = _on_device(visibility.sinks, device)
+    no_later = _on_device(0 if visibility.causal else LONGEST_REACH, device)
+    sinks = _on_device(min(visibility.sinks, LONGEST_REACH), device)
     last_row = _on_device(places.query_positions.shape[0] - 1, device)
 
     def sees(b: Tensor, h: Tensor, t: Tensor, s: Tensor) -> Tensor:

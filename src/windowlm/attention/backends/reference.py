@@ -9,7 +9,7 @@ from einops import rearrange
 from torch import Tensor
 
 from ..window import Visibility
-from .capability import Capabilities
+from .capability import OLDEST_TORCH, Capabilities
 
 CAPABILITIES = Capabilities(
     purpose="the oracle; memory grows with T x S",
@@ -18,10 +18,12 @@ CAPABILITIES = Capabilities(
     sinks=True,
     documents=True,
     separate_keys=True,
+    more_keys=True,
     dropout=True,
     sink_logits=True,
     logit_cap=True,
     gradients=True,
+    torch_versions=(OLDEST_TORCH, None),
 )
 
 
