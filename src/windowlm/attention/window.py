@@ -196,8 +196,8 @@ class Visibility:
         documents: int32 [B, T], document of each query, -1 for padding; None: one document, no padding.
         key_positions, key_documents: [B, S], the same for keys that are not the queries' own tokens
             (a cache). Without them the queries are the last T of the S keys.
-        layout: how the documents lie; None without documents, with separate keys, and where the visibility
-            was built inside a compiled graph.
+        layout: how the documents lie; None without documents, with separate keys, on the meta device, and
+            where the visibility was built inside a compiled graph.
     """
 
     window: int | None = None
@@ -226,7 +226,7 @@ class Visibility:
     ) -> Self:
         """Check the arguments and combine `mask_BT` (bool, True = token) with the documents.
 
-        The values of tensors are checked too, except inside a compiled graph.
+        The values of tensors are checked too, except inside a compiled graph and on the meta device.
 
         Raises:
             ValueError: for a bad window or sinks, wrong ranks, shapes, dtypes or devices, documents whose
@@ -597,7 +597,7 @@ def _inspect(documents_BT: Tensor | None, positions_BT: Tensor | None) -> Layout
     if documents_BT is None:
         assert positions_BT is not None
         documents_BT = torch.zeros_like(positions_BT)
-    if documents_BT.numel() == 0:
+    if documents_BT.numel() == 0 or documents_BT.is_meta:
         return None
     index_T = torch.arange(documents_BT.shape[1], device=documents_BT.device)
     previous_BT = _previous_token(documents_BT)

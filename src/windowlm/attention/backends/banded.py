@@ -61,8 +61,9 @@ def attend(
         if _mostly_full(query_BTHD, keys, visibility, scoring):
             way = _full_then_bands
     elif visibility.documents is not None:
-        # The documents' lengths are not known inside a compiled graph.
-        way = _over_all_keys if torch.compiler.is_compiling() else _over_documents
+        # The documents' lengths are not known inside a compiled graph, nor where there are no values.
+        traced = torch.compiler.is_compiling() or visibility.documents.is_meta
+        way = _over_all_keys if traced else _over_documents
     elif visibility.causal and 1 < queries < keys:
         way = _over_all_keys
     else:

@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
+from .autocast import without_autocast
+
 
 class Scoring(NamedTuple):
     """How scores become weights; the arguments of `dispatch.attention` that say nothing of visibility."""
@@ -61,7 +63,7 @@ def _by_formula(
     query_BTHD: Tensor, key_BSKD: Tensor, value_BSKD: Tensor, allowed_B1TS: Tensor, scoring: Scoring
 ) -> Tensor:
     kv_heads, dtype = key_BSKD.shape[2], torch.promote_types(query_BTHD.dtype, torch.float32)
-    with torch.autocast(query_BTHD.device.type, enabled=False):
+    with without_autocast(query_BTHD.device):
         query = rearrange(query_BTHD, "b t (k g) d -> b k (g t) d", k=kv_heads).to(dtype)
         key, value = (rearrange(tensor, "b s k d -> b k s d").to(dtype) for tensor in (key_BSKD, value_BSKD))
         scores = query @ key.mT * scoring.scale
