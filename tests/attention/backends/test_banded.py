@@ -6,18 +6,22 @@ import pytest
 import torch
 from torch import Tensor
 
-from windowlm.attention.backends import banded_blocks, banded_matmul
+from windowlm.attention.backends import banded_blocks, banded_matmul, blockwise
 from windowlm.attention.dispatch import attention
 from windowlm.attention.window import Visibility
 
 WINDOW = 130
 
 
-@pytest.fixture(autouse=True, params=["matmul", "blocks"])
+@pytest.fixture(autouse=True, params=["matmul", "blocks", "fused blocks", "blockwise"])
 def way_over_the_band(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run every test over the CPU's own way and over its slow twin."""
-    if request.param == "blocks":
-        monkeypatch.setattr(banded_matmul, "attend", banded_blocks.attend)
+    """Run every test over the CPU's own way and over its slow twins, one of them as on a GPU."""
+    if request.param == "matmul":
+        return
+    twin = blockwise.attend if request.param == "blockwise" else banded_blocks.attend
+    monkeypatch.setattr(banded_matmul, "attend", twin)
+    if request.param == "fused blocks":
+        monkeypatch.setattr(banded_blocks, "_by_fused_kernel", lambda device: True)
 
 
 def heads(

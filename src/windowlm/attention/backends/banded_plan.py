@@ -5,7 +5,9 @@ N blocks, Q queries a block, L keys in reach of a block, M blocks with a mask of
 P = G Q rows of a block.
 """
 
+from bisect import bisect_left
 from collections.abc import Iterator
+from itertools import accumulate
 from typing import NamedTuple
 
 import torch
@@ -20,6 +22,8 @@ BLOCK = 64
 NARROW, NARROW_BLOCK = 128, 32
 # From here on the keys of a block no longer fit in the cache: more queries share each reading of them.
 WIDE, WIDE_BLOCK = 2048, 128
+# In sequences of few blocks the calls weigh more than the pairs that larger blocks compute in vain.
+MIDDLE, MIDDLE_BLOCK, FEW_WINDOWS = 256, 96, 4
 VECTOR = 16
 # Scores that are computed in one call: enough to outweigh the call, few enough to stay in the caches.
 RUN = 2**18
@@ -44,6 +48,22 @@ class Plan(NamedTuple):
     sinks: int
 
 
+class Share(NamedTuple):
+    """What one thread computes: some heads of a row of the batch, or one of several parts of its blocks.
+
+    Attributes:
+        row: of the batch.
+        kv_heads, heads: key-value heads, and the query heads that read them.
+        part, parts: which part of the blocks, of as many; they meet about as many keys each.
+    """
+
+    row: int
+    kv_heads: slice
+    heads: slice
+    part: int = 0
+    parts: int = 1
+
+
 def make_plan(visibility: Visibility, queries: int, keys: int) -> Plan:
     """Lay out the blocks; those that meet the edge of a document, padding or sinks get masks of their own."""
     assert visibility.window is not None
@@ -52,7 +72,10 @@ def make_plan(visibility: Visibility, queries: int, keys: int) -> Plan:
     # Blocks that meet sinks or the edge of a document stand alone, and half as many of them are faster.
     alone = visibility.sinks or visibility.documents is not None
     block = NARROW_BLOCK if visibility.window <= NARROW and not alone else BLOCK
-    block = WIDE_BLOCK if visibility.window >= WIDE else block
+    if visibility.window >= MIDDLE and queries < FEW_WINDOWS * visibility.window:
+        block = MIDDLE_BLOCK
+    if visibility.window >= WIDE:
+        block = WIDE_BLOCK
     column_L = torch.arange(behind + block + ahead)
     row_Q = torch.arange(block)
     hidden_QL = ~within_window(row_Q[:, None] + behind - column_L, visibility.window, visibility.causal)
@@ -124,6 +147,11 @@ class Block(NamedTuple):
     bias: Tensor
     blind: Tensor | None
 
+    @property
+    def span(self) -> slice:
+        """Its keys, but for the sinks."""
+        return self.keys
+
     def rows(self, tokens_THD: Tensor, kv_heads: int) -> Tensor:
         """Rows of all query heads that share a key-value head, [K, P, D]; a view where each has its own."""
         return rearrange(tokens_THD[self.queries], "q (k g) d -> k (g q) d", k=kv_heads)
@@ -173,6 +201,11 @@ class Run(NamedTuple):
     bias: Tensor
     blind: None = None
 
+    @property
+    def span(self) -> slice:
+        """The keys of all its blocks."""
+        return slice(self.first_key, self.first_key + (self.blocks - 1) * self.block + self.bias.shape[1])
+
     def rows(self, tokens_THD: Tensor, kv_heads: int) -> Tensor:
         """Like `Block.rows`, [C, P, D]."""
         return rearrange(self._queries(tokens_THD, kv_heads), "(c q) g d -> c (g q) d", c=self.blocks)
@@ -185,9 +218,7 @@ class Run(NamedTuple):
 
     def keys_of(self, tokens_SKD: Tensor) -> Tensor:
         """Like `Block.keys_of`, [C, L, D]: a view in which the blocks overlap."""
-        length = self.bias.shape[1]
-        stop = self.first_key + (self.blocks - 1) * self.block + length
-        return tokens_SKD[self.first_key : stop, self.head].unfold(0, length, self.block).mT
+        return tokens_SKD[self.span, self.head].unfold(0, self.bias.shape[1], self.block).mT
 
     def add_to_keys(self, total_SKD: Tensor, left_CLP: Tensor, right_CPD: Tensor, scale: float = 1.0) -> None:
         """Like `Block.add_to_keys`, for blocks at a time whose keys do not overlap."""
@@ -208,11 +239,11 @@ class Run(NamedTuple):
 
 
 def blocks_of(
-    plan: Plan, index: int, queries: int, kv_heads: int, groups: int, dtype: torch.dtype
+    plan: Plan, share: Share, queries: int, kv_heads: int, groups: int, dtype: torch.dtype
 ) -> Iterator[Block | Run]:
-    """All blocks of one row of the batch, alone or in runs; those that see nothing are left out."""
+    """The blocks of a share, alone or in runs; those that see nothing are left out."""
     block, length = plan.common.shape
-    rows = plan.blocks[min(index, len(plan.blocks) - 1)].tolist()
+    rows = plan.blocks[min(share.row, len(plan.blocks) - 1)].tolist()
     sizes = [min(block, queries - first) for first in range(0, queries, block)]
     whole = [
         own < 0 and stop - start == length and size == block and not plan.sinks
@@ -220,7 +251,9 @@ def blocks_of(
     ]
     common_PL = F.pad(plan.common.to(dtype), (plan.sinks, 0)).repeat(groups, 1)
     some_blind = plan.blind.any(1).tolist()
-    for number, blocks in _runs(whole, RUN // common_PL.numel()):
+    first, last = _part(rows, share.part, share.parts)
+    for number, blocks in _runs(whole[first:last], RUN // common_PL.numel()):
+        number += first
         size, (start, stop, column, own) = sizes[number], rows[number]
         if blocks > 1:
             for head in range(kv_heads):
@@ -244,6 +277,13 @@ def _own_bias(plan: Plan, own: int, size: int, columns: slice, dtype: torch.dtyp
     if own < 0:
         return common_QL
     return torch.zeros_like(common_QL).masked_fill_(plan.hidden[own, :size, columns], -torch.inf)
+
+
+def _part(rows: list[list[int]], part: int, parts: int) -> tuple[int, int]:
+    """First and last + 1 of the part's blocks."""
+    keys_so_far = list(accumulate((stop - start for start, stop, _, _ in rows), initial=0))
+    ends = [bisect_left(keys_so_far, keys_so_far[-1] * end / parts) for end in (part, part + 1)]
+    return (0 if part == 0 else ends[0]), (len(rows) if part + 1 == parts else ends[1])
 
 
 def _runs(whole: list[bool], longest: int) -> Iterator[tuple[int, int]]:
