@@ -441,8 +441,7 @@ class Visibility:
         return Places(positions_BT, positions_BT, self.documents, self.documents)
 
     def bounds(self, queries: int, keys: int, device: torch.device) -> Bounds:
-        """Ranges of what is visible to the last T of S tokens, without sinks; prepared once a batch."""
-        assert not self.sinks
+        """Ranges of what the window shows the last T of S tokens, sinks apart; prepared once a batch."""
         assert not self.separate_keys
         return self.once(
             "bounds",
@@ -470,6 +469,25 @@ class Visibility:
             last_query_BS.int(),
             gaps.int(),
         )
+
+    def sink_ranges(self, queries: int, keys: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """First and last sink that each of the last T of S tokens sees, as indices of keys, [B or 1, T].
+
+        S and -1 where it sees none; padding in between is none.
+        """
+        places = self.places(queries, keys, device)
+        index_1S = torch.arange(keys, device=device)[None]
+        query_1T = index_1S[:, keys - queries :]
+        start_BT, end_BT = torch.zeros_like(query_1T), torch.full_like(query_1T, keys - 1)
+        real_BT = torch.ones_like(query_1T, dtype=torch.bool)
+        if self.documents is not None:
+            start_BT, end_BT = document_starts(self.documents), _ends(self.documents)
+            real_BT = self.documents != PADDING
+        # A document that is cut on the left starts at a later position.
+        last_BT = query_1T - places.query_positions + (min(self.sinks, LONGEST_REACH) - 1)
+        last_BT = last_BT.clamp(max=query_1T if self.causal else end_BT)
+        seen_BT = real_BT & (last_BT >= start_BT)
+        return torch.where(seen_BT, start_BT, keys), torch.where(seen_BT, last_BT, -1)
 
     def segments(self, batch: int, queries: int, device: torch.device) -> Segments:
         """Runs of the rows laid end to end, prepared once a batch; asks for documents without gaps."""
