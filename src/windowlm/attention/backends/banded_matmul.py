@@ -73,17 +73,20 @@ class _Row:
     def weights(self, block: Block | Run) -> Tensor:
         """Softmax weights [K or C, P, L] of a block or run; they live until the next call."""
         query_KPD, key_KLD = block.rows(self.query_THD, self.kv_heads), block.keys_of(self.key_SKD)
-        shape = (len(key_KLD), *block.bias.shape)
+        shape = (*query_KPD.shape[:2], key_KLD.shape[1])
         scores_KPL = self.scores[: shape[0] * shape[1] * shape[2]].view(shape)
-        torch.baddbmm(block.bias, query_KPD, key_KLD.mT, alpha=self.scale, out=scores_KPL)
+        _by_head(scores_KPL, block).copy_(block.bias)
+        torch.baddbmm(scores_KPL, query_KPD, key_KLD.mT, alpha=self.scale, out=scores_KPL)
         self.hide(scores_KPL, block, -torch.inf)
         torch.softmax(scores_KPL, -1, out=scores_KPL)
-        return scores_KPL if block.blind is None else scores_KPL.masked_fill_(block.blind, 0.0)
+        if block.blind is not None:
+            _by_head(scores_KPL, block).masked_fill_(block.blind, 0.0)
+        return scores_KPL
 
     def hide(self, scores_KPL: Tensor, block: Block | Run, value: float) -> None:
         """Where asked to be exact, write over what is hidden: added to infinity, -inf leaves NaN."""
         if self.exact:
-            scores_KPL.masked_fill_(block.bias == -torch.inf, value)
+            _by_head(scores_KPL, block).masked_fill_(block.bias == -torch.inf, value)
 
     def dropout_factors(self, block: Block | Run, weights_KPL: Tensor) -> Tensor | None:
         """What dropout multiplies the weights of the next block by; None where nothing is dropped."""
@@ -91,6 +94,11 @@ class _Row:
             return None
         room_KPL = self.factors[: weights_KPL.numel()].view_as(weights_KPL)
         return self.drop.factors(room_KPL, block.of_heads(self.drop.generators))
+
+
+def _by_head(scores_KPL: Tensor, block: Block | Run) -> Tensor:
+    """A view [K G or C G, Q, L], as all query heads share a mask."""
+    return scores_KPL.view(-1, *block.bias.shape)
 
 
 class _Drop:

@@ -5,7 +5,6 @@ N blocks, Q queries a block, L keys in reach of a block, M blocks with a mask of
 P = G Q rows of a block.
 """
 
-from bisect import bisect_left
 from collections.abc import Iterator
 from itertools import accumulate
 from typing import NamedTuple
@@ -137,8 +136,8 @@ class Block(NamedTuple):
     Attributes:
         queries, keys: its place in the row.
         sinks: how many first keys of the row stand before `keys` in the L columns.
-        bias: its mask [P, L], added to the scores.
-        blind: bool [P, 1], rows that see nothing; None where all see.
+        bias: its mask [Q, L], added to the scores of each head.
+        blind: bool [Q, 1], queries that see nothing; None where all see.
     """
 
     queries: slice
@@ -190,7 +189,7 @@ class Run(NamedTuple):
         blocks: C, how many.
         block: Q, queries a block.
         first_query, first_key: of the first block.
-        bias: the common mask [P, L].
+        bias: the common mask [Q, L].
     """
 
     head: int
@@ -249,26 +248,26 @@ def blocks_of(
         own < 0 and stop - start == length and size == block and not plan.sinks
         for size, (start, stop, _, own) in zip(sizes, rows, strict=True)
     ]
-    common_PL = F.pad(plan.common.to(dtype), (plan.sinks, 0)).repeat(groups, 1)
+    common_QL = F.pad(plan.common.to(dtype), (plan.sinks, 0))
     some_blind = plan.blind.any(1).tolist()
     first, last = _part(rows, share.part, share.parts)
-    for number, blocks in _runs(whole[first:last], RUN // common_PL.numel()):
+    for number, blocks in _runs(whole[first:last], RUN // (groups * common_QL.numel())):
         number += first
         size, (start, stop, column, own) = sizes[number], rows[number]
         if blocks > 1:
             for head in range(kv_heads):
-                yield Run(head, blocks, block, number * block, start, common_PL)
+                yield Run(head, blocks, block, number * block, start, common_QL)
         elif start < stop:
             sinks = min(plan.sinks, start)
-            bias_PL = common_PL[:, column : column + sinks + stop - start]
+            bias_QL = common_QL[:, column : column + sinks + stop - start]
             if own >= 0 or size < block or (sinks and column):
-                bias_QL = _own_bias(plan, own, size, slice(column, column + stop - start), dtype)
-                bias_PL = F.pad(bias_QL, (sinks, 0)).repeat(groups, 1)
-            blind_P1 = None
+                own_QL = _own_bias(plan, own, size, slice(column, column + stop - start), dtype)
+                bias_QL = F.pad(own_QL, (sinks, 0))
+            blind_Q1 = None
             if own >= 0 and some_blind[own]:
-                blind_P1 = plan.blind[own, :size].repeat(groups)[:, None]
+                blind_Q1 = plan.blind[own, :size, None]
             place = slice(number * block, number * block + size)
-            yield Block(place, sinks, slice(start, stop), bias_PL, blind_P1)
+            yield Block(place, sinks, slice(start, stop), bias_QL, blind_Q1)
 
 
 def _own_bias(plan: Plan, own: int, size: int, columns: slice, dtype: torch.dtype) -> Tensor:
@@ -282,8 +281,11 @@ def _own_bias(plan: Plan, own: int, size: int, columns: slice, dtype: torch.dtyp
 def _part(rows: list[list[int]], part: int, parts: int) -> tuple[int, int]:
     """First and last + 1 of the part's blocks."""
     keys_so_far = list(accumulate((stop - start for start, stop, _, _ in rows), initial=0))
-    ends = [bisect_left(keys_so_far, keys_so_far[-1] * end / parts) for end in (part, part + 1)]
-    return (0 if part == 0 else ends[0]), (len(rows) if part + 1 == parts else ends[1])
+    first, last = (
+        min(range(len(keys_so_far)), key=lambda number: abs(keys_so_far[number] - share))
+        for share in (keys_so_far[-1] * part / parts, keys_so_far[-1] * (part + 1) / parts)
+    )
+    return (first if part else 0), (last if part + 1 < parts else len(rows))
 
 
 def _runs(whole: list[bool], longest: int) -> Iterator[tuple[int, int]]:
