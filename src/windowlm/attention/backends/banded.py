@@ -34,7 +34,7 @@ CAPABILITIES = Capabilities(
 )
 
 # From this window on a CPU gains by torch's own kernel where it can have it.
-WIDE = 2048
+WIDE = 1536
 Way = Callable[[Tensor, Tensor, Tensor, Visibility, Scoring], Tensor]
 
 

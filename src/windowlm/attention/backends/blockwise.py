@@ -18,10 +18,12 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from ..window import Places, Visibility
+from ..window import Places, Visibility, narrowed
 from .autocast import without_autocast
 from .scaled_dot_product import Scoring
 
+# What an operator takes for a number.
+LARGEST = torch.iinfo(torch.int64).max
 LONGEST_BLOCK, SHORTEST_BLOCK = 128, 16
 # Scores of a block: enough to outweigh the calls, few enough for the caches of a CPU.
 SCORES_ON_CPU, SCORES_ELSEWHERE = 2**20, 2**24
@@ -58,7 +60,7 @@ def attend(
     seed = torch.randint(2**62, ()) if scoring.dropout else torch.zeros((), dtype=torch.int64)
     output: Tensor = _attend(
         query_BTHD, key_BSKD, value_BSKD, scoring.sink_logits, *places, seed,
-        visibility.window, visibility.causal, visibility.sinks, behind, ahead,
+        narrowed(visibility.window, LARGEST), visibility.causal, min(visibility.sinks, LARGEST), behind, ahead,
         scoring.scale, scoring.dropout, scoring.logit_cap,
     )  # fmt: skip
     return output
