@@ -60,8 +60,8 @@ def attend(
     seed = torch.randint(2**62, ()) if scoring.dropout else torch.zeros((), dtype=torch.int64)
     output: Tensor = _attend(
         query_BTHD, key_BSKD, value_BSKD, scoring.sink_logits, *places, seed,
-        narrowed(visibility.window, LARGEST), visibility.causal, min(visibility.sinks, LARGEST), behind, ahead,
-        scoring.scale, scoring.dropout, scoring.logit_cap,
+        narrowed(visibility.window, LARGEST), visibility.causal, min(visibility.sinks, LARGEST),
+        behind, ahead, scoring.scale, scoring.dropout, scoring.logit_cap,
     )  # fmt: skip
     return output
 
