@@ -127,6 +127,7 @@ class Case:
             documents=self.documents is not None,
             gaps=self.documents is not None and self.gaps(),
             separate_keys=self.ring is not None,
+            more_keys=self.kind == "more keys",
             sink_logits=self.learned_sinks,
             logit_cap=self.logit_cap is not None,
         )
@@ -445,6 +446,7 @@ def _serves(backend: str, device: str, shape: Shape) -> bool:
         sink_logits=shape.special == "learned sinks",
         logit_cap=shape.special == "logit cap",
         separate_keys=shape.special == "ring",
+        more_keys=shape.special == "more keys",
     )
     return capabilities(backend).refusal(request) is None
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch._dynamo.testing import CompileCounter
+from torch.profiler import ProfilerActivity, profile
 
 from windowlm.attention.backends import flex
 from windowlm.attention.rotary import RotaryEmbedding
@@ -131,6 +132,71 @@ def test_block_masks_hold_all_that_is_visible_and_whole_blocks_nothing_else(firs
         partly_BTS, wholly_BTS = (chosen[:, : case.queries, : case.keys] for chosen in grown)
         assert mask_BTS[wholly_BTS].all(), case
         assert not mask_BTS[~partly_BTS & ~wholly_BTS].any(), case
+
+
+def test_sinks_of_packed_documents_add_the_blocks_that_hold_them_and_no_others() -> None:
+    tokens, window, sinks = 4096, 100, 4
+    documents_BT = (torch.arange(tokens)[None] + torch.tensor([[0], [700]])) // 1500
+    with_sinks = Visibility.build(window=window, sinks=sinks, documents_BT=documents_BT)
+    heads = torch.empty(2, tokens, 1, 16)
+    blocks = flex.block_mask(with_sinks, heads, heads)
+    mask_BTS = with_sinks.mask(tokens, tokens, CPU)
+    seen_BIJ = mask_BTS.unflatten(2, (-1, flex.BLOCK)).any(3).unflatten(1, (-1, flex.BLOCK)).any(2)
+    assert blocks.full_kv_num_blocks is not None
+    chosen_BI = (blocks.kv_num_blocks + blocks.full_kv_num_blocks)[:, 0]
+    assert torch.equal(chosen_BI, seen_BIJ.sum(2))
+
+
+def test_a_ring_meets_few_blocks_beside_those_it_sees() -> None:
+    tokens, window = 4096, 100
+    positions_1S = torch.arange(tokens).roll(1000)[None]
+    ring = Visibility.build(
+        window=window, positions_BT=torch.arange(tokens)[None], key_positions_BS=positions_1S
+    )
+    heads = torch.empty(2, tokens, 1, 16)
+    blocks = flex.block_mask(ring, heads, heads)
+    mask_BTS = ring.mask(tokens, tokens, CPU)
+    seen_BIJ = mask_BTS.unflatten(2, (-1, flex.BLOCK)).any(3).unflatten(1, (-1, flex.BLOCK)).any(2)
+    # All blocks of queries meet the block in which the ring starts anew.
+    assert (blocks.kv_num_blocks[:, 0] <= seen_BIJ.sum(2) + 1).all()
+
+
+def test_rows_of_keys_may_differ_where_those_of_queries_do_not() -> None:
+    key_positions_BS = torch.stack([torch.arange(200), torch.arange(200).flip(0)])
+    visibility = Visibility.build(
+        window=9, positions_BT=torch.arange(200)[None], key_positions_BS=key_positions_BS
+    )
+    heads = torch.empty(2, 200, 1, 16)
+    sees = flex.block_mask(visibility, heads, heads).mask_mod
+    index = torch.arange(200)
+    for row, mask_TS in enumerate(visibility.mask(200, 200, CPU)):
+        seen_TS = sees(torch.tensor(row), torch.tensor(0), index[:, None], index[None])
+        assert torch.equal(seen_TS, mask_TS)
+
+
+@pytest.mark.parametrize("kind", ["sinks", "packed", "ring"])
+def test_block_masks_are_made_inside_a_graph_and_smaller_than_the_mask(kind: str) -> None:
+    tokens = 2048
+    positions_1T = torch.arange(tokens)[None]
+    others: dict[str, Tensor | int] = {"sinks": 4}
+    if kind == "packed":
+        others["documents_BT"] = positions_1T // 700
+    if kind == "ring":
+        others |= {"positions_BT": positions_1T, "key_positions_BS": positions_1T.roll(5)}
+    visibility = Visibility.build(window=64, **others)  # type: ignore[arg-type]
+    heads = torch.empty(1, tokens, 1, 16)
+
+    def counts(heads: Tensor) -> Tensor:
+        return flex.block_mask(visibility, heads, heads).kv_num_blocks
+
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        eager = counts(heads)
+    # Of numbers of eight bytes, one for each token and block of the other side.
+    limit = 8 * tokens * -(-tokens // flex.BLOCK)
+    assert max(event.cpu_memory_usage for event in profiled.events()) <= limit
+    torch.compiler.reset()
+    compiled = torch.compile(counts, fullgraph=True, backend="eager")
+    assert torch.equal(compiled(heads), eager)
 
 
 def test_what_was_prepared_in_a_loader_is_not_computed_again(monkeypatch: pytest.MonkeyPatch) -> None:

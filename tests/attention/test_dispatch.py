@@ -44,6 +44,17 @@ def test_auto_takes_the_fastest_that_can_and_says_why_it_passed_over_others(
         ({"sinks": False}, {"sinks": 4}, "no sinks"),
         ({"documents": False}, {"documents": True}, "no documents"),
         ({"separate_keys": False}, {"separate_keys": True}, "no keys with positions"),
+        ({"more_keys": False}, {"more_keys": True}, "no more keys than queries"),
+        (
+            {"torch_versions": ((2, 11), (2, 12))},
+            {"torch_version": (2, 13)},
+            "torch 2.11 to 2.12, this is 2.13",
+        ),
+        (
+            {"torch_versions": ((2, 11), None)},
+            {"torch_version": (2, 10)},
+            "2.11 or later, this is 2.10",
+        ),
         ({"sink_logits": False}, {"sink_logits": True}, "no learned sinks"),
         ({"logit_cap": False}, {"logit_cap": True}, "no cap on the logits"),
         ({"gradients": False}, {"gradients": True}, "no gradients"),
@@ -57,21 +68,34 @@ def test_auto_takes_the_fastest_that_can_and_says_why_it_passed_over_others(
 def test_a_missing_capability_is_refused_with_its_name(
     limits: dict[str, Any], request_: dict[str, Any], reason: str
 ) -> None:
-    everything = vars(dispatch.capabilities("reference"))
+    everything = {**vars(dispatch.capabilities("reference")), "torch_versions": ((2, 0), None)}
     assert Capabilities(**everything).refusal(Request(**request_)) is None
     refusal = Capabilities(**{**everything, **limits}).refusal(Request(**request_))
     assert refusal is not None
     assert reason in refusal
 
 
-def test_the_choice_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
-    dispatch._report.cache_clear()
+@pytest.mark.parametrize("compiled", [False, True])
+def test_the_choice_is_logged_once(compiled: bool, caplog: pytest.LogCaptureFixture) -> None:
+    dispatch._report_once.cache_clear()
+    torch.compiler.reset()
     heads = torch.randn(1, 4, 1, 8)
+    call = torch.compile(attention, fullgraph=True, backend="eager") if compiled else attention
     with caplog.at_level(logging.INFO, logger=dispatch.__name__):
         for _ in range(3):
-            attention(heads, heads, heads, Visibility.build(window=2))
+            call(heads, heads, heads, Visibility.build(window=2))
     assert len(caplog.records) == 1
     assert "backend banded, fastest that supports the call" in caplog.text
+
+
+def test_keys_before_the_first_query_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    declared = {name: dispatch.capabilities(name) for name in dispatch.MODULES}
+    declared["banded"] = Capabilities(**{**vars(declared["banded"]), "more_keys": False})
+    monkeypatch.setattr(dispatch, "capabilities", declared.__getitem__)
+    heads = torch.randn(1, 4, 1, 8)
+    attention(heads, heads, heads, Visibility.build(window=2), backend="banded")
+    with pytest.raises(ValueError, match="has no more keys than queries; reference can"):
+        attention(heads[:, 2:], heads, heads, Visibility.build(window=2), backend="banded")
 
 
 def test_the_reason_is_silent_about_backends_of_other_devices() -> None:
@@ -108,15 +132,36 @@ def test_tensors_that_do_not_fit_are_refused(query: torch.Tensor, key: torch.Ten
         {"dropout": "a"},
         {"scale": float("nan")},
         {"scale": "a"},
+        {"scale": True},
+        {"scale": 0.0},
+        {"scale": -0.5},
+        {"scale": 1e-50},
+        {"scale": float("inf")},
+        {"scale": 10**400},
+        {"scale": 10**5000},
         {"logit_cap": -1.0},
         {"logit_cap": "a"},
         {"logit_cap": True},
+        {"logit_cap": 0},
+        {"logit_cap": 1e-50},
+        {"logit_cap": 10**400},
     ],
 )
 def test_numbers_out_of_range_are_refused_by_name(options: dict[str, Any]) -> None:
     heads = torch.randn(1, 4, 1, 8)
     with pytest.raises(ValueError, match=rf"^{next(iter(options))}="):
         attention(heads, heads, heads, Visibility.build(window=2), **options)
+
+
+@pytest.mark.parametrize("scale", [1e-20, 1, 1e3])
+@pytest.mark.parametrize("window", [2, None])
+def test_every_scale_that_is_allowed_is_honoured(scale: float, window: int | None) -> None:
+    heads = torch.randn(1, 4, 1, 8, generator=torch.Generator().manual_seed(0))
+    outputs = [
+        attention(heads, heads, heads, Visibility.build(window=window), scale=scale, backend=backend)
+        for backend in ("auto", "reference")
+    ]
+    torch.testing.assert_close(*outputs)
 
 
 @pytest.mark.parametrize(("rows", "tokens", "message"), [(2, 4, "2 rows, the call"), (3, 5, "length 5")])

@@ -4,6 +4,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -310,3 +311,50 @@ def test_value_embeddings_join_the_values_by_their_shares() -> None:
             layer(hidden_BTD, value_embedding_BTE=wrong)
     with pytest.raises(ValueError, match="value_embedding_BTE"):
         FlashAttention(16)(hidden_BTD, value_embedding_BTE=embedding_BTE)
+
+
+OPTIONS: list[dict[str, Any]] = [
+    {},
+    {"kv_heads": 1},
+    {"qk_norm": True, "gate": True},
+    {"sinks": 2},
+    {"learned_sinks": True},
+    {"logit_cap": 5.0},
+    {"short_convolution": 3},
+    {"causal": False},
+    {"causal": False, "sinks": 9},
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("window", [4, None])
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_every_option_works_on_the_meta_device(
+    options: dict[str, Any], window: int | None, backend: str
+) -> None:
+    with torch.device("meta"):
+        layer = SlidingWindowAttention(16, 2, 8, window, dropout=0.0, backend=backend, **options)
+        hidden_BTD = torch.randn(2, 12, 16, requires_grad=True)
+        mask = torch.ones(2, 12, dtype=torch.bool)
+    for given in (None, mask):
+        mixed_BTD = layer(hidden_BTD, given)
+        (gradient_BTD,) = torch.autograd.grad(mixed_BTD.sum(), hidden_BTD)
+        assert mixed_BTD.device.type == gradient_BTD.device.type == "meta"
+        assert mixed_BTD.shape == gradient_BTD.shape == hidden_BTD.shape
+
+
+def test_reset_parameters_fills_all_that_the_meta_device_left_empty() -> None:
+    options: dict[str, Any] = {"learned_sinks": True, "value_embedding": True, "short_convolution": 3}
+    with torch.device("meta"):
+        layer = SlidingWindowAttention(16, 2, 8, 4, qk_norm=True, gate=True, **options)
+    layer = layer.to_empty(device="cpu")
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.fill_(torch.nan)
+    for module in layer.modules():
+        if callable(reset := getattr(module, "reset_parameters", None)):
+            reset()
+    assert all(parameter.isfinite().all() for parameter in layer.parameters())
+    fresh = SlidingWindowAttention(16, 2, 8, 4, **options)
+    for name in ("sink_logits", "value_shares"):
+        assert torch.equal(getattr(layer, name), getattr(fresh, name))

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from windowlm.attention.dispatch import attention
 from windowlm.attention.window import Visibility, check_window, positions_in_documents
 
 CPU = torch.device("cpu")
@@ -153,3 +154,28 @@ def test_behind_is_unknown_for_keys_in_another_order() -> None:
     visibility = Visibility.build(window=3, positions_BT=positions_BT, key_positions_BS=positions_BT)
     with pytest.raises(ValueError, match="key_positions_BS"):
         visibility.behind(3, CPU)
+
+
+@pytest.mark.parametrize("size", [2**31, 2**63 - 1, 10**30])
+@pytest.mark.parametrize("causal", [True, False])
+def test_a_window_or_sinks_beyond_every_number_of_a_kernel_are_full_attention(
+    size: int, causal: bool
+) -> None:
+    torch.manual_seed(0)
+    heads = torch.randn(1, 9, 1, 8)
+    documents_BT = torch.tensor([[0] * 4 + [1] * 5])
+    ring = {"positions_BT": torch.arange(9)[None].int(), "key_positions_BS": torch.arange(9)[None].int()}
+    for others in ({}, {"documents_BT": documents_BT}, ring):
+        full = Visibility.build(window=None, causal=causal, **others)
+        wide = Visibility.build(window=size, causal=causal, **others)
+        narrow = Visibility.build(window=2, sinks=size, causal=causal, **others)
+        wanted = attention(heads, heads, heads, full, backend="reference")
+        for visibility in (wide, narrow):
+            for backend in ("banded", "reference"):
+                got = attention(heads, heads, heads, visibility, backend=backend)
+                torch.testing.assert_close(got, wanted)
+        if not others:
+            for got, exact in zip(
+                wide.bounds(9, 9, heads.device), full.bounds(9, 9, heads.device), strict=True
+            ):
+                assert torch.equal(got, exact)

@@ -4,7 +4,6 @@ Shapes: B batch, T queries, S keys, H query heads, K key-value heads, D head dim
 """
 
 import logging
-import math
 from functools import cache
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -29,6 +28,7 @@ MODULES: dict[str, ModuleType] = {
 }
 # Up to this window our tiles waste less than those of flash-attn-4, which hold 128 keys.
 SMALL_WINDOW = 256
+LEAST_FLOAT32, LARGEST_FLOAT32 = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max
 
 
 class Choice(NamedTuple):
@@ -63,7 +63,7 @@ def attention(
         visibility: window, documents, padding and positions.
         backend: a name of `config.BACKENDS`; "auto" takes the fastest that supports the call.
         dropout: probability of dropping an attention weight.
-        scale: factor on the scores, default `D ** -0.5`.
+        scale: factor on the scores, above 0, default `D ** -0.5`.
         sink_logits_H: [H], the score of one more key without a value, which joins each softmax's
             denominator (learned sinks, as in gpt-oss).
         logit_cap: scores s become `cap * tanh(s / cap)` before the softmax (as in Gemma 2); None for not.
@@ -78,8 +78,11 @@ def attention(
     _check_tensors(query_BTHD, key_BSKD, value_BSKD, visibility)
     check_dropout(dropout)
     scale = query_BTHD.shape[-1] ** -0.5 if scale is None else scale
-    if not isinstance(scale, int | float) or not math.isfinite(scale):
-        raise ValueError(f"scale={scale!r}: a finite number is allowed; try scale=None")
+    if not _positive_in_float32(scale):
+        raise ValueError(
+            f"scale={_shown(scale)}: a number above 0 that float32 can hold is allowed "
+            "(for a negative one, negate the query); try scale=None"
+        )
     check_logit_cap(logit_cap)
     if sink_logits_H is not None:
         _check_sink_logits(sink_logits_H, query_BTHD)
@@ -95,14 +98,14 @@ def attention(
         documents=visibility.documents is not None,
         gaps=visibility.documents is not None and (visibility.layout is None or visibility.layout.gaps),
         separate_keys=visibility.separate_keys,
+        more_keys=not visibility.separate_keys and key_BSKD.shape[1] > query_BTHD.shape[1],
         dropout=dropout,
         sink_logits=sink_logits_H is not None,
         logit_cap=logit_cap is not None,
         gradients=torch.is_grad_enabled() and any(tensor.requires_grad for tensor in scored),
     )
     choice = choose_backend(backend, request)
-    if not torch.compiler.is_compiling():
-        _report(choice, request.device)
+    _report(choice.name, choice.reason, request.device)
     # Only the backends that declare them take these.
     options: dict[str, Any] = {}
     if sink_logits_H is not None:
@@ -171,9 +174,15 @@ def capabilities(name: str) -> Capabilities:
     return declared
 
 
+# The compiler calls it while it traces, and keeps nothing of it in the graph.
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _report(name: str, reason: str, device: str) -> None:
+    _report_once(name, reason, device)
+
+
 @cache
-def _report(choice: Choice, device: str) -> None:
-    log.info("attention on %s: backend %s, %s", device, choice.name, choice.reason)
+def _report_once(name: str, reason: str, device: str) -> None:
+    log.info("attention on %s: backend %s, %s", device, name, reason)
 
 
 def check_dropout(dropout: object) -> None:
@@ -185,11 +194,24 @@ def check_dropout(dropout: object) -> None:
 
 
 def check_logit_cap(logit_cap: object) -> None:
-    """Raise ValueError unless the cap is a finite number above 0, or None."""
-    if logit_cap is None:
-        return
-    if isinstance(logit_cap, bool) or not isinstance(logit_cap, int | float) or not 0 < logit_cap < math.inf:
-        raise ValueError(f"logit_cap={logit_cap!r}: a number above 0 or None is allowed; try logit_cap=50")
+    """Raise ValueError unless the cap is a number above 0 that float32 can hold, or None."""
+    if logit_cap is not None and not _positive_in_float32(logit_cap):
+        raise ValueError(
+            f"logit_cap={_shown(logit_cap)}: a number above 0 that float32 can hold, or None, is allowed; "
+            "try logit_cap=50"
+        )
+
+
+def _positive_in_float32(number: object) -> bool:
+    """Whether kernels, which take it in float32, read neither zero nor infinity."""
+    if isinstance(number, bool) or not isinstance(number, int | float):
+        return False
+    return LEAST_FLOAT32 <= number <= LARGEST_FLOAT32
+
+
+def _shown(number: object) -> str:
+    """Its text, cut where it would fill a page: Python even refuses to write very long integers."""
+    return "a whole number of many digits" if isinstance(number, int) and abs(number) > 1e60 else repr(number)
 
 
 def check_visibility(visibility: object) -> None:

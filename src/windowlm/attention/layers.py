@@ -110,9 +110,9 @@ class SlidingWindowAttention(nn.Module):
         self.rotary = None if rotary is None else RotaryEmbedding(dim_head, rotary)
         self.query_norm = nn.RMSNorm(dim_head) if qk_norm else None
         self.key_norm = nn.RMSNorm(dim_head) if qk_norm else None
-        self.sink_logits = nn.Parameter(torch.zeros(heads)) if learned_sinks else None
+        self.sink_logits = nn.Parameter(torch.empty(heads)) if learned_sinks else None
         self.gate = nn.Linear(dim, heads, bias=False) if gate else None
-        self.value_shares = nn.Parameter(torch.full((2,), 2**-0.5)) if value_embedding else None
+        self.value_shares = nn.Parameter(torch.empty(2)) if value_embedding else None
         self.convolutions = None
         if short_convolution is not None:
             self.convolutions = nn.ModuleDict(
@@ -121,6 +121,17 @@ class SlidingWindowAttention(nn.Module):
                     for name, of_heads in (("query", heads), ("key", kv_heads), ("value", kv_heads))
                 }
             )
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Fill the parameters that the layer itself holds; its parts fill their own."""
+        if self.sink_logits is not None:
+            # Beside scores around 0 a sink weighs as much as one key: the output stays near that without
+            # sinks, and the softmax's gradient reaches the logit. A very low logit would learn nothing, a
+            # very high one would shut the head.
+            nn.init.zeros_(self.sink_logits)
+        if self.value_shares is not None:
+            nn.init.constant_(self.value_shares, 2**-0.5)
 
     def extra_repr(self) -> str:
         """Say what `print(model)` would not show."""

@@ -23,6 +23,7 @@ from .config import (
     rotated_dimensions,
 )
 from .operator import Operator
+from .window import outside_inference_mode
 
 HEAD_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -224,7 +225,7 @@ def _cosine_and_sine(
 @lru_cache(maxsize=64)
 def _on_device(frequencies: tuple[float, ...], device: torch.device) -> Tensor:
     """Kept, as a copy from the host to a GPU makes the host wait for all work before it."""
-    return torch.tensor(frequencies, dtype=torch.float64, device=device)
+    return outside_inference_mode(lambda: torch.tensor(frequencies, dtype=torch.float64, device=device))
 
 
 def _empty_cosine_and_sine(

@@ -23,6 +23,8 @@ from torch import Tensor
 
 PADDING = -1
 OFFSETS_MULTIPLE = 64
+# Longer than any sequence, and the sum of two still fits the 32 bits in which kernels count.
+LONGEST_REACH = 2**30
 Prepared = TypeVar("Prepared")
 Key = TypeVar("Key")
 
@@ -62,6 +64,8 @@ def check_causal(causal: object) -> None:
 
 def within_window(distance: Tensor, window: int | None, causal: bool) -> Tensor:
     """Whether a key at `distance = query position - key position` lies in the window (bool, same shape)."""
+    # A Python number may be larger than any distance, and than what a tensor can be compared with.
+    window = narrowed(window, torch.iinfo(distance.dtype).max)
     if causal:
         visible = distance >= 0
         return visible if window is None else visible & (distance < window)
@@ -70,7 +74,8 @@ def within_window(distance: Tensor, window: int | None, causal: bool) -> Tensor:
 
 def reach(window: int, causal: bool) -> tuple[int, int]:
     """How many keys behind and ahead of itself a query sees; also the `window_size` tuple of flash-attn."""
-    return window - 1, 0 if causal else window - 1
+    behind = min(window - 1, LONGEST_REACH)
+    return behind, 0 if causal else behind
 
 
 def visible_pairs(length: int, window: int | None) -> int:
@@ -87,6 +92,14 @@ def receptive_field(windows: Sequence[int | None]) -> int | None:
             return None
         reach_of_all += window - 1
     return reach_of_all
+
+
+def outside_inference_mode(prepare: Callable[[], Prepared]) -> Prepared:
+    """What `prepare` makes, of tensors that training may use too: those of inference mode it must not."""
+    if torch.compiler.is_compiling():
+        return prepare()
+    with torch.inference_mode(False):
+        return prepare()
 
 
 class Places(NamedTuple):
@@ -183,8 +196,8 @@ class Visibility:
         documents: int32 [B, T], document of each query, -1 for padding; None: one document, no padding.
         key_positions, key_documents: [B, S], the same for keys that are not the queries' own tokens
             (a cache). Without them the queries are the last T of the S keys.
-        layout: how the documents lie; None without documents, with separate keys, and where the visibility
-            was built inside a compiled graph.
+        layout: how the documents lie; None without documents, with separate keys, on the meta device, and
+            where the visibility was built inside a compiled graph.
     """
 
     window: int | None = None
@@ -213,7 +226,7 @@ class Visibility:
     ) -> Self:
         """Check the arguments and combine `mask_BT` (bool, True = token) with the documents.
 
-        The values of tensors are checked too, except inside a compiled graph.
+        The values of tensors are checked too, except inside a compiled graph and on the meta device.
 
         Raises:
             ValueError: for a bad window or sinks, wrong ranks, shapes, dtypes or devices, documents whose
@@ -255,6 +268,9 @@ class Visibility:
                     "give as many, or one for all"
                 )
             _check_same_device("key_positions_BS", key_positions_BS, "positions_BT", positions_BT)
+        documents_BT, positions_BT, key_documents_BS, key_positions_BS = map(
+            _for_training, (documents_BT, positions_BT, key_documents_BS, key_positions_BS)
+        )
         layout = None
         if key_positions_BS is None and not torch.compiler.is_compiling():
             layout = _inspect(documents_BT, positions_BT)
@@ -293,7 +309,7 @@ class Visibility:
 
         def moved(tensor: Tensor) -> Tensor:
             if id(tensor) not in memo:
-                memo[id(tensor)] = move(tensor)
+                memo[id(tensor)] = outside_inference_mode(lambda: move(tensor))
             result: Tensor = memo[id(tensor)]
             return result
 
@@ -357,10 +373,10 @@ class Visibility:
         if name in prepared_before:
             prepared: Prepared = prepared_before[name]
             return prepared
-        prepared = prepare()
+        made = outside_inference_mode(prepare)
         if not torch.compiler.is_compiling():
-            prepared_before[name] = prepared
-        return prepared
+            prepared_before[name] = made
+        return made
 
     def places(self, queries: int, keys: int, device: torch.device) -> Places:
         """Positions [B, T] and [B, S] and documents (or None) of queries and keys.
@@ -425,8 +441,7 @@ class Visibility:
         return Places(positions_BT, positions_BT, self.documents, self.documents)
 
     def bounds(self, queries: int, keys: int, device: torch.device) -> Bounds:
-        """Ranges of what is visible to the last T of S tokens, without sinks; prepared once a batch."""
-        assert not self.sinks
+        """Ranges of what the window shows the last T of S tokens, sinks apart; prepared once a batch."""
         assert not self.separate_keys
         return self.once(
             "bounds",
@@ -454,6 +469,25 @@ class Visibility:
             last_query_BS.int(),
             gaps.int(),
         )
+
+    def sink_ranges(self, queries: int, keys: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """First and last sink that each of the last T of S tokens sees, as indices of keys, [B or 1, T].
+
+        S and -1 where it sees none; padding in between is none.
+        """
+        places = self.places(queries, keys, device)
+        index_1S = torch.arange(keys, device=device)[None]
+        query_1T = index_1S[:, keys - queries :]
+        start_BT, end_BT = torch.zeros_like(query_1T), torch.full_like(query_1T, keys - 1)
+        real_BT = torch.ones_like(query_1T, dtype=torch.bool)
+        if self.documents is not None:
+            start_BT, end_BT = document_starts(self.documents), _ends(self.documents)
+            real_BT = self.documents != PADDING
+        # A document that is cut on the left starts at a later position.
+        last_BT = query_1T - places.query_positions + (min(self.sinks, LONGEST_REACH) - 1)
+        last_BT = last_BT.clamp(max=query_1T if self.causal else end_BT)
+        seen_BT = real_BT & (last_BT >= start_BT)
+        return torch.where(seen_BT, start_BT, keys), torch.where(seen_BT, last_BT, -1)
 
     def segments(self, batch: int, queries: int, device: torch.device) -> Segments:
         """Runs of the rows laid end to end, prepared once a batch; asks for documents without gaps."""
@@ -515,7 +549,7 @@ class Visibility:
         if self.sinks:
             visible_BTS = visible_BTS | (
                 within_window(distance_BTS, None, self.causal)
-                & (places.key_positions < self.sinks)[..., None, :]
+                & (places.key_positions < min(self.sinks, LONGEST_REACH))[..., None, :]
             )
         if places.query_documents is not None:
             assert places.key_documents is not None
@@ -581,7 +615,7 @@ def _inspect(documents_BT: Tensor | None, positions_BT: Tensor | None) -> Layout
     if documents_BT is None:
         assert positions_BT is not None
         documents_BT = torch.zeros_like(positions_BT)
-    if documents_BT.numel() == 0:
+    if documents_BT.numel() == 0 or documents_BT.is_meta:
         return None
     index_T = torch.arange(documents_BT.shape[1], device=documents_BT.device)
     previous_BT = _previous_token(documents_BT)
@@ -620,6 +654,13 @@ def _inspect(documents_BT: Tensor | None, positions_BT: Tensor | None) -> Layout
             "for keys in another order give key_positions_BS"
         )
     return Layout(runs, longest, bool(padded), bool(gaps)) if given else None
+
+
+def _for_training(tensor: Tensor | None) -> Tensor | None:
+    """The tensor, or a copy of it where it was made in inference mode."""
+    if tensor is None or torch.compiler.is_compiling() or not tensor.is_inference():
+        return tensor
+    return outside_inference_mode(tensor.clone)
 
 
 def _place(wrong_BT: Tensor) -> str:

@@ -67,14 +67,8 @@ def initialize(model: nn.Module, layers: int, *, zero_outputs: bool = False) -> 
 
 
 def _initialize_options(attention: SlidingWindowAttention) -> None:
-    if attention.value_shares is not None:
-        nn.init.constant_(attention.value_shares, 2**-0.5)
+    attention.reset_parameters()
     if attention.gate is not None:
         # Every head starts half open, where the sigmoid is steepest: none is shut by the draw, and the
         # residual stream starts with half of what attention adds, whatever the hidden state.
         nn.init.zeros_(attention.gate.weight)
-    if attention.sink_logits is not None:
-        # Beside scores around 0 a sink weighs as much as one key: the output stays near that without sinks,
-        # and the softmax's gradient reaches the logit. A very low logit would learn nothing, a very high one
-        # would shut the head.
-        nn.init.zeros_(attention.sink_logits)

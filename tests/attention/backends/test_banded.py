@@ -6,18 +6,22 @@ import pytest
 import torch
 from torch import Tensor
 
-from windowlm.attention.backends import banded_blocks, banded_matmul
+from windowlm.attention.backends import banded_blocks, banded_matmul, blockwise
 from windowlm.attention.dispatch import attention
 from windowlm.attention.window import Visibility
 
 WINDOW = 130
 
 
-@pytest.fixture(autouse=True, params=["matmul", "blocks"])
+@pytest.fixture(autouse=True, params=["matmul", "blocks", "fused blocks", "blockwise"])
 def way_over_the_band(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run every test over the CPU's own way and over its slow twin."""
-    if request.param == "blocks":
-        monkeypatch.setattr(banded_matmul, "attend", banded_blocks.attend)
+    """Run every test over the CPU's own way and over its slow twins, one of them as on a GPU."""
+    if request.param == "matmul":
+        return
+    twin = blockwise.attend if request.param == "blockwise" else banded_blocks.attend
+    monkeypatch.setattr(banded_matmul, "attend", twin)
+    if request.param == "fused blocks":
+        monkeypatch.setattr(banded_blocks, "_by_fused_kernel", lambda device: True)
 
 
 def heads(
@@ -74,6 +78,15 @@ def test_documents_padding_and_sinks_equal_the_reference(
     documents_BT[2, 40:50], documents_BT[2, 150:] = -1, 1
     visibility = Visibility.build(window=window, causal=causal, sinks=sinks, documents_BT=documents_BT)
     assert_equal_to_reference(heads(3, 300), visibility)
+
+
+@pytest.mark.parametrize("window", [None, 20, 300])
+@pytest.mark.parametrize("sinks", [0, 3])
+def test_one_row_of_documents_serves_batches_of_any_size(window: int | None, sinks: int) -> None:
+    documents_BT = torch.cat([torch.arange(290)[None] // 110, torch.full((1, 10), -1)], dim=1)
+    visibility = Visibility.build(window=window, sinks=sinks, documents_BT=documents_BT)
+    for batch in (3, 1, 2):
+        assert_equal_to_reference(heads(batch, 300), visibility)
 
 
 @pytest.mark.parametrize("window", [None, 20, 150])

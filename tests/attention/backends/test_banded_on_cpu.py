@@ -1,5 +1,7 @@
 """What the band's own dropout draws, where it is handed on, and that its ways agree."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -13,26 +15,34 @@ def heads(tokens: int, count: int = 2, dim: int = 8, dtype: torch.dtype = torch.
     return torch.randn(1, tokens, count, dim, dtype=dtype, requires_grad=True)
 
 
-@pytest.mark.parametrize("sinks", [0, 3])
-def test_the_gradients_are_those_of_the_weights_that_were_dropped(sinks: int) -> None:
+@pytest.mark.parametrize(
+    ("window", "sinks", "logit_cap"),
+    [(5, 0, None), (5, 3, None), (None, 0, None), (5, 3, 2.0), (None, 0, 2.0)],
+)
+def test_the_gradients_are_those_of_the_weights_that_were_dropped(
+    window: int | None, sinks: int, logit_cap: float | None
+) -> None:
     torch.manual_seed(0)
-    visibility = Visibility.build(window=5, sinks=sinks)
+    visibility = Visibility.build(window=window, sinks=sinks)
 
     def with_fixed_draws(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         torch.manual_seed(1)
-        return attention(query, key, value, visibility, backend="banded", dropout=0.4)
+        return attention(query, key, value, visibility, backend="banded", dropout=0.4, logit_cap=logit_cap)
 
     tensors = heads(140, 4, 2), heads(140, 2, 2), heads(140, 2, 2)
     assert torch.autograd.gradcheck(with_fixed_draws, tensors, fast_mode=True)
 
 
-def test_the_weights_kept_are_scaled_and_as_many_as_the_probability_says() -> None:
-    torch.manual_seed(0)
+@pytest.mark.parametrize("logit_cap", [None, 1.0])
+def test_the_weights_kept_are_scaled_and_as_many_as_the_probability_says(logit_cap: float | None) -> None:
+    torch.manual_seed(1)
     tokens, window, dropout = 64, 64, 0.3
     query = torch.zeros(1, tokens, 3, 64)
     value = torch.eye(64)[None, :, None].expand(1, -1, 3, -1).contiguous()
     visibility = Visibility.build(window=window - 1)
-    weights = attention(query, query, value, visibility, backend="banded", dropout=dropout)
+    weights = attention(
+        query, query, value, visibility, backend="banded", dropout=dropout, logit_cap=logit_cap
+    )
     usual = attention(query, query, value, visibility, backend="banded")
     seen, kept = usual > 0, weights > 0
     assert not (kept & ~seen).any()
@@ -53,6 +63,52 @@ def test_draws_follow_the_seed_and_not_the_number_of_threads() -> None:
     torch.set_num_threads(1)
     torch.testing.assert_close(outputs[0], outputs[1])
     assert not torch.allclose(outputs[0], outputs[2])
+
+
+@pytest.mark.parametrize("kv_heads", [1, 3])
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"window": 30},
+        {"window": 30, "causal": False},
+        {"window": 400},
+        {"window": 30, "sinks": 3},
+        {"window": 50, "documents_BT": (torch.arange(500)[None] // 90).int()},
+        {"window": 50, "documents_BT": (torch.arange(500)[None] // 90 - 3).clamp(-1).int()},
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_threads_that_outnumber_the_heads_share_the_blocks(
+    kv_heads: int, given: dict[str, Any], dtype: torch.dtype
+) -> None:
+    torch.manual_seed(0)
+    tensors = [heads(500, count, dtype=dtype) for count in (2 * kv_heads, kv_heads, kv_heads)]
+    gradient = torch.randn_like(tensors[0])
+    results = []
+    for threads in (1, 2, 7):
+        torch.set_num_threads(threads)
+        try:
+            mixed = attention(*tensors, Visibility.build(**given), backend="banded")
+            results.append((mixed, *torch.autograd.grad(mixed, tensors, gradient)))
+        finally:
+            torch.set_num_threads(1)
+    for shared in results[1:]:
+        for ours, alone in zip(shared, results[0], strict=True):
+            torch.testing.assert_close(ours, alone)
+
+
+def test_the_parts_of_a_row_are_all_its_blocks_each_once() -> None:
+    for tokens, window, parts in ((500, 30, 7), (300, 200, 2), (64, 10, 3), (700, 5, 4)):
+        plan = banded_plan.make_plan(Visibility.build(window=window), tokens, tokens)
+        seen = []
+        for part in range(parts):
+            share = banded_plan.Share(0, slice(0, 1), slice(0, 1), part, parts)
+            for block in banded_plan.blocks_of(plan, share, tokens, 1, 1, torch.float32):
+                if isinstance(block, banded_plan.Block):
+                    seen += list(range(tokens)[block.queries])
+                else:
+                    seen += range(block.first_query, block.first_query + block.blocks * block.block)
+        assert seen == list(range(tokens))
 
 
 @pytest.mark.parametrize(("tokens", "window"), [(70, 40), (70, 69), (128, 64), (129, 64)])
@@ -113,7 +169,8 @@ def test_blocks_taken_together_and_alone_give_the_same(
         monkeypatch.setattr(banded_plan, "RUN", scores)
         visibility = Visibility.build(window=window, causal=causal, documents_BT=documents_BT)
         plan = banded_plan.make_plan(visibility, 700, 700)
-        kinds.append({type(block) for block in banded_plan.blocks_of(plan, 0, 700, 2, 2, torch.float64)})
+        whole = banded_plan.Share(0, slice(0, 2), slice(0, 4))
+        kinds.append({type(block) for block in banded_plan.blocks_of(plan, whole, 700, 2, 2, torch.float64)})
         mixed = attention(*tensors, visibility, backend="banded")
         results.append((mixed, *torch.autograd.grad(mixed, tensors, gradient)))
     assert kinds == [{banded_plan.Block, banded_plan.Run}, {banded_plan.Block}]

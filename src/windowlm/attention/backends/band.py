@@ -27,6 +27,7 @@ CAPABILITIES = Capabilities(
     sinks=False,
     documents=True,
     separate_keys=False,
+    more_keys=True,
     dropout=False,
     gradients=True,
 )
@@ -134,7 +135,7 @@ def forward(
     output_BTHD = torch.empty_like(query_BTHD)
     normalizer_BHT = query_BTHD.new_empty((batch, heads, queries), dtype=torch.float32)
     first_last_gaps = ranges or [normalizer_BHT] * 3  # not read
-    grid = (-(-queries // (tiles.rows // pack)), batch * heads // pack)
+    grid = (-(-queries // (tiles.rows // pack)) * (batch * heads // pack),)
     forward_kernel[grid](
         query_BTHD, key_BSKD, value_BSKD, output_BTHD, normalizer_BHT, *first_last_gaps,
         *_strides(query_BTHD, key_BSKD, value_BSKD, output_BTHD),
@@ -169,7 +170,7 @@ def backward(
     shared = {"D": head_dim, "DIM": _power_of_two(head_dim), "BOUNDED": bool(ranges)}
     tiles = schedule.query_gradient
     pack = _pack(heads // kv_heads, tiles.rows)
-    grid = (-(-queries // (tiles.rows // pack)), batch * heads // pack)
+    grid = (-(-queries // (tiles.rows // pack)) * (batch * heads // pack),)
     # Before the other kernel, which reads the products of output and gradient that this one leaves.
     query_gradient_kernel[grid](
         query_BTHD, key_BSKD, value_BSKD, output_BTHD, gradient_BTHD, query_gradient, normalizer_BHT,
@@ -180,7 +181,7 @@ def backward(
         num_warps=tiles.warps, **shared,
     )  # fmt: skip
     tiles = schedule.key_value_gradient
-    grid = (-(-keys // tiles.keys), batch * kv_heads)
+    grid = (-(-keys // tiles.keys) * batch * kv_heads,)
     key_value_gradient_kernel[grid](
         query_BTHD, key_BSKD, value_BSKD, gradient_BTHD, key_gradient, value_gradient, normalizer_BHT,
         delta_BHT, *first_last_gaps[:2],

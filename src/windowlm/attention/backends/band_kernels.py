@@ -20,6 +20,12 @@ SIZES = ["T", "S", "window", "heads", "kv_heads", "group_size"]
 
 
 @triton.jit
+def _tile_and_row(tiles):
+    """Which tile of which head and row of the batch: CUDA's second axis would end at 65,535 of the latter."""
+    return tl.program_id(0) % tiles, tl.program_id(0) // tiles
+
+
+@triton.jit
 def _row_places(tile, batch, group, heads, T, R: tl.constexpr, PACK: tl.constexpr):
     """Position, head and validity of each row of a tile of queries."""
     row_R = tl.arange(0, R)
@@ -67,7 +73,7 @@ def forward_kernel(
     BOUNDED: tl.constexpr, MOSTLY_FULL: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Outputs and log2 of the softmax's denominators of one tile of queries."""
-    tile, row = tl.program_id(0), tl.program_id(1)
+    tile, row = _tile_and_row(tl.cdiv(T, R // PACK))
     groups = heads // PACK
     batch, group = row // groups, row % groups
     kv_head = group * PACK // group_size
@@ -150,7 +156,7 @@ def query_gradient_kernel(
     BOUNDED: tl.constexpr, MOSTLY_FULL: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Gradient of one tile of queries; leaves each row's output times gradient for the other kernel."""
-    tile, row = tl.program_id(0), tl.program_id(1)
+    tile, row = _tile_and_row(tl.cdiv(T, R // PACK))
     groups = heads // PACK
     batch, group = row // groups, row % groups
     kv_head = group * PACK // group_size
@@ -231,7 +237,7 @@ def key_value_gradient_kernel(
     BOUNDED: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Gradients of one tile of keys and values, over all query heads that read them."""
-    tile, row = tl.program_id(0), tl.program_id(1)
+    tile, row = _tile_and_row(tl.cdiv(S, N))
     batch, kv_head = row // kv_heads, row % kv_heads
     long_batch = batch.to(tl.int64)
     start_s = tile * N

@@ -1,20 +1,21 @@
 """Attention over the band alone: blocks of queries, each with the keys within its reach.
 
 Time and memory grow with T x W, on any device; no T x S tensor is ever made. The ways, by what is visible:
-full attention in one call; full attention document by document; blocks of queries with their band of keys,
-behind the queries that see all before them in one call where a CPU gains by it; and, for keys in an order of
-their own (caches), blocks of queries with all keys.
+full attention in one call; full attention document by document; blocks of queries with their band of keys;
+and, for keys in an order of their own (caches), blocks of queries with all keys.
 
 Shapes: B batch, T queries, S keys, H query heads, K key-value heads, D head dimension.
 """
+
+from collections.abc import Callable
 
 import torch
 from einops import rearrange
 from torch import Tensor
 
 from ..window import PADDING, Visibility
-from . import banded_blocks, banded_matmul
-from .capability import Capabilities
+from . import banded_blocks, banded_matmul, banded_wide, blockwise
+from .capability import OLDEST_TORCH, Capabilities
 from .scaled_dot_product import Scoring, scaled_dot_product
 
 CAPABILITIES = Capabilities(
@@ -24,14 +25,17 @@ CAPABILITIES = Capabilities(
     sinks=True,
     documents=True,
     separate_keys=True,
+    more_keys=True,
     dropout=True,
     sink_logits=True,
     logit_cap=True,
     gradients=True,
+    torch_versions=(OLDEST_TORCH, None),
 )
 
-BLOCK = 128
-WIDE = 2048
+# From this window on a CPU gains by torch's own kernel where it can have it.
+WIDE = 1536
+Way = Callable[[Tensor, Tensor, Tensor, Visibility, Scoring], Tensor]
 
 
 def attend(
@@ -48,33 +52,24 @@ def attend(
     """Attention of the queries over their visible keys; returns [B, T, H, D]."""
     queries, keys = query_BTHD.shape[1], key_BSKD.shape[1]
     if sink_logits is not None:
-        # Once for all blocks, so that their gradients are not summed in low precision.
+        # Its gradient is summed over blocks, and rounded once.
         sink_logits = sink_logits.to(torch.promote_types(sink_logits.dtype, torch.float32))
     scoring = Scoring(scale, dropout, sink_logits, logit_cap)
-    if visibility.separate_keys or (visibility.covers(keys) and not scoring.fused):
-        way = _over_all_keys
+    way: Way
+    if visibility.separate_keys:
+        way = blockwise.attend
     elif not visibility.covers(keys):
         far_sinks = not visibility.causal and visibility.sinks > (visibility.window or 0)
-        way = _over_all_keys if far_sinks else _over_bands
-        if _mostly_full(query_BTHD, keys, visibility, scoring):
-            way = _full_then_bands
+        way = blockwise.attend if far_sinks else _over_bands
     elif visibility.documents is not None:
-        # The documents' lengths are not known inside a compiled graph.
-        way = _over_all_keys if torch.compiler.is_compiling() else _over_documents
+        # The documents' lengths are not known inside a compiled graph, nor where there are no values.
+        traced = torch.compiler.is_compiling() or visibility.documents.is_meta
+        way = blockwise.attend if traced else _over_documents
     elif visibility.causal and 1 < queries < keys:
-        way = _over_all_keys
+        way = blockwise.attend
     else:
         way = _in_one_call
     return way(query_BTHD, key_BSKD, value_BSKD, visibility, scoring)
-
-
-def _mostly_full(query_BTHD: Tensor, keys: int, visibility: Visibility, scoring: Scoring) -> bool:
-    window, queries = visibility.window, query_BTHD.shape[1]
-    assert window is not None
-    plain = visibility.causal and not visibility.sinks and visibility.documents is None
-    plain = plain and not scoring.dropout and scoring.fused
-    on_cpu = query_BTHD.device.type == "cpu"
-    return on_cpu and plain and queries == keys and window >= WIDE and queries <= 2 * window
 
 
 def _in_one_call(
@@ -84,12 +79,21 @@ def _in_one_call(
     visibility: Visibility,
     scoring: Scoring,
 ) -> Tensor:
-    causal = visibility.causal
-    if (
-        query_BTHD.shape[1] == 1
-    ):  # and its keys may be many; a comparison alone would be a symbol to the compiler
+    """Attention in which every query sees all keys, or all up to its own."""
+    on_cpu, causal = query_BTHD.device.type == "cpu", visibility.causal
+    if not scoring.fused or (on_cpu and scoring.dropout) or not (on_cpu or _fused_on_gpu(query_BTHD)):
+        return blockwise.attend(query_BTHD, key_BSKD, value_BSKD, visibility, scoring)
+    if query_BTHD.shape[1] == 1:
+        # Its keys may be many; a comparison alone would be a symbol to the compiler.
         causal = False
+    if on_cpu and causal:
+        return banded_wide.attend(query_BTHD, key_BSKD, value_BSKD, visibility, scoring.scale)
     return scaled_dot_product(query_BTHD, key_BSKD, value_BSKD, None, causal, scoring)
+
+
+def _fused_on_gpu(query_BTHD: Tensor) -> bool:
+    """Whether a GPU has a kernel for the dtype; elsewhere torch makes the whole matrix of weights."""
+    return query_BTHD.dtype != torch.float64
 
 
 def _over_documents(
@@ -99,15 +103,17 @@ def _over_documents(
     visibility: Visibility,
     scoring: Scoring,
 ) -> Tensor:
-    documents_BT = visibility.documents
-    assert documents_BT is not None
+    batch = query_BTHD.shape[0]
+    assert visibility.documents is not None
+    documents_BT = visibility.documents.expand(batch, -1)
     tokens, lengths = visibility.once(
-        "document lengths", lambda: _document_lengths(documents_BT), any_window=True
+        "document lengths", lambda: _document_lengths(documents_BT), sizes=(batch,), any_window=True
     )
     if not lengths:
-        return _over_all_keys(query_BTHD, key_BSKD, value_BSKD, visibility, scoring)
+        return blockwise.attend(query_BTHD, key_BSKD, value_BSKD, visibility, scoring)
+    whole = Visibility(None, visibility.causal)
     outputs = [
-        scaled_dot_product(query, key, value, None, visibility.causal, scoring)
+        _in_one_call(query, key, value, whole, scoring)
         for query, key, value in zip(
             *(
                 torch.split_with_sizes(rearrange(tensor, "b t h d -> 1 (b t) h d")[:, tokens], lengths, dim=1)
@@ -137,49 +143,23 @@ def _over_bands(
     visibility: Visibility,
     scoring: Scoring,
 ) -> Tensor:
-    # Which blocks need a mask of their own is not known inside a compiled graph.
-    traced_documents = torch.compiler.is_compiling() and visibility.documents is not None
     placed = visibility.documents is not None or visibility.positions is not None
-    in_place = query_BTHD.device.type == "cpu" and not (traced_documents or (visibility.sinks and placed))
-    attend = banded_matmul.attend if in_place and scoring.fused else banded_blocks.attend
-    return attend(query_BTHD, key_BSKD, value_BSKD, visibility, scoring)
+    sinks_anywhere = placed and visibility.sinks > 0
+    on_cpu = query_BTHD.device.type == "cpu"
+    if on_cpu and scoring.fused and not sinks_anywhere:
+        if _mostly_full(query_BTHD, key_BSKD, visibility, scoring):
+            return banded_wide.attend(query_BTHD, key_BSKD, value_BSKD, visibility, scoring.scale)
+        # Which blocks need a mask of their own is not known inside a compiled graph.
+        if visibility.documents is None or not torch.compiler.is_compiling():
+            return banded_matmul.attend(query_BTHD, key_BSKD, value_BSKD, visibility, scoring)
+    if not visibility.sinks and (on_cpu or not scoring.fused):
+        return blockwise.attend(query_BTHD, key_BSKD, value_BSKD, visibility, scoring)
+    return banded_blocks.attend(query_BTHD, key_BSKD, value_BSKD, visibility, scoring)
 
 
-def _full_then_bands(
-    query_BTHD: Tensor,
-    key_BSKD: Tensor,
-    value_BSKD: Tensor,
-    visibility: Visibility,
-    scoring: Scoring,
-) -> Tensor:
-    """The queries that see all before them go to torch's attention, faster than long bands on a CPU."""
-    window = visibility.window
+def _mostly_full(query_BTHD: Tensor, key_BSKD: Tensor, visibility: Visibility, scoring: Scoring) -> bool:
+    window, queries = visibility.window, query_BTHD.shape[1]
     assert window is not None
-    first_BTHD = _in_one_call(
-        query_BTHD[:, :window], key_BSKD[:, :window], value_BSKD[:, :window], visibility, scoring
-    )
-    rest_BTHD = _over_bands(query_BTHD[:, window:], key_BSKD, value_BSKD, visibility, scoring)
-    return torch.cat([first_BTHD, rest_BTHD], dim=1)
-
-
-def _over_all_keys(
-    query_BTHD: Tensor,
-    key_BSKD: Tensor,
-    value_BSKD: Tensor,
-    visibility: Visibility,
-    scoring: Scoring,
-) -> Tensor:
-    places = visibility.places(query_BTHD.shape[1], key_BSKD.shape[1], query_BTHD.device)
-    outputs: list[Tensor] = []
-    for start in range(0, query_BTHD.shape[1], BLOCK):
-        block = slice(start, start + BLOCK)
-        documents = None if places.query_documents is None else places.query_documents[:, block]
-        visible = visibility.between(
-            places._replace(query_positions=places.query_positions[:, block], query_documents=documents)
-        )[:, None]
-        blind = ~visible.any(-1, keepdim=True)
-        output = scaled_dot_product(
-            query_BTHD[:, block], key_BSKD, value_BSKD, visible | blind, False, scoring
-        )
-        outputs.append(output.masked_fill(rearrange(blind, "b 1 q 1 -> b q 1 1"), 0.0))
-    return torch.cat(outputs, dim=1)
+    plain = visibility.causal and not visibility.sinks and visibility.documents is None
+    plain = plain and not scoring.dropout and queries == key_BSKD.shape[1]
+    return plain and window >= WIDE and queries <= 2 * window

@@ -1,8 +1,8 @@
-"""Any device's way over the band: each block of queries and its keys become a row of torch's own attention.
+"""Any device's way over the band: each block of queries, its keys and its sinks become a row of a batch.
 
 The keys of neighbouring blocks overlap and are copied. `banded_matmul` computes the same on the CPU without
-copies; this is its slow twin, and serves sinks of packed
-documents, learned sinks and capped logits.
+copies; this is its slow twin, and serves sinks of packed documents. The rows are computed by torch's own
+attention with a mask where that is exact and has the scoring, else by `blockwise`.
 
 Shapes: B batch, T queries, S keys, H query heads, K key-value heads, D head dimension,
 N blocks, Q queries a block, L keys in reach of a block, A sinks.
@@ -17,6 +17,7 @@ from einops import rearrange
 from torch import Tensor
 
 from ..window import PADDING, Places, Visibility, reach
+from . import blockwise
 from .scaled_dot_product import Scoring, scaled_dot_product
 
 SMALLEST_BLOCK = 128
@@ -32,32 +33,51 @@ def attend(
     """Attention where the keys are in order; returns [B, T, H, D]."""
     batch, queries = query_BTHD.shape[:2]
     bands = _Bands.fit(visibility, queries, key_BSKD.shape[1])
-    masks = visibility.once(
+    cuts = visibility.once(
         "bands",
-        lambda: bands.masks(visibility, batch, query_BTHD.device),
+        lambda: bands.cuts(visibility, batch, query_BTHD.device),
         sizes=(batch, bands, query_BTHD.device),
     )
-    output = scaled_dot_product(
+    tensors = (
         bands.of_queries(query_BTHD),
-        bands.of_keys(key_BSKD, masks.sinks),
-        bands.of_keys(value_BSKD, masks.sinks),
-        masks.allowed,
-        False,
-        scoring,
+        bands.of_keys(key_BSKD, cuts.sinks),
+        bands.of_keys(value_BSKD, cuts.sinks),
     )
-    output = output.masked_fill(masks.blind, 0.0)
+    if not (scoring.fused and _by_fused_kernel(query_BTHD.device)):
+        output = blockwise.attend(*tensors, visibility, scoring, cuts.places)
+    else:
+        allowed, blind = visibility.once(
+            "band masks",
+            lambda: _masks(visibility, cuts.places),
+            sizes=(batch, bands, query_BTHD.device),
+        )
+        output = scaled_dot_product(*tensors, allowed, False, scoring).masked_fill(blind, 0.0)
     return rearrange(output, "(b n) q h d -> b (n q) h d", b=batch)[:, :queries]
 
 
-class _BandMasks(NamedTuple):
-    """`allowed` [(B N), 1, Q, L + A], `blind` [(B N), Q, 1, 1], the key indices `sinks` [B, (N A)].
+def _by_fused_kernel(device: torch.device) -> bool:
+    """Whether to use torch's kernel with a mask, which is faster on a GPU and adds -inf to what is hidden.
+
+    Where the product with a hidden key overflows to infinity, that leaves NaN.
+    """
+    return device.type != "cpu"
+
+
+def _masks(visibility: Visibility, places: Places) -> tuple[Tensor, Tensor]:
+    """What is allowed [(B N), 1, Q, L + A], and which queries are blind [(B N), Q, 1, 1].
 
     Blind queries see nothing. They are allowed everything, as a row without a key would divide by zero, and
     their output is cleared.
     """
+    visible = visibility.between(places)[:, None]
+    blind = ~visible.any(-1)
+    return visible | blind[..., None], blind.mT[..., None]
 
-    allowed: Tensor
-    blind: Tensor
+
+class _Cuts(NamedTuple):
+    """`places` of queries [(B N), Q] and keys [(B N), L + A], and the key indices `sinks` [B, (N A)]."""
+
+    places: Places
     sinks: Tensor | None
 
 
@@ -105,7 +125,7 @@ class _Bands:
         back = self.count * self.block - self.queries + self.ahead
         return F.pad(tokens_BSC, (0, 0, front, back), value=padding).unfold(1, self.length, self.block)
 
-    def masks(self, visibility: Visibility, batch: int, device: torch.device) -> _BandMasks:
+    def cuts(self, visibility: Visibility, batch: int, device: torch.device) -> _Cuts:
         places = visibility.places(self.queries, self.keys, device)
         documents = places.key_documents
         if documents is None:
@@ -114,21 +134,21 @@ class _Bands:
         key_documents = self._slide(documents[..., None], PADDING)[:, :, 0]
         sinks = None
         if visibility.sinks:
-            sink_BNA, sink_documents = self._sinks(places.key_positions, documents, visibility.sinks)
+            sink_BNA, sink_documents = self._sinks(
+                places.key_positions, documents, min(visibility.sinks, self.keys)
+            )
             sinks = sink_BNA.flatten(1)
             key_positions = torch.cat(
                 [key_positions, places.key_positions.gather(1, sinks).view_as(sink_BNA)], -1
             )
             key_documents = torch.cat([key_documents, sink_documents], -1)
-        in_bands = Places(
+        in_bands = (
             self._queries(places.query_positions, 0),
             key_positions,
             self._queries(documents[:, self.keys - self.queries :], PADDING),
             key_documents,
         )
-        visible = visibility.between(in_bands).expand(batch, -1, -1, -1).flatten(0, 1)[:, None]
-        blind = ~visible.any(-1)
-        return _BandMasks(visible | blind[..., None], blind.mT[..., None], sinks)
+        return _Cuts(Places(*(tensor.expand(batch, -1, -1).flatten(0, 1) for tensor in in_bands)), sinks)
 
     def _queries(self, tokens_BT: Tensor, padding: int) -> Tensor:
         padded = F.pad(tokens_BT, (0, self.count * self.block - self.queries), value=padding)

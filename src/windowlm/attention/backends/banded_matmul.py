@@ -12,7 +12,7 @@ Q queries a block, L keys in reach of a block, C blocks of a run, P = G Q rows o
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from functools import cache, partial
 from threading import Lock
 from typing import Any
 
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ..window import Visibility
-from .banded_plan import RUN, Block, Plan, Run, blocks_of, make_plan
+from .banded_plan import RUN, Block, Plan, Run, Share, blocks_of, make_plan
 from .scaled_dot_product import Scoring
 
 
@@ -53,30 +53,40 @@ class _Row:
         plan: Plan,
         scale: float,
         drop: "_Drop | None",
+        exact: bool,
     ) -> None:
         dtype = torch.promote_types(query_THD.dtype, torch.float32)
         self.query_THD, self.key_SKD, self.value_SKD = (
             tensor.to(dtype) for tensor in (query_THD, key_SKD, value_SKD)
         )
-        self.kv_heads, self.scale, self.dtype = key_SKD.shape[1], scale, dtype
+        self.kv_heads, self.scale, self.dtype, self.exact = key_SKD.shape[1], scale, dtype, exact
         self.room = max(query_THD.shape[1] * len(plan.common) * (plan.sinks + plan.common.shape[1]), RUN)
         self.scores = self.query_THD.new_empty(self.room)
         self.drop = drop
         self.factors = self.query_THD.new_empty(0 if drop is None else self.room)
 
-    def blocks(self, plan: Plan, index: int) -> Iterator[Block | Run]:
-        """The blocks of the row with this index in the batch."""
+    def blocks(self, plan: Plan, share: Share) -> Iterator[Block | Run]:
+        """The blocks of the share."""
         groups = self.query_THD.shape[1] // self.kv_heads
-        return blocks_of(plan, index, len(self.query_THD), self.kv_heads, groups, self.dtype)
+        return blocks_of(plan, share, len(self.query_THD), self.kv_heads, groups, self.dtype)
 
     def weights(self, block: Block | Run) -> Tensor:
         """Softmax weights [K or C, P, L] of a block or run; they live until the next call."""
         query_KPD, key_KLD = block.rows(self.query_THD, self.kv_heads), block.keys_of(self.key_SKD)
-        shape = (len(key_KLD), *block.bias.shape)
+        shape = (*query_KPD.shape[:2], key_KLD.shape[1])
         scores_KPL = self.scores[: shape[0] * shape[1] * shape[2]].view(shape)
-        torch.baddbmm(block.bias, query_KPD, key_KLD.mT, alpha=self.scale, out=scores_KPL)
+        _by_head(scores_KPL, block).copy_(block.bias)
+        torch.baddbmm(scores_KPL, query_KPD, key_KLD.mT, alpha=self.scale, out=scores_KPL)
+        self.hide(scores_KPL, block, -torch.inf)
         torch.softmax(scores_KPL, -1, out=scores_KPL)
-        return scores_KPL if block.blind is None else scores_KPL.masked_fill_(block.blind, 0.0)
+        if block.blind is not None:
+            _by_head(scores_KPL, block).masked_fill_(block.blind, 0.0)
+        return scores_KPL
+
+    def hide(self, scores_KPL: Tensor, block: Block | Run, value: float) -> None:
+        """Where asked to be exact, write over what is hidden: added to infinity, -inf leaves NaN."""
+        if self.exact:
+            _by_head(scores_KPL, block).masked_fill_(block.bias == -torch.inf, value)
 
     def dropout_factors(self, block: Block | Run, weights_KPL: Tensor) -> Tensor | None:
         """What dropout multiplies the weights of the next block by; None where nothing is dropped."""
@@ -84,6 +94,11 @@ class _Row:
             return None
         room_KPL = self.factors[: weights_KPL.numel()].view_as(weights_KPL)
         return self.drop.factors(room_KPL, block.of_heads(self.drop.generators))
+
+
+def _by_head(scores_KPL: Tensor, block: Block | Run) -> Tensor:
+    """A view [K G or C G, Q, L], as all query heads share a mask."""
+    return scores_KPL.view(-1, *block.bias.shape)
 
 
 class _Drop:
@@ -124,7 +139,9 @@ def _like(heads_BTHD: Tensor, plan: Plan) -> Tensor:
     return allocate(heads_BTHD.shape, dtype=heads_BTHD.dtype)
 
 
-_ONE_AT_A_TIME = Lock()
+# From here on a sequence has blocks enough to be shared.
+DIVISIBLE = 256
+_ONE_AT_A_TIME, _ADDING = Lock(), Lock()
 
 
 @cache
@@ -133,39 +150,160 @@ def _pool(threads: int, process: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
 
 
-def _in_parallel(fill: Callable[[int, slice, slice], None], query_BTHD: Tensor, key_BSKD: Tensor) -> None:
-    """Fill the rows of the batch and shares of their heads, each share by a thread of its own.
+def _in_parallel(
+    fill: Callable[[Share], None], query_BTHD: Tensor, key_BSKD: Tensor, *, divisible: bool
+) -> None:
+    """Fill the rows of the batch and shares of their heads, or of their blocks where heads are too few.
 
     The operations on a block are too short to share: each would wait for the slower thread. The number
     of threads is one for the process meanwhile, as matrix products know no other.
     """
-    batch, kv_heads = key_BSKD.shape[0], key_BSKD.shape[2]
-    groups = query_BTHD.shape[2] // kv_heads
     with _ONE_AT_A_TIME, torch.autocast("cpu", enabled=False):
         threads = torch.get_num_threads()
-        share = -(-kv_heads // threads)
-        tasks = [
-            (index, slice(first, first + share), slice(first * groups, (first + share) * groups))
-            for index in range(batch)
-            for first in range(0, kv_heads, share)
-        ]
-        if threads == 1 or len(tasks) == 1:
-            for task in tasks:
-                fill(*task)
+        shares = _shares(query_BTHD, key_BSKD, threads, divisible)
+        if threads == 1 or len(shares) == 1:
+            for share in shares:
+                fill(share)
             return
+        # A thread knows nothing of the caller's modes, and writes into what was made under them.
+        inference = torch.is_inference_mode_enabled()
 
-        def alone(task: tuple[int, slice, slice]) -> None:
-            with torch.no_grad(), torch.autocast("cpu", enabled=False):
-                fill(*task)
+        def alone(share: Share) -> None:
+            with torch.inference_mode(inference), torch.no_grad(), torch.autocast("cpu", enabled=False):
+                fill(share)
 
         torch.set_num_threads(1)
         try:
-            list(_pool(threads, os.getpid()).map(alone, tasks))
+            list(_pool(threads, os.getpid()).map(alone, shares))
         finally:
             torch.set_num_threads(threads)
 
 
+def _shares(query_BTHD: Tensor, key_BSKD: Tensor, threads: int, divisible: bool) -> list[Share]:
+    batch, kv_heads = key_BSKD.shape[0], key_BSKD.shape[2]
+    groups = query_BTHD.shape[2] // kv_heads
+
+    def of_heads(heads: int, parts: int) -> list[Share]:
+        return [
+            Share(
+                row,
+                slice(first, first + heads),
+                slice(first * groups, (first + heads) * groups),
+                part,
+                parts,
+            )
+            for row in range(batch)
+            for first in range(0, kv_heads, heads)
+            for part in range(parts)
+        ]
+
+    heads = -(-kv_heads // threads)
+    uneven = kv_heads % heads or batch * kv_heads // heads % threads
+    if uneven and divisible and query_BTHD.shape[1] >= DIVISIBLE:
+        return of_heads(kv_heads, threads)
+    return of_heads(heads, 1)
+
+
 _NAMESPACE = __name__.replace(".", "_")
+
+
+def fill_outputs(
+    output_BTHD: Tensor,
+    query_BTHD: Tensor,
+    key_BSKD: Tensor,
+    value_BSKD: Tensor,
+    plan: Plan,
+    scale: float,
+    dropout: float,
+    seed: Tensor,
+) -> None:
+    """Write the outputs of the queries, the last T of the S keys; those that see nothing are passed over."""
+
+    def fill(share: Share, exact: bool) -> None:
+        row = _Row(
+            query_BTHD[share.row, :, share.heads],
+            key_BSKD[share.row, :, share.kv_heads],
+            value_BSKD[share.row, :, share.kv_heads],
+            plan,
+            scale,
+            _drop(dropout, seed, share.row, share.kv_heads, key_BSKD.shape[2]),
+            exact,
+        )
+        output_THD = output_BTHD[share.row, :, share.heads]
+        for block in row.blocks(plan, share):
+            weights_KPL = row.weights(block)
+            factors_KPL = row.dropout_factors(block, weights_KPL)
+            if factors_KPL is not None:
+                weights_KPL.mul_(factors_KPL)
+            block.write(output_THD, torch.bmm(weights_KPL, block.keys_of(row.value_SKD)))
+
+    _in_parallel(partial(fill, exact=False), query_BTHD, key_BSKD, divisible=not dropout)
+    if output_BTHD.sum().isnan():
+        # The product with a hidden key may have overflowed; numbers that did not are computed the same again.
+        _in_parallel(partial(fill, exact=True), query_BTHD, key_BSKD, divisible=not dropout)
+
+
+def add_gradients(
+    gradients: tuple[Tensor, Tensor, Tensor],
+    gradient_BTHD: Tensor,
+    query_BTHD: Tensor,
+    key_BSKD: Tensor,
+    value_BSKD: Tensor,
+    plan: Plan,
+    scale: float,
+    dropout: float,
+    seed: Tensor,
+    *,
+    exact: bool = False,
+) -> None:
+    """Write the gradients of the queries, and add those of keys and values, in the computation's dtype."""
+    query_gradient_BTHD, key_gradient_BSKD, value_gradient_BSKD = gradients
+
+    def fill(share: Share) -> None:
+        row = _Row(
+            query_BTHD[share.row, :, share.heads],
+            key_BSKD[share.row, :, share.kv_heads],
+            value_BSKD[share.row, :, share.kv_heads],
+            plan,
+            scale,
+            _drop(dropout, seed, share.row, share.kv_heads, key_BSKD.shape[2]),
+            exact,
+        )
+        gradient_THD = gradient_BTHD[share.row, :, share.heads].to(row.dtype)
+        query_gradient_THD = query_gradient_BTHD[share.row, :, share.heads]
+        totals = [total[share.row, :, share.kv_heads] for total in (key_gradient_BSKD, value_gradient_BSKD)]
+        key_gradient_SKD, value_gradient_SKD = (
+            totals if share.parts == 1 else [torch.zeros(total.shape, dtype=total.dtype) for total in totals]
+        )
+        room = torch.empty_like(row.scores)
+        first, last = 0 if plan.sinks else len(row.key_SKD), 0
+        for block in row.blocks(plan, share):
+            first, last = min(first, block.span.start), max(last, block.span.stop)
+            weights_KPL = row.weights(block)
+            gradient_KPD = block.rows(gradient_THD, row.kv_heads)
+            query_KPD = block.rows(row.query_THD, row.kv_heads)
+            key_KLD, value_KLD = block.keys_of(row.key_SKD), block.keys_of(row.value_SKD)
+            scores_gradient_KPL = room[: weights_KPL.numel()].view_as(weights_KPL)
+            factors_KPL = row.dropout_factors(block, weights_KPL)
+            kept_KPL = weights_KPL
+            if factors_KPL is not None:
+                kept_KPL = torch.mul(weights_KPL, factors_KPL, out=scores_gradient_KPL)
+            block.add_to_keys(value_gradient_SKD, kept_KPL.mT, gradient_KPD)
+            torch.bmm(gradient_KPD, value_KLD.mT, out=scores_gradient_KPL)
+            if factors_KPL is not None:
+                scores_gradient_KPL.mul_(factors_KPL)
+            row.hide(scores_gradient_KPL, block, 0.0)
+            torch.ops.aten._softmax_backward_data.out(
+                scores_gradient_KPL, weights_KPL, -1, row.dtype, grad_input=scores_gradient_KPL
+            )
+            block.add_to_keys(key_gradient_SKD, scores_gradient_KPL.mT, query_KPD, scale)
+            block.write(query_gradient_THD, torch.bmm(scores_gradient_KPL, key_KLD).mul_(scale))
+        if share.parts > 1 and first < last:
+            with _ADDING:
+                for total, added in zip(totals, (key_gradient_SKD, value_gradient_SKD), strict=True):
+                    total[first:last] += added[first:last]
+
+    _in_parallel(fill, query_BTHD, key_BSKD, divisible=not dropout)
 
 
 @torch.library.custom_op(f"{_NAMESPACE}::attend", mutates_args=())
@@ -184,25 +322,7 @@ def _attend(
 ) -> Tensor:
     plan = Plan(blocks, common, hidden, blind, sinks)
     output_BTHD = _like(query_BTHD, plan)
-
-    def fill(index: int, kv_heads: slice, q_heads: slice) -> None:
-        row = _Row(
-            query_BTHD[index, :, q_heads],
-            key_BSKD[index, :, kv_heads],
-            value_BSKD[index, :, kv_heads],
-            plan,
-            scale,
-            _drop(dropout, seed, index, kv_heads, key_BSKD.shape[2]),
-        )
-        output_THD = output_BTHD[index, :, q_heads]
-        for block in row.blocks(plan, index):
-            weights_KPL = row.weights(block)
-            factors_KPL = row.dropout_factors(block, weights_KPL)
-            if factors_KPL is not None:
-                weights_KPL.mul_(factors_KPL)
-            block.write(output_THD, torch.bmm(weights_KPL, block.keys_of(row.value_SKD)))
-
-    _in_parallel(fill, query_BTHD, key_BSKD)
+    fill_outputs(output_BTHD, query_BTHD, key_BSKD, value_BSKD, plan, scale, dropout, seed)
     return output_BTHD
 
 
@@ -222,49 +342,15 @@ def _attend_backward(
     seed: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     plan = Plan(blocks, common, hidden, blind, sinks)
-    query_gradient_BTHD = _like(query_BTHD, plan)
-    key_gradient_BSKD, value_gradient_BSKD = (
-        torch.zeros(key_BSKD.shape, dtype=key_BSKD.dtype) for _ in range(2)
-    )
-
-    def fill(index: int, kv_heads: slice, q_heads: slice) -> None:
-        row = _Row(
-            query_BTHD[index, :, q_heads],
-            key_BSKD[index, :, kv_heads],
-            value_BSKD[index, :, kv_heads],
-            plan,
-            scale,
-            _drop(dropout, seed, index, kv_heads, key_BSKD.shape[2]),
-        )
-        gradient_THD = gradient_BTHD[index, :, q_heads].to(row.dtype)
-        query_gradient_THD = query_gradient_BTHD[index, :, q_heads]
-        key_gradient_SKD = key_gradient_BSKD[index, :, kv_heads].to(row.dtype)
-        value_gradient_SKD = value_gradient_BSKD[index, :, kv_heads].to(row.dtype)
-        room = torch.empty_like(row.scores)
-        for block in row.blocks(plan, index):
-            weights_KPL = row.weights(block)
-            gradient_KPD = block.rows(gradient_THD, row.kv_heads)
-            query_KPD = block.rows(row.query_THD, row.kv_heads)
-            key_KLD, value_KLD = block.keys_of(row.key_SKD), block.keys_of(row.value_SKD)
-            scores_gradient_KPL = room[: weights_KPL.numel()].view_as(weights_KPL)
-            factors_KPL = row.dropout_factors(block, weights_KPL)
-            kept_KPL = weights_KPL
-            if factors_KPL is not None:
-                kept_KPL = torch.mul(weights_KPL, factors_KPL, out=scores_gradient_KPL)
-            block.add_to_keys(value_gradient_SKD, kept_KPL.mT, gradient_KPD)
-            torch.bmm(gradient_KPD, value_KLD.mT, out=scores_gradient_KPL)
-            if factors_KPL is not None:
-                scores_gradient_KPL.mul_(factors_KPL)
-            torch.ops.aten._softmax_backward_data.out(
-                scores_gradient_KPL, weights_KPL, -1, row.dtype, grad_input=scores_gradient_KPL
-            )
-            block.add_to_keys(key_gradient_SKD, scores_gradient_KPL.mT, query_KPD, scale)
-            block.write(query_gradient_THD, torch.bmm(scores_gradient_KPL, key_KLD).mul_(scale))
-        key_gradient_BSKD[index, :, kv_heads] = key_gradient_SKD
-        value_gradient_BSKD[index, :, kv_heads] = value_gradient_SKD
-
-    _in_parallel(fill, query_BTHD, key_BSKD)
-    return query_gradient_BTHD, key_gradient_BSKD, value_gradient_BSKD
+    dtype = torch.promote_types(query_BTHD.dtype, torch.float32)
+    given = gradient_BTHD, query_BTHD, key_BSKD, value_BSKD
+    for exact in (False, True):
+        key_gradient_BSKD, value_gradient_BSKD = (torch.zeros(key_BSKD.shape, dtype=dtype) for _ in range(2))
+        gradients = _like(query_BTHD, plan), key_gradient_BSKD, value_gradient_BSKD
+        add_gradients(gradients, *given, plan, scale, dropout, seed, exact=exact)
+        if not gradients[0].sum().isnan():
+            break
+    return gradients[0], key_gradient_BSKD.to(key_BSKD.dtype), value_gradient_BSKD.to(key_BSKD.dtype)
 
 
 @_attend.register_fake

@@ -6,6 +6,7 @@ P = G Q rows of a block.
 """
 
 from collections.abc import Iterator
+from itertools import accumulate
 from typing import NamedTuple
 
 import torch
@@ -20,6 +21,8 @@ BLOCK = 64
 NARROW, NARROW_BLOCK = 128, 32
 # From here on the keys of a block no longer fit in the cache: more queries share each reading of them.
 WIDE, WIDE_BLOCK = 2048, 128
+# In sequences of few blocks the calls weigh more than the pairs that larger blocks compute in vain.
+MIDDLE, MIDDLE_BLOCK, FEW_WINDOWS = 256, 96, 4
 VECTOR = 16
 # Scores that are computed in one call: enough to outweigh the call, few enough to stay in the caches.
 RUN = 2**18
@@ -44,6 +47,22 @@ class Plan(NamedTuple):
     sinks: int
 
 
+class Share(NamedTuple):
+    """What one thread computes: some heads of a row of the batch, or one of several parts of its blocks.
+
+    Attributes:
+        row: of the batch.
+        kv_heads, heads: key-value heads, and the query heads that read them.
+        part, parts: which part of the blocks, of as many; they meet about as many keys each.
+    """
+
+    row: int
+    kv_heads: slice
+    heads: slice
+    part: int = 0
+    parts: int = 1
+
+
 def make_plan(visibility: Visibility, queries: int, keys: int) -> Plan:
     """Lay out the blocks; those that meet the edge of a document, padding or sinks get masks of their own."""
     assert visibility.window is not None
@@ -52,7 +71,10 @@ def make_plan(visibility: Visibility, queries: int, keys: int) -> Plan:
     # Blocks that meet sinks or the edge of a document stand alone, and half as many of them are faster.
     alone = visibility.sinks or visibility.documents is not None
     block = NARROW_BLOCK if visibility.window <= NARROW and not alone else BLOCK
-    block = WIDE_BLOCK if visibility.window >= WIDE else block
+    if visibility.window >= MIDDLE and queries < FEW_WINDOWS * visibility.window:
+        block = MIDDLE_BLOCK
+    if visibility.window >= WIDE:
+        block = WIDE_BLOCK
     column_L = torch.arange(behind + block + ahead)
     row_Q = torch.arange(block)
     hidden_QL = ~within_window(row_Q[:, None] + behind - column_L, visibility.window, visibility.causal)
@@ -62,17 +84,17 @@ def make_plan(visibility: Visibility, queries: int, keys: int) -> Plan:
     first_key_N = first_query_N + keys - queries - behind
     start_N, stop_N = first_key_N.clamp(min=0), (first_key_N + len(column_L)).clamp(max=keys)
     blocks_1N4 = torch.stack([start_N, stop_N, start_N - first_key_N, torch.full_like(start_N, -1)], -1)[None]
-    documents_BT = visibility.documents
-    if documents_BT is None and not visibility.sinks:
+    documents_BT, sinks = visibility.documents, min(visibility.sinks, keys)
+    if documents_BT is None and not sinks:
         nothing = hidden_QL.new_empty(0, 0)
         return Plan(blocks_1N4, common, nothing[None], nothing, 0)
     if documents_BT is None:
         assert visibility.positions is None
         documents_BT = torch.zeros(1, keys, dtype=torch.int32)
-        block_M = torch.arange(len(range(keys - queries - behind, visibility.sinks, block)))[: len(start_N)]
+        block_M = torch.arange(len(range(keys - queries - behind, sinks, block)))[: len(start_N)]
         row_M = torch.zeros_like(block_M)
     else:
-        assert not visibility.sinks
+        assert not sinks
         changes_BT = (documents_BT.diff(dim=1, prepend=documents_BT[:, :1]) != 0).cumsum(1)
         changing_BN = changes_BT[:, start_N] != changes_BT[:, stop_N - 1]
         edges_BN = changing_BN | (documents_BT[:, start_N] == PADDING)
@@ -105,7 +127,7 @@ def make_plan(visibility: Visibility, queries: int, keys: int) -> Plan:
         dim=-1,
     )
     blind_MQ = ~visible_MQL.any(2)
-    return Plan(blocks_BN4, common, ~(visible_MQL | blind_MQ[:, :, None]), blind_MQ, visibility.sinks)
+    return Plan(blocks_BN4, common, ~(visible_MQL | blind_MQ[:, :, None]), blind_MQ, sinks)
 
 
 class Block(NamedTuple):
@@ -114,8 +136,8 @@ class Block(NamedTuple):
     Attributes:
         queries, keys: its place in the row.
         sinks: how many first keys of the row stand before `keys` in the L columns.
-        bias: its mask [P, L], added to the scores.
-        blind: bool [P, 1], rows that see nothing; None where all see.
+        bias: its mask [Q, L], added to the scores of each head.
+        blind: bool [Q, 1], queries that see nothing; None where all see.
     """
 
     queries: slice
@@ -123,6 +145,11 @@ class Block(NamedTuple):
     keys: slice
     bias: Tensor
     blind: Tensor | None
+
+    @property
+    def span(self) -> slice:
+        """Its keys, but for the sinks."""
+        return self.keys
 
     def rows(self, tokens_THD: Tensor, kv_heads: int) -> Tensor:
         """Rows of all query heads that share a key-value head, [K, P, D]; a view where each has its own."""
@@ -162,7 +189,7 @@ class Run(NamedTuple):
         blocks: C, how many.
         block: Q, queries a block.
         first_query, first_key: of the first block.
-        bias: the common mask [P, L].
+        bias: the common mask [Q, L].
     """
 
     head: int
@@ -172,6 +199,11 @@ class Run(NamedTuple):
     first_key: int
     bias: Tensor
     blind: None = None
+
+    @property
+    def span(self) -> slice:
+        """The keys of all its blocks."""
+        return slice(self.first_key, self.first_key + (self.blocks - 1) * self.block + self.bias.shape[1])
 
     def rows(self, tokens_THD: Tensor, kv_heads: int) -> Tensor:
         """Like `Block.rows`, [C, P, D]."""
@@ -185,9 +217,7 @@ class Run(NamedTuple):
 
     def keys_of(self, tokens_SKD: Tensor) -> Tensor:
         """Like `Block.keys_of`, [C, L, D]: a view in which the blocks overlap."""
-        length = self.bias.shape[1]
-        stop = self.first_key + (self.blocks - 1) * self.block + length
-        return tokens_SKD[self.first_key : stop, self.head].unfold(0, length, self.block).mT
+        return tokens_SKD[self.span, self.head].unfold(0, self.bias.shape[1], self.block).mT
 
     def add_to_keys(self, total_SKD: Tensor, left_CLP: Tensor, right_CPD: Tensor, scale: float = 1.0) -> None:
         """Like `Block.add_to_keys`, for blocks at a time whose keys do not overlap."""
@@ -208,34 +238,36 @@ class Run(NamedTuple):
 
 
 def blocks_of(
-    plan: Plan, index: int, queries: int, kv_heads: int, groups: int, dtype: torch.dtype
+    plan: Plan, share: Share, queries: int, kv_heads: int, groups: int, dtype: torch.dtype
 ) -> Iterator[Block | Run]:
-    """All blocks of one row of the batch, alone or in runs; those that see nothing are left out."""
+    """The blocks of a share, alone or in runs; those that see nothing are left out."""
     block, length = plan.common.shape
-    rows = plan.blocks[min(index, len(plan.blocks) - 1)].tolist()
+    rows = plan.blocks[min(share.row, len(plan.blocks) - 1)].tolist()
     sizes = [min(block, queries - first) for first in range(0, queries, block)]
     whole = [
         own < 0 and stop - start == length and size == block and not plan.sinks
         for size, (start, stop, _, own) in zip(sizes, rows, strict=True)
     ]
-    common_PL = F.pad(plan.common.to(dtype), (plan.sinks, 0)).repeat(groups, 1)
+    common_QL = F.pad(plan.common.to(dtype), (plan.sinks, 0))
     some_blind = plan.blind.any(1).tolist()
-    for number, blocks in _runs(whole, RUN // common_PL.numel()):
+    first, last = _part(rows, share.part, share.parts)
+    for number, blocks in _runs(whole[first:last], RUN // (groups * common_QL.numel())):
+        number += first
         size, (start, stop, column, own) = sizes[number], rows[number]
         if blocks > 1:
             for head in range(kv_heads):
-                yield Run(head, blocks, block, number * block, start, common_PL)
+                yield Run(head, blocks, block, number * block, start, common_QL)
         elif start < stop:
             sinks = min(plan.sinks, start)
-            bias_PL = common_PL[:, column : column + sinks + stop - start]
+            bias_QL = common_QL[:, column : column + sinks + stop - start]
             if own >= 0 or size < block or (sinks and column):
-                bias_QL = _own_bias(plan, own, size, slice(column, column + stop - start), dtype)
-                bias_PL = F.pad(bias_QL, (sinks, 0)).repeat(groups, 1)
-            blind_P1 = None
+                own_QL = _own_bias(plan, own, size, slice(column, column + stop - start), dtype)
+                bias_QL = F.pad(own_QL, (sinks, 0))
+            blind_Q1 = None
             if own >= 0 and some_blind[own]:
-                blind_P1 = plan.blind[own, :size].repeat(groups)[:, None]
+                blind_Q1 = plan.blind[own, :size, None]
             place = slice(number * block, number * block + size)
-            yield Block(place, sinks, slice(start, stop), bias_PL, blind_P1)
+            yield Block(place, sinks, slice(start, stop), bias_QL, blind_Q1)
 
 
 def _own_bias(plan: Plan, own: int, size: int, columns: slice, dtype: torch.dtype) -> Tensor:
@@ -244,6 +276,16 @@ def _own_bias(plan: Plan, own: int, size: int, columns: slice, dtype: torch.dtyp
     if own < 0:
         return common_QL
     return torch.zeros_like(common_QL).masked_fill_(plan.hidden[own, :size, columns], -torch.inf)
+
+
+def _part(rows: list[list[int]], part: int, parts: int) -> tuple[int, int]:
+    """First and last + 1 of the part's blocks."""
+    keys_so_far = list(accumulate((stop - start for start, stop, _, _ in rows), initial=0))
+    first, last = (
+        min(range(len(keys_so_far)), key=lambda number: abs(keys_so_far[number] - share))
+        for share in (keys_so_far[-1] * part / parts, keys_so_far[-1] * (part + 1) / parts)
+    )
+    return (first if part else 0), (last if part + 1 < parts else len(rows))
 
 
 def _runs(whole: list[bool], longest: int) -> Iterator[tuple[int, int]]:

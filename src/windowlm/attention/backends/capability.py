@@ -4,6 +4,9 @@ from dataclasses import dataclass
 
 import torch
 
+MAJOR, MINOR = torch.__version__.split(".")[:2]
+OLDEST_TORCH, NEWEST_TORCH = (2, 11), (2, 13)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
@@ -19,17 +22,21 @@ class Request:
     documents: bool = False
     gaps: bool = False
     separate_keys: bool = False
+    more_keys: bool = False
     dropout: float = 0.0
     sink_logits: bool = False
     logit_cap: bool = False
     gradients: bool = True
+    torch_version: tuple[int, int] = (int(MAJOR), int(MINOR))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Capabilities:
     """What a backend supports; None means no limit.
 
-    `missing` says what it needs and does not find; `compute_capability` is the least of a CUDA device.
+    `missing` says what it needs and does not find; `compute_capability` is the least of a CUDA device;
+    `more_keys` are keys before the first query, in order; `torch_versions` are the oldest and the newest
+    that it is known to work with (None: it asks no more of torch than what stays).
     """
 
     purpose: str
@@ -45,10 +52,12 @@ class Capabilities:
     documents: bool
     gaps: bool = True
     separate_keys: bool
+    more_keys: bool
     dropout: bool
     sink_logits: bool = False
     logit_cap: bool = False
     gradients: bool
+    torch_versions: tuple[tuple[int, int], tuple[int, int] | None] = (OLDEST_TORCH, NEWEST_TORCH)
 
     def runs_on(self, device: str) -> bool:
         """Whether devices of this type are among those it is for."""
@@ -60,10 +69,13 @@ class Capabilities:
             return f"it does not run on {request.device}"
         if self.missing is not None:
             return self.missing
+        oldest, newest = self.torch_versions
+        if request.torch_version < oldest or (newest is not None and request.torch_version > newest):
+            until = "or later" if newest is None else f"to {_dotted(newest)}"
+            given = _dotted(request.torch_version)
+            return f"it is known to work with torch {_dotted(oldest)} {until}, this is {given}"
         if request.compute_capability is not None and request.compute_capability < self.compute_capability:
-            given, least = (
-                ".".join(map(str, pair)) for pair in (request.compute_capability, self.compute_capability)
-            )
+            given, least = _dotted(request.compute_capability), _dotted(self.compute_capability)
             return f"it needs a GPU of compute capability {least} or later, this one has {given}"
         if request.dtype not in self.dtypes:
             return f"it does not compute in {request.dtype}"
@@ -80,6 +92,7 @@ class Capabilities:
             (request.documents, self.documents, "documents or padding"),
             (request.gaps, self.gaps, "padding inside documents"),
             (request.separate_keys, self.separate_keys, "keys with positions of their own"),
+            (request.more_keys, self.more_keys, "more keys than queries"),
             (request.dropout > 0, self.dropout, "dropout on attention weights"),
             (request.sink_logits, self.sink_logits, "learned sinks"),
             (request.logit_cap, self.logit_cap, "cap on the logits"),
@@ -88,3 +101,7 @@ class Capabilities:
             if wanted and not supported:
                 return f"it has no {feature}"
         return None
+
+
+def _dotted(version: tuple[int, int]) -> str:
+    return ".".join(map(str, version))

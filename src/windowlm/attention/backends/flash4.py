@@ -3,7 +3,7 @@
 Shapes: B batch, T queries, S keys, H query heads, K key-value heads, D head dimension.
 """
 
-from importlib.util import find_spec
+from importlib.metadata import PackageNotFoundError, distribution
 from typing import Any
 
 import torch
@@ -17,7 +17,12 @@ from .capability import Capabilities
 
 
 def _installed() -> bool:
-    return find_spec("flash_attn") is not None and find_spec("flash_attn.cute") is not None
+    # By its name: flash-attn 2.8 has a folder `flash_attn.cute` too, with other functions.
+    try:
+        distribution("flash-attn-4")
+    except PackageNotFoundError:
+        return False
+    return True
 
 
 CAPABILITIES = Capabilities(
@@ -35,6 +40,7 @@ CAPABILITIES = Capabilities(
     documents=True,
     gaps=False,
     separate_keys=False,
+    more_keys=True,
     dropout=False,
     gradients=True,
 )

@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
-from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
-from ..window import PADDING, Bounds, Visibility
+from ..window import LONGEST_REACH, PADDING, Bounds, Places, Visibility, outside_inference_mode
 from .capability import Capabilities
 
 CAPABILITIES = Capabilities(
@@ -27,6 +27,7 @@ CAPABILITIES = Capabilities(
     sinks=True,
     documents=True,
     separate_keys=True,
+    more_keys=True,
     dropout=False,
     sink_logits=True,
     logit_cap=True,
@@ -34,7 +35,6 @@ CAPABILITIES = Capabilities(
 )
 
 BLOCK = 128
-FAR = 2**30
 MaskFunction = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
@@ -109,22 +109,46 @@ def block_mask(visibility: Visibility, query_BTHD: Tensor, key_BSKD: Tensor) -> 
 @lru_cache(maxsize=64)
 def _plain(window: int | None, causal: bool, queries: int, keys: int, device: torch.device) -> BlockMask:
     """The mask of a shape without documents, which all batches share."""
-    return _make(Visibility.build(window=window, causal=causal), 1, queries, keys, device)
+    visibility = Visibility.build(window=window, causal=causal)
+    return outside_inference_mode(lambda: _make(visibility, 1, queries, keys, device))
 
 
 def _make(visibility: Visibility, batch: int, queries: int, keys: int, device: torch.device) -> BlockMask:
     sees = _sees(visibility, queries, keys, device)
-    if not visibility.sinks and not visibility.separate_keys:
-        return _of_bounds(visibility.bounds(queries, keys, device), keys, sees)
-    rows = visibility.places(queries, keys, device).query_positions.shape[0]
-    return create_block_mask(
-        sees, rows if rows > 1 else None, None, queries, keys, device=device, BLOCK_SIZE=BLOCK
+    if visibility.separate_keys:
+        some_BIJ, whole_BIJ = _by_places(visibility, _in_rows(visibility.places(queries, keys, device)))
+    else:
+        some_BIJ, whole_BIJ = _by_bounds(visibility.bounds(queries, keys, device), keys)
+        if visibility.sinks:
+            of_sinks_BIJ = _by_sinks(*visibility.sink_ranges(queries, keys, device), keys, visibility.sinks)
+            some_BIJ = some_BIJ | of_sinks_BIJ
+    return BlockMask.from_kv_blocks(
+        *_indices(some_BIJ & ~whole_BIJ),
+        *_indices(whole_BIJ),
+        BLOCK_SIZE=BLOCK,
+        mask_mod=sees,
+        seq_lengths=(queries, keys),
+    )
+
+
+def _in_rows(places: Places) -> Places:
+    """The same, each with as many rows as the one of most."""
+    rows = max(len(tensor) for tensor in places if tensor is not None)
+
+    def in_rows(tensor: Tensor | None) -> Tensor | None:
+        return None if tensor is None else tensor.expand(rows, -1)
+
+    return Places(
+        places.query_positions.expand(rows, -1),
+        places.key_positions.expand(rows, -1),
+        in_rows(places.query_documents),
+        in_rows(places.key_documents),
     )
 
 
 def _sees(visibility: Visibility, queries: int, keys: int, device: torch.device) -> MaskFunction:
     """The definition for one query and key, which reads no more tensors than it must: each read is slow."""
-    behind, ahead = (_on_device(FAR if side is None else side, device) for side in visibility.reach)
+    behind, ahead = (_on_device(LONGEST_REACH if side is None else side, device) for side in visibility.reach)
     shift = _on_device(keys - queries, device)
     separate, with_sinks = visibility.separate_keys, visibility.sinks > 0
     if visibility.documents is None and not separate and not with_sinks:
@@ -134,10 +158,10 @@ def _sees(visibility: Visibility, queries: int, keys: int, device: torch.device)
             return (distance <= behind) & (distance >= -ahead)
 
         return near
-    places = visibility.places(queries, keys, device)
+    places = _in_rows(visibility.places(queries, keys, device))
     query_documents, key_documents = places.query_documents, places.key_documents
-    no_later = _on_device(0 if visibility.causal else FAR, device)
-    sinks = _on_device(visibility.sinks, device)
+    no_later = _on_device(0 if visibility.causal else LONGEST_REACH, device)
+    sinks = _on_device(min(visibility.sinks, LONGEST_REACH), device)
     last_row = _on_device(places.query_positions.shape[0] - 1, device)
 
     def sees(b: Tensor, h: Tensor, t: Tensor, s: Tensor) -> Tensor:
@@ -166,9 +190,8 @@ def _on_device(number: int, device: torch.device) -> Tensor:
     return torch.full((), number, device=device)
 
 
-def _of_bounds(bounds: Bounds, keys: int, sees: MaskFunction) -> BlockMask:
-    """A block mask from ranges: O(blocks of queries x blocks of keys), never O(T x S)."""
-    queries = bounds.first_keys.shape[1]
+def _by_bounds(bounds: Bounds, keys: int) -> tuple[Tensor, Tensor]:
+    """Which blocks of keys some, and which all, of a block of queries see in the window, [B, I, J]."""
     first_BIQ = _blocks(bounds.first_keys, keys)
     last_BIQ = _blocks(bounds.last_keys, -1)
     start_J = torch.arange(0, keys, BLOCK, device=first_BIQ.device)
@@ -178,14 +201,58 @@ def _of_bounds(bounds: Bounds, keys: int, sees: MaskFunction) -> BlockMask:
     least_BI = _blocks(bounds.first_keys, 0).amax(2)
     most_BI = _blocks(bounds.last_keys, keys).amin(2)
     whole_BIJ = (least_BI[..., None] <= start_J) & (most_BI[..., None] >= end_J)
-    whole_BIJ = whole_BIJ & (_blocks(bounds.last_queries, -1).amin(2) >= 0)[:, None, :]
-    return BlockMask.from_kv_blocks(
-        *_indices(some_BIJ & ~whole_BIJ),
-        *_indices(whole_BIJ),
-        BLOCK_SIZE=BLOCK,
-        mask_mod=sees,
-        seq_lengths=(queries, keys),
+    return some_BIJ, whole_BIJ & (_blocks(bounds.last_queries, -1).amin(2) >= 0)[:, None, :]
+
+
+def _by_sinks(first_BT: Tensor, last_BT: Tensor, keys: int, sinks: int) -> Tensor:
+    """Which blocks hold sinks that some of a block of queries see, [B, I, J]."""
+    first_BIQ, last_BIQ = _blocks(first_BT // BLOCK, keys), _blocks(last_BT // BLOCK, -1)
+    count = -(-keys // BLOCK)
+    seen_BIJ = first_BIQ.new_zeros((*first_BIQ.shape[:2], count), dtype=torch.int32)
+    for further in range(min(-(-sinks // BLOCK) + 1, count)):
+        block_BIQ = first_BIQ + further
+        seen_BIQ = (block_BIQ <= last_BIQ).int()
+        seen_BIJ.scatter_add_(2, block_BIQ.clamp(max=count - 1), seen_BIQ)
+    return seen_BIJ > 0
+
+
+def _by_places(visibility: Visibility, places: Places) -> tuple[Tensor, Tensor]:
+    """Which blocks of keys in any order some of a block of queries may, and which all of them do see.
+
+    By the least and the greatest position and document in each block, so that some of which none is seen may
+    be among the former; the mask function hides them.
+    """
+    least_BI1, most_BI1, least_B1J, most_B1J = (
+        extreme
+        for blocks, axis in (
+            (_blocks_in_range(places.query_positions), 2),
+            (_blocks_in_range(places.key_positions), 1),
+        )
+        for extreme in (blocks.amin(2).unsqueeze(axis), blocks.amax(2).unsqueeze(axis))
     )
+    behind, ahead = (LONGEST_REACH if side is None else side for side in visibility.reach)
+    nearest_BIJ, farthest_BIJ = least_BI1 - most_B1J, most_BI1 - least_B1J
+    some_BIJ = (farthest_BIJ >= -ahead) & (nearest_BIJ <= behind)
+    if visibility.sinks:
+        earlier_BIJ = farthest_BIJ >= (0 if visibility.causal else -LONGEST_REACH)
+        some_BIJ = some_BIJ | (earlier_BIJ & (least_B1J < min(visibility.sinks, LONGEST_REACH)))
+    whole_BIJ = (nearest_BIJ >= -ahead) & (farthest_BIJ <= behind)
+    keys = places.key_positions.shape[1]
+    whole_BIJ = whole_BIJ & (torch.arange(0, keys, BLOCK, device=whole_BIJ.device) + BLOCK <= keys)
+    if places.query_documents is None or places.key_documents is None:
+        return some_BIJ, whole_BIJ
+    query_BIQ, key_BJS = _blocks_in_range(places.query_documents), _blocks_in_range(places.key_documents)
+    least_BI1, most_BI1 = query_BIQ.amin(2)[..., None], query_BIQ.amax(2)[..., None]
+    least_B1J, most_B1J = key_BJS.amin(2)[:, None], key_BJS.amax(2)[:, None]
+    some_BIJ = some_BIJ & (least_BI1 <= most_B1J) & (least_B1J <= most_BI1) & (most_B1J != PADDING)
+    same_BIJ = (least_BI1 == most_BI1) & (least_B1J == most_B1J) & (least_BI1 == least_B1J)
+    return some_BIJ, whole_BIJ & same_BIJ & (least_BI1 != PADDING)
+
+
+def _blocks_in_range(values_BT: Tensor) -> Tensor:
+    """The values in blocks, the last block filled with the last value."""
+    filling_BT = values_BT[:, -1:].expand(-1, -values_BT.shape[1] % BLOCK)
+    return rearrange(torch.cat([values_BT, filling_BT], 1), "b (i q) -> b i q", q=BLOCK)
 
 
 def _blocks(values_BT: Tensor, beyond: int) -> Tensor:

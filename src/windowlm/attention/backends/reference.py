@@ -9,7 +9,8 @@ from einops import rearrange
 from torch import Tensor
 
 from ..window import Visibility
-from .capability import Capabilities
+from .autocast import without_autocast
+from .capability import OLDEST_TORCH, Capabilities
 
 CAPABILITIES = Capabilities(
     purpose="the oracle; memory grows with T x S",
@@ -18,10 +19,12 @@ CAPABILITIES = Capabilities(
     sinks=True,
     documents=True,
     separate_keys=True,
+    more_keys=True,
     dropout=True,
     sink_logits=True,
     logit_cap=True,
     gradients=True,
+    torch_versions=(OLDEST_TORCH, None),
 )
 
 
@@ -41,7 +44,7 @@ def attend(
     query = rearrange(query_BTHD, "b t (k g) d -> b k g t d", k=key_BSKD.shape[2]).to(dtype)
     key, value = (rearrange(tensor, "b s k d -> b k 1 s d").to(dtype) for tensor in (key_BSKD, value_BSKD))
     visible = visibility.mask(query_BTHD.shape[1], key_BSKD.shape[1], query_BTHD.device)[:, None, None]
-    with torch.autocast(query.device.type, enabled=False):
+    with without_autocast(query_BTHD.device):
         scores = query @ key.mT * scale
         if logit_cap is not None:
             scores = logit_cap * torch.tanh(scores / logit_cap)

@@ -35,6 +35,7 @@ CAPABILITIES = Capabilities(
     documents=True,
     gaps=False,
     separate_keys=False,
+    more_keys=True,
     dropout=False,
     gradients=True,
 )

@@ -1,0 +1,376 @@
+"""Attention by its formula, a block of queries at a time: any visibility, any scoring, memory linear in T.
+
+What fused kernels lack: learned sinks, capped logits, keys in any order, and hidden keys and values of any
+finite size, which are masked by selection and not by adding -inf, as that leaves NaN where a product
+overflowed. The backward pass keeps nothing but its inputs: it computes the weights of each block again. The
+two operators are opaque to torch.compile.
+
+Shapes: B batch, T queries, S keys, H query heads, K key-value heads, G query heads a key-value head,
+D head dimension, R rows of a block, C key-value heads of a block, Q queries of a block, P = G Q,
+L keys that a block meets.
+"""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
+
+from ..window import Places, Visibility, narrowed
+from .autocast import without_autocast
+from .scaled_dot_product import Scoring
+
+# What an operator takes for a number.
+LARGEST = torch.iinfo(torch.int64).max
+LONGEST_BLOCK, SHORTEST_BLOCK = 128, 16
+# Scores of a block: enough to outweigh the calls, few enough for the caches of a CPU.
+SCORES_ON_CPU, SCORES_ELSEWHERE = 2**20, 2**24
+# Up to here rows are taken together on a CPU; products over rows and heads copy their keys.
+FEW_SCORES = 2**16
+
+
+def attend(
+    query_BTHD: Tensor,
+    key_BSKD: Tensor,
+    value_BSKD: Tensor,
+    visibility: Visibility,
+    scoring: Scoring,
+    places: Places | None = None,
+) -> Tensor:
+    """Attention [B, T, H, D].
+
+    Args:
+        query_BTHD: queries.
+        key_BSKD: keys.
+        value_BSKD: values.
+        visibility: what is visible.
+        scoring: how scores become weights.
+        places: where queries and keys stand, as these are in any order; None: as `visibility` says.
+    """
+    queries, keys, device = query_BTHD.shape[1], key_BSKD.shape[1], query_BTHD.device
+    behind = ahead = None
+    if places is None:
+        places = visibility.places(queries, keys, device)
+        if not visibility.separate_keys:
+            behind, ahead = visibility.reach
+            if visibility.sinks:
+                behind, ahead = None, 0 if visibility.causal else None
+    seed = torch.randint(2**62, ()) if scoring.dropout else torch.zeros((), dtype=torch.int64)
+    output: Tensor = _attend(
+        query_BTHD, key_BSKD, value_BSKD, scoring.sink_logits, *places, seed,
+        narrowed(visibility.window, LARGEST), visibility.causal, min(visibility.sinks, LARGEST),
+        behind, ahead, scoring.scale, scoring.dropout, scoring.logit_cap,
+    )  # fmt: skip
+    return output
+
+
+def gradients(
+    gradient_BTHD: Tensor, query_BTHD: Tensor, key_BTKD: Tensor, value_BTKD: Tensor, window: int, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of query, key and value where each query sees `window` keys, whatever is hidden from it."""
+    visibility = Visibility(window)
+    tokens = query_BTHD.shape[1]
+    places = visibility.places(tokens, tokens, query_BTHD.device)
+    *of_inputs, _ = _attend_backward(
+        gradient_BTHD, query_BTHD, key_BTKD, value_BTKD, None, *places, torch.zeros((), dtype=torch.int64),
+        window, True, 0, *visibility.reach, scale, 0.0, None,
+    )  # fmt: skip
+    query_gradient, key_gradient, value_gradient = of_inputs
+    return query_gradient, key_gradient, value_gradient
+
+
+class _Block(NamedTuple):
+    """What is computed at once: rows of the batch, key-value heads, queries and the keys in their reach."""
+
+    rows: slice
+    kv_heads: slice
+    heads: slice
+    queries: slice
+    keys: slice
+
+    def rows_of(self, tokens_BTHD: Tensor) -> Tensor:
+        """Its queries, grouped by key-value head, [R, C, P, D]."""
+        kv_heads = self.kv_heads.stop - self.kv_heads.start
+        return rearrange(
+            tokens_BTHD[self.rows, self.queries, self.heads], "r q (c g) d -> r c (g q) d", c=kv_heads
+        )
+
+    def write(self, tokens_BTHD: Tensor, rows_RCPD: Tensor) -> None:
+        """Put queries where `rows_of` takes them from."""
+        target = tokens_BTHD[self.rows, self.queries, self.heads]
+        target.copy_(rearrange(rows_RCPD, "r c (g q) d -> r q (c g) d", q=target.shape[1]))
+
+    def keys_of(self, tokens_BSKD: Tensor) -> Tensor:
+        """Its keys or values, a view [R, C, L, D]."""
+        return tokens_BSKD[self.rows, self.keys, self.kv_heads].transpose(1, 2)
+
+
+class _Call:
+    """A call's tensors in the dtype of the computation, and how they are computed."""
+
+    def __init__(
+        self,
+        query_BTHD: Tensor,
+        key_BSKD: Tensor,
+        value_BSKD: Tensor,
+        sink_logits_H: Tensor | None,
+        query_positions: Tensor,
+        key_positions: Tensor,
+        query_documents: Tensor | None,
+        key_documents: Tensor | None,
+        seed: Tensor,
+        window: int | None,
+        causal: bool,
+        sinks: int,
+        behind: int | None,
+        ahead: int | None,
+        scale: float,
+        dropout: float,
+        logit_cap: float | None,
+    ) -> None:
+        self.dtype = torch.promote_types(query_BTHD.dtype, torch.float32)
+        self.query_BTHD, self.key_BSKD, self.value_BSKD = (
+            tensor.to(self.dtype) for tensor in (query_BTHD, key_BSKD, value_BSKD)
+        )
+        self.sink_H = None if sink_logits_H is None else sink_logits_H.to(self.dtype)
+        self.places = Places(query_positions, key_positions, query_documents, key_documents)
+        self.visibility = Visibility(window, causal, sinks)
+        self.behind, self.ahead = behind, ahead
+        self.scale, self.dropout, self.logit_cap = scale, dropout, logit_cap
+        self.generator = torch.Generator(query_BTHD.device)
+        if dropout:
+            self.generator.manual_seed(int(seed))
+
+    def blocks(self) -> Iterator[tuple[_Block, Tensor]]:
+        """The blocks, and what is hidden in them, bool [R or 1, 1, 1, Q, L]; always in one order."""
+        (batch, queries, heads), (keys, kv_heads) = self.query_BTHD.shape[:3], self.key_BSKD.shape[1:3]
+        groups, on_cpu = heads // kv_heads, self.query_BTHD.device.type == "cpu"
+        room = SCORES_ON_CPU if on_cpu else SCORES_ELSEWHERE
+        length = keys
+        if self.behind is not None and self.ahead is not None:
+            length = min(keys, self.behind + LONGEST_BLOCK + self.ahead)
+        block = min(queries, max(SHORTEST_BLOCK, min(LONGEST_BLOCK, room // (groups * length))))
+        together = max(1, min(kv_heads, room // (groups * block * length)))
+        rows = 1
+        if together == kv_heads:
+            rows = max(1, min(batch, (FEW_SCORES if on_cpu else room) // (heads * block * length)))
+        of_rows = any(places is not None and len(places) > 1 for places in self.places)
+        hidden = None
+        for start in range(0, queries, block):
+            stop = min(start + block, queries)
+            of_queries, of_keys = slice(start, stop), self._reach(start, stop, keys - queries, keys)
+            for row in range(0, batch, rows):
+                of_batch = slice(row, min(row + rows, batch))
+                if of_rows or row == 0:
+                    hidden = self._hidden(of_batch, of_queries, of_keys)
+                assert hidden is not None
+                for head in range(0, kv_heads, together):
+                    of_kv_heads = slice(head, min(head + together, kv_heads))
+                    of_heads = slice(of_kv_heads.start * groups, of_kv_heads.stop * groups)
+                    yield _Block(of_batch, of_kv_heads, of_heads, of_queries, of_keys), hidden
+
+    def _reach(self, start: int, stop: int, shift: int, keys: int) -> slice:
+        """The keys that some of the queries may see."""
+        first = 0 if self.behind is None else max(0, start + shift - self.behind)
+        last = keys if self.ahead is None else min(keys, stop + shift + self.ahead)
+        return slice(first, last)
+
+    def _hidden(self, rows: slice, queries: slice, keys: slice) -> Tensor:
+        def part(tensor: Tensor | None, tokens: slice) -> Tensor | None:
+            return None if tensor is None else tensor[rows if len(tensor) > 1 else slice(None), tokens]
+
+        query_positions, key_positions = (
+            part(self.places.query_positions, queries),
+            part(self.places.key_positions, keys),
+        )
+        assert query_positions is not None
+        assert key_positions is not None
+        places = Places(
+            query_positions,
+            key_positions,
+            part(self.places.query_documents, queries),
+            part(self.places.key_documents, keys),
+        )
+        return ~self.visibility.between(places)[:, None, None]
+
+    def weights(self, block: _Block, hidden: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Softmax weights [R, C, P, L], that of the learned sink as one more column; and the scores' tanh."""
+        scores = (block.rows_of(self.query_BTHD) * self.scale) @ block.keys_of(self.key_BSKD).mT
+        bent = None
+        if self.logit_cap is not None:
+            bent = scores.div_(self.logit_cap).tanh_()
+            scores = bent * self.logit_cap
+        by_query(scores, hidden).masked_fill_(hidden, -torch.inf)
+        blind = hidden.all(-1, keepdim=True)
+        if self.sink_H is not None:
+            scores = F.pad(scores, (0, 1))
+            of_group = self.sink_H[block.heads].view(-1, scores.shape[2] // hidden.shape[-2], 1)
+            by_query(scores, hidden)[..., -1] = of_group
+        weights = torch.softmax(scores, -1, out=scores)
+        by_query(weights, hidden).masked_fill_(blind, 0.0)
+        return weights, bent
+
+    def kept(self, weights: Tensor) -> Tensor | None:
+        """What dropout multiplies the weights of the next block by; None where nothing is dropped."""
+        if not self.dropout:
+            return None
+        share = 1 - self.dropout
+        return torch.empty_like(weights).bernoulli_(share, generator=self.generator).div_(share)
+
+
+def by_query(of_rows_RCPL: Tensor, hidden: Tensor) -> Tensor:
+    """A view [R, C, G, Q, L] of what stands in rows [R, C, P, L]."""
+    return rearrange(of_rows_RCPL, "r c (g q) l -> r c g q l", q=hidden.shape[-2])
+
+
+_NAMESPACE = __name__.replace(".", "_")
+
+
+@torch.library.custom_op(f"{_NAMESPACE}::attend", mutates_args=())
+def _attend(
+    query_BTHD: Tensor,
+    key_BSKD: Tensor,
+    value_BSKD: Tensor,
+    sink_logits_H: Tensor | None,
+    query_positions: Tensor,
+    key_positions: Tensor,
+    query_documents: Tensor | None,
+    key_documents: Tensor | None,
+    seed: Tensor,
+    window: int | None,
+    causal: bool,
+    sinks: int,
+    behind: int | None,
+    ahead: int | None,
+    scale: float,
+    dropout: float,
+    logit_cap: float | None,
+) -> Tensor:
+    output_BTHD = torch.empty(query_BTHD.shape, dtype=query_BTHD.dtype, device=query_BTHD.device)
+    with without_autocast(query_BTHD.device):
+        call = _Call(
+            query_BTHD, key_BSKD, value_BSKD, sink_logits_H, query_positions, key_positions, query_documents,
+            key_documents, seed, window, causal, sinks, behind, ahead, scale, dropout, logit_cap,
+        )  # fmt: skip
+        for block, hidden in call.blocks():
+            weights, _ = call.weights(block, hidden)
+            weights = weights[..., : hidden.shape[-1]]
+            kept = call.kept(weights)
+            if kept is not None:
+                weights = kept.mul_(weights)
+            block.write(output_BTHD, weights @ block.keys_of(call.value_BSKD))
+    return output_BTHD
+
+
+@torch.library.custom_op(f"{_NAMESPACE}::attend_backward", mutates_args=())
+def _attend_backward(
+    gradient_BTHD: Tensor,
+    query_BTHD: Tensor,
+    key_BSKD: Tensor,
+    value_BSKD: Tensor,
+    sink_logits_H: Tensor | None,
+    query_positions: Tensor,
+    key_positions: Tensor,
+    query_documents: Tensor | None,
+    key_documents: Tensor | None,
+    seed: Tensor,
+    window: int | None,
+    causal: bool,
+    sinks: int,
+    behind: int | None,
+    ahead: int | None,
+    scale: float,
+    dropout: float,
+    logit_cap: float | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    with without_autocast(query_BTHD.device):
+        call = _Call(
+            query_BTHD, key_BSKD, value_BSKD, sink_logits_H, query_positions, key_positions, query_documents,
+            key_documents, seed, window, causal, sinks, behind, ahead, scale, dropout, logit_cap,
+        )  # fmt: skip
+        gradient_BTHD = gradient_BTHD.to(call.dtype)
+        query_gradient, key_gradient, value_gradient = (
+            torch.zeros(tensor.shape, dtype=call.dtype, device=tensor.device)
+            for tensor in (query_BTHD, key_BSKD, value_BSKD)
+        )
+        sink_gradient_H = gradient_BTHD.new_zeros(query_BTHD.shape[2])
+        for block, hidden in call.blocks():
+            weights, bent = call.weights(block, hidden)
+            length = hidden.shape[-1]
+            gradient = block.rows_of(gradient_BTHD)
+            kept = call.kept(weights[..., :length])
+            used = weights[..., :length] if kept is None else weights[..., :length] * kept
+            block.keys_of(value_gradient).add_(used.mT @ gradient)
+            scores_gradient = gradient @ block.keys_of(call.value_BSKD).mT
+            if kept is not None:
+                scores_gradient.mul_(kept)
+            # Before it meets a weight of zero: what is hidden may have overflowed.
+            by_query(scores_gradient, hidden).masked_fill_(hidden, 0.0)
+            if sink_logits_H is not None:
+                scores_gradient = F.pad(scores_gradient, (0, 1))
+            torch.ops.aten._softmax_backward_data.out(
+                scores_gradient, weights, -1, call.dtype, grad_input=scores_gradient
+            )
+            if sink_logits_H is not None:
+                sink_gradient_H[block.heads] += (
+                    by_query(scores_gradient, hidden)[..., -1].sum((0, 3)).flatten()
+                )
+                scores_gradient = scores_gradient[..., :length]
+            if bent is not None:
+                by_query(bent, hidden).masked_fill_(hidden, 0.0)
+                scores_gradient = scores_gradient * (1 - bent.square_())
+            query = block.rows_of(call.query_BTHD) * call.scale
+            block.keys_of(key_gradient).add_(scores_gradient.mT @ query)
+            block.write(query_gradient, (scores_gradient @ block.keys_of(call.key_BSKD)).mul_(call.scale))
+        return (
+            query_gradient.to(query_BTHD.dtype),
+            key_gradient.to(key_BSKD.dtype),
+            value_gradient.to(value_BSKD.dtype),
+            sink_gradient_H if sink_logits_H is None else sink_gradient_H.to(sink_logits_H.dtype),
+        )
+
+
+@_attend.register_fake
+def _fake_attend(query_BTHD: Tensor, *_: object) -> Tensor:
+    return query_BTHD.new_empty(query_BTHD.shape)
+
+
+@_attend_backward.register_fake
+def _fake_attend_backward(
+    gradient_BTHD: Tensor,
+    query_BTHD: Tensor,
+    key_BSKD: Tensor,
+    value_BSKD: Tensor,
+    sink_logits_H: Tensor | None,
+    *_: object,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    query, key, value = (tensor.new_empty(tensor.shape) for tensor in (query_BTHD, key_BSKD, value_BSKD))
+    dtype = torch.promote_types(query_BTHD.dtype, torch.float32)
+    return (
+        query,
+        key,
+        value,
+        query_BTHD.new_empty(
+            query_BTHD.shape[2], dtype=dtype if sink_logits_H is None else sink_logits_H.dtype
+        ),
+    )
+
+
+TENSORS = 9
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[:TENSORS])
+    ctx.settings = inputs[TENSORS:]
+
+
+def _differentiate(ctx: Any, gradient_BTHD: Tensor) -> tuple[Tensor | None, ...]:
+    sink_logits_H = ctx.saved_tensors[3]
+    *gradients, sink_gradient_H = _attend_backward(gradient_BTHD, *ctx.saved_tensors, *ctx.settings)
+    others = TENSORS - 4 + len(ctx.settings)
+    return *gradients, None if sink_logits_H is None else sink_gradient_H, *[None] * others
+
+
+_attend.register_autograd(_differentiate, setup_context=_save)

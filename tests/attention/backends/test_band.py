@@ -1,0 +1,40 @@
+"""How our kernels are launched; their results are compared where there is a GPU."""
+
+import sys
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+from windowlm.attention.backends import band
+
+
+class Launches:
+    """Stands in for a kernel and notes the grids that it is launched with."""
+
+    def __init__(self) -> None:
+        self.grids: list[tuple[int, ...]] = []
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Any:
+        return lambda *arguments, **constants: self.grids.append(grid)
+
+
+def test_any_number_of_rows_and_heads_is_launched_along_the_axis_without_a_limit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    kernels: Any = ModuleType("kernels")
+    launches = Launches()
+    for name in ("forward_kernel", "query_gradient_kernel", "key_value_gradient_kernel"):
+        setattr(kernels, name, launches)
+    monkeypatch.setitem(sys.modules, "windowlm.attention.backends.band_kernels", kernels)
+    query, key = (torch.empty(70_000, 300, heads, 16, device="meta") for heads in (4, 2))
+    output, normalizer = band.forward(query, key, key, [], 20, 0.25)
+    band.backward(query, key, key, output, normalizer, output, [], 20, 0.25)
+    tiles = band.schedule_for(16, 20)
+    pack = 2
+    assert launches.grids == [
+        (-(-300 // (tiles.forward.rows // pack)) * 140_000,),
+        (-(-300 // (tiles.query_gradient.rows // pack)) * 140_000,),
+        (-(-300 // tiles.key_value_gradient.keys) * 140_000,),
+    ]

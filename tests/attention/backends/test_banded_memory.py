@@ -1,0 +1,71 @@
+"""What `banded` allocates: nothing as large as the pairs of queries and keys, not even a mask."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from windowlm.attention.dispatch import attention
+from windowlm.attention.window import Visibility
+
+TOKENS = 2048
+FULL = {"window": None}
+BIDIRECTIONAL = {"window": None, "causal": False}
+
+
+def documents() -> dict[str, Any]:
+    return {"documents_BT": (torch.arange(TOKENS) // 900).int()[None]}
+
+
+def ring() -> dict[str, Any]:
+    generator = torch.Generator().manual_seed(0)
+    return {
+        "positions_BT": torch.arange(TOKENS)[None],
+        "key_positions_BS": torch.randperm(TOKENS, generator=generator)[None],
+    }
+
+
+def largest_allocation(visibility: Visibility, keys: int, backend: str, options: dict[str, Any]) -> int:
+    """Bytes that the largest operation of a forward and a backward pass took."""
+    query = torch.randn(1, TOKENS, 2, 8, requires_grad=True)
+    key, value = (torch.randn(1, keys, 1, 8, requires_grad=True) for _ in range(2))
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        output = attention(query, key, value, visibility, backend=backend, **options)
+        torch.autograd.grad(output.sum(), (query, key, value))
+    return max(event.cpu_memory_usage for event in profiled.events())
+
+
+@pytest.mark.parametrize(
+    ("given", "made", "options"),
+    [
+        (FULL, dict, {}),
+        (FULL, dict, {"dropout": 0.1}),
+        (FULL, dict, {"logit_cap": 5.0}),
+        (FULL, dict, {"sink_logits_H": torch.zeros(2)}),
+        (FULL, documents, {"logit_cap": 5.0}),
+        (FULL, ring, {}),
+        (BIDIRECTIONAL, dict, {}),
+        (BIDIRECTIONAL, dict, {"dropout": 0.1}),
+        ({"window": 64}, ring, {}),
+        ({"window": 64}, dict, {"logit_cap": 5.0}),
+        ({"window": 64, "sinks": 4}, documents, {"sink_logits_H": torch.zeros(2)}),
+        ({"window": 4, "sinks": 9, "causal": False}, dict, {}),
+        ({"window": 1500}, dict, {}),
+    ],
+)
+def test_nothing_grows_with_queries_times_keys(
+    given: dict[str, Any], made: Callable[[], dict[str, Any]], options: dict[str, Any]
+) -> None:
+    visibility = Visibility.build(**given, **made())
+    assert largest_allocation(visibility, TOKENS, "banded", options) < TOKENS * TOKENS
+
+
+def test_nothing_grows_with_more_keys_than_queries() -> None:
+    assert largest_allocation(Visibility.build(window=None), TOKENS + 100, "banded", {}) < TOKENS * TOKENS
+
+
+def test_the_measure_sees_the_matrix_of_the_reference() -> None:
+    taken = largest_allocation(Visibility.build(window=64), TOKENS, "reference", {})
+    assert taken >= 4 * 2 * TOKENS * TOKENS
