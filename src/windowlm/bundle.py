@@ -114,6 +114,21 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> Bundle:
     return Bundle(model.to(device).eval(), tokenizer, config, folder)
 
 
+def check_tokenizer(bundle: Bundle) -> None:
+    """Refuse a model whose tokenizer is another than in its training.
+
+    Raises:
+        UserError: the files in its folder are of another tokenizer.
+    """
+    now, then = bundle.tokenizer.identity, bundle.config["tokenizer_identity"]
+    if now != then:
+        raise UserError(
+            f"checkpoint={bundle.folder}: the tokenizer in {bundle.folder} is not that of its "
+            f"training ({now}, then {then}), so that its tokens would mean something else; restore the "
+            "tokenizer's files, or train again"
+        )
+
+
 def device_named(name: str) -> torch.device:
     """The device of a command's settings; ``auto`` is a GPU where there is one.
 

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from windowlm.bundle import MODEL_FOLDER, Bundle, device_named, load
+from windowlm.bundle import MODEL_FOLDER, Bundle, check_tokenizer, device_named, load
 from windowlm.data.token_store import TokenSplit
 from windowlm.errors import UserError
 from windowlm.evaluation.config import EvaluationConfig
@@ -156,12 +156,7 @@ def evaluate_checkpoint(
     from rich.console import Console
 
     bundle = load(checkpoint, device_named(device))
-    if bundle.tokenizer.identity != bundle.config["tokenizer_identity"]:
-        raise UserError(
-            f"checkpoint={checkpoint}: the tokenizer in {bundle.folder} is not that of its training "
-            f"({bundle.tokenizer.identity}, then {bundle.config['tokenizer_identity']}), so that its tokens "
-            "would mean something else; restore the tokenizer's files, or train again"
-        )
+    check_tokenizer(bundle)
     documents, source_identity = scored_documents(bundle, evaluation.split, data)
     facts = RunFacts(
         training_length=bundle.config["sequence_length"],

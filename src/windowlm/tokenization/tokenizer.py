@@ -27,6 +27,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 
 _DESCRIPTION = "tokenizer_description.json"
 _TOKENIZER = "tokenizer.json"
+END_MARK = "<|endoftext|>"  # of bytes, where other programs want a text for it
 _GPT2_PRE_TOKENIZER = {
     "type": "ByteLevel",
     "add_prefix_space": False,
@@ -72,6 +73,10 @@ class Tokenizer(ABC):
     def save(self, folder: Path) -> None:
         """Write the tokenizer as JSON files into the folder, which is made if it is missing."""
 
+    @abstractmethod
+    def as_library_tokenizer(self) -> tuple[tokenizers.Tokenizer, str]:
+        """The same ids by a tokenizer of the tokenizers library, and the text of its end mark."""
+
     @staticmethod
     def load(folder: Path) -> Tokenizer:
         """Read a tokenizer that `save` wrote.
@@ -111,6 +116,18 @@ class BytesTokenizer(Tokenizer):
 
     def save(self, folder: Path) -> None:  # noqa: D102
         _write_description(folder, {"kind": "bytes"})
+
+    def as_library_tokenizer(self) -> tuple[tokenizers.Tokenizer, str]:  # noqa: D102
+        # The end mark takes the id of the byte that no text holds.
+        vocabulary = {
+            character: byte for character, byte in BYTE_OF_CHARACTER.items() if byte != self.end_of_document
+        }
+        library = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=vocabulary, merges=[]))
+        library.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        library.decoder = tokenizers.decoders.ByteLevel()
+        library.add_special_tokens([tokenizers.AddedToken(END_MARK, special=True, normalized=False)])
+        library.encode_special_tokens = True
+        return library, END_MARK
 
 
 class BytePairTokenizer(Tokenizer):
@@ -177,6 +194,9 @@ class BytePairTokenizer(Tokenizer):
     def save(self, folder: Path) -> None:  # noqa: D102
         _write_description(folder, {"kind": "bpe", "end_mark": self._end_mark})
         self._tokenizer.save(str(Path(folder) / _TOKENIZER))
+
+    def as_library_tokenizer(self) -> tuple[tokenizers.Tokenizer, str]:  # noqa: D102
+        return self._tokenizer, self._end_mark
 
     def _spell_tokens(self) -> list[bytes]:
         """The bytes of each id; special tokens stand for none."""
