@@ -7,7 +7,7 @@
 import json
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +18,17 @@ from safetensors.torch import load_file, save
 
 from windowlm.atomic_write import json_bytes, write_atomically
 from windowlm.errors import UserError
-from windowlm.json_text import parse_json
+from windowlm.interchange.config_in import read_foreign_config
+from windowlm.interchange.weights_in import check_weight, load_foreign_weights, weight_files
 from windowlm.model.config import ModelConfig
 from windowlm.model.cost import model_cost
 from windowlm.model.decoder import Decoder
+from windowlm.model_folder import CONFIG_NAME, WEIGHTS_NAME, ModelFolder, find_model_folder
 from windowlm.tokenization.tokenizer import Tokenizer
+from windowlm.tokenization.transformers_files import read_transformers_files
 
 FORMAT = 1
-MODEL_FOLDER = "model"
-WEIGHTS_NAME = "model.safetensors"
-CONFIG_NAME = "config.json"
+UNKNOWN_SOURCE = "unknown"  # of models that others trained
 _JSON_NAMES: dict[type, str] = {dict: "an object", int: "a whole number", str: "a text"}
 _CONFIG_KEYS: dict[str, type] = {
     "model": dict,
@@ -83,17 +84,21 @@ def save_bundle(
 
 
 def load(path: str | Path, device: str | torch.device = "cpu") -> Bundle:
-    """Read a bundle.
+    """Read a model with its tokenizer.
 
     Args:
-        path: a run's folder or its model folder.
+        path: a run's folder or its model folder; a folder in transformers' layout, such as an exported one;
+            or the name of a model on the hub, ``owner/name``.
         device: where the model goes.
 
     Raises:
-        UserError: a file is missing or damaged, or a tensor does not fit the model of ``config.json``.
+        UserError: a file is missing or damaged, a tensor does not fit the model of ``config.json``, or our
+            layers cannot be that model.
     """
-    folder = _model_folder(Path(path))
-    config = _read_config(folder)
+    found = find_model_folder(path)
+    if found.foreign:
+        return _load_foreign(found, device)
+    folder, config = found.path, _checked_config(found)
     try:
         shape = TypeAdapter(ModelConfig).validate_json(json.dumps(config["model"]), strict=True)
     except ValidationError as error:
@@ -145,28 +150,9 @@ def device_named(name: str) -> torch.device:
     return device
 
 
-def _model_folder(path: Path) -> Path:
-    if not path.is_dir():
-        raise UserError(
-            f"checkpoint={path}: there is no such folder; give a run's folder or its model folder"
-        )
-    folder = path if (path / WEIGHTS_NAME).is_file() else path / MODEL_FOLDER
-    missing = [name for name in (WEIGHTS_NAME, CONFIG_NAME) if not (folder / name).is_file()]
-    if missing:
-        raise UserError(
-            f"checkpoint={path}: {folder / missing[0]} is missing; give the folder of a run that has "
-            "ended, or its model folder"
-        )
-    return folder
-
-
-def _read_config(folder: Path) -> dict[str, Any]:
-    path = folder / CONFIG_NAME
-    try:
-        config = parse_json(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON: {error}") from None
-    if not isinstance(config, dict) or config.get("format") != FORMAT:
+def _checked_config(folder: ModelFolder) -> dict[str, Any]:
+    path, config = folder.path / CONFIG_NAME, folder.config
+    if config.get("format") != FORMAT:
         raise UserError(f"{path}: format must be {FORMAT}, the only one that this version of windowlm reads")
     for key, kind in _CONFIG_KEYS.items():
         if key not in config:
@@ -174,6 +160,38 @@ def _read_config(folder: Path) -> dict[str, Any]:
         if not isinstance(config[key], kind):
             raise UserError(f"{path}: {key}={config[key]!r}: must be {_JSON_NAMES[kind]}")
     return config
+
+
+def _load_foreign(folder: ModelFolder, device: str | torch.device) -> Bundle:
+    files = weight_files(folder.path)
+    found = read_foreign_config(folder.path, folder.config["model_type"])
+    tokenizer = foreign_tokenizer(folder)
+    model = Decoder(found.model, found.vocabulary_size)
+    load_foreign_weights(model, files)
+    config = {
+        "format": FORMAT,
+        "model": asdict(found.model),
+        "vocabulary_size": found.vocabulary_size,
+        "sequence_length": found.sequence_length,
+        "source_identity": UNKNOWN_SOURCE,
+        "tokenizer_identity": tokenizer.identity,
+        "data": {},
+        "tokenizer": {"kind": "folder"},
+        "training": {},
+    }
+    return Bundle(model.to(device).eval(), tokenizer, config, folder.path)
+
+
+def foreign_tokenizer(folder: ModelFolder) -> Tokenizer:
+    """The tokenizer of a folder in transformers' layout.
+
+    Raises:
+        UserError: it is missing, damaged, of another model, or not byte-level.
+    """
+    try:
+        return read_transformers_files(folder.path)
+    except ValueError as error:
+        raise UserError(f"{folder.path}: its tokenizer cannot be read: {error}") from None
 
 
 def _load_weights(model: Decoder, path: Path) -> None:
@@ -189,11 +207,7 @@ def _load_weights(model: Decoder, path: Path) -> None:
     for name, tensor in state.items():
         if name not in expected:
             raise UserError(f"{path}: the model has no tensor {name}; config.json is of another model")
-        if tensor.shape != expected[name].shape:
-            raise UserError(
-                f"{path}: {name} has shape {list(tensor.shape)} and config.json asks for "
-                f"{list(expected[name].shape)}; the files are of different models"
-            )
+        check_weight(f"{path}: {name}", tensor, expected[name])
     model.load_state_dict(state, strict=False)
 
 

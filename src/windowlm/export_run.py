@@ -3,12 +3,13 @@
 from pathlib import Path
 from typing import Any
 
-from windowlm.bundle import MODEL_FOLDER, check_tokenizer, load
+from windowlm.bundle import check_tokenizer, load
 from windowlm.errors import UserError
 from windowlm.evaluation.result_files import OWN_EVALUATION, PLOT_NAME, RESULT_NAME
 from windowlm.interchange.export import check_out, export_to_transformers
 from windowlm.interchange.model_card import CURVE_NAME, model_card
 from windowlm.json_text import parse_json
+from windowlm.model_folder import IN_RUN
 
 
 def export_run(checkpoint: Path, out: Path) -> dict[str, Any]:
@@ -27,7 +28,7 @@ def export_run(checkpoint: Path, out: Path) -> dict[str, Any]:
     check_out(out)
     bundle = load(checkpoint)
     check_tokenizer(bundle)
-    run = bundle.folder.parent if bundle.folder.name == MODEL_FOLDER else bundle.folder
+    run = bundle.folder.parent if bundle.folder.name == IN_RUN else bundle.folder
     evaluation = _evaluation(run / OWN_EVALUATION / RESULT_NAME)
     pictures = {}
     plot = run / OWN_EVALUATION / PLOT_NAME

@@ -34,7 +34,7 @@ def random_decoder(seed: int = 0, vocabulary_size: int = 256, **changes: Any) ->
         if "norm" in name:
             torch.nn.init.uniform_(parameter, 0.5, 1.5)
         else:
-            torch.nn.init.normal_(parameter, std=2 * parameter.shape[-1] ** -0.5)
+            torch.nn.init.normal_(parameter, std=1.5 * parameter.shape[-1] ** -0.5)
     return model
 
 

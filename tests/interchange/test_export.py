@@ -48,6 +48,9 @@ MODELS: dict[str, tuple[dict[str, Any], str]] = {
         {"qk_norm": False, "window": [8, 8, None], "rotary": [RotaryConfig(base=500.0), None]},
         "SmolLM3",
     ),
+    "biases": ({"qk_norm": False, "qkv_bias": True}, "Qwen2"),
+    "biases, and full layers": ({"qk_norm": False, "qkv_bias": True, "window": [None, 8]}, "Qwen2"),
+    "own epsilon in norms": ({"qk_norm_epsilon": 1e-2}, "Qwen3"),
     "no positions": ({"qk_norm": False, "rotary": None}, "SmolLM3"),
     "another base": (rotated(base=123.0), "Mistral"),
     "linear": (rotated(scaling=LinearScaling(kind="linear", factor=4.0)), "Mistral"),
@@ -191,6 +194,8 @@ def test_a_tokenizer_from_elsewhere_puts_no_mark_before_a_text(tmp_path: Path) -
         ({"rotary": RotaryConfig(fraction=0.5)}, "model.rotary.fraction=0.5"),
         ({"rotary": [RotaryConfig(base=10.0), RotaryConfig()]}, "rotate in different ways"),
         ({"rotary": [RotaryConfig(), None]}, "rotates in every layer"),
+        ({"qkv_bias": True}, "model.qkv_bias=true beside norms"),
+        ({"qkv_bias": True, "qk_norm": False, "rotary": None}, "model.qkv_bias=true beside layers without"),
     ],
 )
 def test_what_cannot_be_expressed_is_refused_with_the_reason(
@@ -214,9 +219,10 @@ def test_a_setting_added_to_the_model_is_expressed_or_refused() -> None:
 
     expressed = {
         "layers", "dim", "heads", "kv_heads", "head_dim", "feed_forward_dim", "window", "attention_sinks",
-        "qk_norm", "tied_embeddings", "attention_dropout", "norm_epsilon", "rotary",
+        "qk_norm", "qk_norm_epsilon", "qkv_bias", "tied_embeddings", "attention_dropout", "norm_epsilon",
+        "rotary",
     }  # fmt: skip
-    without_effect_once_trained = {"backend", "zero_output_init"}
+    without_effect_once_trained = {"backend", "zero_output_init", "init_from"}
     known = expressed | set(_ABSENT_THERE) | without_effect_once_trained
     assert {field.name for field in fields(ModelConfig)} == known
 

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from windowlm.bundle import MODEL_FOLDER, Bundle, check_tokenizer, device_named, load
+from windowlm.bundle import Bundle, check_tokenizer, device_named, load
 from windowlm.data.token_store import TokenSplit
 from windowlm.errors import UserError
 from windowlm.evaluation.config import EvaluationConfig
@@ -25,6 +25,7 @@ from windowlm.evaluation.scored_documents import scored_documents
 from windowlm.evaluation.target_losses import TargetLosses
 from windowlm.evaluation.targets import Documents, TargetSet
 from windowlm.model.decoder import Decoder
+from windowlm.model_folder import IN_RUN
 
 
 class TextDocuments(Documents, Protocol):
@@ -167,7 +168,7 @@ def evaluate_checkpoint(
         source_identity=source_identity,
         split=documents.name,
     )
-    run = bundle.folder.parent if bundle.folder.name == MODEL_FOLDER else bundle.folder
+    run = bundle.folder.parent if bundle.folder.name == IN_RUN else bundle.folder
     folder = run / evaluation_name(data) if output_dir is None else output_dir
     _check_writable(folder)
     result, earlier, losses, sections = _evaluate(

@@ -111,7 +111,7 @@ def _norm_scale(config: ModelConfig) -> float:
 
     With ``a = sqrt(e / e')``, ``a x / sqrt(a^2 mean(x^2) + e)`` is ``x / sqrt(mean(x^2) + e')``.
     """
-    own: float = torch.finfo(torch.float32).eps
+    own = torch.finfo(torch.float32).eps if config.qk_norm_epsilon is None else config.qk_norm_epsilon
     return math.sqrt(config.norm_epsilon / own)
 
 

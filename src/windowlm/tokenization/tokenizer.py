@@ -92,7 +92,10 @@ class Tokenizer(ABC):
             case {"kind": "bytes"}:
                 return BytesTokenizer()
             case {"kind": "bpe", "end_mark": str(end_mark)}:
-                return BytePairTokenizer.from_file(Path(folder) / _TOKENIZER, end_mark)
+                size = description.get("vocabulary_size", 0)
+                if not isinstance(size, int):
+                    raise ValueError(f"{str(path)!r}: vocabulary_size={size!r} is no whole number")
+                return BytePairTokenizer.from_file(Path(folder) / _TOKENIZER, end_mark, size)
         raise ValueError(f"{str(path)!r} describes no tokenizer: {description!r}")
 
 
@@ -136,12 +139,14 @@ class BytePairTokenizer(Tokenizer):
     Args:
         tokenizer: A byte-level tokenizer; the end mark is added to it where it is absent.
         end_mark: The special token that ends documents.
+        least_size: Ids at least; those that stand for no token of the tokenizer, as some models have in the
+            end of their embedding, stand for no bytes.
 
     Raises:
         ValueError: The tokenizer changes text or does not cover all bytes.
     """
 
-    def __init__(self, tokenizer: tokenizers.Tokenizer, end_mark: str) -> None:
+    def __init__(self, tokenizer: tokenizers.Tokenizer, end_mark: str, least_size: int = 0) -> None:
         _check_byte_level(json.loads(tokenizer.to_str()))
         tokenizer.add_special_tokens([tokenizers.AddedToken(end_mark, special=True, normalized=False)])
         tokenizer.encode_special_tokens = True
@@ -150,7 +155,8 @@ class BytePairTokenizer(Tokenizer):
         self._tokenizer = tokenizer
         self._end_mark = end_mark
         self.end_of_document = tokenizer.get_vocab(with_added_tokens=True)[end_mark]
-        self.vocabulary_size = max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+        largest = max(tokenizer.get_vocab(with_added_tokens=True).values())
+        self.vocabulary_size = max(largest + 1, least_size)
         self._bytes_of_token = self._spell_tokens()
         self.token_bytes_V = np.array([len(spelled) for spelled in self._bytes_of_token], dtype=np.int64)
         content = json.dumps([json.loads(tokenizer.to_str()), end_mark], sort_keys=True)
@@ -160,7 +166,7 @@ class BytePairTokenizer(Tokenizer):
         self.splits_pieces = pre_tokenizer in (PRE_TOKENIZER, _GPT2_PRE_TOKENIZER) and not added_text
 
     @classmethod
-    def from_file(cls, path: Path, end_mark: str) -> BytePairTokenizer:
+    def from_file(cls, path: Path, end_mark: str, least_size: int = 0) -> BytePairTokenizer:
         """Read a tokenizer.json of the tokenizers library.
 
         Raises:
@@ -173,7 +179,7 @@ class BytePairTokenizer(Tokenizer):
         except Exception as error:  # the library raises bare Exception
             raise ValueError(f"tokenizer.path={str(path)!r}: not a tokenizer.json: {error}") from error
         try:
-            return cls(tokenizer, end_mark)
+            return cls(tokenizer, end_mark, least_size)
         except ValueError as error:
             raise ValueError(
                 f"tokenizer.path={str(path)!r}: {error}, so bytes per token would not be exact; "
@@ -192,7 +198,9 @@ class BytePairTokenizer(Tokenizer):
         return b"".join(self._bytes_of_token[int(token)] for token in ids)
 
     def save(self, folder: Path) -> None:  # noqa: D102
-        _write_description(folder, {"kind": "bpe", "end_mark": self._end_mark})
+        _write_description(
+            folder, {"kind": "bpe", "end_mark": self._end_mark, "vocabulary_size": self.vocabulary_size}
+        )
         self._tokenizer.save(str(Path(folder) / _TOKENIZER))
 
     def as_library_tokenizer(self) -> tuple[tokenizers.Tokenizer, str]:  # noqa: D102
@@ -233,6 +241,6 @@ def _check_byte_level(description: dict[str, Any]) -> None:
             raise ValueError(f"its added token {added['content']!r} swallows white space")
 
 
-def _write_description(folder: Path, description: dict[str, str]) -> None:
+def _write_description(folder: Path, description: dict[str, str | int]) -> None:
     Path(folder).mkdir(parents=True, exist_ok=True)
     (Path(folder) / _DESCRIPTION).write_text(json.dumps(description) + "\n", encoding="utf-8")
