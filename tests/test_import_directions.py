@@ -16,7 +16,7 @@ ALLOWED = {
     "tokenization": set(),
     "data": {"tokenization"},
     "interchange": {"attention", "model", "tokenization"},
-    "model_folder": set(),
+    "model_folder": {"model"},
     "bundle": {"interchange", "model", "model_folder", "tokenization"},
     "export_run": {"bundle", "evaluation", "interchange", "model_folder"},
     "generation": {"attention", "bundle", "model", "tokenization"},
@@ -29,7 +29,9 @@ ALLOWED = {
         "config",
         "data",
         "evaluation",
+        "interchange",
         "model",
+        "model_folder",
         "tokenization",
     },
     "config": {

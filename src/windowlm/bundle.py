@@ -4,7 +4,6 @@
 ``sequence_length``, ``source_identity``, ``tokenizer_identity``, ``data``, ``tokenizer`` and ``training``.
 """
 
-import json
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -12,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
@@ -20,10 +18,9 @@ from windowlm.atomic_write import json_bytes, write_atomically
 from windowlm.errors import UserError
 from windowlm.interchange.config_in import read_foreign_config
 from windowlm.interchange.weights_in import check_weight, load_foreign_weights, weight_files
-from windowlm.model.config import ModelConfig
 from windowlm.model.cost import model_cost
 from windowlm.model.decoder import Decoder
-from windowlm.model_folder import CONFIG_NAME, WEIGHTS_NAME, ModelFolder, find_model_folder
+from windowlm.model_folder import CONFIG_NAME, WEIGHTS_NAME, ModelFolder, find_model_folder, own_shape
 from windowlm.tokenization.tokenizer import Tokenizer
 from windowlm.tokenization.transformers_files import read_transformers_files
 
@@ -99,12 +96,7 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> Bundle:
     if found.foreign:
         return _load_foreign(found, device)
     folder, config = found.path, _checked_config(found)
-    try:
-        shape = TypeAdapter(ModelConfig).validate_json(json.dumps(config["model"]), strict=True)
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(map(str, ("model", *first["loc"])))
-        raise UserError(f"{folder / CONFIG_NAME}: {key}: {first['msg']}") from None
+    shape = own_shape(found)
     try:
         tokenizer = Tokenizer.load(folder)
     except ValueError as error:

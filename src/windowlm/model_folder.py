@@ -3,13 +3,17 @@
 Loading this module loads no torch.
 """
 
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
 from windowlm.errors import UserError
 from windowlm.json_text import parse_json
+from windowlm.model.config import ModelConfig
 
 IN_RUN = "model"
 WEIGHTS_NAME = "model.safetensors"
@@ -37,33 +41,48 @@ class ModelFolder:
         return "model_type" in self.config
 
 
-def find_model_folder(checkpoint: str | Path) -> ModelFolder:
+def find_model_folder(checkpoint: str | Path, key: str = "checkpoint") -> ModelFolder:
     """The folder of a checkpoint; a name of the hub is downloaded where there is no such folder here.
 
     Args:
         checkpoint: a run's folder, a model's, or ``owner/name``.
+        key: the setting that names it.
 
     Raises:
         UserError: there is no such folder and no such model, or its config.json is missing or damaged.
     """
     path = Path(checkpoint)
     if not path.is_dir():
-        path = _downloaded(str(checkpoint))
+        path = _downloaded(f"{key}={checkpoint}", str(checkpoint))
     # The config.json of a run itself is that of the training.
     is_model = (path / WEIGHTS_NAME).is_file() or "model_type" in _config(path / CONFIG_NAME, lenient=True)
     folder = path if is_model else path / IN_RUN
-    found = ModelFolder(folder, _config(folder / CONFIG_NAME, lenient=False))
-    if not found.foreign and not (folder / WEIGHTS_NAME).is_file():
-        raise _missing(folder / WEIGHTS_NAME)
-    return found
+    config = _config(folder / CONFIG_NAME, lenient=True)
+    for name in (CONFIG_NAME, *([] if "model_type" in config else [WEIGHTS_NAME])):
+        if not (folder / name).is_file():
+            raise UserError(
+                f"{key}={checkpoint}: {folder / name} is missing; give the folder of a run that has ended, "
+                "its model folder, or one in transformers' layout"
+            )
+    return ModelFolder(folder, _config(folder / CONFIG_NAME, lenient=False))
+
+
+def own_shape(folder: ModelFolder) -> ModelConfig:
+    """Shape of the model in a folder of our layout.
+
+    Raises:
+        UserError: its config.json says none.
+    """
+    try:
+        return TypeAdapter(ModelConfig).validate_json(json.dumps(folder.config.get("model")), strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, ("model", *first["loc"])))
+        raise UserError(f"{folder.path / CONFIG_NAME}: {key}: {first['msg']}") from None
 
 
 def _config(path: Path, *, lenient: bool) -> dict[str, Any]:
     """Its content; empty where it holds something else than an object, or cannot be read leniently."""
-    if not path.is_file():
-        if lenient:
-            return {}
-        raise _missing(path)
     try:
         content = parse_json(path.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
@@ -73,15 +92,8 @@ def _config(path: Path, *, lenient: bool) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def _missing(path: Path) -> UserError:
-    return UserError(
-        f"checkpoint={path.parent}: {path} is missing; give the folder of a run that has ended, its model "
-        "folder, or one in transformers' layout"
-    )
-
-
-def _downloaded(name: str) -> Path:
-    missing = f"checkpoint={name}: there is no such folder"
+def _downloaded(given: str, name: str) -> Path:
+    missing = f"{given}: there is no such folder"
     if not HUB_NAME.fullmatch(name):
         raise UserError(f"{missing}; give a run's folder or its model folder")
     from huggingface_hub import snapshot_download

@@ -25,7 +25,7 @@ from windowlm.tokenization.training import BYTE_OF_CHARACTER, PRE_TOKENIZER
 # Without an explicit choice the library warns at every later fork, such as a data loader's workers.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 
-_DESCRIPTION = "tokenizer_description.json"
+DESCRIPTION_NAME = "tokenizer_description.json"
 _TOKENIZER = "tokenizer.json"
 END_MARK = "<|endoftext|>"  # of bytes, where other programs want a text for it
 _GPT2_PRE_TOKENIZER = {
@@ -84,9 +84,9 @@ class Tokenizer(ABC):
         Raises:
             ValueError: The folder holds no tokenizer, a damaged one, or one that is not byte-level.
         """
-        path = Path(folder) / _DESCRIPTION
+        path = Path(folder) / DESCRIPTION_NAME
         if not path.is_file():
-            raise ValueError(f"{str(folder)!r} holds no tokenizer: {_DESCRIPTION} is missing")
+            raise ValueError(f"{str(folder)!r} holds no tokenizer: {DESCRIPTION_NAME} is missing")
         description = parse_json(path.read_text(encoding="utf-8"))
         match description:
             case {"kind": "bytes"}:
@@ -243,4 +243,4 @@ def _check_byte_level(description: dict[str, Any]) -> None:
 
 def _write_description(folder: Path, description: dict[str, str | int]) -> None:
     Path(folder).mkdir(parents=True, exist_ok=True)
-    (Path(folder) / _DESCRIPTION).write_text(json.dumps(description) + "\n", encoding="utf-8")
+    (Path(folder) / DESCRIPTION_NAME).write_text(json.dumps(description) + "\n", encoding="utf-8")

@@ -7,7 +7,7 @@ from typing import Any
 import tokenizers
 
 from windowlm.json_text import parse_json
-from windowlm.tokenization.tokenizer import BytePairTokenizer, BytesTokenizer, Tokenizer
+from windowlm.tokenization.tokenizer import DESCRIPTION_NAME, BytePairTokenizer, BytesTokenizer, Tokenizer
 from windowlm.tokenization.training import BYTE_OF_CHARACTER
 
 TOKENIZER_NAME = "tokenizer.json"
@@ -36,6 +36,18 @@ def write_transformers_files(tokenizer: Tokenizer, folder: Path) -> None:
     }
     (folder / TOKENIZER_NAME).write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
     (folder / SETTINGS_NAME).write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+
+
+def read_model_tokenizer(folder: Path) -> Tokenizer:
+    """Read the tokenizer of a run's or a model's folder, in our layout or transformers'.
+
+    Raises:
+        ValueError: there is none, or it cannot be read.
+    """
+    for place in (folder, folder / "model"):
+        if (place / DESCRIPTION_NAME).is_file():
+            return Tokenizer.load(place)
+    return read_transformers_files(folder)
 
 
 def read_transformers_files(folder: Path) -> Tokenizer:
