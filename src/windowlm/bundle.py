@@ -16,7 +16,8 @@ from safetensors.torch import load_file, save
 
 from windowlm.atomic_write import json_bytes, write_atomically
 from windowlm.errors import UserError
-from windowlm.interchange.config_in import read_foreign_config
+from windowlm.interchange.adapter import TransformersModel, load_any_causal_model
+from windowlm.interchange.config_in import ARCHITECTURES, read_foreign_config
 from windowlm.interchange.weights_in import check_weight, load_foreign_weights, weight_files
 from windowlm.model.cost import model_cost
 from windowlm.model.decoder import Decoder
@@ -39,20 +40,39 @@ _CONFIG_KEYS: dict[str, type] = {
 
 
 @dataclass(frozen=True)
-class Bundle:
-    """A model ready for use.
+class ScorableModel:
+    """A model ready to be scored, ours or one of transformers in an adapter.
 
     Attributes:
-        model: in evaluation mode, float32 weights; ``model(tokens_BT)`` gives logits ``[B, T, V]``.
+        model: in evaluation mode, float32 weights, with the two parts of ``token_loss.LanguageModel``.
         tokenizer: encodes and decodes.
-        config: content of ``config.json``.
+        config: content of a bundle's ``config.json``, as far as it is known.
         folder: where it was read from.
     """
 
-    model: Decoder
+    model: Decoder | TransformersModel
     tokenizer: Tokenizer
     config: dict[str, Any]
     folder: Path
+
+    @property
+    def window(self) -> int | list[int | None] | str | None:
+        """The setting ``model.window``; a description of a model that is not ours."""
+        if isinstance(self.model, Decoder):
+            return self.model.config.window
+        return f"attention of {self.model.model_type}"
+
+    @property
+    def receptive_field(self) -> int | None:
+        """Tokens that can influence an output; None when a layer sees everything, or it is not known."""
+        return None
+
+
+@dataclass(frozen=True)
+class Bundle(ScorableModel):
+    """A model ready for use: ``model(tokens_BT)`` gives logits ``[B, T, V]``."""
+
+    model: Decoder
 
     @property
     def receptive_field(self) -> int | None:
@@ -111,7 +131,7 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> Bundle:
     return Bundle(model.to(device).eval(), tokenizer, config, folder)
 
 
-def check_tokenizer(bundle: Bundle) -> None:
+def check_tokenizer(bundle: ScorableModel) -> None:
     """Refuse a model whose tokenizer is another than in its training.
 
     Raises:
@@ -154,23 +174,43 @@ def _checked_config(folder: ModelFolder) -> dict[str, Any]:
     return config
 
 
-def _load_foreign(folder: ModelFolder, device: str | torch.device) -> Bundle:
-    files = weight_files(folder.path)
-    found = read_foreign_config(folder.path, folder.config["model_type"])
-    tokenizer = foreign_tokenizer(folder)
-    model = Decoder(found.model, found.vocabulary_size)
-    load_foreign_weights(model, files)
-    config = {
+def load_scorable(path: str | Path, device: str | torch.device = "cpu") -> ScorableModel:
+    """Read a model to be scored: what `load` reads, and any other causal model of transformers.
+
+    Raises:
+        UserError: as `load`.
+    """
+    found = find_model_folder(path)
+    if not found.foreign or found.config["model_type"] in ARCHITECTURES:
+        return load(path, device)
+    weight_files(found.path)
+    tokenizer = foreign_tokenizer(found)
+    model = load_any_causal_model(found.path, device)
+    config = _foreign_config(tokenizer, model.vocabulary_size, model.length)
+    return ScorableModel(model, tokenizer, config, found.path)
+
+
+def _foreign_config(tokenizer: Tokenizer, vocabulary_size: int, sequence_length: int) -> dict[str, Any]:
+    return {
         "format": FORMAT,
-        "model": asdict(found.model),
-        "vocabulary_size": found.vocabulary_size,
-        "sequence_length": found.sequence_length,
+        "vocabulary_size": vocabulary_size,
+        "sequence_length": sequence_length,
         "source_identity": UNKNOWN_SOURCE,
         "tokenizer_identity": tokenizer.identity,
         "data": {},
         "tokenizer": {"kind": "folder"},
         "training": {},
     }
+
+
+def _load_foreign(folder: ModelFolder, device: str | torch.device) -> Bundle:
+    files = weight_files(folder.path)
+    found = read_foreign_config(folder.path, folder.config["model_type"])
+    tokenizer = foreign_tokenizer(folder)
+    model = Decoder(found.model, found.vocabulary_size)
+    load_foreign_weights(model, files)
+    config = _foreign_config(tokenizer, found.vocabulary_size, found.sequence_length)
+    config["model"] = asdict(found.model)
     return Bundle(model.to(device).eval(), tokenizer, config, folder.path)
 
 
