@@ -18,7 +18,7 @@ from windowlm.atomic_write import json_bytes, write_atomically
 from windowlm.errors import UserError
 from windowlm.interchange.adapter import TransformersModel, load_any_causal_model
 from windowlm.interchange.config_in import ARCHITECTURES, read_foreign_config
-from windowlm.interchange.weights_in import check_weight, load_foreign_weights, weight_files
+from windowlm.interchange.weights_in import check_finite, check_shape, foreign_decoder, weight_files
 from windowlm.model.cost import model_cost
 from windowlm.model.decoder import Decoder
 from windowlm.model_folder import CONFIG_NAME, WEIGHTS_NAME, ModelFolder, find_model_folder, own_shape
@@ -184,8 +184,8 @@ def load_scorable(path: str | Path, device: str | torch.device = "cpu") -> Scora
     if not found.foreign or found.config["model_type"] in ARCHITECTURES:
         return load(path, device)
     weight_files(found.path)
-    tokenizer = foreign_tokenizer(found)
     model = load_any_causal_model(found.path, device)
+    tokenizer = foreign_tokenizer(found)
     config = _foreign_config(tokenizer, model.vocabulary_size, model.length)
     return ScorableModel(model, tokenizer, config, found.path)
 
@@ -205,10 +205,9 @@ def _foreign_config(tokenizer: Tokenizer, vocabulary_size: int, sequence_length:
 
 def _load_foreign(folder: ModelFolder, device: str | torch.device) -> Bundle:
     files = weight_files(folder.path)
-    found = read_foreign_config(folder.path, folder.config["model_type"])
+    found = read_foreign_config(folder.path, folder.config)
+    model = foreign_decoder(found.model, found.vocabulary_size, files)
     tokenizer = foreign_tokenizer(folder)
-    model = Decoder(found.model, found.vocabulary_size)
-    load_foreign_weights(model, files)
     config = _foreign_config(tokenizer, found.vocabulary_size, found.sequence_length)
     config["model"] = asdict(found.model)
     return Bundle(model.to(device).eval(), tokenizer, config, folder.path)
@@ -239,7 +238,8 @@ def _load_weights(model: Decoder, path: Path) -> None:
     for name, tensor in state.items():
         if name not in expected:
             raise UserError(f"{path}: the model has no tensor {name}; config.json is of another model")
-        check_weight(f"{path}: {name}", tensor, expected[name])
+        check_shape(f"{path}: {name}", tensor.shape, expected[name].shape)
+        check_finite(f"{path}: {name}", tensor)
     model.load_state_dict(state, strict=False)
 
 

@@ -4,7 +4,7 @@ transformers reads the file, with its defaults and its older names; what our lay
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,6 +23,7 @@ from windowlm.model.config import ModelConfig
 ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3", "smollm3")
 BY_LAYER = ("qwen2", "qwen3", "smollm3")  # which of them have layer_types
 LONGEST_REASON = 300
+MOST_LAYERS = 10_000
 Entry = TypeVar("Entry")
 
 
@@ -43,23 +44,27 @@ class ForeignConfig:
     model_type: str
 
 
-def read_foreign_config(folder: Path, model_type: object) -> ForeignConfig:
+def read_foreign_config(folder: Path, stated: Mapping[str, Any]) -> ForeignConfig:
     """Read a folder's config.json.
 
     Args:
         folder: in transformers' layout.
-        model_type: what its config.json says.
+        stated: content of its config.json.
 
     Raises:
         UserError: another architecture, a part that our layers lack, a damaged file, or transformers is not
             installed.
     """
-    path = folder / "config.json"
+    path, model_type = folder / "config.json", stated.get("model_type")
     if model_type not in ARCHITECTURES:
         raise UserError(
             f"{path}: model_type={model_type}: our layers can be {', '.join(ARCHITECTURES)}; any causal "
             "model of transformers can be scored, though: python scripts/evaluate.py checkpoint=FOLDER"
         )
+    layers = stated.get("num_hidden_layers", 0)
+    if not isinstance(layers, int) or layers > MOST_LAYERS:
+        # transformers and our shape list something for each.
+        raise UserError(f"{path}: num_hidden_layers={layers}: at most {MOST_LAYERS:,} are read")
     try:
         from transformers import AutoConfig
     except ImportError:

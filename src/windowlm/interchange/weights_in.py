@@ -1,21 +1,25 @@
 """Weights of a folder in transformers' layout, whole or in shards, for our decoder."""
 
-from collections.abc import Iterable
+import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
 from windowlm.errors import UserError
 from windowlm.interchange.weight_names import transformers_name
 from windowlm.json_text import parse_json
+from windowlm.model.config import ModelConfig
 from windowlm.model.decoder import Decoder
 
 WEIGHTS_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"
 # Tables that old versions wrote, which follow from the config.
 DERIVED = ("rotary_emb.inv_freq",)
+HEAD = transformers_name("head.weight")
+LAYER = re.compile(r"model\.layers\.(\d+)\.")
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -45,56 +49,89 @@ def weight_files(folder: Path) -> list[Path]:
     return files
 
 
-def load_foreign_weights(model: Decoder, files: Iterable[Path]) -> None:
-    """Copy weights into the model, in its dtype.
+def foreign_decoder(config: ModelConfig, vocabulary_size: int, files: Sequence[Path]) -> Decoder:
+    """The model with the weights of the files, float32.
+
+    Names and shapes are compared with those that the files state before anything of that size is made.
 
     Args:
-        model: as ``config_in`` shaped it.
+        config: as ``config_in`` read it.
+        vocabulary_size: rows of the embedding.
         files: of ``weight_files``.
 
     Raises:
         UserError: a file is damaged; a weight is missing, unknown, of another shape, or not finite.
     """
-    expected = {transformers_name(name): weight for name, weight in model.state_dict().items()}
-    found: set[str] = set()
-    head, tied_head = transformers_name("head.weight"), None
-    file = Path()
+    _check_stated(config, vocabulary_size, files)
+    model = Decoder(config, vocabulary_size)
+    weights = {transformers_name(name): weight for name, weight in model.state_dict().items()}
+    tied_head = None
     for file in files:
-        try:
-            state = load_file(file)
-        except (SafetensorError, OSError) as error:
-            raise UserError(f"{file}: not a readable safetensors file: {error}") from None
-        for name, tensor in state.items():
+        for name, tensor in load_file(file).items():
             if name.endswith(DERIVED):
                 continue
-            if name not in expected:
-                raise UserError(f"{file}: the model of config.json has no weight {name}")
-            check_weight(f"{file}: {name}", tensor, expected[name])
-            found.add(name)
-            if name == head and model.config.tied_embeddings:
+            check_finite(f"{file}: {name}", tensor)
+            if name == HEAD and config.tied_embeddings:
                 tied_head = tensor
             else:
-                expected[name].copy_(tensor)
-    if tied_head is not None and not torch.equal(tied_head.to(expected[head].dtype), expected[head]):
+                weights[name].copy_(tensor)
+    if tied_head is not None and not torch.equal(tied_head.to(weights[HEAD].dtype), weights[HEAD]):
         raise UserError(
-            f"{file.parent}: tie_word_embeddings=true, and {head} differs from the embedding; which of the "
-            "two is the model's cannot be known"
+            f"{files[0].parent}: tie_word_embeddings=true, and {HEAD} differs from the embedding; which of "
+            "the two is the model's cannot be known"
         )
+    return model
+
+
+def _check_stated(config: ModelConfig, vocabulary_size: int, files: Sequence[Path]) -> None:
+    stated: dict[str, tuple[Path, torch.Size]] = {}
+    for file in files:
+        try:
+            with safe_open(file, "pt") as content:
+                for name in content.keys():  # noqa: SIM118  # it is no mapping
+                    stated[name] = file, torch.Size(content.get_slice(name).get_shape())
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{file}: not a readable safetensors file: {error}") from None
+    numbers = {int(found[1]) for name in stated if (found := LAYER.match(name))}
+    if len(numbers) != config.layers:
+        raise UserError(
+            f"{files[0].parent}: the weights are of {len(numbers)} layers and config.json asks for "
+            f"{config.layers}; the files are of different models"
+        )
+    with torch.device("meta"):
+        expected = {
+            transformers_name(name): weight.shape
+            for name, weight in Decoder(config, vocabulary_size).state_dict().items()
+        }
+    for name, (file, shape) in stated.items():
+        if name.endswith(DERIVED):
+            continue
+        if name not in expected:
+            raise UserError(f"{file}: the model of config.json has no weight {name}")
+        check_shape(f"{file}: {name}", shape, expected[name])
     for name in expected:
-        if name not in found and not (model.config.tied_embeddings and name == head):
-            raise UserError(f"{file.parent}: the weight {name} is missing, which config.json asks for")
+        if name not in stated and not (name == HEAD and config.tied_embeddings):
+            raise UserError(f"{files[0].parent}: the weight {name} is missing, which config.json asks for")
 
 
-def check_weight(what: str, tensor: torch.Tensor, expected: torch.Tensor) -> None:
-    """Refuse a weight of another shape, or one that holds NaN or infinity.
+def check_shape(what: str, shape: torch.Size, expected: torch.Size) -> None:
+    """Refuse a weight of another shape.
 
     Raises:
         UserError: naming it.
     """
-    if tensor.shape != expected.shape:
+    if shape != expected:
         raise UserError(
-            f"{what} has shape {list(tensor.shape)} and config.json asks for {list(expected.shape)}; the "
-            "files are of different models"
+            f"{what} has shape {list(shape)} and config.json asks for {list(expected)}; the files are of "
+            "different models"
         )
+
+
+def check_finite(what: str, tensor: torch.Tensor) -> None:
+    """Refuse a weight that holds NaN or infinity.
+
+    Raises:
+        UserError: naming it.
+    """
     if not torch.isfinite(tensor).all():
         raise UserError(f"{what} holds NaN or infinity; the training diverged, or the file is damaged")

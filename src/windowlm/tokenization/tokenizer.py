@@ -27,6 +27,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 
 DESCRIPTION_NAME = "tokenizer_description.json"
 _TOKENIZER = "tokenizer.json"
+LARGEST_VOCABULARY = 2**24
 END_MARK = "<|endoftext|>"  # of bytes, where other programs want a text for it
 _GPT2_PRE_TOKENIZER = {
     "type": "ByteLevel",
@@ -156,6 +157,8 @@ class BytePairTokenizer(Tokenizer):
         self._end_mark = end_mark
         self.end_of_document = tokenizer.get_vocab(with_added_tokens=True)[end_mark]
         largest = max(tokenizer.get_vocab(with_added_tokens=True).values())
+        if least_size > LARGEST_VOCABULARY:
+            raise ValueError(f"its model has {least_size:,} rows, and no tokenizer has so many tokens")
         self.vocabulary_size = max(largest + 1, least_size)
         self._bytes_of_token = self._spell_tokens()
         self.token_bytes_V = np.array([len(spelled) for spelled in self._bytes_of_token], dtype=np.int64)

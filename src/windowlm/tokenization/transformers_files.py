@@ -79,6 +79,8 @@ def read_transformers_files(folder: Path) -> Tokenizer:
         raise ValueError(f"{TOKENIZER_NAME} is not a tokenizer's file: {error}") from None
     end_mark = _end_mark(library, settings, model)
     rows = model.get("vocab_size", 0)
+    if not isinstance(rows, int):
+        raise ValueError(f"{MODEL_NAME}: vocab_size={rows!r} is no whole number")
     if _is_bytes(library, library.token_to_id(end_mark)):
         tokenizer: Tokenizer = BytesTokenizer()
     else:

@@ -70,7 +70,7 @@ def _shape(folder: ModelFolder) -> ModelConfig:
         return own_shape(folder)
     from windowlm.interchange.config_in import read_foreign_config
 
-    return read_foreign_config(folder.path, folder.config["model_type"]).model
+    return read_foreign_config(folder.path, folder.config).model
 
 
 def _changed(name: str, composed: Any, own: Any, inside: Set[str], source: str) -> Any:
