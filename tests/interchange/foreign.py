@@ -20,12 +20,12 @@ SIZES: dict[str, Any] = {
     "eos_token_id": 299,
 }
 SLIDING = {"use_sliding_window": True, "sliding_window": 8}
+# Under the names that all versions of transformers read.
 YARN = {
     "rope_type": "yarn",
     "factor": 4.0,
     "original_max_position_embeddings": 32,
     "beta_fast": 16,
-    "rope_theta": 500.0,
 }
 LLAMA3 = {
     "rope_type": "llama3",
@@ -33,16 +33,15 @@ LLAMA3 = {
     "original_max_position_embeddings": 32,
     "low_freq_factor": 1.0,
     "high_freq_factor": 4.0,
-    "rope_theta": 5000.0,
 }
 # Name: architecture, what differs from the sizes, and the windows that it shows.
 FOREIGN: dict[str, tuple[str, dict[str, Any], Any]] = {
     "llama": ("Llama", {}, None),
     "llama, tied, own head size": ("Llama", {"tie_word_embeddings": True, "head_dim": 16}, None),
-    "llama 3.1": ("Llama", {"rope_parameters": LLAMA3}, None),
+    "llama 3.1": ("Llama", {"rope_theta": 5000.0, "rope_scaling": LLAMA3}, None),
     "llama, linear": (
         "Llama",
-        {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}},
+        {"rope_scaling": {"rope_type": "linear", "factor": 2.0}},
         None,
     ),
     "mistral": ("Mistral", {"sliding_window": 8}, 8),
@@ -50,7 +49,7 @@ FOREIGN: dict[str, tuple[str, dict[str, Any], Any]] = {
     "qwen2": ("Qwen2", {}, None),
     "qwen2 with windows": ("Qwen2", {**SLIDING, "max_window_layers": 1}, [None, 8, 8, 8]),
     "qwen3": ("Qwen3", {"head_dim": 16, "rms_norm_eps": 1e-3}, None),
-    "qwen3, yarn": ("Qwen3", {"head_dim": 16, "rope_parameters": YARN}, None),
+    "qwen3, yarn": ("Qwen3", {"head_dim": 16, "rope_theta": 500.0, "rope_scaling": YARN}, None),
     "qwen3 with windows": (
         "Qwen3",
         {"head_dim": 8, **SLIDING, "layer_types": ["sliding_attention", "full_attention"] * 2},

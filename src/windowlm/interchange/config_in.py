@@ -158,7 +158,7 @@ def _rotaries(theirs: Any) -> list[RotaryConfig | None]:
 def _rotary(theirs: Any) -> RotaryConfig:
     given = getattr(theirs, "rope_parameters", None)
     if given is None:  # versions before 5
-        given = {"rope_theta": theirs.rope_theta, **(theirs.rope_scaling or {})}
+        given = {"rope_theta": theirs.rope_theta, **(getattr(theirs, "rope_scaling", None) or {})}
     if any(isinstance(value, dict) for value in given.values()):
         raise UserError(f"rope_parameters={json.dumps(given)}: rotations by kind of layer are not read")
     rest = {name: value for name, value in given.items() if value is not None}
