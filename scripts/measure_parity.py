@@ -3,8 +3,8 @@
 python scripts/measure_parity.py --out docs/results/transformers_parity.json
 
 Random models with a window of 64 at 512 tokens, float32: the largest difference of a logit beside the largest
-logit, the same against a window of one key more (which must be seen), the distance of each side from the model in
-float64, and how many of 256 greedy tokens agree.
+logit, the same against a window of one key more (which must be seen), the distance of each side from the
+model in float64, and how many of 256 greedy tokens agree.
 
 Shapes: B batch, T tokens, V vocabulary.
 """
