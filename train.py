@@ -5,6 +5,7 @@ from pathlib import Path
 
 from windowlm.command_line import Command, Invocation, main
 from windowlm.config import TrainConfig
+from windowlm.training.initial_model import adopt_initial_model
 from windowlm.training.run_folder import check_run_folder
 
 
@@ -17,6 +18,11 @@ def train(config: TrainConfig, invocation: Invocation) -> int:
 
 if __name__ == "__main__":
     command = Command(
-        name="train", config_type=TrainConfig, task=train, check=check_run_folder, fixes_run_dir=True
+        name="train",
+        config_type=TrainConfig,
+        task=train,
+        check=check_run_folder,
+        adopt=adopt_initial_model,
+        fixes_run_dir=True,
     )
     sys.exit(main(command, Path(__file__), Path(__file__).parent / "conf"))

@@ -19,6 +19,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from safetensors.torch import load_file, save_file
 
 Make = Callable[[Path], Any]
 
@@ -438,6 +439,65 @@ def checkpoints() -> Iterator[BadInput]:
         yield BadInput(f"evaluate {' '.join(words)}", words, said, bytes_of(b"a", "tiny.txt"), "evaluate")
 
 
+def foreign(**files: Any) -> Make:
+    """A folder `foreign/` in transformers' layout, of these files."""
+
+    def make(folder: Path) -> None:
+        (folder / "foreign").mkdir()
+        for name, content in {"config.json": {"model_type": "llama"}, **files}.items():
+            data = content if isinstance(content, bytes) else json.dumps(content).encode()
+            (folder / "foreign" / name).write_bytes(data)
+
+    return make
+
+
+def not_finite(folder: Path) -> None:
+    path = folder / "run/model/model.safetensors"
+    state = load_file(path)
+    state["final_norm.weight"][0] = float("nan")
+    save_file(state, path)
+
+
+def other_models() -> Iterator[BadInput]:
+    """Models in transformers' layout that cannot be read, and runs that cannot start from a model."""
+    index = {"model.safetensors.index.json": {"weight_map": {"lm_head.weight": "model-2.safetensors"}}}
+    outside = {"model.safetensors.index.json": {"weight_map": {"lm_head.weight": "../run/config.json"}}}
+    for name, make, said in (
+        ("no weights", foreign(), "neither model.safetensors nor"),
+        ("pickled weights", foreign(**{"pytorch_model.bin": pickled()}), "neither model.safetensors nor"),
+        ("missing shard", foreign(**index), "model-2.safetensors: one of 1 shards is missing"),
+        ("shard elsewhere", foreign(**outside), "foreign/config.json: not a readable safetensors"),
+        ("list for an index", foreign(**{"model.safetensors.index.json": [1]}), "not an index"),
+        ("text for weights", foreign(**{"model.safetensors": b"hello"}), "model.safetensors"),
+        (
+            "code of its own",
+            foreign(
+                **{
+                    "config.json": {"model_type": "evil", "auto_map": {"AutoConfig": "evil.Evil"}},
+                    "evil.py": b"open('pwned', 'w')",
+                    "model.safetensors": b"hello",
+                }
+            ),
+            "transformers cannot open it",
+        ),
+        ("weights that are not finite", not_finite, "final_norm.weight holds NaN"),
+    ):
+        where = "run" if make is not_finite else "foreign"
+        yield BadInput(f"other model {name}", (f"checkpoint={where}",), said, make, "evaluate")
+    for words, said in (
+        (("model.init_from=nowhere",), "model.init_from=nowhere: there is no such folder"),
+        (("model.init_from=books",), "model.init_from=books: "),
+        (("model.init_from=",), "model.init_from"),
+        (("model.init_from=run", "model.dim=48"), "model.dim=48: model.init_from=run has 32"),
+        (("model.init_from=run", "model.qkv_bias=true"), "model.qkv_bias=true"),
+        (("model.init_from=run", "model=small"), "its weights fit no other"),
+        (("tokenizer=folder", "tokenizer.path=books"), "tokenizer.path=books"),
+        (("tokenizer=folder",), "tokenizer.path"),
+        (("model.qk_norm_epsilon=0",), "model.qk_norm_epsilon"),
+    ):
+        yield BadInput(" ".join(words), words, said)
+
+
 def results() -> Iterator[BadInput]:
     """Folders whose results cannot be compared."""
     result = "run/evaluation/length.json"
@@ -458,7 +518,7 @@ def results() -> Iterator[BadInput]:
 
 def bad_inputs() -> list[BadInput]:
     """All of them."""
-    kinds = (settings, command_lines, data_files, tokenizers, checkpoints, results)
+    kinds = (settings, command_lines, data_files, tokenizers, checkpoints, other_models, results)
     return [entry for kind in kinds for entry in kind()]
 
 

@@ -15,6 +15,7 @@ from windowlm.command_line import Command, main
 from windowlm.config import EvaluateConfig, TrainConfig
 from windowlm.errors import exit_status
 from windowlm.evaluation.own_settings import with_own_settings
+from windowlm.training.initial_model import adopt_initial_model
 from windowlm.training.run_folder import check_run_folder
 
 CONF = PROJECT / "conf"
@@ -48,7 +49,12 @@ def run(command: str, words: list[str]) -> int:
     task = runpy.run_path(str(SCRIPTS[command]))[command]
     if command == "train":
         made = Command(
-            name="train", config_type=TrainConfig, task=task, check=check_run_folder, fixes_run_dir=True
+            name="train",
+            config_type=TrainConfig,
+            task=task,
+            check=check_run_folder,
+            adopt=adopt_initial_model,
+            fixes_run_dir=True,
         )
     else:
         made = Command(name="evaluate", config_type=EvaluateConfig, task=task, complete=with_own_settings)

@@ -214,6 +214,15 @@ def test_weights_with_a_tensor_too_few_are_refused(tmp_path):
         load(tmp_path)
 
 
+def test_weights_that_are_not_finite_are_refused(tmp_path):
+    saved(tmp_path)
+    state = load_file(tmp_path / "model.safetensors")
+    state["final_norm.weight"][3] = float("inf")
+    save_file(state, tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match=r"final_norm\.weight holds NaN or infinity"):
+        load(tmp_path)
+
+
 def test_the_tokenizer_counts_bytes_as_the_text_does(tmp_path):
     saved(tmp_path)
     tokenizer = load(tmp_path).tokenizer

@@ -31,6 +31,7 @@ GROUPS = [
 COMPANIONS = {
     ("data", "text"): ["data.path=README.md"],
     ("tokenizer", "file"): ["tokenizer.path=tokenizer.json"],
+    ("tokenizer", "folder"): ["tokenizer.path=runs/one"],
     **{
         ("experiment", name): ["data.path=README.md"] for name in ("books_300s", "ablation", "ablation_plain")
     },

@@ -4,30 +4,29 @@
 ``sequence_length``, ``source_identity``, ``tokenizer_identity``, ``data``, ``tokenizer`` and ``training``.
 """
 
-import json
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 from windowlm.atomic_write import json_bytes, write_atomically
 from windowlm.errors import UserError
-from windowlm.json_text import parse_json
-from windowlm.model.config import ModelConfig
+from windowlm.interchange.adapter import TransformersModel, load_any_causal_model
+from windowlm.interchange.config_in import ARCHITECTURES, read_foreign_config
+from windowlm.interchange.weights_in import check_finite, check_shape, foreign_decoder, weight_files
 from windowlm.model.cost import model_cost
 from windowlm.model.decoder import Decoder
+from windowlm.model_folder import CONFIG_NAME, WEIGHTS_NAME, ModelFolder, find_model_folder, own_shape
 from windowlm.tokenization.tokenizer import Tokenizer
+from windowlm.tokenization.transformers_files import read_transformers_files
 
 FORMAT = 1
-MODEL_FOLDER = "model"
-WEIGHTS_NAME = "model.safetensors"
-CONFIG_NAME = "config.json"
+UNKNOWN_SOURCE = "unknown"  # of models that others trained
 _JSON_NAMES: dict[type, str] = {dict: "an object", int: "a whole number", str: "a text"}
 _CONFIG_KEYS: dict[str, type] = {
     "model": dict,
@@ -41,20 +40,39 @@ _CONFIG_KEYS: dict[str, type] = {
 
 
 @dataclass(frozen=True)
-class Bundle:
-    """A model ready for use.
+class ScorableModel:
+    """A model ready to be scored, ours or one of transformers in an adapter.
 
     Attributes:
-        model: in evaluation mode, float32 weights; ``model(tokens_BT)`` gives logits ``[B, T, V]``.
+        model: in evaluation mode, float32 weights, with the two parts of ``token_loss.LanguageModel``.
         tokenizer: encodes and decodes.
-        config: content of ``config.json``.
+        config: content of a bundle's ``config.json``, as far as it is known.
         folder: where it was read from.
     """
 
-    model: Decoder
+    model: Decoder | TransformersModel
     tokenizer: Tokenizer
     config: dict[str, Any]
     folder: Path
+
+    @property
+    def window(self) -> int | list[int | None] | str | None:
+        """The setting ``model.window``; a description of a model that is not ours."""
+        if isinstance(self.model, Decoder):
+            return self.model.config.window
+        return f"attention of {self.model.model_type}"
+
+    @property
+    def receptive_field(self) -> int | None:
+        """Tokens that can influence an output; None when a layer sees everything, or it is not known."""
+        return None
+
+
+@dataclass(frozen=True)
+class Bundle(ScorableModel):
+    """A model ready for use: ``model(tokens_BT)`` gives logits ``[B, T, V]``."""
+
+    model: Decoder
 
     @property
     def receptive_field(self) -> int | None:
@@ -83,23 +101,22 @@ def save_bundle(
 
 
 def load(path: str | Path, device: str | torch.device = "cpu") -> Bundle:
-    """Read a bundle.
+    """Read a model with its tokenizer.
 
     Args:
-        path: a run's folder or its model folder.
+        path: a run's folder or its model folder; a folder in transformers' layout, such as an exported one;
+            or the name of a model on the hub, ``owner/name``.
         device: where the model goes.
 
     Raises:
-        UserError: a file is missing or damaged, or a tensor does not fit the model of ``config.json``.
+        UserError: a file is missing or damaged, a tensor does not fit the model of ``config.json``, or our
+            layers cannot be that model.
     """
-    folder = _model_folder(Path(path))
-    config = _read_config(folder)
-    try:
-        shape = TypeAdapter(ModelConfig).validate_json(json.dumps(config["model"]), strict=True)
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(map(str, ("model", *first["loc"])))
-        raise UserError(f"{folder / CONFIG_NAME}: {key}: {first['msg']}") from None
+    found = find_model_folder(path)
+    if found.foreign:
+        return _load_foreign(found, device)
+    folder, config = found.path, _checked_config(found)
+    shape = own_shape(found)
     try:
         tokenizer = Tokenizer.load(folder)
     except ValueError as error:
@@ -112,6 +129,21 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> Bundle:
     model = Decoder(shape, tokenizer.vocabulary_size)
     _load_weights(model, folder / WEIGHTS_NAME)
     return Bundle(model.to(device).eval(), tokenizer, config, folder)
+
+
+def check_tokenizer(bundle: ScorableModel) -> None:
+    """Refuse a model whose tokenizer is another than in its training.
+
+    Raises:
+        UserError: the files in its folder are of another tokenizer.
+    """
+    now, then = bundle.tokenizer.identity, bundle.config["tokenizer_identity"]
+    if now != then:
+        raise UserError(
+            f"checkpoint={bundle.folder}: the tokenizer in {bundle.folder} is not that of its "
+            f"training ({now}, then {then}), so that its tokens would mean something else; restore the "
+            "tokenizer's files, or train again"
+        )
 
 
 def device_named(name: str) -> torch.device:
@@ -130,28 +162,9 @@ def device_named(name: str) -> torch.device:
     return device
 
 
-def _model_folder(path: Path) -> Path:
-    if not path.is_dir():
-        raise UserError(
-            f"checkpoint={path}: there is no such folder; give a run's folder or its model folder"
-        )
-    folder = path if (path / WEIGHTS_NAME).is_file() else path / MODEL_FOLDER
-    missing = [name for name in (WEIGHTS_NAME, CONFIG_NAME) if not (folder / name).is_file()]
-    if missing:
-        raise UserError(
-            f"checkpoint={path}: {folder / missing[0]} is missing; give the folder of a run that has "
-            "ended, or its model folder"
-        )
-    return folder
-
-
-def _read_config(folder: Path) -> dict[str, Any]:
-    path = folder / CONFIG_NAME
-    try:
-        config = parse_json(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON: {error}") from None
-    if not isinstance(config, dict) or config.get("format") != FORMAT:
+def _checked_config(folder: ModelFolder) -> dict[str, Any]:
+    path, config = folder.path / CONFIG_NAME, folder.config
+    if config.get("format") != FORMAT:
         raise UserError(f"{path}: format must be {FORMAT}, the only one that this version of windowlm reads")
     for key, kind in _CONFIG_KEYS.items():
         if key not in config:
@@ -159,6 +172,57 @@ def _read_config(folder: Path) -> dict[str, Any]:
         if not isinstance(config[key], kind):
             raise UserError(f"{path}: {key}={config[key]!r}: must be {_JSON_NAMES[kind]}")
     return config
+
+
+def load_scorable(path: str | Path, device: str | torch.device = "cpu") -> ScorableModel:
+    """Read a model to be scored: what `load` reads, and any other causal model of transformers.
+
+    Raises:
+        UserError: as `load`.
+    """
+    found = find_model_folder(path)
+    if not found.foreign or found.config["model_type"] in ARCHITECTURES:
+        return load(path, device)
+    weight_files(found.path)
+    model = load_any_causal_model(found.path, device)
+    tokenizer = foreign_tokenizer(found)
+    config = _foreign_config(tokenizer, model.vocabulary_size, model.length)
+    return ScorableModel(model, tokenizer, config, found.path)
+
+
+def _foreign_config(tokenizer: Tokenizer, vocabulary_size: int, sequence_length: int) -> dict[str, Any]:
+    return {
+        "format": FORMAT,
+        "vocabulary_size": vocabulary_size,
+        "sequence_length": sequence_length,
+        "source_identity": UNKNOWN_SOURCE,
+        "tokenizer_identity": tokenizer.identity,
+        "data": {},
+        "tokenizer": {"kind": "folder"},
+        "training": {},
+    }
+
+
+def _load_foreign(folder: ModelFolder, device: str | torch.device) -> Bundle:
+    files = weight_files(folder.path)
+    found = read_foreign_config(folder.path, folder.config)
+    model = foreign_decoder(found.model, found.vocabulary_size, files)
+    tokenizer = foreign_tokenizer(folder)
+    config = _foreign_config(tokenizer, found.vocabulary_size, found.sequence_length)
+    config["model"] = asdict(found.model)
+    return Bundle(model.to(device).eval(), tokenizer, config, folder.path)
+
+
+def foreign_tokenizer(folder: ModelFolder) -> Tokenizer:
+    """The tokenizer of a folder in transformers' layout.
+
+    Raises:
+        UserError: it is missing, damaged, of another model, or not byte-level.
+    """
+    try:
+        return read_transformers_files(folder.path)
+    except ValueError as error:
+        raise UserError(f"{folder.path}: its tokenizer cannot be read: {error}") from None
 
 
 def _load_weights(model: Decoder, path: Path) -> None:
@@ -174,11 +238,8 @@ def _load_weights(model: Decoder, path: Path) -> None:
     for name, tensor in state.items():
         if name not in expected:
             raise UserError(f"{path}: the model has no tensor {name}; config.json is of another model")
-        if tensor.shape != expected[name].shape:
-            raise UserError(
-                f"{path}: {name} has shape {list(tensor.shape)} and config.json asks for "
-                f"{list(expected[name].shape)}; the files are of different models"
-            )
+        check_shape(f"{path}: {name}", tensor.shape, expected[name].shape)
+        check_finite(f"{path}: {name}", tensor)
     model.load_state_dict(state, strict=False)
 
 

@@ -10,7 +10,7 @@ import re
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import product
@@ -56,6 +56,7 @@ class Command(Generic[Config]):
         check: called before anything is written with the configuration of each run, their folder, and whether
             it is that of a sweep.
         complete: adds to the composed values what neither the YAML nor the command line says.
+        adopt: replaces composed values by those of a file that they name, given the keys of the command line.
         fixes_run_dir: the command writes a run folder, whose name is chosen here, once.
     """
 
@@ -64,6 +65,7 @@ class Command(Generic[Config]):
     task: Callable[[Config, Invocation], int]
     check: Callable[[Sequence[Config], Path, bool], None] | None = None
     complete: Callable[[dict[str, Any]], dict[str, Any]] | None = None
+    adopt: Callable[[dict[str, Any], Set[str]], dict[str, Any]] | None = None
     fixes_run_dir: bool = False
 
 
@@ -183,7 +185,7 @@ def _check(command: Command[Any], conf: Path, overrides: list[str], *, sweep: bo
                 try:
                     refuse_settings_of_no_group(words, settings_of(command.config_type))
                     composed = compose(command.name, words, return_hydra_config=True)
-                    configs.append(check_config(command.config_type, _plain(command, composed)))
+                    configs.append(check_config(command.config_type, _plain(command, composed, words)))
                 except ConfigError as error:
                     raise _keep_sweep(error, overrides, words) if sweep else error from None
                 folders.append(Path(composed.hydra.sweep.dir if sweep else composed.hydra.run.dir))
@@ -202,8 +204,8 @@ def _check(command: Command[Any], conf: Path, overrides: list[str], *, sweep: bo
     return configs, folders[0]
 
 
-def _plain(command: Command[Any], composed: Any) -> dict[str, Any]:
-    """The settings of a composed configuration, without Hydra's own."""
+def _plain(command: Command[Any], composed: Any, words: Iterable[str]) -> dict[str, Any]:
+    """The settings of a configuration composed with these overrides, without Hydra's own."""
     from omegaconf import OmegaConf
 
     own = OmegaConf.masked_copy(composed, [name for name in composed if name != "hydra"])
@@ -212,7 +214,9 @@ def _plain(command: Command[Any], composed: Any) -> dict[str, Any]:
     container = OmegaConf.to_container(own, resolve=True)
     assert isinstance(container, dict)
     values = {str(key): container[key] for key in container}
-    return values if command.complete is None else command.complete(values)
+    if command.complete is not None:
+        values = command.complete(values)
+    return values if command.adopt is None else command.adopt(values, set(map(key_of, words)))
 
 
 def _expand(command: Command[Any], overrides: list[str]) -> Iterator[list[str]]:
@@ -373,7 +377,7 @@ def _hand_to_hydra(
 
     def task(composed: DictConfig) -> None:
         runtime = HydraConfig.get()
-        values = _plain(command, composed)
+        values = _plain(command, composed, runtime.overrides.task)
         if command.fixes_run_dir:
             values["run_dir"] = runtime.runtime.output_dir
         invocation = Invocation(

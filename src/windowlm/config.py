@@ -177,6 +177,27 @@ class GenerateConfig(SamplingConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """Settings of ``python scripts/export.py``.
+
+    Args:
+        checkpoint: run folder, or a model folder with its safetensors, config and tokenizer.
+        to: whose layout to write.
+        out: folder to make.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+
+    checkpoint: str
+    to: Literal["transformers"] = "transformers"
+    out: str
+
+    def __post_init__(self) -> None:
+        if not self.out.strip():
+            raise ValueError(f"out={self.out}: a folder to make; try out=exported")
+
+
+@dataclass(frozen=True, kw_only=True)
 class ShowAttentionConfig(AttentionPicture):
     """Settings of ``python scripts/show_attention.py``.
 

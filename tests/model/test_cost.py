@@ -13,7 +13,7 @@ def config(**changes: object) -> ModelConfig:
     return ModelConfig(**{**settings, **changes})  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("name", ["tied_embeddings", "qk_norm", "learned_sinks", "output_gate"])
+@pytest.mark.parametrize("name", ["tied_embeddings", "qk_norm", "qkv_bias", "learned_sinks", "output_gate"])
 @pytest.mark.parametrize("value", [True, False])
 def test_parameters_are_those_of_the_module(name: str, value: bool) -> None:
     shape = config(**{name: value})

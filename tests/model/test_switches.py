@@ -29,6 +29,7 @@ SWITCHES: dict[str, dict[str, object]] = {
     "embedding residual": {"embedding_residual": True, "zero_output_init": True},
     "short convolution": {"short_convolution": 3},
     "final logit cap": {"final_logit_cap": 2.0},
+    "biases": {"qkv_bias": True, "qk_norm_epsilon": 1e-2},
 }
 SWITCHES["all"] = {name: value for settings in SWITCHES.values() for name, value in settings.items()}
 each_switch = pytest.mark.parametrize("switch", SWITCHES)

@@ -17,7 +17,7 @@ def test_each_yaml_states_every_setting_and_is_valid(file: Path) -> None:
     values = yaml.safe_load(file.read_text())
     assert set(values) == {field.name for field in fields(TokenizerConfig)}
     assert values["kind"] == file.stem
-    needed: dict[str, Any] = {"path": "tokenizer.json"} if file.stem == "file" else {}
+    needed: dict[str, Any] = {"path": "tokenizer.json"} if file.stem in ("file", "folder") else {}
     TokenizerConfig(**values | needed)
 
 

@@ -27,15 +27,18 @@ def project_jointly(hidden_ND: Tensor, layers: Sequence[nn.Linear]) -> tuple[Ten
 
     Args:
         hidden_ND: [..., D].
-        layers: without biases, of D inputs each.
+        layers: of D inputs each, all with biases or all without.
 
     Returns:
         [..., outputs of the layer] for each layer.
     """
-    assert all(layer.bias is None for layer in layers)
+    biases: list[Tensor] = [layer.bias for layer in layers if layer.bias is not None]
+    assert len(biases) in (0, len(layers))
     few_tokens = not torch.is_grad_enabled() and math.prod(hidden_ND.shape[:-1]) <= FEW_TOKENS
     joinable = hidden_ND.device.type == "cpu" and all(type(layer) is nn.Linear for layer in layers)
     if few_tokens or not joinable:
         return tuple(layer(hidden_ND) for layer in layers)
     weight_OD = torch.cat([layer.weight for layer in layers])
-    return torch.split(F.linear(hidden_ND, weight_OD), [layer.out_features for layer in layers], dim=-1)
+    bias_O = torch.cat(biases) if biases else None
+    outputs_NO = F.linear(hidden_ND, weight_OD, bias_O)
+    return torch.split(outputs_NO, [layer.out_features for layer in layers], dim=-1)

@@ -43,6 +43,8 @@ class SlidingWindowAttention(nn.Module):
         rotary: rotary position embedding; None for no positions at all.
         qk_norm: RMS-normalise each head's queries and keys before the rotation
             (Henry et al. 2020, https://arxiv.org/abs/2010.04245; with RMS as in Qwen 3 and OLMo 2).
+        qk_norm_epsilon: added to the mean square there; None for the machine epsilon of the dtype.
+        qkv_bias: a bias on queries, keys and values (as in Qwen 2, https://arxiv.org/abs/2407.10671).
         sinks: how many first tokens stay visible to all (Xiao et al. 2023, https://arxiv.org/abs/2309.17453).
         learned_sinks: a logit for each head joins the softmax's denominator, so that a head may attend to
             nothing (Xiao et al. 2023; as in gpt-oss, https://arxiv.org/abs/2508.10925).
@@ -71,6 +73,8 @@ class SlidingWindowAttention(nn.Module):
         backend: str = "auto",
         rotary: RotaryConfig | None = DEFAULT_ROTARY,
         qk_norm: bool = False,
+        qk_norm_epsilon: float | None = None,
+        qkv_bias: bool = False,
         sinks: int = 0,
         learned_sinks: bool = False,
         gate: bool = False,
@@ -103,13 +107,13 @@ class SlidingWindowAttention(nn.Module):
         self.heads, self.kv_heads, self.dim_head = heads, kv_heads, dim_head
         self.dropout, self.causal, self.backend = dropout, causal, backend
         self.sinks, self.logit_cap = sinks, logit_cap
-        self.query = nn.Linear(dim, heads * dim_head, bias=False)
-        self.key = nn.Linear(dim, kv_heads * dim_head, bias=False)
-        self.value = nn.Linear(dim, kv_heads * dim_head, bias=False)
+        self.query = nn.Linear(dim, heads * dim_head, bias=qkv_bias)
+        self.key = nn.Linear(dim, kv_heads * dim_head, bias=qkv_bias)
+        self.value = nn.Linear(dim, kv_heads * dim_head, bias=qkv_bias)
         self.output = nn.Linear(heads * dim_head, dim, bias=False)
         self.rotary = None if rotary is None else RotaryEmbedding(dim_head, rotary)
-        self.query_norm = nn.RMSNorm(dim_head) if qk_norm else None
-        self.key_norm = nn.RMSNorm(dim_head) if qk_norm else None
+        self.query_norm = nn.RMSNorm(dim_head, eps=qk_norm_epsilon) if qk_norm else None
+        self.key_norm = nn.RMSNorm(dim_head, eps=qk_norm_epsilon) if qk_norm else None
         self.sink_logits = nn.Parameter(torch.empty(heads)) if learned_sinks else None
         self.gate = nn.Linear(dim, heads, bias=False) if gate else None
         self.value_shares = nn.Parameter(torch.empty(2)) if value_embedding else None

@@ -20,6 +20,7 @@ from windowlm.tokenization import training as training_module
 from windowlm.tokenization.config import TokenizerConfig
 from windowlm.tokenization.tokenizer import BytePairTokenizer, BytesTokenizer, Tokenizer
 from windowlm.tokenization.training import train_bpe
+from windowlm.tokenization.transformers_files import read_model_tokenizer
 
 
 def prepare_tokenizer(
@@ -34,10 +35,15 @@ def prepare_tokenizer(
         folder: Cache folder.
 
     Raises:
-        DataError: The file of `kind=file` cannot be used.
+        DataError: The file of `kind=file`, or the folder of `kind=folder`, cannot be used.
     """
     if config.kind == "bytes":
         return BytesTokenizer()
+    if config.kind == "folder":
+        try:
+            return read_model_tokenizer(Path(str(config.path)).expanduser())
+        except ValueError as error:
+            raise DataError(f"tokenizer.path={config.path}: {error}") from error
     if config.kind == "file":
         try:
             return BytePairTokenizer.from_file(Path(str(config.path)).expanduser(), config.end_mark)

@@ -11,12 +11,18 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from windowlm.bundle import MODEL_FOLDER, Bundle, device_named, load
+from windowlm.bundle import ScorableModel, check_tokenizer, device_named, load_scorable
 from windowlm.data.token_store import TokenSplit
 from windowlm.errors import UserError
 from windowlm.evaluation.config import EvaluationConfig
 from windowlm.evaluation.html_page import Section, html_page
-from windowlm.evaluation.length_page import PAGE_NAME, cost_rows, length_sections, settings_of_run
+from windowlm.evaluation.length_page import (
+    PAGE_NAME,
+    cost_rows,
+    length_sections,
+    pace_rows,
+    settings_of_run,
+)
 from windowlm.evaluation.length_sweep import length_sweep
 from windowlm.evaluation.report import length_plot, length_table
 from windowlm.evaluation.result import LengthResult, RunFacts
@@ -24,7 +30,9 @@ from windowlm.evaluation.result_files import PLOT_NAME, evaluation_name, write_r
 from windowlm.evaluation.scored_documents import scored_documents
 from windowlm.evaluation.target_losses import TargetLosses
 from windowlm.evaluation.targets import Documents, TargetSet
+from windowlm.interchange.adapter import TransformersModel
 from windowlm.model.decoder import Decoder
+from windowlm.model_folder import IN_RUN
 
 
 class TextDocuments(Documents, Protocol):
@@ -49,7 +57,7 @@ class Evaluated:
         folder: where the files are.
     """
 
-    bundle: Bundle
+    bundle: ScorableModel
     documents: TokenSplit
     result: LengthResult
     losses: TargetLosses
@@ -87,7 +95,7 @@ def evaluate_model(
 
 
 def _evaluate(
-    model: Decoder,
+    model: Decoder | TransformersModel,
     documents: TextDocuments,
     token_bytes_V: npt.NDArray[np.int64],
     evaluation: EvaluationConfig,
@@ -112,9 +120,11 @@ def _evaluate(
         )
         seconds = time.perf_counter() - started
         tokens = progress.tasks[task].completed
-    costs = cost_rows(
-        model.config, model.vocabulary_size, result, _words(documents, targets), tokens / seconds
-    )
+    if isinstance(model, Decoder):
+        words = _words(documents, targets)
+        costs = cost_rows(model.config, model.vocabulary_size, result, words, tokens / seconds)
+    else:
+        costs = pace_rows(result, tokens / seconds)
     sections = length_sections(result, costs, settings_of_run(folder.parent))
     page = html_page(f"Evaluation of {folder.parent.name}", sections)
     earlier = write_results(
@@ -139,40 +149,37 @@ def evaluate_checkpoint(
     device: str = "auto",
     output_dir: Path | None = None,
 ) -> Evaluated:
-    """Score a finished run, print its table and say where the files are.
+    """Score a finished run, or a model of transformers; print the table and say where the files are.
 
     Args:
-        checkpoint: a run's folder or its model folder.
+        checkpoint: a run's folder, a model's folder in our layout or transformers', or a name of the hub.
         data: settings of the documents. With ``path`` or ``name`` all documents there are scored, otherwise
             a split of the run's own data.
         evaluation: context lengths, budget and precision.
         device: ``auto`` takes a GPU where there is one.
         output_dir: folder of the files; None is ``evaluation`` in the run's folder, and for other data than
-            the run's own ``evaluation_NAME`` beside it.
+            the run's own ``evaluation_NAME`` beside it. A model of the hub has ``runs/OWNER--NAME``.
 
     Raises:
         UserError: the checkpoint, the data or the device cannot be used.
     """
     from rich.console import Console
 
-    bundle = load(checkpoint, device_named(device))
-    if bundle.tokenizer.identity != bundle.config["tokenizer_identity"]:
-        raise UserError(
-            f"checkpoint={checkpoint}: the tokenizer in {bundle.folder} is not that of its training "
-            f"({bundle.tokenizer.identity}, then {bundle.config['tokenizer_identity']}), so that its tokens "
-            "would mean something else; restore the tokenizer's files, or train again"
-        )
+    bundle = load_scorable(checkpoint, device_named(device))
+    check_tokenizer(bundle)
     documents, source_identity = scored_documents(bundle, evaluation.split, data)
     facts = RunFacts(
         training_length=bundle.config["sequence_length"],
-        window=bundle.model.config.window,
+        window=bundle.window,
         receptive_field=bundle.receptive_field,
         tokens_trained=bundle.config["training"].get("tokens_trained"),
         tokenizer_identity=bundle.tokenizer.identity,
         source_identity=source_identity,
         split=documents.name,
     )
-    run = bundle.folder.parent if bundle.folder.name == MODEL_FOLDER else bundle.folder
+    run = bundle.folder.parent if bundle.folder.name == IN_RUN else bundle.folder
+    if not checkpoint.is_dir():
+        run = Path("runs", str(checkpoint).replace("/", "--"))
     folder = run / evaluation_name(data) if output_dir is None else output_dir
     _check_writable(folder)
     result, earlier, losses, sections = _evaluate(

@@ -108,6 +108,14 @@ def cost_rows(
     ]
 
 
+def pace_rows(result: LengthResult, tokens_per_second: float) -> list[dict[str, Any]]:
+    """What is known of the cost of a model that is not ours."""
+    return [
+        {"what": "parameters", "amount": result["parameters"]},
+        {"what": "tokens a second, forward, in this evaluation", "amount": round(tokens_per_second)},
+    ]
+
+
 def settings_of_run(folder: Path) -> dict[str, Any]:
     """Settings by full key of the run in a folder; nothing where there are none to be read."""
     try:

@@ -215,6 +215,8 @@ def window_text(result: LengthResult) -> str:
     """Windows of the layers' pattern and the receptive field, in words."""
     window = result["window"]
     reach = result["receptive_field"]
+    if isinstance(window, str):
+        return window
     shown = " ".join(
         "full" if size is None else str(size) for size in (window if isinstance(window, list) else [window])
     )

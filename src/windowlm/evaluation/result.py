@@ -71,7 +71,7 @@ class RunFacts(TypedDict):
 
     Attributes:
         training_length: tokens of a training sequence; a window beyond it is extrapolation.
-        window: the setting ``model.window``.
+        window: the setting ``model.window``; a description for a model that is not ours.
         receptive_field: tokens that can influence an output; None when a layer sees everything.
         tokens_trained: tokens seen by these weights, where known.
         tokenizer_identity: hash of the tokenizer.
@@ -80,7 +80,7 @@ class RunFacts(TypedDict):
     """
 
     training_length: int
-    window: int | list[int | None] | None
+    window: int | list[int | None] | str | None
     receptive_field: int | None
     tokens_trained: int | None
     tokenizer_identity: str

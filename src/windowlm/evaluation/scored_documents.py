@@ -7,13 +7,15 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from windowlm.bundle import Bundle
+from windowlm.bundle import UNKNOWN_SOURCE, ScorableModel
 from windowlm.data.config import DataConfig
 from windowlm.data.token_store import PreparedData, TokenSplit, prepare_all_documents, prepare_tokens
 from windowlm.errors import UserError
 
 
-def scored_documents(bundle: Bundle, split: str, settings: Mapping[str, Any]) -> tuple[TokenSplit, str]:
+def scored_documents(
+    bundle: ScorableModel, split: str, settings: Mapping[str, Any]
+) -> tuple[TokenSplit, str]:
     """Documents to score, and the hash of the data that they are of.
 
     With ``path`` or ``name`` these are all documents there, whole and in no split; nothing but the cache
@@ -50,7 +52,7 @@ def scored_documents(bundle: Bundle, split: str, settings: Mapping[str, Any]) ->
     return documents, prepared.source_identity
 
 
-def training_documents(bundle: Bundle) -> TokenSplit:
+def training_documents(bundle: ScorableModel) -> TokenSplit:
     """The documents that a run was trained on.
 
     Raises:
@@ -67,7 +69,12 @@ def training_documents(bundle: Bundle) -> TokenSplit:
     return prepared.train
 
 
-def _own_data(bundle: Bundle, settings: Mapping[str, Any]) -> PreparedData:
+def _own_data(bundle: ScorableModel, settings: Mapping[str, Any]) -> PreparedData:
+    if bundle.config["source_identity"] == UNKNOWN_SOURCE:
+        raise UserError(
+            f"checkpoint={bundle.folder}: others trained it, so which documents it was trained on is not "
+            "known; score documents that you name: data.path=FILE_OR_FOLDER"
+        )
     return prepare_tokens(_checked({**bundle.config["data"], **settings}), bundle.tokenizer)
 
 

@@ -67,6 +67,8 @@ class ModelConfig:
         logit_cap: bound attention scores by ``cap * tanh(score / cap)`` (Gemma 2, arXiv:2408.00118); null
             for no bound.
         qk_norm: RMSNorm over each query and key head before the rotation (Henry et al. 2020).
+        qk_norm_epsilon: added to the mean square in these norms; null for the machine epsilon of the dtype.
+        qkv_bias: a bias on queries, keys and values (as in Qwen2, arXiv:2407.10671).
         tied_embeddings: share the embedding matrix with the output head.
         attention_dropout: dropout on attention weights while training.
         norm_epsilon: added to the mean square in every RMSNorm.
@@ -86,6 +88,8 @@ class ModelConfig:
             keys and values reads (Primer, So et al. 2021, arXiv:2109.08668); null for none.
         zero_output_init: matrices that write into the residual stream start at zero, so that every layer
             starts as the identity (Goyal et al. 2017, arXiv:1706.02677, section 5.1; as in modded-nanogpt).
+        init_from: folder or hub name of a model that training starts from, of ours or in transformers'
+            layout; shape and tokenizer are then its own, and the settings without weights may be changed.
     """
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
@@ -103,6 +107,8 @@ class ModelConfig:
     output_gate: bool = False
     logit_cap: float | None = None
     qk_norm: bool = True
+    qk_norm_epsilon: float | None = None
+    qkv_bias: bool = False
     tied_embeddings: bool = True
     attention_dropout: float = 0.0
     norm_epsilon: float = 1e-6
@@ -114,6 +120,7 @@ class ModelConfig:
     short_convolution: int | None = None
     final_logit_cap: float | None = None
     zero_output_init: bool = False
+    init_from: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("layers", "dim", "heads", "kv_heads", "head_dim", "feed_forward_dim"):
@@ -166,6 +173,15 @@ class ModelConfig:
             )
         if not self.norm_epsilon > 0:
             raise ValueError(f"norm_epsilon={self.norm_epsilon}: must be above 0; try norm_epsilon=1e-6")
+        if self.qk_norm_epsilon is not None and not self.qk_norm_epsilon > 0:
+            raise ValueError(
+                f"qk_norm_epsilon={self.qk_norm_epsilon}: must be above 0, or null for the machine epsilon "
+                "of the dtype; try qk_norm_epsilon=null"
+            )
+        if self.init_from is not None and not self.init_from.strip():
+            raise ValueError(
+                f"init_from={self.init_from}: the folder or hub name of a model, or null; try init_from=null"
+            )
 
     def layer_windows(self) -> list[int | None]:
         """Window of each layer, the pattern repeated from the first layer on."""

@@ -57,6 +57,8 @@ def model_cost(
     if config.output_gate:
         block += config.dim * config.heads
     vectors = 2 * config.dim + (2 * config.head_dim if config.qk_norm else 0)
+    if config.qkv_bias:
+        vectors += attention_width + 2 * kv_width
     if config.learned_sinks:
         vectors += config.heads
     if config.short_convolution is not None:

@@ -44,6 +44,8 @@ class Block(nn.Module):
             dropout=config.attention_dropout,
             kv_heads=config.kv_heads,
             qk_norm=config.qk_norm,
+            qk_norm_epsilon=config.qk_norm_epsilon,
+            qkv_bias=config.qkv_bias,
             rotary=rotary,
             backend=config.backend,
             sinks=sinks,

@@ -7,6 +7,7 @@
 | query, key, value, gate, up        | normal, standard deviation fan_in ** -0.5     |
 | attention output, down             | normal, fan_in ** -0.5 * (2 * layers) ** -0.5 |
 |                                    | zeros with zero_output_init                   |
+| biases of query, key and value     | zeros                                         |
 | RMSNorm weights                    | ones                                          |
 | output gate of the attention       | zeros                                         |
 | logits of learned sinks            | zeros                                         |
@@ -48,6 +49,8 @@ def initialize(model: nn.Module, layers: int, *, zero_outputs: bool = False) -> 
             if kind in RESIDUAL_OUTPUTS:
                 deviation *= 0.0 if zero_outputs else (2 * layers) ** -0.5
             nn.init.normal_(module.weight, std=deviation)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
         elif isinstance(module, nn.RMSNorm):
             nn.init.ones_(module.weight)
     for name, parameter in model.named_parameters():

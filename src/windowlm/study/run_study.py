@@ -10,7 +10,6 @@ import numpy as np
 import torch
 
 from windowlm.atomic_write import write_atomically
-from windowlm.bundle import WEIGHTS_NAME
 from windowlm.errors import UserError
 from windowlm.evaluation.evaluate import Evaluated
 from windowlm.evaluation.html_page import Section, html_page
@@ -18,6 +17,7 @@ from windowlm.evaluation.length_page import PAGE_NAME
 from windowlm.evaluation.precision import scoring
 from windowlm.evaluation.scored_documents import training_documents
 from windowlm.evaluation.target_losses import LOSSES_NAME, TargetLosses, read_losses
+from windowlm.interchange.weights_in import weight_files
 from windowlm.study.config import StudyConfig
 from windowlm.study.far_context import far_context
 from windowlm.study.far_repeats import far_repeats
@@ -208,9 +208,11 @@ def _choosers(evaluated: Evaluated, study: StudyConfig) -> dict[str, TargetLosse
 
 
 def _facts(evaluated: Evaluated) -> dict[str, Any]:
-    weights = (evaluated.bundle.folder / WEIGHTS_NAME).read_bytes()
+    weights = hashlib.sha256()
+    for file in weight_files(evaluated.bundle.folder):
+        weights.update(file.read_bytes())
     return {
-        "model": hashlib.sha256(weights).hexdigest(),
+        "model": weights.hexdigest(),
         "targets_hash": evaluated.result["targets_hash"],
         "context_lengths": [row["context_length"] for row in evaluated.result["rows"]],
         "precision": evaluated.evaluation.precision,

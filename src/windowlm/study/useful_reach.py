@@ -20,7 +20,8 @@ def useful_reach(result: LengthResult) -> MeasureResult:
     rows = result["rows"]
     loss = [row["bits_per_byte"] for row in rows]
     gain = loss[0] - min(loss)
-    windows = result["window"] if isinstance(result["window"], list) else [result["window"]]
+    stated = result["window"]
+    windows = stated if isinstance(stated, list) else [None if isinstance(stated, str) else stated]
     widest = None if None in windows else max(window for window in windows if window is not None)
     useful = None
     best = rows[loss.index(min(loss))]["change_from_shortest"]

@@ -25,8 +25,10 @@ from windowlm.tokenization.training import BYTE_OF_CHARACTER, PRE_TOKENIZER
 # Without an explicit choice the library warns at every later fork, such as a data loader's workers.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 
-_DESCRIPTION = "tokenizer_description.json"
+DESCRIPTION_NAME = "tokenizer_description.json"
 _TOKENIZER = "tokenizer.json"
+LARGEST_VOCABULARY = 2**24
+END_MARK = "<|endoftext|>"  # of bytes, where other programs want a text for it
 _GPT2_PRE_TOKENIZER = {
     "type": "ByteLevel",
     "add_prefix_space": False,
@@ -72,6 +74,10 @@ class Tokenizer(ABC):
     def save(self, folder: Path) -> None:
         """Write the tokenizer as JSON files into the folder, which is made if it is missing."""
 
+    @abstractmethod
+    def as_library_tokenizer(self) -> tuple[tokenizers.Tokenizer, str]:
+        """The same ids by a tokenizer of the tokenizers library, and the text of its end mark."""
+
     @staticmethod
     def load(folder: Path) -> Tokenizer:
         """Read a tokenizer that `save` wrote.
@@ -79,15 +85,18 @@ class Tokenizer(ABC):
         Raises:
             ValueError: The folder holds no tokenizer, a damaged one, or one that is not byte-level.
         """
-        path = Path(folder) / _DESCRIPTION
+        path = Path(folder) / DESCRIPTION_NAME
         if not path.is_file():
-            raise ValueError(f"{str(folder)!r} holds no tokenizer: {_DESCRIPTION} is missing")
+            raise ValueError(f"{str(folder)!r} holds no tokenizer: {DESCRIPTION_NAME} is missing")
         description = parse_json(path.read_text(encoding="utf-8"))
         match description:
             case {"kind": "bytes"}:
                 return BytesTokenizer()
             case {"kind": "bpe", "end_mark": str(end_mark)}:
-                return BytePairTokenizer.from_file(Path(folder) / _TOKENIZER, end_mark)
+                size = description.get("vocabulary_size", 0)
+                if not isinstance(size, int):
+                    raise ValueError(f"{str(path)!r}: vocabulary_size={size!r} is no whole number")
+                return BytePairTokenizer.from_file(Path(folder) / _TOKENIZER, end_mark, size)
         raise ValueError(f"{str(path)!r} describes no tokenizer: {description!r}")
 
 
@@ -112,6 +121,18 @@ class BytesTokenizer(Tokenizer):
     def save(self, folder: Path) -> None:  # noqa: D102
         _write_description(folder, {"kind": "bytes"})
 
+    def as_library_tokenizer(self) -> tuple[tokenizers.Tokenizer, str]:  # noqa: D102
+        # The end mark takes the id of the byte that no text holds.
+        vocabulary = {
+            character: byte for character, byte in BYTE_OF_CHARACTER.items() if byte != self.end_of_document
+        }
+        library = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=vocabulary, merges=[]))
+        library.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        library.decoder = tokenizers.decoders.ByteLevel()
+        library.add_special_tokens([tokenizers.AddedToken(END_MARK, special=True, normalized=False)])
+        library.encode_special_tokens = True
+        return library, END_MARK
+
 
 class BytePairTokenizer(Tokenizer):
     """Byte-level byte-pair encoding (Sennrich et al. 2016 over bytes, as in GPT-2) of the tokenizers library.
@@ -119,12 +140,14 @@ class BytePairTokenizer(Tokenizer):
     Args:
         tokenizer: A byte-level tokenizer; the end mark is added to it where it is absent.
         end_mark: The special token that ends documents.
+        least_size: Ids at least; those that stand for no token of the tokenizer, as some models have in the
+            end of their embedding, stand for no bytes.
 
     Raises:
         ValueError: The tokenizer changes text or does not cover all bytes.
     """
 
-    def __init__(self, tokenizer: tokenizers.Tokenizer, end_mark: str) -> None:
+    def __init__(self, tokenizer: tokenizers.Tokenizer, end_mark: str, least_size: int = 0) -> None:
         _check_byte_level(json.loads(tokenizer.to_str()))
         tokenizer.add_special_tokens([tokenizers.AddedToken(end_mark, special=True, normalized=False)])
         tokenizer.encode_special_tokens = True
@@ -133,7 +156,10 @@ class BytePairTokenizer(Tokenizer):
         self._tokenizer = tokenizer
         self._end_mark = end_mark
         self.end_of_document = tokenizer.get_vocab(with_added_tokens=True)[end_mark]
-        self.vocabulary_size = max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+        largest = max(tokenizer.get_vocab(with_added_tokens=True).values())
+        if least_size > LARGEST_VOCABULARY:
+            raise ValueError(f"its model has {least_size:,} rows, and no tokenizer has so many tokens")
+        self.vocabulary_size = max(largest + 1, least_size)
         self._bytes_of_token = self._spell_tokens()
         self.token_bytes_V = np.array([len(spelled) for spelled in self._bytes_of_token], dtype=np.int64)
         content = json.dumps([json.loads(tokenizer.to_str()), end_mark], sort_keys=True)
@@ -143,7 +169,7 @@ class BytePairTokenizer(Tokenizer):
         self.splits_pieces = pre_tokenizer in (PRE_TOKENIZER, _GPT2_PRE_TOKENIZER) and not added_text
 
     @classmethod
-    def from_file(cls, path: Path, end_mark: str) -> BytePairTokenizer:
+    def from_file(cls, path: Path, end_mark: str, least_size: int = 0) -> BytePairTokenizer:
         """Read a tokenizer.json of the tokenizers library.
 
         Raises:
@@ -156,7 +182,7 @@ class BytePairTokenizer(Tokenizer):
         except Exception as error:  # the library raises bare Exception
             raise ValueError(f"tokenizer.path={str(path)!r}: not a tokenizer.json: {error}") from error
         try:
-            return cls(tokenizer, end_mark)
+            return cls(tokenizer, end_mark, least_size)
         except ValueError as error:
             raise ValueError(
                 f"tokenizer.path={str(path)!r}: {error}, so bytes per token would not be exact; "
@@ -175,8 +201,13 @@ class BytePairTokenizer(Tokenizer):
         return b"".join(self._bytes_of_token[int(token)] for token in ids)
 
     def save(self, folder: Path) -> None:  # noqa: D102
-        _write_description(folder, {"kind": "bpe", "end_mark": self._end_mark})
+        _write_description(
+            folder, {"kind": "bpe", "end_mark": self._end_mark, "vocabulary_size": self.vocabulary_size}
+        )
         self._tokenizer.save(str(Path(folder) / _TOKENIZER))
+
+    def as_library_tokenizer(self) -> tuple[tokenizers.Tokenizer, str]:  # noqa: D102
+        return self._tokenizer, self._end_mark
 
     def _spell_tokens(self) -> list[bytes]:
         """The bytes of each id; special tokens stand for none."""
@@ -213,6 +244,6 @@ def _check_byte_level(description: dict[str, Any]) -> None:
             raise ValueError(f"its added token {added['content']!r} swallows white space")
 
 
-def _write_description(folder: Path, description: dict[str, str]) -> None:
+def _write_description(folder: Path, description: dict[str, str | int]) -> None:
     Path(folder).mkdir(parents=True, exist_ok=True)
-    (Path(folder) / _DESCRIPTION).write_text(json.dumps(description) + "\n", encoding="utf-8")
+    (Path(folder) / DESCRIPTION_NAME).write_text(json.dumps(description) + "\n", encoding="utf-8")

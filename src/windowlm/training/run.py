@@ -41,6 +41,7 @@ from windowlm.training.device import choose_device
 from windowlm.training.failed_writes import UNWRITABLE, FailedWrites, unwritable
 from windowlm.training.float8 import check_float8
 from windowlm.training.given_settings import given_settings
+from windowlm.training.initial_model import load_initial_weights
 from windowlm.training.lightning_module import LanguageModelModule
 from windowlm.training.linear_cross_entropy import head_loss
 from windowlm.training.metrics_log import MetricsLog
@@ -223,6 +224,8 @@ class TrainingRun:
     def _module(self, data: PreparedData) -> LanguageModelModule:
         config = self.config
         model = Decoder(config.model, data.tokenizer.vocabulary_size)
+        if config.model.init_from is not None and not self.start.checkpoints:
+            load_initial_weights(model, data.tokenizer, config.model.init_from)
         return LanguageModelModule(
             model,
             config.optimizer,

@@ -1,0 +1,59 @@
+"""The export of a finished run: its model, with a card of its training and its evaluation."""
+
+from pathlib import Path
+from typing import Any
+
+from windowlm.bundle import check_tokenizer, load
+from windowlm.errors import UserError
+from windowlm.evaluation.result_files import OWN_EVALUATION, PLOT_NAME, RESULT_NAME
+from windowlm.interchange.export import check_out, export_to_transformers
+from windowlm.interchange.model_card import CURVE_NAME, model_card
+from windowlm.json_text import parse_json
+from windowlm.model_folder import IN_RUN
+
+
+def export_run(checkpoint: Path, out: Path) -> dict[str, Any]:
+    """Write a run's model in transformers' layout.
+
+    Args:
+        checkpoint: a run's folder or its model folder.
+        out: a folder that does not exist.
+
+    Returns:
+        The content of the config.json written.
+
+    Raises:
+        UserError: the checkpoint cannot be used or expressed, or ``out`` exists; nothing is written then.
+    """
+    check_out(out)
+    bundle = load(checkpoint)
+    check_tokenizer(bundle)
+    run = bundle.folder.parent if bundle.folder.name == IN_RUN else bundle.folder
+    evaluation = _evaluation(run / OWN_EVALUATION / RESULT_NAME)
+    pictures = {}
+    plot = run / OWN_EVALUATION / PLOT_NAME
+    if evaluation is not None and plot.is_file():
+        pictures[CURVE_NAME] = plot.read_bytes()
+    card = model_card(
+        out.name, bundle.model.config, bundle.config, evaluation, has_picture=CURVE_NAME in pictures
+    )
+    return export_to_transformers(
+        bundle.model,
+        bundle.tokenizer,
+        out,
+        sequence_length=bundle.config["sequence_length"],
+        card=card,
+        pictures=pictures,
+    )
+
+
+def _evaluation(path: Path) -> dict[str, Any] | None:
+    if not path.is_file():
+        return None
+    try:
+        result = parse_json(path.read_bytes())
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON: {error}; evaluate the run again") from None
+    if not isinstance(result, dict) or not result.get("rows"):
+        raise UserError(f"{path}: not the result of an evaluation; evaluate the run again")
+    return result

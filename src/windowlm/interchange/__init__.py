@@ -1,0 +1,1 @@
+"""Models out to transformers' layout and in from it."""

@@ -1,0 +1,98 @@
+"""Any causal model of transformers in the two parts that scoring asks for.
+
+Shape letters: B batch, T tokens, D model width, V vocabulary.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from windowlm.errors import UserError
+
+# Of a model whose config states no length.
+USUAL_LENGTH = 2048
+PROBED_TOKENS = 9
+LONGEST_REASON = 300
+
+
+class TransformersModel(nn.Module):
+    """A model of transformers, to be scored.
+
+    States and head are taken apart where the head alone, applied to the states, gives the model's logits,
+    which a few tokens show. Otherwise (scaled or capped logits) the logits count as the states, and
+    nothing as the head.
+
+    Args:
+        model: of ``AutoModelForCausalLM``.
+    """
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+        self.model_type: str = model.config.model_type
+        text = model.config.get_text_config()
+        self.vocabulary_size: int = text.vocab_size
+        known = getattr(text, "max_position_embeddings", None)
+        self.length: int = known or USUAL_LENGTH
+        rotates = any(getattr(text, name, None) for name in ("rope_parameters", "rope_theta", "rope_scaling"))
+        self.most_positions: int | None = None if rotates else known
+        head = model.get_output_embeddings()
+        self.head: nn.Module = nn.Identity() if head is None else head
+        self._apart = head is not None and self._agrees()
+        if not self._apart:
+            self.head = nn.Identity()
+
+    def hidden(self, tokens_BT: torch.Tensor) -> torch.Tensor:
+        """Final states ``[B, T, D]``, or the logits where the head cannot be taken apart.
+
+        Raises:
+            UserError: more tokens than the model has positions.
+        """
+        if self.most_positions is not None and tokens_BT.shape[1] > self.most_positions:
+            raise UserError(
+                f"evaluation.context_lengths: windows of {tokens_BT.shape[1]:,} tokens, and this "
+                f"{self.model_type} has {self.most_positions:,} positions; windows hold twice the context, "
+                f"so try evaluation.context_lengths=[{self.most_positions // 4},{self.most_positions // 2}]"
+            )
+        if self._apart:
+            states_BTD: torch.Tensor = self.model.base_model(tokens_BT, use_cache=False)[0]
+            return states_BTD
+        return self._logits(tokens_BT)
+
+    def _logits(self, tokens_BT: torch.Tensor) -> torch.Tensor:
+        logits_BTV: torch.Tensor = self.model(tokens_BT, use_cache=False).logits
+        return logits_BTV
+
+    @torch.no_grad()
+    def _agrees(self) -> bool:
+        device = next(self.model.parameters()).device
+        tokens_1T = torch.arange(PROBED_TOKENS, device=device)[None] % self.vocabulary_size
+        states_1TD = self.model.base_model(tokens_1T, use_cache=False)[0]
+        expected = self._logits(tokens_1T)
+        if states_1TD.shape[-1] != getattr(self.head, "in_features", None):
+            return False
+        return torch.allclose(self.head(states_1TD), expected, rtol=1e-5, atol=1e-5)
+
+
+def load_any_causal_model(folder: Path, device: str | torch.device = "cpu") -> TransformersModel:
+    """Open a folder by AutoModelForCausalLM, float32, from safetensors alone and without code of the folder.
+
+    Raises:
+        UserError: transformers is not installed, or cannot open it.
+    """
+    try:
+        from transformers import AutoModelForCausalLM
+    except ImportError:
+        raise UserError(
+            f"checkpoint={folder}: reading it needs transformers: pip install 'windowlm[transformers]'"
+        ) from None
+    try:
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, use_safetensors=True, local_files_only=True, trust_remote_code=False
+        )
+    except Exception as error:  # of transformers and of what it checks with
+        reason = " ".join(str(error).split())[:LONGEST_REASON]
+        raise UserError(f"checkpoint={folder}: transformers cannot open it: {reason}") from None
+    return TransformersModel(model.to(device).eval())
