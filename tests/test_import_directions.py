@@ -13,6 +13,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "windowlm"
 ALLOWED = {
     "attention": set(),
     "model": {"attention"},
+    "parallel": {"attention"},
     "tokenization": set(),
     "data": {"tokenization"},
     "interchange": {"attention", "model", "tokenization"},
