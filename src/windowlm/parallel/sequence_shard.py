@@ -71,6 +71,7 @@ class ShardVisibility(Visibility):
     own_behind: Tensor | None = None
     neighbours: Mapping[int, TokenExchange] = field(default_factory=dict)
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def attend(
         self,
         attention: Callable[..., Tensor],
@@ -95,6 +96,7 @@ class ShardVisibility(Visibility):
             outputs.insert(0, self.far.attend(attention, query_BTHD, keys, **options))
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs, 1)
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def earlier(self, channels_BTF: Tensor, count: int) -> Tensor | None:
         """Channels of the `count` tokens before the part, [B, count, ...]; zeros where they have no use."""
         exchange = self.neighbours[count]
