@@ -67,7 +67,7 @@ def without_compilation() -> None:
 
 
 def with_compiled_blocks() -> None:
-    """Each block a graph of its own, shared by those of one window: quick to compile, nothing fused between."""
+    """Each block a graph of its own, shared by those of one window: quick to compile, less to fuse."""
 
     def hidden_states(model: Any, **_: Any) -> Any:
         for block in model.blocks:
