@@ -12,6 +12,7 @@ from scipy.stats import ttest_ind
 
 from windowlm.errors import UserError
 from windowlm.evaluation.comparison import UNCOMPARED, Run, runs_in
+from windowlm.evaluation.multiple_comparisons import holm
 from windowlm.setting_text import setting_text
 
 BASE = "(base)"
@@ -112,16 +113,6 @@ def effects(cells: Sequence[Cell]) -> list[Effect]:
         )
         for cell, p in zip(others, found, strict=True)
     ]
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Adjusted p-values in the given order: the k-th smallest of n times n - k + 1, made monotone."""
-    order = np.argsort(p_values, kind="stable")
-    adjusted, largest = [0.0] * len(p_values), 0.0
-    for rank, place in enumerate(order.tolist()):
-        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[place]))
-        adjusted[place] = largest
-    return adjusted
 
 
 def _p(scores: Sequence[float], base: Sequence[float]) -> float | None:
