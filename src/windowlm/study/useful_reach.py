@@ -45,8 +45,8 @@ def useful_reach(result: LengthResult) -> MeasureResult:
         )
     if widest is not None:
         sentence += (
-            f" A rule of thumb says about {WINDOWS:g} windows, {WINDOWS * widest:,.0f} tokens, whatever the depth; "
-            f"the receptive field is {result['receptive_field']:,}."
+            f" A rule of thumb says about {WINDOWS:g} windows, {WINDOWS * widest:,.0f} tokens, whatever the "
+            f"depth; the receptive field is {result['receptive_field']:,}."
         )
     return measure_result(
         "useful_reach",

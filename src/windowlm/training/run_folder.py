@@ -61,7 +61,7 @@ WRITTEN_BESIDE_RUNS = re.compile(
 
 CONTENTS = {
     "model": "weights (safetensors), configuration and tokenizer, for windowlm.load",
-    "evaluation": "loss by context length: report.html, length.json, .csv, .png, the hashed targets and their losses",
+    "evaluation": "loss by context length: report.html, length.json, .csv, .png, targets and their losses",
     "metrics.jsonl": "one JSON object a logged step",
     "metrics.csv": "the same as a table",
     "checkpoints": "last two states of training and the best, for resume=auto",
