@@ -7,7 +7,8 @@ import pytest
 from scipy.stats import ttest_ind
 
 from windowlm.errors import UserError
-from windowlm.evaluation.ablation import BASE, effects, read_cells
+from windowlm.evaluation.ablation import effects, read_cells
+from windowlm.evaluation.comparison import BASE
 from windowlm.evaluation.result import FORMAT
 
 

@@ -1,21 +1,18 @@
 """What each change of a sweep gives: its runs over seeds against those of the base, p-values corrected."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from scipy.stats import ttest_ind
 
 from windowlm.errors import UserError
-from windowlm.evaluation.comparison import UNCOMPARED, Run, runs_in
+from windowlm.evaluation.comparison import Run, runs_by_setting, runs_in
 from windowlm.evaluation.multiple_comparisons import holm
-from windowlm.setting_text import setting_text
 
-BASE = "(base)"
 POINTS = 60  # of a curve
 
 
@@ -88,11 +85,7 @@ def read_cells(folder: Path) -> list[Cell]:
     runs = runs_in(folder)
     if len({run.result["targets_hash"] for run in runs if run.result is not None}) > 1:
         raise UserError(f"{folder}: its runs scored different text, so their losses cannot be compared")
-    groups: dict[str, list[Run]] = {}
-    for run in runs:
-        groups.setdefault(json.dumps(_compared(run.settings), sort_keys=True), []).append(run)
-    base = _compared(runs[0].settings)
-    return [_cell(_label(_compared(group[0].settings), base), group) for group in groups.values()]
+    return [_cell(label, group) for label, group in runs_by_setting(runs).items()]
 
 
 def effects(cells: Sequence[Cell]) -> list[Effect]:
@@ -121,19 +114,6 @@ def _p(scores: Sequence[float], base: Sequence[float]) -> float | None:
     if len({*scores}) == len({*base}) == 1:
         return None  # without any spread there is nothing to measure a difference by
     return float(ttest_ind(scores, base, equal_var=False).pvalue)
-
-
-def _compared(settings: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in settings.items() if key != "seed" and not UNCOMPARED.fullmatch(key)}
-
-
-def _label(settings: Mapping[str, Any], base: Mapping[str, Any]) -> str:
-    changed = [
-        f"{key}={setting_text(value)}"
-        for key, value in settings.items()
-        if key not in base or base[key] != value
-    ]
-    return " ".join(changed) or BASE
 
 
 def _cell(label: str, runs: Sequence[Run]) -> Cell:

@@ -94,6 +94,7 @@ class ScoredDataConfig:
         author_column: column of the author.
         documents: take only this many.
         exclude: JSON file of documents to leave out.
+        only: JSON file of the documents to score, such as the list that the training left out.
         revision: branch, tag or commit of a hub data set.
         cache_dir: where prepared data goes.
     """
@@ -107,6 +108,7 @@ class ScoredDataConfig:
     author_column: str | None = None
     documents: int | None = None
     exclude: str | None = None
+    only: str | None = None
     revision: str | None = None
     cache_dir: str | None = None
 

@@ -56,7 +56,7 @@ DIFF = "changes.diff"
 # What Hydra may have written into a folder before its run began.
 WRITTEN_BEFORE_A_RUN = re.compile(r"\.hydra(-\d+)?|train\.log|\.run\.json\.partial-\d+")
 WRITTEN_BESIDE_RUNS = re.compile(
-    r"\d+|multirun\.yaml|(comparison|settings).*\.(csv|png|html|json)|ablation\.(json|png)"
+    r"\d+|scored\.json|multirun\.yaml|(comparison|settings).*\.(csv|png|html|json)|ablation\.(json|png)"
 )
 
 CONTENTS = {
