@@ -24,6 +24,10 @@ class Figure:
     order: int
     group: str
 
+    def is_called(self, measure: str, group: str) -> bool:
+        """Whether it is this figure."""
+        return (self.measure, self.group) == (measure, group)
+
     @property
     def skewed(self) -> bool:
         """Whether its differences between authors are far from normal."""
