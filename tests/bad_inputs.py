@@ -460,13 +460,37 @@ def not_finite(folder: Path) -> None:
 
 def other_models() -> Iterator[BadInput]:
     """Models in transformers' layout that cannot be read, and runs that cannot start from a model."""
-    index = {"model.safetensors.index.json": {"weight_map": {"lm_head.weight": "model-2.safetensors"}}}
-    outside = {"model.safetensors.index.json": {"weight_map": {"lm_head.weight": "../run/config.json"}}}
+
+    def index(file: object) -> Make:
+        content = {"model.safetensors.index.json": {"weight_map": {"lm_head.weight": file}}}
+        return foreign(**content, **{"model.bin": pickled()})
+
+    def config(**entries: Any) -> Make:
+        return foreign(**{"config.json": {"model_type": "gpt2", **entries}, "model.safetensors": b"hello"})
+
+    def adapter(folder: Path) -> None:
+        config()(folder)
+        entry = {"base_model_name_or_path": "../run/model", "auto_mapping": {"parent_library": "os"}}
+        (folder / "foreign" / "adapter_config.json").write_text(json.dumps(entry))
+
     for name, make, said in (
         ("no weights", foreign(), "neither model.safetensors nor"),
         ("pickled weights", foreign(**{"pytorch_model.bin": pickled()}), "neither model.safetensors nor"),
-        ("missing shard", foreign(**index), "model-2.safetensors: one of 1 shards is missing"),
-        ("shard elsewhere", foreign(**outside), "foreign/config.json: not a readable safetensors"),
+        ("missing shard", index("model-2.safetensors"), "model-2.safetensors: one of 1 shards is missing"),
+        ("shard above", index("../run/model/model.safetensors"), "no safetensors file beside it"),
+        ("shard anywhere", index("/etc/passwd"), "no safetensors file beside it"),
+        ("shard in a pickle", index("model.bin"), "no safetensors file beside it"),
+        ("shard of another kind", index(3), "not an index"),
+        ("kernel of the hub", config(attn_implementation="evil/kernel"), "attn_implementation=evil/kernel"),
+        (
+            "kernel of a part",
+            config(text_config={"_attn_implementation": {"": "evil/kernel:f"}}),
+            "evil/kernel",
+        ),
+        ("kernel of experts", config(experts_implementation="evil/kernel"), "experts_implementation"),
+        ("weights of another name", config(transformers_weights="../x.bin"), "transformers_weights"),
+        ("quantisation", config(quantization_config={"quant_method": "torchao"}), "quantization_config"),
+        ("adapter of another model", adapter, "adapter_config.json"),
         ("list for an index", foreign(**{"model.safetensors.index.json": [1]}), "not an index"),
         ("text for weights", foreign(**{"model.safetensors": b"hello"}), "model.safetensors"),
         (
