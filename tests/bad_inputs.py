@@ -204,7 +204,14 @@ def whole(text: str) -> bytes:
 LONG = "some words that are long enough " * 20
 FILES: tuple[tuple[str, bytes, str], ...] = (
     ("latin1.txt", "café".encode("latin1") * 50, "not UTF-8"),
-    ("utf16.txt", LONG.encode("utf-16"), "latin1.txt|not UTF-8|zero bytes"),
+    ("utf16.txt", LONG.encode("utf-16"), "iconv -f UTF-16 -t"),
+    ("utf16be.txt", b"\xfe\xff" + LONG.encode("utf-16-be"), "iconv -f UTF-16 -t"),
+    ("utf32.txt", LONG.encode("utf-32"), "iconv -f UTF-32 -t"),
+    ("utf16.txt.gz", packed(LONG.encode("utf-16")), "zcat utf16.txt.gz | iconv -f UTF-16 -t"),
+    ("unmarked16.txt", LONG.encode("utf-16-le"), "zero bytes"),
+    ("pdf.txt", b"%PDF-1.7\n%\xe2\xe3\xcf\xd3\n" * 9, "it is a PDF"),
+    ("book.epub", b"PK\3\4\x14\0\x08\0" + bytes(range(256)), "it is a zip archive"),
+    ("unnamed", packed(LONG.encode()), "must say by .gz"),
     ("surrogate.txt", b"abc \xed\xa0\x80 def" * 20, "not UTF-8"),
     ("overlong.txt", b"abc \xc0\xaf def" * 20, "not UTF-8"),
     ("cut.txt", LONG.encode() + b"\xe2\x82", "not UTF-8"),
@@ -536,7 +543,7 @@ def results() -> Iterator[BadInput]:
         ("cells", b'{"format": 1, "rows": [3], "documents": [3]}'),
     ):
         yield BadInput(f"result {name}", ("run", "run"), "length.json", change(result, content), "compare")
-    for words in (("books",), ("nowhere",), ("books/a.txt",), ("run", "books"), ("run", "nowhere")):
+    for words in (("run",), ("books",), ("nowhere",), ("books/a.txt",), ("run", "books"), ("run", "nowhere")):
         yield BadInput(f"compare {' '.join(words)}", words, words[-1], command="compare")
 
 
