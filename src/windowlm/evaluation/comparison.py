@@ -64,10 +64,14 @@ def runs_in(folder: Path, evaluation: str = OWN_EVALUATION) -> list[Run]:
         evaluation: which of their evaluations.
 
     Raises:
-        UserError: no such folder, or no run in it.
+        UserError: no such folder, or no run in it, or it is a run itself.
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: there is no such folder; give the folder of a sweep, or two run folders")
+    if _is_run(folder):
+        raise UserError(
+            f"{folder}: is one run; give a second one to compare it with, or the folder of several"
+        )
     runs = [read_run(path, evaluation) for path in sorted(_run_folders(folder), key=_natural_order)]
     if not runs:
         raise UserError(
