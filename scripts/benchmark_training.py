@@ -3,13 +3,15 @@
 python scripts/benchmark_training.py
 python scripts/benchmark_training.py --shape default --lengths 1024 4096 --precision 32-true --threads 2
 python scripts/benchmark_training.py --shape speed --lengths 4096 65536 --memory --breakdown --out results
+python scripts/benchmark_training.py --entrants 'windowlm loop' --levers
 
 `windowlm` is the command line as users start it: Lightning, Hydra, loader, logging and all, told to take each
 sequence for one document, as the peers do; `windowlm documents` packs documents as it does by default;
-`windowlm loop` is a bare loop around the same model, loss and optimizer. Every entrant is a process of its
-own. On a CPU they take turns, some steps at a time, so that a busy neighbour meets them alike; on a GPU one
-follows the other. FLOPs are those of the model, pairs inside the window only, the same for all; MFU divides
-by the dense bfloat16 peak that is printed.
+`windowlm loop` is a bare loop around the same model, loss and optimizer; `--levers` moves one thing of it at
+a time, and so says what that gives. Every entrant is a process of its own. On a CPU they take turns, some
+steps at a time, so that a busy neighbour meets them alike; on a GPU one follows the other. FLOPs are those of
+the model, pairs inside the window only, the same for all; MFU divides by the dense bfloat16 peak that is
+printed.
 
 A shape is dim,layers,heads,kv_heads,head_dim,MLP,vocabulary,window,tokens of a sequence,tokens a step.
 """
@@ -42,10 +44,12 @@ from training_entrants import (
     FLEX,
     FULL_PATH,
     LEARNING_RATE,
+    LEVER_OF_LOOP,
     LOOP,
     Job,
     Shape,
 )
+from training_levers import LEVERS
 
 from windowlm.model.cost import model_cost
 from windowlm.training import peak_flops
@@ -172,6 +176,12 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument(
         "--breakdown", action="store_true", help="the step of windowlm loop by kernel, at the first length"
     )
+    parser.add_argument(
+        "--levers",
+        nargs="*",
+        metavar="NAME",
+        help=f"also the loop with one lever moved: {', '.join(LEVERS)}; default: all of them",
+    )
     parser.add_argument("--threads", type=int, help="of the CPU")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="write training.json and training.png")
@@ -199,6 +209,9 @@ def check_options(options: argparse.Namespace, parser: argparse.ArgumentParser, 
             parser.error(f"--entrants {name}: {', '.join(ENTRANTS)} are allowed")
         if name == FLEX and not on_gpu:
             parser.error(f"--entrants {name}: it runs on a GPU only; try --entrants 'transformers sdpa'")
+    for name in options.levers or ():
+        if name not in LEVERS:
+            parser.error(f"--levers {name}: {', '.join(LEVERS)} are allowed")
     for word in options.settings:
         if "=" not in word:
             parser.error(f"--settings {word}: a setting is given as key=value; try --settings data.workers=2")
@@ -207,6 +220,8 @@ def check_options(options: argparse.Namespace, parser: argparse.ArgumentParser, 
     if options.memory and len(options.lengths) < 2:
         parser.error("--memory: a slope needs two lengths; try --lengths 1024 2048")
     options.entrants = options.entrants or [name for name in ENTRANTS if on_gpu or name != FLEX]
+    if options.levers is not None:
+        options.entrants += [LEVER_OF_LOOP + name for name in options.levers or LEVERS]
     options.compiled = options.compile_peers == "on" or (options.compile_peers == "auto" and on_gpu)
     options.device = torch.device("cuda:0" if on_gpu else "cpu")
     options.environment = dict(os.environ)
@@ -547,6 +562,12 @@ def compared(rows: list[dict[str, Any]]) -> list[str]:
     keys = list(dict.fromkeys((row["sequence_length"], row["precision"]) for row in rows))
     for length, precision in keys:
         found, place = rows_at(rows, length, precision), f"T={length:,} {precision}"
+        if LOOP in found:
+            said += [
+                f"{place}: {name} takes {ratio_of(row, found[LOOP])} as long as {LOOP}"
+                for name, row in found.items()
+                if name.startswith(LEVER_OF_LOOP)
+            ]
         if FULL_PATH not in found:
             continue
         ours = found[FULL_PATH]

@@ -12,9 +12,11 @@ from pathlib import Path
 from rich.console import Console
 
 from windowlm.errors import UserError, exit_status
+from windowlm.evaluation.comparison import read_run
 from windowlm.evaluation.comparison_report import compare_folder, compare_two
 from windowlm.evaluation.result_files import OWN_EVALUATION
 from windowlm.study.comparison_page import write_comparison_page
+from windowlm.study.measure_comparison import measures_table, paired_measures
 
 PIPED_WIDTH = 100
 
@@ -46,6 +48,9 @@ def main() -> int:
             console.out(shlex.quote(str(page)), highlight=False)
         else:
             compare_two(*folders, console, given.evaluation)
+            runs = [read_run(folder, given.evaluation) for folder in folders]
+            if pairs := paired_measures(*runs):
+                console.print(measures_table(pairs))
     except BrokenPipeError:
         raise
     except OSError as error:

@@ -1,14 +1,15 @@
 """Kill small runs at random moments, resume them, and compare them bit for bit with undisturbed ones.
 
 python scripts/kill_and_resume.py
-python scripts/kill_and_resume.py --cases adamw,32-true,0 muon,bf16-true,changed --kills 3 --out FOLDER
+python scripts/kill_and_resume.py --cases adamw,32-true,0,none muon,bf16-true,changed,wandb --kills 3
 
-A case is an optimizer, a precision and how many processes load data; `changed` draws their number at each
-start. Every start is a process of its own. It is killed by SIGKILL: at a random time; a random while after a
-step, a backward pass, a validation or the evaluation began; or exactly at a place where something is half
-done, such as a checkpoint half written, its renames half made, a row of metrics half written, or a step taken
-and not yet counted. A run that is finished is compared with one that nothing disturbed, and another one is
-started until the kills are spent. Dropout and gradient accumulation are on.
+A case is an optimizer, a precision, how many processes load data, and a logger; `changed` draws how many
+at each start. Every start is a process of its own. It is killed by SIGKILL: at a random time; a random while
+after a step, a backward pass, a validation or the evaluation began; or exactly at a place where something is
+half done, such as a checkpoint half written, its renames half made, a row of metrics half written, or a step
+taken and not yet counted. A run that is finished is compared with one that nothing disturbed, and what W&B
+holds of it, offline, with its own metrics; another one is started until the kills are spent. Dropout and
+gradient accumulation are on.
 """
 
 import argparse
@@ -27,22 +28,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from offline_wandb import history_differences
 from synthetic_text import BYTES, write_text
 
 from windowlm.command_line import Invocation
 from windowlm.config import TrainConfig, check_config
-from windowlm.training import checkpoint_io, metrics_log, run
+from windowlm.training import checkpoint_io, metrics_log, run, wandb_run
 from windowlm.training.lightning_module import LanguageModelModule
 from windowlm.training.provenance import provenance
 from windowlm.training.same_run import differences
 
 CASES = (
-    "adamw,32-true,0",
-    "adamw,32-true,2",
-    "muon,32-true,4",
-    "adamw,bf16-true,0",
-    "muon,bf16-true,changed",
-    "muon,bf16-mixed,changed",
+    "adamw,32-true,0,none",
+    "adamw,32-true,2,none",
+    "muon,32-true,4,none",
+    "adamw,bf16-true,0,none",
+    "muon,bf16-true,changed,none",
+    "muon,bf16-mixed,changed,none",
+    "adamw,32-true,changed,wandb",
 )
 STEPS = 24
 # Longest while, in seconds, between the beginning of a phase and the kill.
@@ -91,6 +94,14 @@ MOMENTS = (
     Moment("evaluation", run, "evaluate_model", BEGUN, 1),
     Moment("evaluated, not recorded", run, "evaluate_model", AFTER, 1),
 )
+WANDB_MOMENTS = (
+    Moment("random time"),
+    Moment("W&B begun, history not rebuilt", wandb_run, "StepLogger", BEFORE, 1),
+    Moment("row given to W&B", wandb_run.StepLogger, "log_metrics", BEGUN, 12),
+    Moment("W&B not ended", wandb_run.WandbRun, "finish", BEFORE, 1),
+    Moment("W&B being ended", wandb_run.WandbRun, "finish", BEGUN, 1),
+    Moment("W&B ended, run not recorded", wandb_run.WandbRun, "finish", AFTER, 1),
+)
 
 
 def main() -> int:
@@ -98,7 +109,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--cases", nargs="+", default=CASES, metavar="OPTIMIZER,PRECISION,WORKERS")
+    parser.add_argument("--cases", nargs="+", default=CASES, metavar="OPTIMIZER,PRECISION,WORKERS,LOGGER")
     parser.add_argument("--kills", type=int, default=20, help="in each case")
     parser.add_argument("--steps", type=int, default=STEPS, help="of each run")
     parser.add_argument("--seed", type=int, default=0)
@@ -130,7 +141,7 @@ class Campaign:
     """The kills of one case.
 
     Args:
-        case: optimizer, precision and workers.
+        case: optimizer, precision, workers and logger.
         folder: where its runs go.
         options: of the command line.
         draw: of all that is random.
@@ -138,7 +149,8 @@ class Campaign:
 
     def __init__(self, case: str, folder: Path, options: argparse.Namespace, draw: random.Random) -> None:
         self.case = case
-        self.optimizer, self.precision, self.workers = case.split(",")
+        self.optimizer, self.precision, self.workers, self.logger = case.split(",")
+        self.moments = (*MOMENTS, *(WANDB_MOMENTS if self.logger == "wandb" else ()))
         self.folder, self.options, self.draw = folder, options, draw
         (folder / "text").mkdir(parents=True)
         write_text(folder / "text", BYTES, 20_000, 0)
@@ -161,14 +173,17 @@ class Campaign:
         """Kill one run again and again, and compare it once it is finished."""
         status: int | None = None
         while status != 0:
-            moment = self.draw.choice(MOMENTS) if len(kills) < self.options.kills else None
+            moment = self.draw.choice(self.moments) if len(kills) < self.options.kills else None
             status = self.start(name, moment)
             if status == -signal.SIGKILL:
                 assert moment is not None
                 kills.append({"moment": moment.name, "run": name})
             elif status != 0:
                 return [f"{name}: ended with {status}: {(self.folder / f'{name}.txt').read_text()[-2000:]}"]
-        return [f"{name}: {line}" for line in differences(self.folder / "undisturbed", self.folder / name)]
+        found = differences(self.folder / "undisturbed", self.folder / name)
+        if self.logger == "wandb":
+            found += history_differences(self.folder / name)
+        return [f"{name}: {line}" for line in found]
 
     def start(self, name: str, moment: Moment | None) -> int:
         """Start a run in a process of its own, or go on with it; its status, negative for a signal."""
@@ -236,7 +251,7 @@ class Campaign:
             },
             "checkpoint": {"every_n_steps": 2},
             "evaluation": {"max_targets": 64, "context_lengths": [2, 16]},
-            "logger": {"kind": "none"},
+            "logger": {"kind": self.logger, "mode": "offline"},
             "resume": "auto",
             "run_dir": str(folder),
         }

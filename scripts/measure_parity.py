@@ -117,7 +117,9 @@ def _come_in(name: str, settings: dict[str, Any]) -> tuple[Decoder, Callable[[st
 
 
 def _opened(folder: Path, implementation: str) -> Any:
-    found = transformers.AutoModelForCausalLM.from_pretrained(folder, attn_implementation=implementation)
+    found = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, attn_implementation=implementation, trust_remote_code=False
+    )
     return found.eval()
 
 

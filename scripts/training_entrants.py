@@ -28,6 +28,7 @@ TRAIN = Path(__file__).resolve().parents[1] / "train.py"
 FULL_PATH, DOCUMENTS, LOOP = "windowlm", "windowlm documents", "windowlm loop"
 FLEX, SDPA = "transformers flex", "transformers sdpa"
 ENTRANTS = (FULL_PATH, DOCUMENTS, LOOP, FLEX, SDPA)
+LEVER_OF_LOOP = f"{LOOP}, "  # and the name of a lever
 ATTENTION_OF_PEERS = {FLEX: "flex_attention", SDPA: "sdpa"}
 LOSS_RANGE = "head and loss"
 DRAWN_BATCHES = 4
@@ -78,7 +79,7 @@ class Job:
     """What an entrant is asked to train.
 
     Attributes:
-        entrant: one of `ENTRANTS`.
+        entrant: one of `ENTRANTS`, or `LEVER_OF_LOOP` and a lever's name.
         shape: as a dictionary of `Shape`.
         precision: Lightning's name.
         device: cpu or cuda.
@@ -127,7 +128,11 @@ def answer_requests(job: Job) -> None:
 
     device = torch.device(job.device)
     torch.manual_seed(job.seed)
-    step = windowlm_loop(job) if job.entrant == LOOP else transformers_mistral(job)
+    if job.entrant.startswith(LEVER_OF_LOOP):
+        from training_levers import LEVERS
+
+        LEVERS[job.entrant.removeprefix(LEVER_OF_LOOP)]()
+    step = transformers_mistral(job) if job.entrant in ATTENTION_OF_PEERS else windowlm_loop(job)
 
     def synchronize() -> None:
         if device.type == "cuda":

@@ -204,7 +204,14 @@ def whole(text: str) -> bytes:
 LONG = "some words that are long enough " * 20
 FILES: tuple[tuple[str, bytes, str], ...] = (
     ("latin1.txt", "café".encode("latin1") * 50, "not UTF-8"),
-    ("utf16.txt", LONG.encode("utf-16"), "latin1.txt|not UTF-8|zero bytes"),
+    ("utf16.txt", LONG.encode("utf-16"), "iconv -f UTF-16 -t"),
+    ("utf16be.txt", b"\xfe\xff" + LONG.encode("utf-16-be"), "iconv -f UTF-16 -t"),
+    ("utf32.txt", LONG.encode("utf-32"), "iconv -f UTF-32 -t"),
+    ("utf16.txt.gz", packed(LONG.encode("utf-16")), "zcat utf16.txt.gz | iconv -f UTF-16 -t"),
+    ("unmarked16.txt", LONG.encode("utf-16-le"), "zero bytes"),
+    ("pdf.txt", b"%PDF-1.7\n%\xe2\xe3\xcf\xd3\n" * 9, "it is a PDF"),
+    ("book.epub", b"PK\3\4\x14\0\x08\0" + bytes(range(256)), "it is a zip archive"),
+    ("unnamed", packed(LONG.encode()), "must say by .gz"),
     ("surrogate.txt", b"abc \xed\xa0\x80 def" * 20, "not UTF-8"),
     ("overlong.txt", b"abc \xc0\xaf def" * 20, "not UTF-8"),
     ("cut.txt", LONG.encode() + b"\xe2\x82", "not UTF-8"),
@@ -460,13 +467,37 @@ def not_finite(folder: Path) -> None:
 
 def other_models() -> Iterator[BadInput]:
     """Models in transformers' layout that cannot be read, and runs that cannot start from a model."""
-    index = {"model.safetensors.index.json": {"weight_map": {"lm_head.weight": "model-2.safetensors"}}}
-    outside = {"model.safetensors.index.json": {"weight_map": {"lm_head.weight": "../run/config.json"}}}
+
+    def index(file: object) -> Make:
+        content = {"model.safetensors.index.json": {"weight_map": {"lm_head.weight": file}}}
+        return foreign(**content, **{"model.bin": pickled()})
+
+    def config(**entries: Any) -> Make:
+        return foreign(**{"config.json": {"model_type": "gpt2", **entries}, "model.safetensors": b"hello"})
+
+    def adapter(folder: Path) -> None:
+        config()(folder)
+        entry = {"base_model_name_or_path": "../run/model", "auto_mapping": {"parent_library": "os"}}
+        (folder / "foreign" / "adapter_config.json").write_text(json.dumps(entry))
+
     for name, make, said in (
         ("no weights", foreign(), "neither model.safetensors nor"),
         ("pickled weights", foreign(**{"pytorch_model.bin": pickled()}), "neither model.safetensors nor"),
-        ("missing shard", foreign(**index), "model-2.safetensors: one of 1 shards is missing"),
-        ("shard elsewhere", foreign(**outside), "foreign/config.json: not a readable safetensors"),
+        ("missing shard", index("model-2.safetensors"), "model-2.safetensors: one of 1 shards is missing"),
+        ("shard above", index("../run/model/model.safetensors"), "no safetensors file beside it"),
+        ("shard anywhere", index("/etc/passwd"), "no safetensors file beside it"),
+        ("shard in a pickle", index("model.bin"), "no safetensors file beside it"),
+        ("shard of another kind", index(3), "not an index"),
+        ("kernel of the hub", config(attn_implementation="evil/kernel"), "attn_implementation=evil/kernel"),
+        (
+            "kernel of a part",
+            config(text_config={"_attn_implementation": {"": "evil/kernel:f"}}),
+            "evil/kernel",
+        ),
+        ("kernel of experts", config(experts_implementation="evil/kernel"), "experts_implementation"),
+        ("weights of another name", config(transformers_weights="../x.bin"), "transformers_weights"),
+        ("quantisation", config(quantization_config={"quant_method": "torchao"}), "quantization_config"),
+        ("adapter of another model", adapter, "adapter_config.json"),
         ("list for an index", foreign(**{"model.safetensors.index.json": [1]}), "not an index"),
         ("text for weights", foreign(**{"model.safetensors": b"hello"}), "model.safetensors"),
         (
@@ -512,7 +543,7 @@ def results() -> Iterator[BadInput]:
         ("cells", b'{"format": 1, "rows": [3], "documents": [3]}'),
     ):
         yield BadInput(f"result {name}", ("run", "run"), "length.json", change(result, content), "compare")
-    for words in (("books",), ("nowhere",), ("books/a.txt",), ("run", "books"), ("run", "nowhere")):
+    for words in (("run",), ("books",), ("nowhere",), ("books/a.txt",), ("run", "books"), ("run", "nowhere")):
         yield BadInput(f"compare {' '.join(words)}", words, words[-1], command="compare")
 
 

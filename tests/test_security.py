@@ -62,6 +62,20 @@ def test_no_file_calls_what_would_run_the_content_of_another(path: Path) -> None
             assert keywords.get(safe) == "True", f"{path}:{call.lineno}: {name}"
 
 
+def test_every_model_of_transformers_is_opened_without_code_of_its_folder() -> None:
+    opened = [
+        (path, call)
+        for path in SOURCES
+        for call in calls(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(call.func, ast.Attribute) and call.func.attr == "from_pretrained"
+    ]
+    assert len(opened) >= 3
+    for path, call in opened:
+        # Where nothing is said, transformers asks on a terminal whether to run it.
+        keywords = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
+        assert keywords.get("trust_remote_code") == "False", f"{path}:{call.lineno}"
+
+
 def test_what_is_imported_by_name_is_a_constant_of_the_code() -> None:
     # The lazy exports of the two packages, of a table in the same file, and the peers of a benchmark.
     allowed = {"windowlm/__init__.py", "attention/__init__.py", "scripts/attention_peers.py"}

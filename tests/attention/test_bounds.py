@@ -261,6 +261,27 @@ def test_compiled_code_meets_other_documents_and_lengths_without_compiling_anew(
     assert counter.frame_count == warm <= 4
 
 
+def test_the_first_graph_serves_every_layout_of_its_length() -> None:
+    counter, tokens, longest, places = CompileCounter(), 1024, set(), set()
+
+    def read(query_BT: Tensor, visibility: Visibility) -> Tensor:
+        segments = visibility.segments(2, tokens, query_BT.device)
+        return query_BT * segments.longest + segments.offsets.sum()
+
+    compiled = torch.compile(read, backend=counter, fullgraph=True)
+    for documents in (3, 40, 500, 1, 7, 200):
+        documents_BT = (torch.arange(tokens) * documents // tokens).int().expand(2, -1)
+        visibility = Visibility.build(window=20, documents_BT=documents_BT).prepare(2).to(CPU)
+        query_BT = torch.randn(2, tokens)
+        torch.testing.assert_close(compiled(query_BT, visibility), read(query_BT, visibility))
+        segments = visibility.segments(2, tokens, CPU)
+        longest.add(segments.longest)
+        places.add(len(segments.offsets))
+    assert len(longest) > 3
+    assert len(places) > 3
+    assert counter.frame_count == 1
+
+
 def test_windows_that_move_together_share_what_they_shared() -> None:
     documents = torch.tensor([[0, 0, 1, 1, -1]], dtype=torch.int32)
     wide = Visibility.build(window=4, documents_BT=documents).prepare(1)

@@ -6,7 +6,10 @@ from pathlib import Path
 import pytest
 
 from tests.data.corpus import prepare, text, texts_of
+from windowlm.data.config import DataConfig
 from windowlm.data.errors import DataError
+from windowlm.data.token_store import prepare_all_documents
+from windowlm.tokenization.tokenizer import BytesTokenizer
 
 ROWS = [{"text": text(i), "title": f"Title {i}", "author": f"Author {i % 3}"} for i in range(12)]
 
@@ -29,6 +32,26 @@ def test_an_author_alone_leaves_out_all_of_theirs(tmp_path: Path) -> None:
     left, excluded = remaining(tmp_path, [{"author": "Author 1"}])
     assert excluded == 4
     assert left == {row["text"] for row in ROWS if row["author"] != "Author 1"}
+
+
+def test_what_else_an_entry_says_does_not_matter(tmp_path: Path) -> None:
+    assert (
+        remaining(tmp_path, [{"author": "Author 1", "title": "Title 4", "year": "1907", "bytes": 7}])[1] == 1
+    )
+
+
+def test_only_the_listed_documents_are_taken(tmp_path: Path) -> None:
+    (tmp_path / "books.jsonl").write_text("\n".join(map(json.dumps, ROWS)))
+    listing = tmp_path / "list.json"
+    data = DataConfig(name="text", path=str(tmp_path / "books.jsonl"), cache_dir=str(tmp_path / "cache"))
+    listing.write_text(json.dumps([{"title": "Title 4"}, {"author": "Author 2"}]))
+    documents, identity = prepare_all_documents(data, BytesTokenizer(), str(listing))
+    found = {documents.text(number) for number in range(len(documents))}
+    assert found == {row["text"] for row in ROWS if row["author"] == "Author 2"} | {ROWS[4]["text"]}
+    assert identity != prepare_all_documents(data, BytesTokenizer())[1]
+    listing.write_text(json.dumps([{"title": "Nobody's"}]))
+    with pytest.raises(DataError, match=r"data\.only=.*none of these 12 documents is listed"):
+        prepare_all_documents(data, BytesTokenizer(), str(listing))
 
 
 def test_author_and_title_must_both_match(tmp_path: Path) -> None:

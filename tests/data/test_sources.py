@@ -200,13 +200,14 @@ def test_the_key_follows_content_and_settings_but_needs_no_reading(tmp_path: Pat
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.txt", b"text\0text", "'.*a.txt' is binary, not text .it holds zero bytes"),
+        ("a.txt", b"text\0text", "'.*a.txt' is not UTF-8 text .it holds zero bytes.; it is binary"),
         (
             "a b.txt",
             "é".encode("latin-1"),
             "is not UTF-8 text .byte 0xe9: .*iconv -f LATIN1 -t UTF-8 '.*a b.txt' > '.*a b.utf8.txt'",
         ),
-        ("a.txt", "text".encode("utf-16"), "is not UTF-8 text .byte 0xff"),
+        ("a.txt", "text".encode("utf-16"), "byte 0xff.*it is marked as UTF-16, so convert it"),
+        ("a.txt", b"%PDF-1.7 \xff", "it is a PDF"),
         ("a.txt.gz", b"no gzip", "is no whole gzip file, as its name says it is: Not a gzipped file"),
         ("a.jsonl.gz", gzip.compress(b'{"text": "a"}', mtime=0)[:-9], "is no whole gzip file"),
         ("a.jsonl.gz", gzip.compress(b"text" * 99, mtime=0)[:20] + b"x" * 40, "is no whole gzip file"),

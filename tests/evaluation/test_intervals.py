@@ -82,6 +82,7 @@ def test_holm_by_hand():
     # 3 * 0.01, 2 * 0.02, and 0.04, which may not fall below the 0.04 before it.
     assert holm([0.02, 0.01, 0.04]) == pytest.approx([0.04, 0.03, 0.04])
     assert holm([0.6, 0.5]) == [1.0, 1.0]
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert holm([]) == []
 
 

@@ -1,6 +1,9 @@
 """The evaluator on models whose curve is known exactly; evaluators that are broken on purpose fail it."""
 
 import math
+import os
+import subprocess
+import sys
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +14,8 @@ from tests.study.oracles import FACTS, PeriodModel, letters
 from windowlm.evaluation.config import EvaluationConfig
 from windowlm.evaluation.length_sweep import length_sweep
 from windowlm.evaluation.precision import scoring
+from windowlm.evaluation.targets import choose_targets, protocol_windows
+from windowlm.evaluation.token_loss import target_nats
 from windowlm.model.config import ModelConfig
 from windowlm.model.decoder import Decoder
 
@@ -200,3 +205,63 @@ def test_results_do_not_depend_on_the_batch_size(batch_tokens):
     one, other = ours(decoder, texts, batch_tokens=batch_tokens), ours(decoder, texts)
     for c in LENGTHS:
         assert one.perplexity[c] == pytest.approx(other.perplexity[c], rel=1e-12)
+
+
+def shares_of(windows, processes):
+    return [windows[number::processes] for number in range(processes)]
+
+
+def scored_by(model, documents, windows, **options):
+    nats = target_nats(model, documents, windows, device=torch.device("cpu"), **options)
+    ends = np.cumsum([window.end - window.first for window in windows])
+    return dict(zip(windows, np.split(nats, ends[:-1]), strict=True))
+
+
+@pytest.mark.parametrize("processes", [2, 3, 5])
+def test_results_do_not_depend_on_how_many_processes_share_the_windows(processes):
+    torch.manual_seed(0)
+    documents = documents_of([letters(size, size) for size in SIZES])
+    targets = choose_targets(documents, TOKEN_BYTES_V, max(LENGTHS), None)
+    for model, tolerance in (
+        (UniformModel(256), 0),
+        (PeriodModel(PERIOD, PERIOD), 0),
+        (Decoder(ModelConfig(**SHAPE, window=6), 256), 1e-12),
+    ):
+        for c in LENGTHS:
+            windows = protocol_windows(targets.regions, c)
+            with scoring(model, "64-true") as scored:
+                whole = scored_by(scored, documents, windows, batch_tokens=100)
+                parts = [
+                    scored_by(scored, documents, share, batch_tokens=100)
+                    for share in shares_of(windows, processes)
+                ]
+            joined = {window: nats for part in parts for window, nats in part.items()}
+            assert joined.keys() == whole.keys()
+            assert max(np.abs(joined[window] - nats).max() for window, nats in whole.items()) <= tolerance
+            # Sums over the windows in their order: whoever scored them.
+            sums = [math.fsum(np.concatenate([nats[w] for w in windows])) for nats in (whole, joined)]
+            assert sums[0] == pytest.approx(sums[1], rel=1e-14 if tolerance else 0)
+
+
+def test_results_are_the_same_to_the_bit_in_another_process(tmp_path):
+    """Two processes score the same model side by side, with one thread each."""
+    script = (
+        "import sys, torch, numpy\n"
+        "from tests.evaluation.test_known_answers import SHAPE, SIZES, letters, ours\n"
+        "from windowlm.model.config import ModelConfig\n"
+        "from windowlm.model.decoder import Decoder\n"
+        "torch.set_num_threads(1)\n"
+        "torch.manual_seed(0)\n"
+        "scores = ours(Decoder(ModelConfig(**SHAPE, window=6), 256), [letters(s, s) for s in SIZES])\n"
+        "print([repr(value) for by_target in scores.nats.values() for value in by_target.values()])\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", script], stdout=subprocess.PIPE, env=environment, cwd=tmp_path, text=True
+        )
+        for _ in range(2)
+    ]
+    outputs = [process.communicate(timeout=300)[0] for process in running]
+    assert [process.returncode for process in running] == [0, 0]
+    assert outputs[0] == outputs[1] != ""

@@ -124,7 +124,7 @@ def test_the_result_is_json_and_progress_ends_at_the_total():
         one_byte_each(),
         evaluation,
         FACTS,
-        on_progress=lambda read, total: seen.append((read, total)),
+        on_progress=lambda done, total, read: seen.append((done, total)),
     )
     assert json.loads(json.dumps(result, allow_nan=False)) == result
     assert seen[-1][0] == seen[-1][1] == seen[0][1]
@@ -161,6 +161,7 @@ def test_overlapping_windows_from_the_start_of_each_book_scored_in_their_second_
         lengths=[c],
         max_targets=None,
         max_targets_per_document=windows * c,
+        streaming=False,
     )
     nats = []
     for document in range(len(documents)):

@@ -16,14 +16,15 @@ FEW = ("--device", "cpu", "--rounds", "1", "--steps", "2", "--warmup", "1")
 
 def test_entrants_take_turns_and_are_written_beside_each_other(tmp_path: Path) -> None:
     entrants = ["windowlm", "windowlm loop", "transformers sdpa"]
+    moved = "windowlm loop, plain loss"
     pytest.importorskip("transformers")
     done = run_script(
         SCRIPT, "--shape", SHAPE, *FEW, "--entrants", *entrants, "--out", str(tmp_path / "out"),
-        "--settings", "logger=none", cwd=tmp_path,
+        "--levers", "plain loss", "--settings", "logger=none", cwd=tmp_path,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     report = json.loads((tmp_path / "out" / "training.json").read_text())
-    assert [row["entrant"] for row in report["rows"]] == entrants
+    assert [row["entrant"] for row in report["rows"]] == [*entrants, moved]
     assert report["peak_flops"] is None
     assert {"torch", "transformers", "lightning", "windowlm"} <= set(report["versions"])
     for row in report["rows"]:
@@ -33,12 +34,13 @@ def test_entrants_take_turns_and_are_written_beside_each_other(tmp_path: Path) -
         assert row["tokens_per_second"] == pytest.approx(64 / row["step_s"])
         assert row["model_flops_per_second"] > 0
         assert row["peak_memory_bytes"] > 2**20
-    full_path, loop, _ = report["rows"]
+    full_path, loop, _, _ = report["rows"]
     # Without document masking the run counts pairs of whole sequences, as the formula for the others does.
     counted, formula = (row["model_flops_per_second"] * row["step_s"] for row in (full_path, loop))
     assert counted == pytest.approx(formula, rel=1e-6)
     assert 0 <= full_path["data_wait_fraction"] <= 1
-    faster, overhead = report["compared"][:2]
+    lever, faster, overhead = report["compared"][:3]
+    assert lever.startswith(f"T=32 32-true: {moved} takes ")
     assert faster.startswith("T=32 32-true: windowlm is ")
     assert faster.endswith(" as fast as transformers sdpa")
     assert overhead.endswith(" as long as windowlm loop")

@@ -13,8 +13,8 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
+from offline_wandb import history_differences, read_offline_run
 
-from tests.training.offline_wandb import read_offline_run
 from tests.training.runs import begin, record, rows, steps_saved
 from windowlm.bundle import load
 from windowlm.config import ConfigError
@@ -374,6 +374,27 @@ def test_a_failed_run_gives_wandb_back_to_the_next(
     assert record(tmp_path / "failing")["status"] == "failed"
     assert [read[name]["exit_code"] for name in ("failing", "next")] == [1, 0]
     assert read["failing"]["id"] != read["next"]["id"]
+
+
+def test_a_run_is_recorded_as_finished_once_wandb_has_all_of_it(
+    start: Start, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+
+    finish = run.WandbRun.finish
+
+    def killed(self: run.WandbRun, exit_code: int) -> None:
+        finish(self, 1)
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run.WandbRun, "finish", killed)
+        with pytest.raises(MemoryError):
+            start("run", logger={"kind": "wandb"})
+    assert record(tmp_path / "run")["status"] == "running"
+    assert start("run", logger={"kind": "wandb"}) == 0
+    assert record(tmp_path / "run")["status"] == "finished"
+    assert history_differences(tmp_path / "run") == []
 
 
 def test_a_killed_write_leaves_no_large_file_for_good(start: Start, tmp_path: Path) -> None:

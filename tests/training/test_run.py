@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 import torch
+from offline_wandb import history_differences, read_offline_run
 from safetensors.torch import load_file
 
 import windowlm
 from tests.conftest import run_script
-from tests.training.offline_wandb import read_offline_run
 from windowlm.attention.config import RotaryConfig
 from windowlm.training.metrics_log import WALL_CLOCK_COLUMNS
 
@@ -21,23 +21,6 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
 
 def deterministic(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{name: row[name] for name in row if name not in WALL_CLOCK_COLUMNS} for row in rows]
-
-
-def metrics_by_step(folder: Path) -> dict[int, dict[str, Any]]:
-    merged: dict[int, dict[str, Any]] = {}
-    for row in metrics(folder):
-        merged.setdefault(row["step"], {}).update(row)
-    return {step: {name: row[name] for name in row if name != "step"} for step, row in merged.items()}
-
-
-def history_by_step(read: dict[str, Any]) -> dict[int, dict[str, Any]]:
-    """What W&B holds of the metrics; a step that it holds twice fails."""
-    by_step: dict[int, dict[str, Any]] = {}
-    for row in read["history"]:
-        own = {name: row[name] for name in row if not name.startswith(("_", "evaluation/"))}
-        assert row["_step"] not in by_step
-        by_step[row["_step"]] = own
-    return by_step
 
 
 def test_the_folder_of_a_run_holds_what_the_screen_says(finished_run: tuple[Path, str]) -> None:
@@ -133,7 +116,7 @@ def test_the_offline_wandb_run_holds_config_metrics_and_table(finished_run: tupl
     assert read["config"]["git_commit"] is None or len(read["config"]["git_commit"]) == 40
     assert read["config"]["prepared_data"]["source_identity"] in screen
     assert read["exit_code"] == 0
-    assert history_by_step(read) == metrics_by_step(folder)
+    assert history_differences(folder) == []
     (path,) = [row["evaluation/length/path"] for row in read["history"] if "evaluation/length/path" in row]
     content = json.loads((offline / "files" / path).read_text())
     expected = json.loads((folder / "evaluation" / "length.json").read_text())["rows"]
@@ -166,7 +149,7 @@ def test_a_stopped_run_goes_on_to_the_same_weights_and_metrics(
     (offline,) = (folder / "wandb").glob("offline-run-*")
     read = read_offline_run(offline)
     assert read["id"] == wandb_id
-    assert history_by_step(read) == metrics_by_step(folder)
+    assert history_differences(folder) == []
 
     again = run_script("train.py", *words, cwd=workplace)
     assert again.returncode == 0

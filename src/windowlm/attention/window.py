@@ -157,17 +157,30 @@ class Segments(NamedTuple):
     Attributes:
         offsets: int32, where each run starts, then the number of tokens, repeated so that the length is a
             multiple of `OFFSETS_MULTIPLE` and shapes recur.
-        longest: a power of two that no run exceeds, so that few values recur.
+        extent: [longest, 0], without numbers: its length is what `longest` says. As a size it is a symbol to
+            torch.compile, which takes a number for a constant until it has seen another.
         real: bool [B, T], False for padding; None where there is none.
     """
 
     offsets: Tensor
-    longest: int
+    extent: Tensor
     real: Tensor | None
 
+    @property
+    def longest(self) -> int:
+        """A power of two that no run exceeds, so that few values recur."""
+        return self.extent.shape[0]
+
     def moved(self, move: Callable[[Tensor], Tensor]) -> "Segments":
-        """The same with each tensor moved."""
-        return Segments(move(self.offsets), self.longest, None if self.real is None else move(self.real))
+        """The same with each tensor moved, of lengths for which torch.compile makes one graph."""
+        from torch._dynamo import maybe_mark_dynamic  # takes a second, and most callers do not compile
+
+        moved = Segments(
+            move(self.offsets), move(self.extent), None if self.real is None else move(self.real)
+        )
+        for tensor in (moved.offsets, moved.extent):
+            maybe_mark_dynamic(tensor, 0)
+        return moved
 
 
 @dataclass(frozen=True, eq=False)
@@ -521,7 +534,7 @@ class Visibility:
         if self.documents is None:
             return Segments(
                 torch.arange(0, (batch + 1) * queries, queries, device=device, dtype=torch.int32),
-                queries,
+                torch.empty(queries, 0, device=device),
                 None,
             )
         assert self.layout is not None
@@ -539,7 +552,8 @@ class Visibility:
             torch.where(opens, index, opens.numel()),
         )
         real_BT = documents_BT != PADDING if self.layout.padded else None
-        return Segments(offsets, 1 << (self.layout.longest - 1).bit_length(), real_BT)
+        longest = 1 << (self.layout.longest - 1).bit_length()
+        return Segments(offsets, torch.empty(longest, 0, device=device), real_BT)
 
     def behind(self, tokens: int, device: torch.device) -> Tensor:
         """How many tokens directly before each are of its document, [B or 1, T]; prepared once a batch.

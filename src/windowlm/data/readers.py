@@ -9,10 +9,10 @@ import os
 import shlex
 import zlib
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO, TextIO
 
 import pyarrow.parquet
 from datasets import load_dataset
@@ -26,6 +26,27 @@ _ROWS_AT_ONCE = 64
 # Text shrinks to a fifth or so; what unpacks to more than this is not text, but may fill memory and disk.
 _MOST_UNPACKED = 200
 _ALWAYS_UNPACKED_BYTES = 64 << 20
+# By first bytes; the mark of UTF-32 in little-endian order begins as that of UTF-16 does.
+_FORMATS = {
+    b"%PDF-": "a PDF",
+    b"PK\3\4": "a zip archive, as .docx, .odt and .epub are",
+    b"\xd0\xcf\x11\xe0": "an old Office document",
+    b"\x89PNG": "a picture",
+    b"\xff\xd8\xff": "a picture",
+    b"GIF8": "a picture",
+    b"\x1f\x8b": "compressed by gzip, which its name must say by .gz",
+    b"BZh": "compressed by bzip2",
+    b"\xfd7zXZ": "compressed by xz",
+    b"(\xb5/\xfd": "compressed by zstd",
+    b"PAR1": "parquet, which its name must say by .parquet",
+}
+_ENCODINGS = {
+    b"\xff\xfe\0\0": "UTF-32",
+    b"\0\0\xfe\xff": "UTF-32",
+    b"\xff\xfe": "UTF-16",
+    b"\xfe\xff": "UTF-16",
+}
+_LOOKED_AT = 1024
 
 
 @dataclass(frozen=True)
@@ -47,8 +68,8 @@ class TextFile:
             while chunk := file.read(_CHUNK_CHARACTERS):
                 if "\0" in chunk:
                     raise DataError(
-                        f"data.path: {str(self.path)!r} is binary, not text (it holds zero bytes); name the "
-                        "text files alone by a glob such as data.path='folder/**/*.txt'"
+                        f"data.path: {str(self.path)!r} is not UTF-8 text (it holds zero bytes); "
+                        f"{_how_to_mend(self.path)}"
                     )
                 yield chunk
 
@@ -142,6 +163,10 @@ def _open_text(path: Path) -> TextIO:
     return path.open(encoding="utf-8", newline="")
 
 
+def _open_bytes(path: Path) -> BinaryIO:
+    return gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb")  # type: ignore[return-value]
+
+
 class _BoundedGzip(gzip.GzipFile):
     """A gzip file that is refused once it holds far more than text packs into one of its size."""
 
@@ -178,6 +203,27 @@ def _refuse_parquet_bomb(path: str) -> None:
         raise _bomb(path)
 
 
+def _how_to_mend(path: Path) -> str:
+    """What a file that is no UTF-8 seems to be by its first bytes, and what makes text of it."""
+    with suppress(OSError, EOFError, zlib.error), _open_bytes(path) as file:
+        head = file.read(_LOOKED_AT)
+        for mark, what in _FORMATS.items():
+            if head.startswith(mark):
+                return f"it is {what}, so take out the text first, or name the text files alone by a glob"
+        marked = next((name for mark, name in _ENCODINGS.items() if head.startswith(mark)), None)
+        if marked is None and b"\0" in head:
+            return "it is binary; name the text files alone by a glob such as data.path='folder/**/*.txt'"
+        target = path.with_suffix(".utf8.txt")
+        convert = f"iconv -f {marked or 'LATIN1'} -t UTF-8"
+        name = shlex.quote(str(path))
+        converted = f"zcat {name} | {convert}" if path.suffix.lower() == ".gz" else f"{convert} {name}"
+        return (
+            f"{f'it is marked as {marked}, so' if marked else 'if it is text,'} convert it, for example: "
+            f"{converted} > {shlex.quote(str(target))}"
+        )
+    return "give text in UTF-8"
+
+
 @contextmanager
 def _named_errors(path: Path) -> Iterator[None]:
     """Errors of reading as a DataError that names the file and what to do."""
@@ -185,11 +231,8 @@ def _named_errors(path: Path) -> Iterator[None]:
         yield
     except UnicodeDecodeError as error:
         byte = f"0x{error.object[error.start]:02x}"
-        target = path.with_suffix(".utf8.txt")
         raise DataError(
-            f"data.path: {str(path)!r} is not UTF-8 text (byte {byte}: {error.reason}); if "
-            f"it is text, convert it, for example: iconv -f LATIN1 -t UTF-8 {shlex.quote(str(path))} > "
-            f"{shlex.quote(str(target))}"
+            f"data.path: {str(path)!r} is not UTF-8 text (byte {byte}: {error.reason}); {_how_to_mend(path)}"
         ) from error
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DataError(

@@ -16,7 +16,7 @@ from windowlm.data.arrow_store import build_or_open, cache_folder
 from windowlm.data.config import DataConfig
 from windowlm.data.documents import Source
 from windowlm.data.errors import DataError
-from windowlm.data.exclusion import excluded_documents
+from windowlm.data.exclusion import excluded_documents, listed_documents
 from windowlm.data.identity import code_version, hash_of
 from windowlm.data.progress import progress_bar
 from windowlm.data.sources import find_source
@@ -193,17 +193,28 @@ def prepare_tokens(data: DataConfig, tokenizer: TokenizerConfig | Tokenizer) -> 
     return prepared
 
 
-def prepare_all_documents(data: DataConfig, tokenizer: Tokenizer) -> tuple[TokenSplit, str]:
+def prepare_all_documents(
+    data: DataConfig, tokenizer: Tokenizer, only: str | None = None
+) -> tuple[TokenSplit, str]:
     """All documents of the settings, whole and in no split, and the hash of their texts.
 
+    Args:
+        data: The settings.
+        tokenizer: It encodes them.
+        only: JSON file of the documents to take, as `data.exclude`; None for all.
+
     Raises:
-        DataError: The data are missing, unreadable or not text.
+        DataError: The data are missing, unreadable or not text, or none is listed.
     """
     folder = cache_folder(data)
     texts = open_text_store(_unsplit(find_source(data)), data, folder)
     left_out = texts.is_duplicate
     if data.exclude:
         left_out = left_out | excluded_documents(data.exclude, texts)
+    if only is not None:
+        left_out = left_out | ~listed_documents("data.only", only, texts)
+        if left_out.all():
+            raise DataError(f"data.only={only!r}: none of these {len(texts)} documents is listed")
     stream = _open_token_stream(texts, tokenizer, folder)
     return TokenSplit("all", texts, stream, np.flatnonzero(~left_out)), hash_of(
         texts.identity, left_out.tobytes()

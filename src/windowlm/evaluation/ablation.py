@@ -1,20 +1,18 @@
 """What each change of a sweep gives: its runs over seeds against those of the base, p-values corrected."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from scipy.stats import ttest_ind
 
 from windowlm.errors import UserError
-from windowlm.evaluation.comparison import UNCOMPARED, Run, runs_in
-from windowlm.setting_text import setting_text
+from windowlm.evaluation.comparison import Run, runs_by_setting, runs_in
+from windowlm.evaluation.multiple_comparisons import holm
 
-BASE = "(base)"
 POINTS = 60  # of a curve
 
 
@@ -87,11 +85,7 @@ def read_cells(folder: Path) -> list[Cell]:
     runs = runs_in(folder)
     if len({run.result["targets_hash"] for run in runs if run.result is not None}) > 1:
         raise UserError(f"{folder}: its runs scored different text, so their losses cannot be compared")
-    groups: dict[str, list[Run]] = {}
-    for run in runs:
-        groups.setdefault(json.dumps(_compared(run.settings), sort_keys=True), []).append(run)
-    base = _compared(runs[0].settings)
-    return [_cell(_label(_compared(group[0].settings), base), group) for group in groups.values()]
+    return [_cell(label, group) for label, group in runs_by_setting(runs).items()]
 
 
 def effects(cells: Sequence[Cell]) -> list[Effect]:
@@ -114,35 +108,12 @@ def effects(cells: Sequence[Cell]) -> list[Effect]:
     ]
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Adjusted p-values in the given order: the k-th smallest of n times n - k + 1, made monotone."""
-    order = np.argsort(p_values, kind="stable")
-    adjusted, largest = [0.0] * len(p_values), 0.0
-    for rank, place in enumerate(order.tolist()):
-        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[place]))
-        adjusted[place] = largest
-    return adjusted
-
-
 def _p(scores: Sequence[float], base: Sequence[float]) -> float | None:
     if min(len(scores), len(base)) < 2:
         return None
     if len({*scores}) == len({*base}) == 1:
         return None  # without any spread there is nothing to measure a difference by
     return float(ttest_ind(scores, base, equal_var=False).pvalue)
-
-
-def _compared(settings: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in settings.items() if key != "seed" and not UNCOMPARED.fullmatch(key)}
-
-
-def _label(settings: Mapping[str, Any], base: Mapping[str, Any]) -> str:
-    changed = [
-        f"{key}={setting_text(value)}"
-        for key, value in settings.items()
-        if key not in base or base[key] != value
-    ]
-    return " ".join(changed) or BASE
 
 
 def _cell(label: str, runs: Sequence[Run]) -> Cell:

@@ -2,7 +2,7 @@
 
 import re
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,17 @@ from windowlm.evaluation.paired_difference import paired_difference
 from windowlm.evaluation.result import Interval, LengthResult, bits_per_byte, interval
 from windowlm.evaluation.result_files import OWN_EVALUATION, RESULT_NAME, evaluate_command, read_result
 from windowlm.json_text import parse_json
-from windowlm.setting_text import flattened
+from windowlm.setting_text import flattened, setting_text
 
 # Where a run goes and how it is logged does not change what it learns.
 UNCOMPARED = re.compile(r"run_dir|resume|plan|(logger|hydra)(\..*)?")
+# What runs of one setting may differ in.
+OF_ONE_SETTING = re.compile(
+    rf"seed|(checkpoint|evaluation)\..*|data\.(workers|cache_dir)|{UNCOMPARED.pattern}"
+    r"|trainer\.(max_time|device|log_every_n_steps|progress_bar)"
+)
 ABSENT = "(absent)"
+BASE = "(base)"
 MARKS_OF_A_RUN = ("run.json", ".hydra", f"{OWN_EVALUATION}/{RESULT_NAME}")
 
 
@@ -58,10 +64,14 @@ def runs_in(folder: Path, evaluation: str = OWN_EVALUATION) -> list[Run]:
         evaluation: which of their evaluations.
 
     Raises:
-        UserError: no such folder, or no run in it.
+        UserError: no such folder, or no run in it, or it is a run itself.
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: there is no such folder; give the folder of a sweep, or two run folders")
+    if _is_run(folder):
+        raise UserError(
+            f"{folder}: is one run; give a second one to compare it with, or the folder of several"
+        )
     runs = [read_run(path, evaluation) for path in sorted(_run_folders(folder), key=_natural_order)]
     if not runs:
         raise UserError(
@@ -96,6 +106,31 @@ def differing_settings(runs: Sequence[Run]) -> list[str]:
         for key in keys
         if any(run.settings.get(key, ABSENT) != runs[0].settings.get(key, ABSENT) for run in runs)
     ]
+
+
+def runs_by_setting(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    """Runs of the same settings but for the seed, by what differs from the first run's, as overrides.
+
+    Those of the first run are called ``BASE`` and come first. Settings that do not decide what is learnt do
+    not count.
+    """
+    base = _without_seed(runs[0].settings)
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        settings = _without_seed(run.settings)
+        changed = [
+            f"{key}={setting_text(value)}"
+            for key, value in settings.items()
+            if base.get(key, ABSENT) != value
+        ]
+        # A group that became null has its old keys no more, which the null says.
+        absent = [f"{key}={ABSENT}" for key in base if key not in settings]
+        groups.setdefault(" ".join(changed or absent) or BASE, []).append(run)
+    return groups
+
+
+def _without_seed(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in settings.items() if not OF_ONE_SETTING.fullmatch(key)}
 
 
 def paired_lengths(first: Run, second: Run) -> list[PairedLength]:

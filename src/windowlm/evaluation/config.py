@@ -24,6 +24,8 @@ class EvaluationConfig:
         split: documents of the run's data to score.
         precision: Lightning's name, or ``64-true``; 16-mixed needs a GPU.
         batch_tokens: tokens in one forward pass; one window that is longer goes alone.
+        streaming: contexts that hold all that a windowed model can see are scored in one pass with a rolling
+            cache; false scores each in windows of its own, with the same losses.
     """
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
@@ -35,6 +37,7 @@ class EvaluationConfig:
     split: Literal["validation", "test"] = "validation"
     precision: Literal["32-true", "16-mixed", "bf16-mixed", "bf16-true", "64-true"] = "32-true"
     batch_tokens: int = 16_384
+    streaming: bool = True
 
     def __post_init__(self) -> None:
         """Check ranges.
@@ -91,6 +94,7 @@ class ScoredDataConfig:
         author_column: column of the author.
         documents: take only this many.
         exclude: JSON file of documents to leave out.
+        only: JSON file of the documents to score, such as the list that the training left out.
         revision: branch, tag or commit of a hub data set.
         cache_dir: where prepared data goes.
     """
@@ -104,6 +108,7 @@ class ScoredDataConfig:
     author_column: str | None = None
     documents: int | None = None
     exclude: str | None = None
+    only: str | None = None
     revision: str | None = None
     cache_dir: str | None = None
 

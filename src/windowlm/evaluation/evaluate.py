@@ -4,7 +4,8 @@ import os
 import shlex
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,6 +17,7 @@ from windowlm.data.token_store import TokenSplit
 from windowlm.errors import UserError
 from windowlm.evaluation.config import EvaluationConfig
 from windowlm.evaluation.html_page import Section, html_page
+from windowlm.evaluation.kept_nats import KeptNats, scoring_key
 from windowlm.evaluation.length_page import (
     PAGE_NAME,
     cost_rows,
@@ -76,6 +78,9 @@ def evaluate_model(
 ) -> tuple[LengthResult, Path | None]:
     """Score a model on its device, with a progress bar on a terminal, and write the result.
 
+    Parts that are scored are kept in the folder until then, so that the same call goes on where one was
+    interrupted; of a finished evaluation by the same model nothing is read again.
+
     Args:
         model: it is not changed.
         documents: the split.
@@ -109,6 +114,14 @@ def _evaluate(
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_interactive) as progress:
         task = progress.add_task("perplexity by context length", total=None)
+        kept = KeptNats(folder, scoring_key(model, _scoring_settings(model, evaluation)))
+        read = 0
+
+        def show(done: int, total: int, read_now: int) -> None:
+            nonlocal read
+            read = read_now
+            progress.update(task, completed=done, total=total)
+
         started = time.perf_counter()
         result, targets, losses = length_sweep(
             model,
@@ -116,21 +129,40 @@ def _evaluate(
             token_bytes_V,
             evaluation,
             facts,
-            on_progress=lambda read, total: progress.update(task, completed=read, total=total),
+            on_progress=show,
+            kept=kept,
         )
         seconds = time.perf_counter() - started
-        tokens = progress.tasks[task].completed
+    pace = read / seconds if read else kept.tokens_per_second
+    losses = replace(losses, scoring_key=kept.scoring_key, tokens_per_second=pace)
+    if not read:
+        console.print("perplexity by context length: scored already, by the same model at the same targets")
     if isinstance(model, Decoder):
         words = _words(documents, targets)
-        costs = cost_rows(model.config, model.vocabulary_size, result, words, tokens / seconds)
+        costs = cost_rows(model.config, model.vocabulary_size, result, words, pace)
     else:
-        costs = pace_rows(result, tokens / seconds)
+        costs = pace_rows(result, pace)
     sections = length_sections(result, costs, settings_of_run(folder.parent))
     page = html_page(f"Evaluation of {folder.parent.name}", sections)
     earlier = write_results(
         folder, result, targets, losses, {PLOT_NAME: length_plot(result), PAGE_NAME: page}
     )
+    kept.remove()
     return result, earlier, losses, sections
+
+
+def _scoring_settings(model: Decoder | TransformersModel, evaluation: EvaluationConfig) -> dict[str, Any]:
+    """What decides a target's nats to the bit besides the weights."""
+    shape = asdict(model.config) if isinstance(model, Decoder) else model.model.config.to_dict()
+    return {
+        "model": shape,
+        "precision": evaluation.precision,
+        "batch_tokens": evaluation.batch_tokens,
+        "streaming": evaluation.streaming,
+        "device": next(model.parameters()).device.type,
+        "windowlm": version("windowlm"),
+        "torch": version("torch"),
+    }
 
 
 def _words(documents: TextDocuments, targets: TargetSet) -> int:

@@ -92,12 +92,8 @@ def cost_rows(
             "amount": cost.kv_cache_bytes,
         },
         {"what": "FLOPs a token, forward and backward, million", "amount": round(cost.flops_per_token / 1e6)},
-        {"what": "parameters", "amount": cost.parameters},
+        *pace_rows(result, tokens_per_second),
     ]
-    if tokens_per_second is not None:
-        rows.append(
-            {"what": "tokens a second, forward, in this evaluation", "amount": round(tokens_per_second)}
-        )
     windows = {f"window of {size:,} tokens": size for size in config.layer_windows() if size is not None}
     if cost.receptive_field is not None:
         windows["receptive field"] = cost.receptive_field
@@ -108,12 +104,14 @@ def cost_rows(
     ]
 
 
-def pace_rows(result: LengthResult, tokens_per_second: float) -> list[dict[str, Any]]:
+def pace_rows(result: LengthResult, tokens_per_second: float | None) -> list[dict[str, Any]]:
     """What is known of the cost of a model that is not ours."""
-    return [
-        {"what": "parameters", "amount": result["parameters"]},
-        {"what": "tokens a second, forward, in this evaluation", "amount": round(tokens_per_second)},
-    ]
+    rows = [{"what": "parameters", "amount": result["parameters"]}]
+    if tokens_per_second is not None:
+        rows.append(
+            {"what": "tokens a second, forward, in this evaluation", "amount": round(tokens_per_second)}
+        )
+    return rows
 
 
 def settings_of_run(folder: Path) -> dict[str, Any]:

@@ -13,8 +13,10 @@ from windowlm.evaluation.clusters import sums_by_cluster
 from windowlm.evaluation.config import EvaluationConfig
 from windowlm.evaluation.context_lengths import resolve_context_lengths
 from windowlm.evaluation.equivalence import LEVEL, Equivalence, equivalence
+from windowlm.evaluation.kept_nats import KeptNats
 from windowlm.evaluation.multiple_comparisons import holm
 from windowlm.evaluation.paired_difference import CONFIDENCE, paired_difference
+from windowlm.evaluation.passes import passes_of
 from windowlm.evaluation.position_curve import position_curve
 from windowlm.evaluation.precision import scoring
 from windowlm.evaluation.result import (
@@ -28,15 +30,7 @@ from windowlm.evaluation.result import (
     interval,
 )
 from windowlm.evaluation.target_losses import TargetLosses, losses_of
-from windowlm.evaluation.targets import (
-    Documents,
-    ScoredWindow,
-    TargetSet,
-    choose_targets,
-    naive_windows,
-    protocol_windows,
-)
-from windowlm.evaluation.token_loss import target_nats
+from windowlm.evaluation.targets import Documents, TargetSet, choose_targets
 
 
 def plan_targets(
@@ -75,7 +69,8 @@ def length_sweep(
     token_bytes_V: npt.NDArray[np.int64],
     evaluation: EvaluationConfig,
     facts: RunFacts,
-    on_progress: Callable[[int, int], Any] | None = None,
+    on_progress: Callable[[int, int, int], Any] | None = None,
+    kept: KeptNats | None = None,
 ) -> tuple[LengthResult, TargetSet, TargetLosses]:
     """Score the fixed targets at every context length.
 
@@ -86,44 +81,70 @@ def length_sweep(
         token_bytes_V: UTF-8 bytes that each token stands for, 0 for the end mark.
         evaluation: context lengths, budget and precision.
         facts: what the result says about the run.
-        on_progress: called with the tokens read so far and those to read in all.
+        on_progress: called with the tokens that are done, those that there are in all, and how many of them
+            the model has read in this call.
+        kept: what is scored already, and where parts go that are; None for nothing and nowhere.
 
     Raises:
-        UserError: no document is long enough; 16-mixed on a CPU; a loss is not finite or beyond all bounds.
+        UserError: no document is long enough; 16-mixed on a CPU; a loss is not finite or beyond all bounds;
+            a part cannot be kept.
     """
     context_lengths, targets = plan_targets(documents, token_bytes_V, evaluation, facts["training_length"])
-    protocol = {c: protocol_windows(targets.regions, c) for c in context_lengths}
-    naive = {c: naive_windows(targets.regions, c) for c in context_lengths}
-    total = sum(_tokens_read(windows) for by_length in (protocol, naive) for windows in by_length.values())
-    read = 0
+    passes = passes_of(
+        model,
+        documents,
+        targets,
+        context_lengths,
+        receptive_field=facts["receptive_field"],
+        batch_tokens=evaluation.batch_tokens,
+        streaming=evaluation.streaming,
+    )
+    total = sum(each.tokens for each in passes)
+    done = read = 0
 
-    def advance(tokens: int) -> None:
-        nonlocal read
-        read += tokens
+    def advance(tokens: int, read_now: int) -> None:
+        nonlocal done, read
+        done += tokens
+        read += read_now
         if on_progress is not None:
-            on_progress(min(read, total), total)
+            on_progress(min(done, total), total, read)
 
+    device = next(model.parameters()).device
+    nats: dict[str, dict[int, npt.NDArray[np.float64]]] = {"protocol": {}, "naive": {}}
     with scoring(model, evaluation.precision) as scored:
-
-        def nats_of(windows: Sequence[ScoredWindow]) -> npt.NDArray[np.float64]:
-            return target_nats(
-                scored,  # type: ignore[arg-type]  # nn.Module hides its parts from the type checker
-                documents,
-                windows,
-                device=next(model.parameters()).device,
-                batch_tokens=evaluation.batch_tokens,
-                on_tokens=advance,
-            )
-
-        nats = {c: nats_of(protocol[c]) for c in context_lengths}
-        naive_nats = {c: nats_of(naive[c]) for c in context_lengths}
-    losses = losses_of(targets, documents, token_bytes_V, facts["tokenizer_identity"], nats, naive_nats)
+        for each in passes:
+            finished = {
+                c: values_N
+                for c in each.context_lengths
+                if kept is not None and (values_N := kept.finished(targets.hash, each.kind, c)) is not None
+            }
+            if finished.keys() == set(each.context_lengths):
+                nats[each.kind] |= finished
+                advance(each.tokens, 0)
+                continue
+            pieces = []
+            for number, part in enumerate(each.parts):
+                name = f"{targets.hash[:16]}-{each.name}-{number}"
+                piece = None if kept is None else kept.piece(name, part.targets)
+                if piece is not None:
+                    advance(part.tokens, 0)
+                else:
+                    piece = part.score(scored, device=device, on_tokens=lambda read: advance(read, read))
+                    if kept is not None:
+                        kept.keep(name, piece)
+                pieces.append(piece)
+            nats[each.kind] |= dict.fromkeys(each.context_lengths, np.concatenate(pieces))
+    in_order = {kind: {c: by_length[c] for c in context_lengths} for kind, by_length in nats.items()}
+    losses = losses_of(
+        targets,
+        documents,
+        token_bytes_V,
+        facts["tokenizer_identity"],
+        in_order["protocol"],
+        in_order["naive"],
+    )
     parameters = sum(parameter.numel() for parameter in model.parameters())
     return _result(losses, targets, documents, evaluation, facts, parameters), targets, losses
-
-
-def _tokens_read(windows: Sequence[ScoredWindow]) -> int:
-    return sum(window.end - window.start - 1 for window in windows)
 
 
 def _result(

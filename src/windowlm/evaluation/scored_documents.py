@@ -25,7 +25,7 @@ def scored_documents(
     Args:
         bundle: the run's model, tokenizer and settings.
         split: ``validation`` or ``test``, of the run's own data.
-        settings: settings of ``DataConfig``.
+        settings: settings of ``DataConfig``, and ``only`` with other data.
 
     Raises:
         UserError: a setting is wrong, the run's own data are no longer those of its training, or they have no
@@ -34,8 +34,9 @@ def scored_documents(
     """
     if "path" in settings or "name" in settings:
         cache = bundle.config["data"].get("cache_dir")
-        data = _checked({"name": "text", "cache_dir": cache, **settings})
-        return prepare_all_documents(data, bundle.tokenizer)
+        given = {name: value for name, value in settings.items() if name != "only"}
+        data = _checked({"name": "text", "cache_dir": cache, **given})
+        return prepare_all_documents(data, bundle.tokenizer, settings.get("only"))
     prepared = _own_data(bundle, settings)
     if prepared.source_identity != bundle.config["source_identity"]:
         raise UserError(

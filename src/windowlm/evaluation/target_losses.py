@@ -37,6 +37,8 @@ class TargetLosses:
         byte_count: int32 ``[N]``, UTF-8 bytes of the target.
         nats: float64 ``[N]`` by context length.
         naive_nats: the same in windows of c tokens that do not overlap.
+        scoring_key: what decides the nats besides the targets, the weights above all; None where not known.
+        tokens_per_second: that the model read, where it was measured.
     """
 
     targets_hash: str
@@ -49,6 +51,8 @@ class TargetLosses:
     byte_count: npt.NDArray[np.int32]
     nats: dict[int, npt.NDArray[np.float64]]
     naive_nats: dict[int, npt.NDArray[np.float64]]
+    scoring_key: str | None = None
+    tokens_per_second: float | None = None
 
     @property
     def clusters(self) -> list[str]:
@@ -107,6 +111,8 @@ def write_losses(path: Path, losses: TargetLosses) -> None:
         "tokenizer_identity": losses.tokenizer_identity,
         "document_hashes": losses.document_hashes,
         "authors": losses.authors,
+        "scoring_key": losses.scoring_key,
+        "tokens_per_second": losses.tokens_per_second,
     }
     columns: dict[str, Any] = {
         "document": losses.document,

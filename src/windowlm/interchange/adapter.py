@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from windowlm.errors import UserError
+from windowlm.interchange.self_contained import check_self_contained
 
 # Of a model whose config states no length.
 USUAL_LENGTH = 2048
@@ -80,7 +81,7 @@ def load_any_causal_model(folder: Path, device: str | torch.device = "cpu") -> T
     """Open a folder by AutoModelForCausalLM, float32, from safetensors alone and without code of the folder.
 
     Raises:
-        UserError: transformers is not installed, or cannot open it.
+        UserError: transformers is not installed, or cannot open it, or a file leads out of the folder.
     """
     try:
         from transformers import AutoModelForCausalLM
@@ -88,6 +89,7 @@ def load_any_causal_model(folder: Path, device: str | torch.device = "cpu") -> T
         raise UserError(
             f"checkpoint={folder}: reading it needs transformers: pip install 'windowlm[transformers]'"
         ) from None
+    check_self_contained(folder)
     try:
         model: Any = AutoModelForCausalLM.from_pretrained(
             folder, dtype=torch.float32, use_safetensors=True, local_files_only=True, trust_remote_code=False

@@ -72,7 +72,7 @@ def read_foreign_config(folder: Path, stated: Mapping[str, Any]) -> ForeignConfi
             f"{path}: reading it needs transformers: pip install 'windowlm[transformers]'"
         ) from None
     try:
-        theirs = AutoConfig.from_pretrained(folder, local_files_only=True)
+        theirs = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         shape = _shape(theirs)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None

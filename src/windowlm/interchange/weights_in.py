@@ -26,7 +26,7 @@ def weight_files(folder: Path) -> list[Path]:
     """The safetensors files of a folder, all of which are there.
 
     Raises:
-        UserError: one is missing, or there are none.
+        UserError: one is missing, or there are none, or the index names a file elsewhere.
     """
     if (folder / WEIGHTS_NAME).is_file():
         return [folder / WEIGHTS_NAME]
@@ -38,9 +38,15 @@ def weight_files(folder: Path) -> list[Path]:
         )
     try:
         names = set(parse_json(index.read_bytes())["weight_map"].values())
-        files = [folder / Path(name).name for name in sorted(names)]
+        files = [folder / name for name in sorted(names)]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{index}: not an index of shards: {error!r}") from None
+    for name, file in zip(sorted(names), files, strict=True):
+        if Path(name).name != name or file.suffix != ".safetensors":
+            raise UserError(
+                f"{index}: {name!r} is no safetensors file beside it, and no other file is opened; download "
+                "the folder again"
+            )
     if missing := [file for file in files if not file.is_file()]:
         raise UserError(
             f"{missing[0]}: one of {len(files)} shards is missing ({len(missing)} in all); copy or download "

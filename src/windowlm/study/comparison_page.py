@@ -80,11 +80,11 @@ def _row(folder: Path, run: Run, keys: Sequence[str]) -> dict[str, Any]:
         "bits_per_byte": last["bits_per_byte"],
         "far_repeat_nats": _far_repeat_nats(run),
         "parameters": run.result["parameters"],
-        **_costs(run.folder, run.result),
+        **run_costs(run.folder, run.result),
     }
 
 
-def _costs(folder: Path, result: LengthResult) -> dict[str, float | None]:
+def run_costs(folder: Path, result: LengthResult) -> dict[str, float | None]:
     """Costs by name, None where the run's settings do not tell them."""
     try:
         settings = json.loads((folder / "model" / "config.json").read_text(encoding="utf-8"))

@@ -99,9 +99,9 @@ def calibrate(
         for limit in window_limits:
             _forward_backward(copied, partial(summed_loss, limit), precision)
     _forward_backward(copied, summed_loss, precision)
-    timed = min(
-        (_forward_backward(copied, summed_loss, precision) for _ in range(2)), key=lambda pair: pair[1]
-    )
+    _forward(copied, summed_loss, precision)
+    seconds_per_batch = min(_forward_backward(copied, summed_loss, precision) for _ in range(2))
+    forward_seconds = min(_forward(copied, summed_loss, precision) for _ in range(2))
     numbers = sum(parameter.numel() for parameter in copied.parameters())
     bytes_each = copied.head.weight.element_size()
     kept = ADAMW_BYTES + (MASTER_BYTES if bytes_each < MASTER_BYTES else 0)
@@ -112,25 +112,30 @@ def calibrate(
     memory_bytes = peak_memory_bytes(device) + kept * numbers
     if optimizer is not None:
         build_optimizer(copied, optimizer, fused=precision != "16-mixed").step()
-    return Calibration(forward_seconds=timed[0], seconds_per_batch=timed[1], memory_bytes=memory_bytes)
+    return Calibration(
+        forward_seconds=forward_seconds, seconds_per_batch=seconds_per_batch, memory_bytes=memory_bytes
+    )
 
 
-def _forward_backward(
-    model: Decoder, summed_loss: Callable[[], torch.Tensor], precision: Precision
-) -> tuple[float, float]:
+def _forward(model: Decoder, summed_loss: Callable[[], torch.Tensor], precision: Precision) -> float:
+    """Seconds of it as in a validation; training's own forward pass may hold a part of the backward."""
     device = next(model.parameters()).device
     started = _now(device)
-    # As in a validation; training's own forward pass may hold a part of the backward.
     with _forward_context(precision, device), torch.no_grad():
         model.eval()
         summed_loss()
-    forward = _now(device) - started
-    model.train()
+        model.train()
+    return _now(device) - started
+
+
+def _forward_backward(model: Decoder, summed_loss: Callable[[], torch.Tensor], precision: Precision) -> float:
+    """Seconds of it."""
+    device = next(model.parameters()).device
     started = _now(device)
     with _forward_context(precision, device):
         summed = summed_loss()
     summed.backward()  # type: ignore[no-untyped-call]
-    return forward, _now(device) - started
+    return _now(device) - started
 
 
 def _forward_context(precision: Precision, device: torch.device) -> AbstractContextManager[None]:

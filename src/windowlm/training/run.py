@@ -349,6 +349,21 @@ class TrainingRun:
         if not self.begun:
             return
         self.begun = False  # what goes wrong from here on does not change how it ended
+        if status == "finished":
+            # Killed before W&B has all of it, the run goes on and rebuilds the history.
+            self._end_wandb(exit_code=0)
+            self._record_end(status)
+            return
+        try:
+            self._record_end(status)
+        finally:
+            self._end_wandb(exit_code=1 if status == "failed" else 0)
+
+    def _end_wandb(self, exit_code: int) -> None:
+        if self.wandb_run is not None:
+            self.wandb_run.finish(exit_code)
+
+    def _record_end(self, status: Literal["stopped", "finished", "failed"]) -> None:
         try:
             if not self.folder.path.is_dir():
                 return  # no folder in its place, which would look like a run
@@ -359,9 +374,6 @@ class TrainingRun:
             if status != "failed":
                 raise
             print(f"warning: {self.folder.record}: {error.strerror or error}", file=sys.stderr)
-        finally:
-            if self.wandb_run is not None:
-                self.wandb_run.finish(exit_code=1 if status == "failed" else 0)
 
     def _plan(self, model: Decoder, data: PreparedData, data_module: DocumentDataModule) -> Plan:
         config = self.config

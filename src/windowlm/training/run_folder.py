@@ -57,11 +57,13 @@ DIFF = "changes.diff"
 
 # What Hydra may have written into a folder before its run began.
 WRITTEN_BEFORE_A_RUN = re.compile(r"\.hydra(-\d+)?|train\.log|\.run\.json\.partial-\d+")
-WRITTEN_BESIDE_RUNS = re.compile(r"\d+|multirun\.yaml|comparison.*\.(csv|png)")
+WRITTEN_BESIDE_RUNS = re.compile(
+    r"\d+|scored\.json|multirun\.yaml|(comparison|settings).*\.(csv|png|html|json)|ablation\.(json|png)"
+)
 
 CONTENTS = {
     "model": "weights (safetensors), configuration and tokenizer, for windowlm.load",
-    "evaluation": "perplexity by context length: length.json, .csv, .png and the hashed targets",
+    "evaluation": "loss by context length: report.html, length.json, .csv, .png, targets and their losses",
     "metrics.jsonl": "one JSON object a logged step",
     "metrics.csv": "the same as a table",
     "checkpoints": "last two states of training and the best, for resume=auto",

@@ -62,18 +62,19 @@ def _attend(
     window: int,
     scale: float,
 ) -> tuple[Tensor, Tensor]:
-    """Outputs, and of the first N = `window` queries the softmax's denominators as logarithms, [B, H, N]."""
+    """Outputs, and of the first N = `window` queries the softmax's denominators as logarithms, [B, N, H]."""
     first_BHND, normalizer_BHN = _forward(
         *_first(window, query_BTHD, key_BTKD, value_BTKD), 0.0, True, scale=scale
     )
+    normalizer_BNH = normalizer_BHN.transpose(1, 2).contiguous()  # as it lies in memory already
     if window == query_BTHD.shape[1]:
-        return first_BHND.transpose(1, 2).contiguous(), normalizer_BHN
+        return first_BHND.transpose(1, 2).contiguous(), normalizer_BNH
     output_BTHD = torch.empty(query_BTHD.shape, dtype=query_BTHD.dtype)
     output_BTHD[:, :window] = first_BHND.transpose(1, 2)
     plan = Plan(blocks, common, hidden, blind, 0)
     rest_BTHD = output_BTHD[:, window:]
     fill_outputs(rest_BTHD, query_BTHD[:, window:], key_BTKD, value_BTKD, plan, scale, *_NO_DROPOUT)
-    return output_BTHD, normalizer_BHN
+    return output_BTHD, normalizer_BNH
 
 
 @torch.library.custom_op(f"{_NAMESPACE}::attend_backward", mutates_args=())
@@ -87,12 +88,13 @@ def _attend_backward(
     hidden: Tensor,
     blind: Tensor,
     output_BTHD: Tensor,
-    normalizer_BHN: Tensor,
+    normalizer_BNH: Tensor,
     window: int,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     inputs = query_BTHD, key_BTKD, value_BTKD
     gradient, *first, output = _first(window, gradient_BTHD, *inputs, output_BTHD)
+    normalizer_BHN = normalizer_BNH.transpose(1, 2)
     of_first = _backward(gradient, *first, output, normalizer_BHN, 0.0, True, scale=scale)
     gradients = [tensor.transpose(1, 2) for tensor in of_first]
     if window < query_BTHD.shape[1]:
@@ -123,7 +125,7 @@ def _first(window: int, *tensors_BTHD: Tensor) -> list[Tensor]:
 @_attend.register_fake
 def _fake_attend(query_BTHD: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
     batch, _, heads, _ = query_BTHD.shape
-    return query_BTHD.new_empty(query_BTHD.shape), query_BTHD.new_empty((batch, heads, others[-2]))
+    return query_BTHD.new_empty(query_BTHD.shape), query_BTHD.new_empty((batch, others[-2], heads))
 
 
 @_attend_backward.register_fake

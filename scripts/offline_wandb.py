@@ -1,6 +1,7 @@
-"""Reads what W&B wrote while offline: protocol buffers in LevelDB's log format.
+"""Read what W&B wrote while offline, and compare its history with a run's metrics.
 
-https://github.com/google/leveldb/blob/main/doc/log_format.md, after seven bytes of W&B's own.
+The files are protocol buffers in LevelDB's log format, after seven bytes of W&B's own:
+https://github.com/google/leveldb/blob/main/doc/log_format.md
 """
 
 import json
@@ -64,3 +65,42 @@ def read_offline_run(folder: Path) -> dict[str, Any]:
         elif kind == "files":
             read["files"] += [file.path for file in record.files.files]
     return read
+
+
+def history_by_step(read: dict[str, Any]) -> dict[int, list[dict[str, Any]]]:
+    """What the history holds of the metrics at each step: one entry, unless a step was logged twice."""
+    by_step: dict[int, list[dict[str, Any]]] = {}
+    for row in read["history"]:
+        own = {name: row[name] for name in row if not name.startswith(("_", "evaluation/"))}
+        by_step.setdefault(row["_step"], []).append(own)
+    return by_step
+
+
+def metrics_by_step(metrics: Path) -> dict[int, dict[str, Any]]:
+    """The rows of ``metrics.jsonl``, those of the same step as one."""
+    merged: dict[int, dict[str, Any]] = {}
+    for line in metrics.read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        merged.setdefault(row.pop("step"), {}).update(row)
+    return merged
+
+
+def history_differences(run: Path) -> list[str]:
+    """How what W&B holds of a finished run differs from its ``metrics.jsonl``; nothing where it does not.
+
+    Args:
+        run: folder of the run. It must hold one offline run, of the recorded id, with each step once.
+    """
+    folders = sorted(path.name for path in run.glob("wandb/offline-run-*"))
+    if len(folders) != 1:
+        return [f"{len(folders)} W&B runs instead of one: {folders}"]
+    read = read_offline_run(run / "wandb" / folders[0])
+    recorded = json.loads((run / "run.json").read_text(encoding="utf-8"))["wandb_id"]
+    found = [] if read["id"] == recorded else [f"the W&B run is {read['id']} and not {recorded}"]
+    history, metrics = history_by_step(read), metrics_by_step(run / "metrics.jsonl")
+    for step in sorted(history.keys() | metrics.keys()):
+        if history.get(step) != [metrics.get(step)]:
+            found.append(f"W&B, step {step}: {history.get(step)} and not {metrics.get(step)} once")
+    if read["exit_code"] != 0:
+        found.append(f"the W&B run ended with {read['exit_code']} and not 0")
+    return found

@@ -1,0 +1,95 @@
+"""Score all finished runs of a folder in the same way, in pieces where time is short.
+
+python scripts/score_runs.py FOLDER [--seconds 540] [key=value ...]
+
+The settings are those of `scripts/evaluate.py`, which is called for one run after the other; its option
+`checkpoint` is set here. After `--seconds` the run at hand is stopped, with what it has scored kept, and the
+status is 75: the same command goes on. Runs that were scored with the same settings are passed over.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from windowlm.atomic_write import json_bytes, write_atomically
+from windowlm.errors import USAGE_ERROR, UserError, exit_status
+from windowlm.evaluation.comparison import runs_in
+
+UNFINISHED = 75
+RECORD = "scored.json"
+PATIENCE_SECONDS = 20
+
+
+def main() -> int:
+    """Score what the command line names."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", metavar="FOLDER", type=Path, help="of the runs, also in folders below")
+    parser.add_argument("--seconds", type=float, help="stop after so many (default: never)")
+    given, settings = parser.parse_known_args()
+    if wrong := [word for word in settings if "=" not in word or word.startswith("-")]:
+        parser.error(f"{wrong[0]}: not a setting of the form key=value")
+    if given.seconds is not None and given.seconds <= 0:
+        parser.error("--seconds: above 0; try --seconds 540")
+    deadline = None if given.seconds is None else time.monotonic() + given.seconds
+    record = given.folder / RECORD
+    scored: dict[str, list[str]] = read_record(record)
+    finished = [run.folder for run in runs_in(given.folder) if (run.folder / "model").is_dir()]
+    for number, folder in enumerate(finished, start=1):
+        name = str(folder.relative_to(given.folder))
+        if scored.get(name) == settings:
+            continue
+        print(f"{number} of {len(finished)}: {folder}", flush=True)
+        status = evaluate(folder, settings, deadline)
+        if status is None:
+            print("time is up; the same command goes on")
+            return UNFINISHED
+        if status:
+            return USAGE_ERROR if status == USAGE_ERROR else 1
+        scored[name] = settings
+        write_atomically(record, json_bytes(scored))
+    print(f"{len(finished)} runs are scored")
+    return 0
+
+
+def evaluate(folder: Path, settings: list[str], deadline: float | None) -> int | None:
+    """Status of `scripts/evaluate.py`, None where time ran out."""
+    script = Path(__file__).with_name("evaluate.py")
+    process = subprocess.Popen([sys.executable, str(script), f"checkpoint={folder}", *settings])
+    try:
+        return process.wait(None if deadline is None else max(0.0, deadline - time.monotonic()))
+    except subprocess.TimeoutExpired:
+        return None
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            try:
+                process.wait(PATIENCE_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def read_record(path: Path) -> dict[str, list[str]]:
+    """Settings with which each run was scored.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if all(isinstance(words, list) for words in found.values()):
+            return dict(found)
+    except (ValueError, AttributeError):
+        pass
+    raise UserError(f"{path}: damaged; remove it, and runs that are scored are looked at again")
+
+
+if __name__ == "__main__":
+    sys.exit(exit_status(main))

@@ -1,0 +1,413 @@
+"""The answer of a length study from the folders of its runs: main table, sentences and plots."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from windowlm.errors import UserError
+from windowlm.evaluation.comparison import Run, runs_in
+from windowlm.evaluation.equivalence import MARGIN
+from windowlm.evaluation.report import COLORS, png
+from windowlm.json_text import parse_json
+from windowlm.study.author_values import FAR_REPEATS, LOSS, SAVED, Figure, author_values
+from windowlm.study.cell_names import cell_names, window_name
+from windowlm.study.comparison_page import run_costs
+from windowlm.study.setting_comparison import SettingClaim, compare_settings, evaluated_cells
+
+GATE = ((4096, 2.0), (7000, 1.0))  # bytes back, nats a byte that full attention must save on random spans
+ALL_FAR = "all distances"
+USUAL = "full, base 10,000"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Runs of one setting.
+
+    Attributes:
+        name: for readers.
+        window: ``full``, ``window 512``, ``hybrid 128``.
+        runs: one a seed.
+        means: of each figure, over authors and seeds.
+        rows: of the first run's evaluation, with the bits per byte, naive ones too, averaged over seeds.
+        costs: parameters, KV cache, FLOPs, and tokens a second in training, where known.
+    """
+
+    name: str
+    window: str
+    runs: Sequence[Run]
+    means: Mapping[Figure, float]
+    rows: Sequence[Mapping[str, Any]]
+    costs: Mapping[str, float | None]
+
+    def mean(self, measure: str, group: str) -> float | None:
+        """Of a figure, None where it was not measured."""
+        return next(
+            (
+                value
+                for figure, value in self.means.items()
+                if (figure.measure, figure.group) == (measure, group)
+            ),
+            None,
+        )
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a study found.
+
+    Attributes:
+        base: the cell that all others are compared with.
+        cells: all, the base first.
+        claims: each other cell against the base.
+        sentences: the answer, by question.
+    """
+
+    base: str
+    cells: Sequence[Cell]
+    claims: Sequence[SettingClaim]
+    sentences: Mapping[str, Sequence[str]]
+
+
+def answer_of(folder: Path, evaluation: str, base: str | None = None) -> Answer:
+    """Read the runs of a study.
+
+    Args:
+        folder: of the runs, also in folders below.
+        evaluation: which of their evaluations.
+        base: name of the cell to compare with; None for full attention at its best: of the cells of the
+            most seeds the one with the least loss at the longest context.
+
+    Raises:
+        UserError: no full attention among the cells, or runs that cannot be compared.
+    """
+    found = evaluated_cells(runs_in(folder, evaluation))
+    names = cell_names({label: runs[0].settings for label, runs in found.items()})
+    cells = [_cell(names[label], runs) for label, runs in found.items()]
+    if base is None:
+        full = [cell for cell in cells if cell.window == "full"]
+        if not full:
+            listed = "; ".join(cell.name for cell in cells)
+            raise UserError(
+                f"{folder}: no cell has full attention ({listed}); give one to compare with: --base"
+            )
+        most = max(len(cell.runs) for cell in full)
+        best = min(
+            (cell for cell in full if len(cell.runs) == most), key=lambda cell: cell.rows[-1]["bits_per_byte"]
+        )
+        base = best.name
+    if base not in {cell.name for cell in cells}:
+        listed = "; ".join(cell.name for cell in cells)
+        raise UserError(f"--base {base}: there is no such cell; there are: {listed}")
+    claims = compare_settings({names[label]: runs for label, runs in found.items()}, base)
+    cells.sort(key=lambda cell: cell.name != base)
+    return Answer(base, cells, claims, _sentences(cells, claims))
+
+
+def main_rows(answer: Answer) -> list[dict[str, Any]]:
+    """The study's main table: a row a cell."""
+    base = answer.cells[0]
+    lengths = [row["context_length"] for row in base.rows]
+    shown = [c for c in (512, 4096, 16_384) if c in lengths] or lengths[-2:]
+    rows = []
+    for cell in answer.cells:
+        row: dict[str, Any] = {"cell": cell.name, "seeds": len(cell.runs), **cell.costs}
+        for c in shown:
+            group = f"c = {c:,}"
+            row[f"bits_per_byte_{c}"] = cell.mean(LOSS, group)
+            row |= _against_base(answer.claims, cell, LOSS, group, f"difference_{c}")
+        row["far_repeats_nats_per_byte"] = cell.mean(FAR_REPEATS, ALL_FAR)
+        row |= _against_base(answer.claims, cell, FAR_REPEATS, ALL_FAR, "far_repeats_difference")
+        for figure in sorted(cell.means):
+            if figure.measure.endswith(SAVED):
+                kind = figure.measure.split()[0]
+                row[f"saved_{kind}_{figure.order}"] = cell.means[figure]
+        rows.append(row)
+    return rows
+
+
+def plots(answer: Answer) -> dict[str, bytes]:
+    """PNG files by name."""
+    import altair as alt
+
+    order = [cell.name for cell in answer.cells]
+    color = alt.Color("cell:N", sort=order, title=None, legend=alt.Legend(labelLimit=400))
+
+    def lines(values: list[dict[str, Any]], x: str, y: str) -> Any:
+        base = alt.Chart(alt.Data(values=values)).encode(
+            alt.X("x:Q", title=x, scale=alt.Scale(type="log", base=2, nice=False, padding=12)),
+            alt.Y("y:Q", title=y, scale=alt.Scale(zero=False, padding=8)),
+            color,
+        )
+        return (base.mark_line() + base.mark_point(filled=True, size=35, opacity=1)).properties(
+            width=420, height=280
+        )
+
+    made: dict[str, Any] = {
+        "loss_by_context.png": lines(
+            [
+                {"cell": cell.name, "x": row["context_length"], "y": row["bits_per_byte"]}
+                for cell in answer.cells
+                for row in cell.rows
+            ],
+            "context c (tokens)",
+            "bits per byte",
+        )
+    }
+    for name, measure, title in (
+        ("far_repeats.png", FAR_REPEATS, "nats a byte of far repeats"),
+        ("pasted_random.png", f"random {SAVED}", "nats a byte saved, random spans"),
+        ("pasted_natural.png", f"natural {SAVED}", "nats a byte saved, natural text"),
+    ):
+        values = [
+            {"cell": cell.name, "x": figure.order, "y": value}
+            for cell in answer.cells
+            for figure, value in cell.means.items()
+            if figure.measure == measure and figure.order > 0
+        ]
+        if values:
+            made[name] = lines(values, "bytes back", title)
+    costly = [cell for cell in answer.cells if cell.costs.get("kv_cache_bytes")]
+    if costly:
+        points = [
+            {"cell": cell.name, "x": cell.costs["kv_cache_bytes"], "y": cell.rows[-1]["bits_per_byte"]}
+            for cell in costly
+        ]
+        base = alt.Chart(alt.Data(values=points)).encode(
+            alt.X(
+                "x:Q",
+                title="KV cache at the training length (bytes, bfloat16)",
+                scale=alt.Scale(type="log", nice=False, padding=16),
+            ),
+            alt.Y("y:Q", title="bits per byte", scale=alt.Scale(zero=False, padding=12)),
+        )
+        named = base.mark_text(align="left", dx=8, fontSize=10).encode(text="cell:N")
+        made["loss_by_cache.png"] = (
+            base.mark_point(filled=True, size=60, opacity=1, color=COLORS[0]) + named
+        ).properties(width=420, height=280)
+    return {name: png(chart) for name, chart in made.items()}
+
+
+def _cell(name: str, runs: Sequence[Run]) -> Cell:
+    values = [author_values(run).values for run in runs]
+    shared = set.intersection(*(set(own) for own in values))
+    results = [run.result for run in runs if run.result is not None]
+    rows = [
+        {
+            **results[0]["rows"][place],
+            **{
+                key: float(np.mean([result["rows"][place][key] for result in results]))
+                for key in ("bits_per_byte", "naive_bits_per_byte")
+            },
+        }
+        for place in range(min(len(result["rows"]) for result in results))
+    ]
+    paces = [pace for run in runs if (pace := _pace(run.folder)) is not None]
+    return Cell(
+        name=name,
+        window=window_name(runs[0].settings),
+        runs=runs,
+        means={
+            figure: float(np.mean([np.mean(list(own[figure].values())) for own in values]))
+            for figure in sorted(shared)
+        },
+        rows=rows,
+        costs={
+            "parameters": results[0]["parameters"],
+            **run_costs(runs[0].folder, results[0]),
+            "tokens_per_second": float(np.mean(paces)) if paces else None,
+        },
+    )
+
+
+def _pace(folder: Path) -> float | None:
+    """Tokens a second over the whole training."""
+    try:
+        lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        logged = [row for line in lines if "seconds" in (row := parse_json(line))]
+        return float(logged[-1]["tokens"] / logged[-1]["seconds"])
+    except (OSError, ValueError, KeyError, IndexError, TypeError, ZeroDivisionError):
+        return None
+
+
+def _claim(claims: Sequence[SettingClaim], cell: Cell, measure: str, group: str) -> SettingClaim | None:
+    return next((c for c in claims if c.setting == cell.name and c.figure.is_called(measure, group)), None)
+
+
+def _against_base(
+    claims: Sequence[SettingClaim], cell: Cell, measure: str, group: str, name: str
+) -> dict[str, Any]:
+    claim = _claim(claims, cell, measure, group)
+    if claim is None:
+        return {}
+    found = {name: claim.difference, f"{name}_low": claim.low, f"{name}_high": claim.high}
+    return found | ({} if claim.equal is None else {f"{name}_equal": claim.equal})
+
+
+def _sentences(cells: Sequence[Cell], claims: Sequence[SettingClaim]) -> dict[str, list[str]]:
+    base = cells[0]
+    return {
+        "Is the rival at its best?": _gate(base),
+        "Which windows are equal to full attention, and what do they lose?": _equal(cells, claims),
+        "How much of the quarrel is the rotary base?": _rotary(cells, claims),
+        "What does a hybrid win back?": _hybrid(cells, claims),
+        "What do key-value heads cost?": _heads(cells),
+        "How do speed and memory move?": _cost(cells),
+        "Does the loss rise beyond the training length?": _beyond(cells),
+        "How much of the naive gain is an artefact?": _naive(cells),
+    }
+
+
+def _gate(base: Cell) -> list[str]:
+    found = []
+    for distance, least in GATE:
+        saved = base.mean(f"random {SAVED}", f"{distance:,} bytes back")
+        if saved is not None:
+            verdict = "met" if saved >= least else "missed"
+            found.append(
+                f"{base.name} saves {saved:.3f} nats a byte on random spans {distance:,} bytes back; the "
+                f"gate, {least:g}, is {verdict}."
+            )
+    return found or ["The gate was not measured: no random spans at its distances."]
+
+
+def _equal(cells: Sequence[Cell], claims: Sequence[SettingClaim]) -> list[str]:
+    within = [row["context_length"] for row in cells[0].rows if not row["extrapolation"]]
+    c = within[-1] if within else cells[0].rows[-1]["context_length"]
+    found = []
+    for cell in cells[1:]:
+        claim = _claim(claims, cell, LOSS, f"c = {c:,}")
+        if claim is None:
+            continue
+        verdict = "is not shown to be equal"
+        if claim.equal:
+            verdict = f"is equal to {cells[0].name} within {MARGIN}"
+        sentence = f"{cell.name}: {_change(claim)} bits per byte at c = {c:,}, and {verdict}"
+        far = _claim(claims, cell, FAR_REPEATS, ALL_FAR)
+        if far is not None:
+            sentence += f"; on far repeats {_change(far)} nats a byte"
+        found.append(f"{sentence} ({claim.over}).")
+    return found
+
+
+def _change(claim: SettingClaim) -> str:
+    interval = "" if claim.low is None else f" [{claim.low:+.4f}, {claim.high:+.4f}]"
+    return f"{claim.difference:+.4f}{interval}"
+
+
+def _far_loss(cell: Cell, claims: Sequence[SettingClaim]) -> float | None:
+    """What a cell loses on far repeats against the base; None where that is not more than chance.
+
+    A share of a loss that may be none would be a share of noise.
+    """
+    claim = _claim(claims, cell, FAR_REPEATS, ALL_FAR)
+    return None if claim is None or claim.low is None or claim.low <= 0 else claim.difference
+
+
+def _rotary(cells: Sequence[Cell], claims: Sequence[SettingClaim]) -> list[str]:
+    usual = next((cell for cell in cells[1:] if cell.name == USUAL), None)
+    poor = None if usual is None else _claim(claims, usual, FAR_REPEATS, ALL_FAR)
+    if poor is None:
+        return [f"Not measured: no cell {USUAL} beside another base, with far repeats."]
+    found = [f"{USUAL} loses {_change(poor)} nats a byte on far repeats against {cells[0].name}."]
+    for cell in cells:
+        lost = _far_loss(cell, claims)
+        if cell.window.startswith("window ") and lost is not None:
+            found.append(f"That is {poor.difference / lost:.0%} of what {cell.name} loses, {lost:+.4f}.")
+    return found
+
+
+def _hybrid(cells: Sequence[Cell], claims: Sequence[SettingClaim]) -> list[str]:
+    best, found = cells[0], []
+    for cell in cells:
+        size = cell.window.removeprefix("hybrid ")
+        plain = next((other for other in cells if other.name == f"window {size}"), None)
+        here = _claim(claims, cell, FAR_REPEATS, ALL_FAR)
+        if not cell.window.startswith("hybrid ") or plain is None or here is None:
+            continue
+        lost = _far_loss(plain, claims)
+        if lost is None:
+            found.append(
+                f"{plain.name} loses nothing certain on far repeats that {cell.name} could win back."
+            )
+            continue
+        sentence = (
+            f"{cell.name} wins back {1 - here.difference / lost:.0%} of what {plain.name} loses on far "
+        )
+        sentence += f"repeats against {best.name}"
+        cache, whole = cell.costs.get("kv_cache_bytes"), best.costs.get("kv_cache_bytes")
+        if cache and whole:
+            sentence += f", with {cache / whole:.1%} of its KV cache"
+        found.append(f"{sentence}.")
+    return found or ["Not measured: no hybrid beside a window of its size, with far repeats."]
+
+
+def _heads(cells: Sequence[Cell]) -> list[str]:
+    found = []
+    for cell in cells:
+        plain = next((other for other in cells if other.name == cell.window), None)
+        if "KV heads" not in cell.name or plain is None:
+            continue
+        difference = cell.rows[-1]["bits_per_byte"] - plain.rows[-1]["bits_per_byte"]
+        found.append(
+            f"{cell.name}: {difference:+.4f} bits per byte against {plain.name} at the longest context, "
+            f"{cell.costs['parameters']:,} and {plain.costs['parameters']:,} parameters."
+        )
+    return found or ["Not measured: no cells with other numbers of key-value heads."]
+
+
+def _cost(cells: Sequence[Cell]) -> list[str]:
+    best, found = cells[0], []
+    for cell in cells:
+        parts = []
+        for key, unit in (("tokens_per_second", "tokens a second"), ("kv_cache_bytes", "bytes of KV cache")):
+            own, whole = cell.costs.get(key), best.costs.get(key)
+            if own and whole:
+                parts.append(f"{own:,.0f} {unit} ({own / whole:.2f} of {best.name})")
+        if parts:
+            found.append(f"{cell.name}: {'; '.join(parts)}.")
+    return found or ["Not measured: no run says its pace or its shape."]
+
+
+def _beyond(cells: Sequence[Cell]) -> list[str]:
+    found = []
+    for cell in cells:
+        within = [row for row in cell.rows if not row["extrapolation"]]
+        beyond = [row for row in cell.rows if row["extrapolation"]]
+        if within and beyond:
+            change = beyond[-1]["bits_per_byte"] - within[-1]["bits_per_byte"]
+            found.append(
+                f"{cell.name}: {change:+.4f} bits per byte from c = {within[-1]['context_length']:,} to "
+                f"{beyond[-1]['context_length']:,}, beyond the training length."
+            )
+    return found or ["Not measured: no context beyond the training length."]
+
+
+def _naive(cells: Sequence[Cell]) -> list[str]:
+    found = []
+    for cell in cells:
+        first, last = cell.rows[0], cell.rows[-1]
+        honest = first["bits_per_byte"] - last["bits_per_byte"]
+        naive = first["naive_bits_per_byte"] - last["naive_bits_per_byte"]
+        if naive > 0:
+            found.append(
+                f"{cell.name}: from c = {first['context_length']:,} to {last['context_length']:,} the naive "
+                f"figure falls by {naive:.4f}, the honest one by {honest:.4f}: {1 - honest / naive:.0%} of "
+                "the gain is an artefact."
+            )
+    turned = []
+    for one, other in combinations(cells, 2):
+        for here, there in zip(one.rows, other.rows, strict=False):
+            honest = there["bits_per_byte"] - here["bits_per_byte"]
+            naive = there["naive_bits_per_byte"] - here["naive_bits_per_byte"]
+            if honest * naive < 0 and not math.isclose(honest, 0, abs_tol=1e-9):
+                turned.append(f"{one.name} and {other.name} at c = {here['context_length']:,}")
+    listed = "; ".join(turned)
+    found.append(
+        f"The naive figure turns these rankings round: {listed}." if turned else "No ranking is turned."
+    )
+    return found

@@ -1,0 +1,134 @@
+"""A figure for each author of all that was measured of a run, from which runs and settings are compared."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from windowlm.errors import UserError
+from windowlm.evaluation.clusters import cluster_names, sums_by_cluster
+from windowlm.evaluation.comparison import Run
+from windowlm.evaluation.result import LengthResult, bits_per_byte
+from windowlm.study.measure_files import measures_in
+
+LOSS = "bits per byte"
+FAR_REPEATS = "far repeats, nats a byte"
+KEY_WORDS = "key words, nats a byte"
+SAVED = "span pasted again, nats a byte saved"
+
+
+@dataclass(frozen=True, order=True)
+class Figure:
+    """What a figure is of: the measure, its group, and the order of groups within it."""
+
+    measure: str
+    order: int
+    group: str
+
+    def is_called(self, measure: str, group: str) -> bool:
+        """Whether it is this figure."""
+        return (self.measure, self.group) == (measure, group)
+
+    @property
+    def skewed(self) -> bool:
+        """Whether its differences between authors are far from normal."""
+        return self.measure != LOSS
+
+
+@dataclass(frozen=True)
+class AuthorValues:
+    """A run's figures.
+
+    Attributes:
+        values: of each author by figure.
+        settings: of each measure but the model: only equal ones may be compared.
+    """
+
+    values: dict[Figure, dict[str, float]]
+    settings: dict[str, dict[str, Any]]
+
+
+def author_values(run: Run) -> AuthorValues:
+    """Figures of an evaluated run: the loss at each context length, and those of its measures at the longest.
+
+    Raises:
+        UserError: a file is damaged.
+    """
+    assert run.result is not None
+    values = _losses(run.result)
+    settings = {}
+    for measured in measures_in(run.folder / run.evaluation):
+        if measured["settings"].get("targets_hash") != run.result["targets_hash"]:
+            continue  # of an earlier evaluation
+        name = measured["measure"]
+        settings[name] = {key: value for key, value in measured["settings"].items() if key != "model"}
+        sums: dict[Figure, dict[str, list[tuple[float, float]]]] = {}
+        for row in measured["clusters"]:
+            for figure, value, weight in _figures(name, row):
+                sums.setdefault(figure, {}).setdefault(row["cluster"], []).append((value, weight))
+        values |= {
+            figure: {
+                author: sum(value for value, _ in found) / sum(weight for _, weight in found)
+                for author, found in by_author.items()
+            }
+            for figure, by_author in sums.items()
+        }
+    return AuthorValues(values, settings)
+
+
+def comparable(first: Run, one: AuthorValues, second: Run, two: AuthorValues) -> list[Figure]:
+    """Figures that both runs have of the same authors, in their order.
+
+    Raises:
+        UserError: they scored different text, or a measure was made with different settings.
+    """
+    assert first.result is not None
+    assert second.result is not None
+    if first.result["targets_hash"] != second.result["targets_hash"]:
+        raise UserError(
+            f"{first.folder} and {second.folder} scored different text, so their figures cannot be compared; "
+            "score both on the same data with the same evaluation settings"
+        )
+    for name in one.settings.keys() & two.settings.keys():
+        here, there = one.settings[name], two.settings[name]
+        if differing := sorted(key for key in here if here[key] != there.get(key)):
+            raise UserError(
+                f"{first.folder} and {second.folder}: {name} was measured with different "
+                f"{', '.join(differing)}; measure both with the same study settings"
+            )
+    return sorted(
+        figure
+        for figure in one.values.keys() & two.values.keys()
+        if one.values[figure].keys() == two.values[figure].keys()
+    )
+
+
+def _losses(result: LengthResult) -> dict[Figure, dict[str, float]]:
+    documents = result["documents"]
+    names = cluster_names(
+        [document["author"] for document in documents], [document["document_hash"] for document in documents]
+    )
+    sizes = sums_by_cluster([document["bytes"] for document in documents], names)
+    found = {}
+    for row in result["rows"]:
+        c = row["context_length"]
+        nats = sums_by_cluster([document["nats"][str(c)] for document in documents], names)
+        bits = bits_per_byte(nats, sizes).tolist()
+        found[Figure(LOSS, c, f"c = {c:,}")] = dict(zip(dict.fromkeys(names), bits, strict=True))
+    return found
+
+
+def _figures(name: str, row: Mapping[str, Any]) -> list[tuple[Figure, float, float]]:
+    """Figures that an author's row counts for, each with a sum and what it is to be divided by."""
+    if name == "pasted_spans":
+        distance = row["distance"]
+        figure = Figure(f"{row['span']} {SAVED}", distance, f"{distance:,} bytes back")
+        return [(figure, row["saved"], 1)]
+    if name not in ("far_repeats", "key_words"):
+        return []
+    nats = row["nats"][max(row["nats"], key=int)]
+    if name == "key_words":
+        return [(Figure(KEY_WORDS, 0, f"chosen by {row['chooser']}"), nats, row["bytes"])]
+    low, high = row["distance_from"], row["distance_to"]
+    group = f"from {low:,} bytes back" if high is None else f"{low:,} to {high:,} bytes back"
+    figures = [Figure(FAR_REPEATS, 0, "all distances"), Figure(FAR_REPEATS, low, group)]
+    return [(figure, nats, row["bytes"]) for figure in figures]

@@ -1,0 +1,119 @@
+"""The answer of a study whose truth is known: what each window loses is put in by hand."""
+
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from windowlm.errors import UserError
+from windowlm.study.answer import answer_of, main_rows
+from windowlm.study.cell_names import cell_names
+
+from .test_setting_comparison import add_run, draws
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "length_study.py"
+BASES = {"full": 500_000.0, "full_10000": 10_000.0}
+LOST = {"full": 0.0, "full_10000": 0.5, "window": 1.0, "hybrid": 0.25}
+WINDOW = {"full": None, "full_10000": None, "window": 4, "hybrid": [4, 4, None]}
+
+
+@pytest.fixture
+def study(tmp_path):
+    number = 0
+    for seed in (0, 1):
+        for cell, lost in LOST.items():
+            path = tmp_path / "main" / str(number)
+            number += 1
+            # Authors differ much, seeds little.
+            far = 2.0 + draws(7) + lost + 0.001 * draws(seed + 10)
+            bits = 2.0 + draws(5) + (0.1 * lost if cell != "hybrid" else 1e-5) + 1e-5 * draws(seed + 20)
+            add_run(path, WINDOW[cell], seed, bits, far_N=far, saved_N=draws(3) + 2.0)
+            settings = json.loads((path / "config.json").read_text())
+            if cell != "hybrid":
+                settings["model"]["rotary"] = {"base": BASES.get(cell, 10_000.0)}
+            else:
+                settings["model"]["rotary"] = [{"base": 10_000.0}, {"base": 10_000.0}, None]
+            (path / "config.json").write_text(json.dumps(settings))
+            (path / "metrics.jsonl").write_text('{"tokens": 100, "seconds": 4.0}\n{"validation_loss": 1}\n')
+            file = path / "evaluation" / "length.json"
+            result = json.loads(file.read_text())
+            result["rows"][0] |= {"naive_bits_per_byte": 4.0, "bits_per_byte": float(np.mean(bits))}
+            file.write_text(json.dumps(result))
+    return tmp_path
+
+
+def test_each_question_is_answered_with_what_was_put_in(study):
+    answer = answer_of(study, "evaluation")
+    assert answer.base == "full, base 500,000"
+    assert [cell.name for cell in answer.cells] == [
+        "full, base 500,000",
+        "full, base 10,000",
+        "window 4",
+        "hybrid 4, no positions",
+    ]
+    said = {question.split()[-1]: sentences for question, sentences in answer.sentences.items()}
+    gate = said["best?"]
+    assert "bytes back; the gate, 2, is met." in gate[0]
+    equal = said["lose?"]
+    assert "is not shown to be equal" in equal[1]
+    assert "is equal to full, base 500,000 within 0.002" in equal[2]
+    assert "That is 50% of what window 4 loses" in said["base?"][1]
+    assert "hybrid 4, no positions wins back 75% of what window 4 loses" in said["back?"][0]
+    assert said["cost?"] == ["Not measured: no cells with other numbers of key-value heads."]
+    assert "25 tokens a second" in said["move?"][0]
+    rows = {row["cell"]: row for row in main_rows(answer)}
+    assert rows["window 4"]["far_repeats_difference"] == pytest.approx(1.75, rel=0.01)
+    assert rows["hybrid 4, no positions"]["difference_8_equal"]
+    assert rows["window 4"]["seeds"] == 2
+
+
+def test_the_command_writes_tables_plots_and_the_page(study, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "results"
+    monkeypatch.setattr(
+        sys, "argv", [str(SCRIPT), str(study / "main"), "--evaluation", "evaluation", "--out", str(out)]
+    )
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(SCRIPT), run_name="__main__")
+    assert not ended.value.code
+    names = {path.name for path in out.iterdir()}
+    assert {"length_study.json", "main.csv", "claims.csv", "README.md", "loss_by_context.png"} <= names
+    assert (out / "far_repeats.png").read_bytes().startswith(b"\x89PNG")
+    report = json.loads((out / "length_study.json").read_text())
+    assert report["git_commit"] is None or len(report["git_commit"]) == 40
+    page = (out / "README.md").read_text()
+    assert all(sentence in page for sentences in report["sentences"].values() for sentence in sentences)
+    assert "(./far_repeats.png)" in page
+    assert "wins back 75%" in capsys.readouterr().out
+
+
+def test_another_cell_may_be_the_base_and_one_that_is_not_there_is_named(study):
+    assert answer_of(study, "evaluation", "window 4").base == "window 4"
+    with pytest.raises(UserError, match=r"--base x: there is no such cell; there are: .*window 4"):
+        answer_of(study, "evaluation", "x")
+
+
+def test_cells_are_named_by_what_tells_them_apart():
+    plain = {"model.window": 4, "model.kv_heads": 2, "data.sequence_length": 64}
+    full = {"model.window": None, "model.kv_heads": 2, "data.sequence_length": 64}
+    cells = {
+        "a": plain,
+        "b": plain | {"model.kv_heads": 1},
+        "c": full | {"model.rotary.base": 1e4},
+        "d": full | {"model.rotary": [None]},
+        "e": full
+        | {"model.rotary": [{"base": 1e4, "scaling": {"kind": "yarn"}}], "data.sequence_length": 256},
+        "f": plain | {"model.window": [2, 4]},
+        "g": plain | {"optimizer.lr": 1.0},
+    }
+    assert cell_names(cells) == {
+        "a": "window 4 (a)",
+        "b": "window 4, 1 KV heads",
+        "c": "full, base 10,000",
+        "d": "full, no positions",
+        "e": "full, base 10,000, scaled positions, trained at 256",
+        "f": "windows 2 and 4",
+        "g": "window 4 (g)",
+    }
