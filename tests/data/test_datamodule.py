@@ -71,10 +71,25 @@ def test_another_seed_gives_another_order(folder: Path, prepared: PreparedData) 
     )
 
 
-def test_devices_share_the_positions_of_a_step() -> None:
+def test_readers_share_the_positions_of_a_batch() -> None:
     whole = list(islice(EndlessBatches(6, start=2), 3))
-    parts = [list(islice(EndlessBatches(3, 2, rank, devices=2), 3)) for rank in range(2)]
-    assert [first + second for first, second in zip(*parts, strict=True)] == whole
+    for readers in (2, 3):
+        parts = [list(islice(EndlessBatches(6, 2, reader, readers), 3)) for reader in range(readers)]
+        assert [sum(of_batch, []) for of_batch in zip(*parts, strict=True)] == whole
+
+
+def test_readers_validate_as_many_batches_each_and_every_target_once(
+    folder: Path, prepared: PreparedData
+) -> None:
+    data = settings(folder, folder.parent / "cache", batch_size=4, validation_tokens=None)
+    shares = [
+        list(DocumentDataModule(prepared, data, 3, reader, readers=4).val_dataloader()) for reader in range(4)
+    ]
+    assert len({len(share) for share in shares}) == 1
+    targets = [target for share in shares for batch in share for target in batch["targets_BT"].flatten()]
+    split = prepared.validation
+    expected = [int(token) for i in range(len(split)) for token in split.tokens(i)[1:]]
+    assert sorted(int(target) for target in targets if target != -100) == sorted(expected)
 
 
 def test_validation_reads_every_target_of_its_split_once_in_order(
