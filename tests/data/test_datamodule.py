@@ -1,6 +1,6 @@
 """The data loaders."""
 
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +75,7 @@ def test_readers_share_the_positions_of_a_batch() -> None:
     whole = list(islice(EndlessBatches(6, start=2), 3))
     for readers in (2, 3):
         parts = [list(islice(EndlessBatches(6, 2, reader, readers), 3)) for reader in range(readers)]
-        assert [sum(of_batch, []) for of_batch in zip(*parts, strict=True)] == whole
+        assert [list(chain(*of_batch)) for of_batch in zip(*parts, strict=True)] == whole
 
 
 def test_readers_validate_as_many_batches_each_and_every_target_once(
