@@ -33,11 +33,17 @@ COMPANIONS = {
     ("tokenizer", "file"): ["tokenizer.path=tokenizer.json"],
     ("tokenizer", "folder"): ["tokenizer.path=runs/one"],
     **{
-        ("experiment", name): ["data.path=README.md"] for name in ("books_300s", "ablation", "ablation_plain")
+        ("experiment", name): ["data.path=README.md"]
+        for name in ("books_300s", "ablation", "ablation_plain", "length_study", "length_study_long")
     },
     **{
         ("switch", path.stem): ["experiment=books_300s", "data.path=README.md"]
         for path in CONF.glob("switch/*.yaml")
+    },
+    **{
+        ("switch", path.stem): ["experiment=length_study", "data.path=README.md"]
+        for kind in ("full*", "hybrid_*", "window_[0-9]*", "kv_heads_*", "six_layers")
+        for path in CONF.glob(f"switch/{kind}.yaml")
     },
 }
 
