@@ -73,7 +73,7 @@ def _by_cluster(result: LengthResult) -> Section:
         for c in (shortest, longest)
     )
     cluster = result["cluster"]
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             cluster: name.removeprefix("document ")[:40],
             "bytes": int(size),
