@@ -24,6 +24,7 @@ from windowlm.evaluation.length_page import (
     settings_of_run,
 )
 from windowlm.evaluation.length_sweep import length_sweep
+from windowlm.evaluation.progress_lines import ProgressLines
 from windowlm.evaluation.report import length_plot, length_table
 from windowlm.evaluation.result import LengthResult, RunFacts
 from windowlm.evaluation.result_files import PLOT_NAME, evaluation_name, write_results
@@ -74,7 +75,7 @@ def evaluate_model(
     facts: RunFacts,
     folder: Path,
 ) -> tuple[LengthResult, Path | None]:
-    """Score a model on its device, with a progress bar on a terminal, and write the result.
+    """Score a model on its device, with a progress bar or lines on standard error, and write the result.
 
     Args:
         model: it is not changed.
@@ -108,7 +109,14 @@ def _evaluate(
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_interactive) as progress:
-        task = progress.add_task("perplexity by context length", total=None)
+        description = "perplexity by context length"
+        task = progress.add_task(description, total=None)
+        lines = ProgressLines(description, shown=not console.is_interactive)
+
+        def advance(read: int, total: int) -> None:
+            progress.update(task, completed=read, total=total)
+            lines.update(read, total)
+
         started = time.perf_counter()
         result, targets, losses = length_sweep(
             model,
@@ -116,7 +124,7 @@ def _evaluate(
             token_bytes_V,
             evaluation,
             facts,
-            on_progress=lambda read, total: progress.update(task, completed=read, total=total),
+            on_progress=advance,
         )
         seconds = time.perf_counter() - started
         tokens = progress.tasks[task].completed
