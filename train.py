@@ -24,5 +24,6 @@ if __name__ == "__main__":
         check=check_run_folder,
         adopt=adopt_initial_model,
         fixes_run_dir=True,
+        processes=lambda configs: max(config.trainer.devices for config in configs),
     )
     sys.exit(main(command, Path(__file__), Path(__file__).parent / "conf"))

@@ -20,6 +20,8 @@ from typing import Any, Generic
 from windowlm.command_words import corrected, for_hydra, key_of, made_room, refuse_settings_of_no_group
 from windowlm.config import Config, ConfigError, Setting, check_config, settings_of, unknown_key_error
 from windowlm.errors import USAGE_ERROR, UserError, exit_status
+from windowlm.parallel.launcher import launch
+from windowlm.parallel.place import own_place
 from windowlm.unbegun_runs import UnbegunRuns, free_name
 
 # How OmegaConf says that a list stands where a group was, or a group where a list was.
@@ -58,6 +60,7 @@ class Command(Generic[Config]):
         complete: adds to the composed values what neither the YAML nor the command line says.
         adopt: replaces composed values by those of a file that they name, given the keys of the command line.
         fixes_run_dir: the command writes a run folder, whose name is chosen here, once.
+        processes: how many processes do the work of these configurations on this machine; None for one.
     """
 
     name: str
@@ -67,6 +70,7 @@ class Command(Generic[Config]):
     complete: Callable[[dict[str, Any]], dict[str, Any]] | None = None
     adopt: Callable[[dict[str, Any], Set[str]], dict[str, Any]] | None = None
     fixes_run_dir: bool = False
+    processes: Callable[[Sequence[Config]], int] | None = None
 
 
 def main(command: Command[Any], script: Path, conf: Path, arguments: Sequence[str] | None = None) -> int:
@@ -89,9 +93,12 @@ def main(command: Command[Any], script: Path, conf: Path, arguments: Sequence[st
 
     def run() -> int:
         try:
-            return _run(command, started, conf, words)
-        except ConfigError as error:
-            if error.correction is None:
+            return _run(command, started, script, conf, words)
+        except UserError as error:
+            # All processes of a machine find the same mistake, and one tells of it.
+            if not own_place().speaks:
+                return USAGE_ERROR
+            if not isinstance(error, ConfigError) or error.correction is None:
                 raise
             better = shlex.join(corrected(words, error.key, error.correction))
             raise UserError(f"{error}\n   try: {started} {better}") from None
@@ -99,7 +106,7 @@ def main(command: Command[Any], script: Path, conf: Path, arguments: Sequence[st
     return exit_status(run)
 
 
-def _run(command: Command[Any], started: str, conf: Path, words: list[str]) -> int:
+def _run(command: Command[Any], started: str, script: Path, conf: Path, words: list[str]) -> int:
     from hydra._internal.utils import get_args_parser
 
     known, unknown_options = get_args_parser().parse_known_intermixed_args(words)
@@ -137,14 +144,35 @@ def _run(command: Command[Any], started: str, conf: Path, words: list[str]) -> i
         configs, folder = _check(command, conf, overrides, sweep=known.multirun)
         if command.check is not None:
             command.check(configs, folder, known.multirun)
+        place = own_place()
+        if command.processes is not None and place.size == 1 and (count := command.processes(configs)) > 1:
+            return launch(count, [sys.executable, str(script), *words])
         if command.fixes_run_dir:
-            runs = _in_new_folder(name) if folder == name else UnbegunRuns(folder, SWEEP_RECORD)
-            if folder == name:
-                overrides[-1] = f"run_dir={runs.folder}"
-            overrides += _keep_old_state(folder, sweep=known.multirun)
+            if place.rank == 0:
+                runs = _in_new_folder(name) if folder == name else UnbegunRuns(folder, SWEEP_RECORD)
+                if folder == name:
+                    overrides[-1] = f"run_dir={_agreed(runs.folder)}"
+                overrides += _keep_old_state(folder, sweep=known.multirun)
+            else:
+                if folder == name:
+                    overrides[-1] = f"run_dir={_agreed(folder)}"
+                # The leader alone writes Hydra's record.
+                overrides.append("hydra.output_subdir=null")
     return _hand_to_hydra(
         command, conf, options, overrides, runs, command_line=f"{started} {shlex.join(words)}".strip()
     )
+
+
+def _agreed(folder: Path) -> Path:
+    """The leader's name of the run's folder, on each process of the command."""
+    if own_place().size == 1:
+        return folder
+    from windowlm.parallel.processes import LostProcessError, Processes, leave_after_loss
+
+    try:
+        return Processes.join().share(folder)
+    except LostProcessError:
+        leave_after_loss("nothing was trained yet")
 
 
 def _in_new_folder(path: Path) -> UnbegunRuns:

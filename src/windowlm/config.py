@@ -20,6 +20,7 @@ from windowlm.errors import UserError
 from windowlm.evaluation.config import EvaluationConfig, ScoredDataConfig
 from windowlm.generation.config import SamplingConfig
 from windowlm.model.config import ModelConfig
+from windowlm.parallel.config import ParallelConfig
 from windowlm.setting_text import flattened, setting_text
 from windowlm.study.config import StudyConfig
 from windowlm.tokenization.config import TokenizerConfig
@@ -54,6 +55,7 @@ class TrainConfig:
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
@@ -91,6 +93,28 @@ class TrainConfig:
             )
 
         self._check_window_warmup()
+        self._check_parallel()
+
+    def _check_parallel(self) -> None:
+        """Refuse what a part of a model cannot do."""
+        if self.parallel.kind != "fsdp2":
+            return
+        whole = "parallel=fsdp2 gives a process no whole matrices"
+        if self.optimizer.kind == "muon":
+            raise ValueError(
+                f"optimizer.kind=muon: {whole}, which Muon needs; allowed is adamw, or parallel=ddp; "
+                "try optimizer.kind=adamw"
+            )
+        if self.optimizer.averaging is not None:
+            raise ValueError(
+                f"optimizer.averaging={self.optimizer.averaging}: {whole} to average; allowed is null, or "
+                "parallel=ddp; try optimizer.averaging=null"
+            )
+        if self.precision not in ("32-true", "bf16-mixed"):
+            raise ValueError(
+                f"precision={self.precision}: parallel=fsdp2 trains in 32-true or bf16-mixed; "
+                "try precision=bf16-mixed"
+            )
 
     def _check_window_warmup(self) -> None:
         start = self.trainer.window_warmup

@@ -196,9 +196,9 @@ class SlidingWindowAttention(nn.Module):
             behind_BT = (
                 visibility.behind(tokens, hidden_BTD.device) if cache is None else cache.slots.chunk.behind
             )
-            query_BTHD = self._convolved("query", query_BTHD, behind_BT, cache)
-            key_BTKD = self._convolved("key", key_BTKD, behind_BT, cache)
-            value_BTKD = self._convolved("value", value_BTKD, behind_BT, cache)
+            query_BTHD = self._convolved("query", query_BTHD, behind_BT, visibility, cache)
+            key_BTKD = self._convolved("key", key_BTKD, behind_BT, visibility, cache)
+            value_BTKD = self._convolved("value", value_BTKD, behind_BT, visibility, cache)
         value_BTKD = self._mixed_value(value_BTKD, value_embedding_BTE)
         mixed_BTHD = self.mix(query_BTHD, key_BTKD, value_BTKD, visibility, positions_BT, cache)
         if self.gate is not None:
@@ -229,11 +229,11 @@ class SlidingWindowAttention(nn.Module):
             query_BTHD = self.rotary.rotate(query_BTHD, rotation)
             key_BTKD = self.rotary.rotate(key_BTKD, rotation)
         key_BSKD, value_BSKD = (key_BTKD, value_BTKD) if cache is None else cache.extend(key_BTKD, value_BTKD)
-        return attention(
+        return visibility.attend(
+            attention,
             query_BTHD,
             key_BSKD,
             value_BSKD,
-            visibility,
             backend=self.backend,
             dropout=self.dropout if self.training else 0.0,
             sink_logits_H=self.sink_logits,
@@ -241,14 +241,20 @@ class SlidingWindowAttention(nn.Module):
         )
 
     def _convolved(
-        self, name: str, projected_BTHD: Tensor, behind_BT: Tensor, cache: LayerCache | None
+        self,
+        name: str,
+        projected_BTHD: Tensor,
+        behind_BT: Tensor,
+        visibility: Visibility,
+        cache: LayerCache | None,
     ) -> Tensor:
         assert self.convolutions is not None
         convolution = self.convolutions[name]
         assert isinstance(convolution, ShortConvolution)
-        earlier_BEHD = None
         if cache is not None:
             earlier_BEHD = cache.earlier(name, projected_BTHD, convolution.taps - 1)
+        else:
+            earlier_BEHD = visibility.earlier(projected_BTHD, convolution.taps - 1)
         convolved_BTHD: Tensor = convolution(projected_BTHD, behind_BT, earlier_BEHD)
         return convolved_BTHD
 

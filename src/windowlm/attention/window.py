@@ -309,6 +309,24 @@ class Visibility:
                 self.segments(batch, tokens, device)
         return self
 
+    def attend(
+        self,
+        attention: Callable[..., Tensor],
+        query_BTHD: Tensor,
+        key_BTKD: Tensor,
+        value_BTKD: Tensor,
+        **options: Any,
+    ) -> Tensor:
+        """Attention of a layer's queries over the keys of the same tokens.
+
+        A visibility of tokens whose window reaches others that stand elsewhere overrides it and fetches them.
+        """
+        return attention(query_BTHD, key_BTKD, value_BTKD, self, **options)
+
+    def earlier(self, channels_BTF: Tensor, count: int) -> Tensor | None:
+        """Channels of the `count` tokens before the first, [B, count, ...]; None where there are none."""
+        return None
+
     def to(self, device: torch.device, *, non_blocking: bool = False) -> Self:
         """The same on another device, with what was prepared of it."""
         return self._moved(lambda tensor: tensor.to(device, non_blocking=non_blocking), {})

@@ -28,7 +28,7 @@ class DataConfig:
         test_fraction: Share for the test.
         split_seed: Another seed gives other splits.
         sequence_length: Inputs of a training sequence, in tokens.
-        batch_size: Sequences a batch and device.
+        batch_size: Sequences a batch, those of all processes together.
         document_masking: Tokens of one document never see another's and positions restart with each (as in
             Llama 3, arXiv:2407.21783); false takes each training sequence for one document, end marks and
             what follows them included (as in GPT-3, arXiv:2005.14165).

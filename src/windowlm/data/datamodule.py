@@ -7,12 +7,14 @@ from itertools import count
 from typing import Any
 
 import lightning
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from windowlm.data.config import DataConfig
-from windowlm.data.packing import PackedSequences, stack_sequences
+from windowlm.data.packing import UNSCORED, PackedSequences, stack_sequences
 from windowlm.data.token_store import PreparedData, TokenSplit
 
 Batch = dict[str, Tensor]
@@ -22,23 +24,45 @@ class EndlessBatches(Sampler[list[int]]):
     """Positions of the sequences of each batch, from any batch on and without end.
 
     Args:
-        batch_size: Sequences a batch and device.
+        batch_size: Sequences a batch, those of all readers together.
         start: First batch.
-        rank: Which of the devices this is.
-        devices: How many devices share a batch's step; together they read consecutive positions.
+        reader: Which of the readers this is.
+        readers: How many share a batch, in equal parts.
     """
 
-    def __init__(self, batch_size: int, start: int = 0, rank: int = 0, devices: int = 1) -> None:
+    def __init__(self, batch_size: int, start: int = 0, reader: int = 0, readers: int = 1) -> None:
+        assert batch_size % readers == 0
         self.batch_size = batch_size
         self.start = start
-        self.rank = rank
-        self.devices = devices
+        self.reader = reader
+        self.readers = readers
 
     def __iter__(self) -> Iterator[list[int]]:
         """Yield lists of positions."""
         for batch in count(self.start):
-            first = (batch * self.devices + self.rank) * self.batch_size
-            yield list(range(first, first + self.batch_size))
+            part = self.batch_size // self.readers
+            first = batch * self.batch_size + self.reader * part
+            yield list(range(first, first + part))
+
+
+class SharedSequences(Dataset[dict[str, NDArray[Any]]]):
+    """Sequences in batches that readers share; where one has no sequence left it reads one without targets.
+
+    Args:
+        sequences: Those of a split.
+    """
+
+    BLANK = -1
+
+    def __init__(self, sequences: PackedSequences) -> None:
+        self.sequences = sequences
+
+    def __getitem__(self, position: int) -> dict[str, NDArray[Any]]:
+        """The sequence at a position."""
+        if position != self.BLANK:
+            return self.sequences[position]
+        first = self.sequences[0]
+        return {**first, "targets": np.full_like(first["targets"], UNSCORED)}
 
 
 class DocumentDataModule(lightning.LightningDataModule):
@@ -51,10 +75,15 @@ class DocumentDataModule(lightning.LightningDataModule):
         prepared: Prepared tokens.
         data: Sequence length, batch size, validation tokens and workers.
         seed: Order of documents and sequences.
+        reader: Which of those that share each batch this is.
+        readers: How many share it.
     """
 
-    def __init__(self, prepared: PreparedData, data: DataConfig, seed: int) -> None:
+    def __init__(
+        self, prepared: PreparedData, data: DataConfig, seed: int, reader: int = 0, readers: int = 1
+    ) -> None:
         super().__init__()
+        self.reader, self.readers = reader, readers
         self.prepared = prepared
         self.data = data
         self.next_batch = 0
@@ -63,17 +92,18 @@ class DocumentDataModule(lightning.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Shuffled sequences without end, from `next_batch` on."""
-        rank, devices = self._rank()
-        batches = EndlessBatches(self.data.batch_size, self.next_batch, rank, devices)
+        batches = EndlessBatches(self.data.batch_size, self.next_batch, self.reader, self.readers)
         return self._load(self.train_sequences, batches)
 
     def val_dataloader(self) -> DataLoader[Any]:
         """The first `validation_tokens` of the validation split, in order; the last batch may be smaller."""
-        rank, devices = self._rank()
-        positions = range(rank, self._validation_sequences(), devices)
-        size = self.data.batch_size
-        batches = [list(positions[start : start + size]) for start in range(0, len(positions), size)]
-        return self._load(self.validation_sequences, batches)
+        positions, size = range(self._validation_sequences()), self.data.batch_size
+        batches = []
+        for start in range(0, len(positions), size):
+            own = list(positions[start : start + size])[self.reader :: self.readers]
+            # All readers have as many batches, as they may wait for one another in each.
+            batches.append(own or [SharedSequences.BLANK])
+        return self._load(SharedSequences(self.validation_sequences), batches)
 
     def validation_bytes(self) -> Iterator[bytes]:
         """The UTF-8 bytes that validation reads, document by document, without end marks.
@@ -112,7 +142,9 @@ class DocumentDataModule(lightning.LightningDataModule):
             document_masking=self.data.document_masking,
         )
 
-    def _load(self, sequences: PackedSequences, batches: EndlessBatches | list[list[int]]) -> DataLoader[Any]:
+    def _load(
+        self, sequences: PackedSequences | SharedSequences, batches: EndlessBatches | list[list[int]]
+    ) -> DataLoader[Any]:
         return DataLoader(
             sequences,
             batch_sampler=batches,
@@ -121,6 +153,3 @@ class DocumentDataModule(lightning.LightningDataModule):
             pin_memory=torch.cuda.is_available(),
             persistent_workers=self.data.workers > 0,
         )
-
-    def _rank(self) -> tuple[int, int]:
-        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)

@@ -166,7 +166,7 @@ class Decoder(nn.Module):
         cache: KVCache | None = None,
     ) -> torch.Tensor:
         """Final normed states ``[B, T, D]``, for callers that apply the head in pieces."""
-        behind_BT = None
+        behind_BT = seen = None
         if cache is not None:
             if positions_BT is not None or visibilities is not None:
                 raise ValueError(
@@ -180,8 +180,9 @@ class Decoder(nn.Module):
             raise ValueError("visibilities beside documents_BT or positions_BT: give the one or the others")
         if visibilities is not None and self._reads_behind:
             # Windows share it, and blocks that are compiled apart cannot keep it for one another.
-            behind_BT = visibilities[self.layer_windows[0]].behind(tokens_BT.shape[1], tokens_BT.device)
-        hidden_BTD = _narrowed_by_autocast(self._embed(tokens_BT, behind_BT, cache))
+            seen = visibilities[self.layer_windows[0]]
+            behind_BT = seen.behind(tokens_BT.shape[1], tokens_BT.device)
+        hidden_BTD = _narrowed_by_autocast(self._embed(tokens_BT, behind_BT, seen, cache))
         embedded_BTD = None
         if self.config.embedding_residual:
             # Normalised, as the embeddings start far smaller than what the layers add.
@@ -205,7 +206,11 @@ class Decoder(nn.Module):
         return self.config.short_convolution is not None or self.ngram_embedding is not None
 
     def _embed(
-        self, tokens_BT: torch.Tensor, behind_BT: torch.Tensor | None, cache: KVCache | None
+        self,
+        tokens_BT: torch.Tensor,
+        behind_BT: torch.Tensor | None,
+        seen: Visibility | None,
+        cache: KVCache | None,
     ) -> torch.Tensor:
         embedded_BTD: torch.Tensor = self.embedding(tokens_BT)
         if self.ngram_embedding is None:
@@ -213,8 +218,19 @@ class Decoder(nn.Module):
         earlier_BE = None
         if cache is not None:
             earlier_BE = cache.earlier("tokens", tokens_BT, self.ngram_embedding.longest - 1)
+        elif seen is not None:
+            earlier_BE = seen.earlier(tokens_BT, self.ngram_embedding.longest - 1)
         summed_BTD: torch.Tensor = embedded_BTD + self.ngram_embedding(tokens_BT, behind_BT, earlier_BE)
         return summed_BTD
+
+    def earlier_tokens_read(self) -> tuple[int, ...]:
+        """How many tokens before its own each part reads besides attention; none where none does."""
+        read = set()
+        if self.config.short_convolution is not None:
+            read.add(self.config.short_convolution - 1)
+        if self.ngram_embedding is not None:
+            read.add(self.ngram_embedding.longest - 1)
+        return tuple(sorted(read))
 
     def new_cache(self, capacity: int | None = None, dtype: torch.dtype | None = None) -> KVCache:
         """An empty cache for a batch of texts that come in chunks.

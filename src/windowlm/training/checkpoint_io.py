@@ -27,7 +27,15 @@ class AtomicCheckpointIO(CheckpointIO):
     The last state that was there stays as the previous one, once the new one is on disk and read back.
     Lightning's own writer stages in the system's temporary folder and does not sync, so a crash can lose
     both.
+
+    Args:
+        defers: keep a failure in ``failed`` instead of raising it, as other processes wait for the end of the
+            save.
     """
+
+    def __init__(self, *, defers: bool = False) -> None:
+        self.defers = defers
+        self.failed: OSError | None = None
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Write ``checkpoint`` to ``path``, whose folder is made if need be.
@@ -37,7 +45,14 @@ class AtomicCheckpointIO(CheckpointIO):
         """
         if storage_options is not None:
             raise TypeError("AtomicCheckpointIO takes no storage_options")
-        target = Path(path)
+        try:
+            self._save(checkpoint, Path(path))
+        except OSError as error:
+            if not self.defers:
+                raise
+            self.failed = error
+
+    def _save(self, checkpoint: dict[str, Any], target: Path) -> None:
 
         def before_rename(partial: Path) -> None:
             if (reason := damage(partial)) is not None:

@@ -7,6 +7,8 @@ from typing import Any
 
 import lightning.pytorch as pl
 
+from windowlm.parallel.processes import Processes
+from windowlm.training.checkpoint_io import AtomicCheckpointIO
 from windowlm.training.failed_writes import FailedWrites
 from windowlm.training.run_folder import BEST, LAST
 
@@ -72,12 +74,22 @@ class CheckpointWriter(pl.Callback):
 
     def _save(self, trainer: pl.Trainer, module: Any, name: str) -> None:
         module.require_finite_weights()
+        processes = module.processes
         try:
-            self.failed_writes.require_folder()
+            processes.leader_alone(self.failed_writes.require_folder)
             trainer.save_checkpoint(self.folder / name)
+            self._raise_failure(trainer, processes)
             if name == LAST:
                 self.save_model()
         except OSError as error:
             step = module.spent().steps
             is_last = name == LAST and (trainer.should_stop or module.finished)
             self.failed_writes.report(f"the state of step {step:,} ({name})", error, is_last=is_last)
+
+    def _raise_failure(self, trainer: pl.Trainer, processes: Processes) -> None:
+        """Raise on all processes what kept the leader from saving."""
+        io = trainer.strategy.checkpoint_io
+        assert isinstance(io, AtomicCheckpointIO)
+        failed, io.failed = processes.share(io.failed), None
+        if failed is not None:
+            raise failed

@@ -34,7 +34,12 @@ def is_compiled(settings: TrainerConfig, device: torch.device) -> bool:
 
 
 def hidden_states(
-    model: Decoder, *, compiled: bool, float8: bool = False, activation_memory_budget: float = 1.0
+    model: Decoder,
+    *,
+    compiled: bool,
+    float8: bool = False,
+    activation_memory_budget: float = 1.0,
+    whole_graph: bool = True,
 ) -> HiddenStates:
     """``model.hidden``, compiled or not; the model itself stays as it is, for checkpoints and evaluation.
 
@@ -46,9 +51,11 @@ def hidden_states(
         float8: whether the blocks multiply in float8.
         activation_memory_budget: of compiled graphs, in (0, 1]: the share that is kept for the backward pass
             of what torch would keep by itself.
+        whole_graph: False where processes exchange tensors within the model, which no graph holds.
     """
     if not compiled and not float8:
-        return model.hidden
+        # Looked up in each call: a model that is shared by processes gets another.
+        return lambda *tokens, **seen: model.hidden(*tokens, **seen)
     views = [] if float8 else [model]
 
     def hidden(tokens_BT: Tensor, *, visibilities: Visibilities) -> Tensor:
@@ -60,7 +67,7 @@ def hidden_states(
             return _hidden(decoder, tokens_BT, visibilities)
         # Read when a graph is cut into its passes, which is within its first call.
         with partitioning.patch(activation_memory_budget=activation_memory_budget):
-            states_BTD: Tensor = _compiled_hidden(windows)(decoder, tokens_BT, visibilities)
+            states_BTD: Tensor = _compiled_hidden(windows, whole_graph)(decoder, tokens_BT, visibilities)
         return states_BTD
 
     return hidden
@@ -76,11 +83,11 @@ def _hidden(model: Decoder, tokens_BT: Tensor, visibilities: Visibilities) -> Te
 
 
 @cache
-def _compiled_hidden(windows: tuple[int | None, ...]) -> Any:
+def _compiled_hidden(windows: tuple[int | None, ...], whole_graph: bool) -> Any:
     """A function of their own for windows, as torch makes a symbol of a number that varies between the calls
     of one function, which it knows by name and place: kernels would then be compiled for no window at all.
     """
     torch._dynamo.config.fail_on_recompile_limit_hit = True
     name = "_".join(["hidden", *(str(window).lower() for window in windows)])
     of_windows = FunctionType(_hidden.__code__.replace(co_name=name), globals(), name)
-    return torch.compile(of_windows, fullgraph=True)
+    return torch.compile(of_windows, fullgraph=whole_graph)

@@ -112,6 +112,8 @@ class TrainerConfig:
             together; training then stops between two steps, saves and exits with status 75, and
             ``resume=auto`` goes on. An evaluation that has begun is finished.
         device: ``auto`` takes a GPU where there is one.
+        devices: processes that ``python train.py`` starts on this machine, each with a GPU of its own where
+            there are GPUs; under ``torchrun`` and ``srun`` these say how many there are.
         accumulate_batches: batches per optimizer step.
         validate_every_n_steps: steps between two validations; null validates up to eight times a run, as
             often as a tenth of its work pays for, and at its end.
@@ -137,6 +139,7 @@ class TrainerConfig:
     max_seconds: float | None = None
     max_time: float | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    devices: int = 1
     accumulate_batches: int = 1
     validate_every_n_steps: int | None = None
     max_skipped_steps: int = 0
@@ -163,6 +166,7 @@ class TrainerConfig:
             (
                 "max_steps",
                 "max_tokens",
+                "devices",
                 "accumulate_batches",
                 "validate_every_n_steps",
                 "log_every_n_steps",

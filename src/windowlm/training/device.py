@@ -5,8 +5,12 @@ import torch
 from windowlm.config import ConfigError, TrainConfig
 
 
-def choose_device(config: TrainConfig) -> torch.device:
+def choose_device(config: TrainConfig, number: int = 0) -> torch.device:
     """The GPU where there is one and the settings leave it open, otherwise what they say.
+
+    Args:
+        config: settings.
+        number: which GPU of this machine, where there are that many.
 
     Raises:
         ConfigError: there is no GPU, and the device or the precision asks for one.
@@ -27,4 +31,7 @@ def choose_device(config: TrainConfig) -> torch.device:
             key=key,
             correction=f"{key}=bf16-mixed",
         )
+    if device.type == "cuda" and number:
+        device = torch.device("cuda", min(number, torch.cuda.device_count() - 1))
+        torch.cuda.set_device(device)
     return device

@@ -30,10 +30,12 @@ class FailedWrites:
         policy: ``stop`` ends the run at the first failure, ``go_on`` warns and tries again when the next
             write is due.
         folder: the run's folder.
+        speaks: whether this process is the one that warns.
     """
 
-    def __init__(self, policy: Literal["stop", "go_on"], folder: Path) -> None:
+    def __init__(self, policy: Literal["stop", "go_on"], folder: Path, *, speaks: bool = True) -> None:
         self.policy = policy
+        self.speaks = speaks
         self.folder = folder
 
     def report(self, what: str, error: OSError, *, is_last: bool = False) -> None:
@@ -49,7 +51,8 @@ class FailedWrites:
         """
         if self.policy == "stop" or is_last:
             raise unwritable(self.folder, what, error) from None
-        print(f"warning: {what}: {reason(self.folder, error)}; the run goes on", file=sys.stderr)
+        if self.speaks:
+            print(f"warning: {what}: {reason(self.folder, error)}; the run goes on", file=sys.stderr)
 
     def require_folder(self) -> None:
         """Raise FileNotFoundError where the folder is gone: a new one in its place would hold half a run."""

@@ -13,13 +13,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 
 from windowlm.data.packing import UNSCORED
 from windowlm.model.cost import pairs_by_position
 from windowlm.model.decoder import Decoder
 from windowlm.training.compilation import HiddenStates
 from windowlm.training.config import OptimizerConfig
-from windowlm.training.device_batch import visibilities_on
 from windowlm.training.gradient import gradient_norm, rescale_gradient
 from windowlm.training.linear_cross_entropy import HeadLoss, linear_cross_entropy
 from windowlm.training.loss_sums import LossSums
@@ -27,6 +27,8 @@ from windowlm.training.master_weights import MasterWeights
 from windowlm.training.non_finite import NonFiniteError, leave_out
 from windowlm.training.optimizer import RATE_SHARE, build_optimizer
 from windowlm.training.schedule import Budget, Spent, WindowWarmup, learning_rate_factor, muon_momentum
+from windowlm.training.sharded_model import local, shard_model
+from windowlm.training.shared_work import SharedWork
 from windowlm.training.weight_average import WeightAverage
 
 Batch = dict[str, Any]
@@ -34,9 +36,9 @@ Batch = dict[str, Any]
 STATE = "windowlm"  # key of the run's own state in a checkpoint
 
 
-def dropout_seed(seed: int, batch: int) -> int:
-    """Seed of what is drawn in a batch, so that one that is taken again draws the same."""
-    return (seed * 1_000_003 + batch) % 2**63
+def dropout_seed(seed: int, batch: int, rank: int = 0) -> int:
+    """Seed of what a process draws in a batch, so that one that is taken again draws the same."""
+    return (seed * 1_000_003 + batch + (rank << 40)) % 2**63
 
 
 class LanguageModelModule(pl.LightningModule):
@@ -45,7 +47,8 @@ class LanguageModelModule(pl.LightningModule):
     The gradient of a step is that of the summed loss over all its targets divided by their number, however
     many batches the step is cut into: each batch is divided by a constant and the whole is rescaled once
     before clipping. Averaging the means of batches, which hold different numbers of targets when documents
-    are packed, would be another loss.
+    are packed, would be another loss. Of several processes the same holds: the gradients that they average
+    are rescaled by the targets of all.
 
     Args:
         model: the decoder.
@@ -53,7 +56,7 @@ class LanguageModelModule(pl.LightningModule):
         budget: what the schedule runs over.
         token_bytes_V: UTF-8 bytes of each token; 0 for marks that are trained but not scored.
         sequence_length: T of a batch.
-        batch_size: B of a full batch.
+        batch_size: B of a full batch, the rows of all processes.
         accumulate_batches: batches per optimizer step.
         seed: with the number of the batch, seeds dropout.
         identities: hashes of source and tokenizer, kept in checkpoints.
@@ -65,6 +68,7 @@ class LanguageModelModule(pl.LightningModule):
         window_warmup: how windows grow; validation sees whole ones.
         max_skipped_steps: steps with a loss or gradient that is not finite that are left out; after one more
             weights and optimizer stay as they are.
+        work: how several processes share it.
 
     Attributes:
         batches_trained: batches whose gradient has been taken, over the whole run.
@@ -97,8 +101,11 @@ class LanguageModelModule(pl.LightningModule):
         document_masking: bool = True,
         window_warmup: WindowWarmup | None = None,
         max_skipped_steps: int = 0,
+        work: SharedWork | None = None,
     ) -> None:
         super().__init__()
+        self.work = work or SharedWork()
+        self.processes = self.work.processes
         self.model = model
         self.optimizer_config = optimizer
         self.budget = budget
@@ -119,7 +126,7 @@ class LanguageModelModule(pl.LightningModule):
         self.seed = seed
         self.identities = dict(identities or {})
         self.loss_scaling = loss_scaling
-        self.hidden_states = hidden_states or model.hidden
+        self.hidden_states = hidden_states or (lambda *tokens, **seen: self.model.hidden(*tokens, **seen))
         self.head_loss = loss
         self.document_masking = document_masking
         self.batches_trained = 0
@@ -130,7 +137,7 @@ class LanguageModelModule(pl.LightningModule):
         self.train_sums = LossSums()
         self._window_stage = 0
         self.average = WeightAverage(optimizer.averaging) if optimizer.averaging is not None else None
-        self._averaged = self._trained_weights()
+        self._averaged = self._trained_weights() if self.average is not None else []
         self._validated = ExitStack()
         self._step_targets: list[torch.Tensor] = []
         self._step_losses: list[torch.Tensor] = []
@@ -154,8 +161,24 @@ class LanguageModelModule(pl.LightningModule):
     def require_finite_weights(self) -> None:
         """Raise ``NonFiniteError`` unless every weight is finite; waits for the device."""
         for name, parameter in self.model.named_parameters():
-            if not bool(parameter.isfinite().all()):
+            wrong = (~local(parameter.detach()).isfinite()).any().to(torch.int32)
+            if bool(self.processes.largest(wrong) if self.work.sharded else wrong):
                 raise NonFiniteError(self.spent().steps, f"the weight {name} is not finite")
+
+    def configure_model(self) -> None:
+        """Leave each process its part of the model, where they share it."""
+        if self.work.sharded and not isinstance(self.model, FSDPModule):
+            assert self.device_mesh is not None
+            shard_model(self.model, self.device_mesh["data_parallel"])
+
+    def row_scalars(self) -> list[torch.Tensor]:
+        """Visible pairs, norm of the gradient, steps left out and the losses' sums, of all processes."""
+        return [
+            self.processes.total(self.visible_pairs),
+            self.gradient_norm,
+            self.skipped_steps,
+            *self.train_sums.total(self.processes).scalars(),
+        ]
 
     def start_row(self) -> None:
         """Start the sums of the next logged row."""
@@ -165,7 +188,8 @@ class LanguageModelModule(pl.LightningModule):
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Set the rate of the step and seed what is drawn in it."""
         # Without a seed of its own each batch, dropout after a resume would differ.
-        torch.manual_seed(dropout_seed(self.seed, self.batches_trained))
+        # And so would that of processes with other rows be the same.
+        torch.manual_seed(dropout_seed(self.seed, self.batches_trained, self.processes.rank))
         if self.batches_trained % self.accumulate_batches == 0:
             progress = self._progress_in_mid_step()
             factor = learning_rate_factor(self.optimizer_config, progress)
@@ -187,8 +211,9 @@ class LanguageModelModule(pl.LightningModule):
             if self.batches_trained % self.accumulate_batches == 0:
                 self._window_stage = self.window_warmup.stage(self.budget.progress(self.spent()))
             limit = self.window_warmup.limits[self._window_stage]
-        visibilities = visibilities_on(self.model, shown, device, limit)
-        moved: dict[str, Any] = super().transfer_batch_to_device(batch, device, dataloader_idx)
+        visibilities = self.work.visibilities(self.model, shown, device, limit)
+        own = self.work.own_tokens(batch)
+        moved: dict[str, Any] = super().transfer_batch_to_device(own, device, dataloader_idx)
         return {**moved, "visibilities": visibilities}
 
     def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
@@ -218,15 +243,22 @@ class LanguageModelModule(pl.LightningModule):
         """
         if isinstance(optimizer, MasterWeights):
             optimizer.take_gradients()
-        targets = torch.stack(self._step_targets).sum().clamp(min=1)
+        targets = torch.stack(self._step_targets).sum()
+        wrong = (~torch.stack(self._step_losses).isfinite()).sum()
+        targets, wrong = self.processes.total(torch.stack([targets, wrong])).unbind()
         self._step_targets.clear()
-        scale = self.tokens_per_batch * self.accumulate_batches / targets.double()
-        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        gradients = [p.grad for p in parameters]
-        norm = gradient_norm(gradients) * scale
-        self.gradient_norm = norm.detach()
-        finite = torch.stack(self._step_losses).isfinite().all()
         self._step_losses.clear()
+        # The processes' gradients were averaged.
+        summed = self.tokens_per_batch * self.accumulate_batches * self.processes.size
+        scale = summed / targets.clamp(min=1).double()
+        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        gradients = [local(p.grad) for p in parameters]
+        norm = gradient_norm(gradients)
+        if self.work.sharded:
+            norm = self.processes.total(norm.square()).sqrt()
+        norm = norm * scale
+        self.gradient_norm = norm.detach()
+        finite = wrong == 0
         if self.loss_scaling:
             leave_out(finite, self.skipped_steps, self.max_skipped_steps)
         else:
@@ -266,7 +298,7 @@ class LanguageModelModule(pl.LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Divide once."""
         self._validated.close()
-        sums = self._validation_sums.read()
+        sums = self._validation_sums.total(self.processes).read()
         self.validation_loss, self.validation_bits_per_byte = sums.loss(), sums.bits_per_byte()
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -286,8 +318,8 @@ class LanguageModelModule(pl.LightningModule):
             "seconds_trained": self.seconds_trained,
             "validation_loss": self.validation_loss,
             "validation_bits_per_byte": self.validation_bits_per_byte,
-            "train_sums": self.train_sums.state_dict(),
-            "visible_pairs": int(self.visible_pairs),
+            "train_sums": self.train_sums.total(self.processes).state_dict(),
+            "visible_pairs": int(self.processes.total(self.visible_pairs)),
             "average": None if self.average is None else self.average.state_dict(),
             "skipped_steps": int(self.skipped_steps),
         }
@@ -301,6 +333,10 @@ class LanguageModelModule(pl.LightningModule):
         self.validation_bits_per_byte = state["validation_bits_per_byte"]
         self.train_sums.load_state_dict(state["train_sums"])
         self.visible_pairs.fill_(state["visible_pairs"])
+        if not self.processes.leads:
+            # They are the sums of all, and the leader goes on from them.
+            self.train_sums = self.train_sums.without_numbers()
+            self.visible_pairs.zero_()
         if self.average is not None:
             # A run without an average, or of before there were any, may be gone on from.
             self.average.load_state_dict(state.get("average") or [])

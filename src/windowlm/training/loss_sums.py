@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 
 from windowlm.data.packing import UNSCORED
+from windowlm.parallel.processes import ALONE, Processes
 from windowlm.training.deferred_numbers import DeferredNumbers
 
 
@@ -76,6 +77,20 @@ class LossSums:
         # Sums that a checkpoint restored come from the CPU.
         self._nats = nats if self._nats is None else self._nats.to(nats.device) + nats
         self._counts = counts if self._counts is None else self._counts.to(counts.device) + counts
+
+    def total(self, processes: Processes = ALONE) -> "LossSums":
+        """Those of all processes together; all ask for it, after as many batches."""
+        sums = LossSums()
+        if self._nats is not None and self._counts is not None:
+            sums._nats, sums._counts = processes.total(self._nats), processes.total(self._counts)
+        return sums
+
+    def without_numbers(self) -> "LossSums":
+        """Zeros where there are sums, which another process holds."""
+        sums = LossSums()
+        if self._nats is not None and self._counts is not None:
+            sums._nats, sums._counts = torch.zeros_like(self._nats), torch.zeros_like(self._counts)
+        return sums
 
     def scalars(self) -> list[torch.Tensor]:
         """The sums on their device, in the order of ``LossNumbers``; nothing where nothing was added."""

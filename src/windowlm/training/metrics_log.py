@@ -29,10 +29,12 @@ class MetricsLog:
 
     Args:
         path: the file; made on the first row.
+        writes: False for a process that leaves the file to another.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, writes: bool = True) -> None:
         self.path = path
+        self.writes = writes
         self._unwritten: list[bytes] = []
 
     def append(self, row: dict[str, Any]) -> None:
@@ -42,6 +44,8 @@ class MetricsLog:
             OSError: the file is as it was, and the row is kept.
         """
         assert "step" in row
+        if not self.writes:
+            return
         self._unwritten.append(json.dumps(_without_nan(row), allow_nan=False).encode() + b"\n")
         self.write_all()
 
@@ -54,6 +58,8 @@ class MetricsLog:
         Raises:
             OSError: the file is as it was.
         """
+        if not self.writes:
+            return
         if not self._unwritten and not (sync and self.path.exists()):
             return
         with self.path.open("ab", buffering=0) as file:

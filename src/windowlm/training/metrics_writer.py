@@ -154,12 +154,6 @@ class MetricsWriter(pl.Callback):
     def _row(self, module: LanguageModelModule, step: int) -> "DueRow":
         tokens = module.spent().tokens
         elapsed = max(time.monotonic() - self._row_started, 1e-9)
-        scalars = [
-            module.visible_pairs,
-            module.gradient_norm,
-            module.skipped_steps,
-            *module.train_sums.scalars(),
-        ]
         return DueRow(
             tokens - self._tokens_at_row,
             elapsed,
@@ -172,7 +166,7 @@ class MetricsWriter(pl.Callback):
                 "peak_memory_bytes": peak_memory_bytes(module.device),
                 "data_wait_fraction": min(self._waited / elapsed, 1.0),
             },
-            DeferredNumbers([scalar.to(module.device) for scalar in scalars]),
+            DeferredNumbers([scalar.to(module.device) for scalar in module.row_scalars()]),
         )
 
     def _write_due(self, *, wait: bool) -> None:
@@ -199,6 +193,8 @@ class MetricsWriter(pl.Callback):
         # Where every batch of the row was left out there is no loss.
         if math.isfinite(loss) and (rise := self._spikes.height(loss)) is not None:
             row["loss_spike"] = rise
+            if not self.metrics_log.writes:
+                return row
             print(
                 f"warning: step {due.known['step']:,}: the training loss {loss:.3f} is {rise:.3f} above the "
                 "median of the rows before",

@@ -105,7 +105,9 @@ class NonFiniteWatch(pl.Callback):
         return {}
 
     def _read(self, *, wait: bool) -> None:
-        while self._due and (wait or self._due[0].numbers.arrived):
+        # Several processes must hear of a step at the same place of the program, each a step late.
+        together = self._of is not None and self._of[1].processes.size > 1
+        while self._due and (wait or (len(self._due) > 1 if together else self._due[0].numbers.arrived)):
             step = self._due.popleft()
             (left_out,) = step.numbers.read()
             if left_out > self._known:
@@ -120,6 +122,8 @@ class NonFiniteWatch(pl.Callback):
             self._due.clear()
             setting = f"trainer.max_skipped_steps={self.most}"
             raise NonFiniteError(step.number, f"{what} ({setting})", f"{replay} ")
+        if not replay:
+            return
         print(
             f"warning: step {step.number}: {what}; left out, {self._known} of at most {self.most}. {replay}",
             file=sys.stderr,
@@ -127,10 +131,14 @@ class NonFiniteWatch(pl.Callback):
 
     def _save(self, step: "_Step", *, needed: bool) -> str:
         """Save the step's replay; what to tell of it."""
-        if not needed and len(list(self.folder.glob("*.ckpt"))) >= MOST_REPLAYS:
-            return f"{self.folder} holds {MOST_REPLAYS} replays already."
         assert self._of is not None
         trainer, module = self._of
+        if not module.processes.leads:
+            return ""
+        if module.processes.size > 1:
+            return "Replays are saved by runs of one process."
+        if not needed and len(list(self.folder.glob("*.ckpt"))) >= MOST_REPLAYS:
+            return f"{self.folder} holds {MOST_REPLAYS} replays already."
         path = self.folder / f"step_{step.number}.ckpt"
         content = {
             "format": REPLAY_FORMAT,

@@ -17,12 +17,13 @@ import torch
 from rich.console import Console
 
 from windowlm.atomic_write import write_atomically
+from windowlm.bundle import load as load_bundle
 from windowlm.bundle import save_bundle
 from windowlm.command_line import Invocation
 from windowlm.config import ConfigError, TrainConfig
 from windowlm.data.datamodule import DocumentDataModule
 from windowlm.data.token_store import PreparedData, prepare_tokens
-from windowlm.errors import UserError
+from windowlm.errors import USAGE_ERROR, UserError
 from windowlm.evaluation.evaluate import evaluate_model
 from windowlm.evaluation.length_sweep import plan_targets
 from windowlm.evaluation.precision import WEIGHT_DTYPES, compute_dtype
@@ -30,6 +31,7 @@ from windowlm.evaluation.result import LengthResult, RunFacts
 from windowlm.evaluation.result_files import RESULT_NAME
 from windowlm.model.cost import model_cost
 from windowlm.model.decoder import Decoder
+from windowlm.parallel.processes import Processes, is_loss, leave_after_loss
 from windowlm.training import COMMAND_STARTED
 from windowlm.training.backends import chosen_backends
 from windowlm.training.calibration import calibrate
@@ -57,6 +59,8 @@ from windowlm.training.resuming import read_newest
 from windowlm.training.run_ahead import RunAhead
 from windowlm.training.run_folder import DAMAGED, DIFF, RunFolder, Start, find_start, record_of
 from windowlm.training.schedule import Budget, WindowWarmup
+from windowlm.training.sharded_model import whole_state
+from windowlm.training.shared_work import SharedWork
 from windowlm.training.signals import Interrupted, Signals
 from windowlm.training.stopping import INTERRUPTED, Stopping
 from windowlm.training.wandb_run import WandbRun
@@ -80,13 +84,21 @@ def train(config: TrainConfig, invocation: Invocation) -> int:
         UserError: what device, data or checkpoint show to be wrong, or a loss that is not finite.
         SystemExit: with status 75, where a run of a sweep stopped or a signal came: the sweep stops too.
     """
+    processes = Processes.join()
     with Signals() as signals:
         try:
-            status = TrainingRun(config, invocation, signals).execute()
+            status = TrainingRun(config, invocation, signals, processes).execute()
         except Interrupted as interruption:
             print(f"stopped: {interruption}", file=sys.stderr)
             status = INTERRUPTED
         except Exception as error:
+            if processes.size > 1 and is_loss(error):
+                leave_after_loss(_what_is_saved(invocation.output_dir))
+            if processes.size > 1 and invocation.sweep_dir is not None and isinstance(error, UserError):
+                # The others may not have met the mistake, and would wait in the next run.
+                if processes.place.speaks:
+                    print(f"error: {error}; the sweep stops", file=sys.stderr)
+                raise SystemExit(USAGE_ERROR) from None
             # Hydra would go on with the other runs of the sweep.
             if signals.received is None or invocation.sweep_dir is None:
                 raise
@@ -108,17 +120,22 @@ class TrainingRun:
         config: checked settings.
         invocation: the folder of the run and how it was started.
         signals: inside their context.
+        processes: those of the run. The leader writes its files, its screen and its W&B run.
     """
 
-    def __init__(self, config: TrainConfig, invocation: Invocation, signals: Signals) -> None:
+    def __init__(
+        self, config: TrainConfig, invocation: Invocation, signals: Signals, processes: Processes
+    ) -> None:
         _quiet_lightning()
+        self.processes = processes
         self.signals = signals
         self.config = config
         self.invocation = invocation
-        self.console = Console(width=None)
+        self.console = Console(width=None, quiet=not processes.leads)
         self.folder = RunFolder(invocation.output_dir)
         self.start: Start = find_start(config, invocation.output_dir)
-        self.device = choose_device(config)
+        self.device = choose_device(config, processes.place.local_rank)
+        self.work = SharedWork.of(config, processes, self.device)
         check_float8(config, self.device)
         self.compiled = is_compiled(config.trainer, self.device)
         chosen_backends(config, self.device)  # refuses one that cannot serve the run
@@ -126,6 +143,8 @@ class TrainingRun:
         self.checkpoint: Path | None = None
         self.begun = self.has_begun = False
         self.wandb_run: WandbRun | None = None
+        # Nothing is written before all have looked at the folder.
+        processes.wait()
 
     def execute(self) -> int:
         """Run it; see ``train``."""
@@ -166,8 +185,10 @@ class TrainingRun:
         if self.compiled:
             forget_compiled()
         torch.manual_seed(config.seed)
-        data = prepare_tokens(config.data, config.tokenizer)
-        data_module = DocumentDataModule(data, config.data, seed=config.seed)
+        data = self.processes.leader_first(lambda: prepare_tokens(config.data, config.tokenizer))
+        data_module = DocumentDataModule(
+            data, config.data, seed=config.seed, reader=self.work.reader, readers=self.work.readers
+        )
         plan_targets(
             self._scored_split(data),
             data.tokenizer.token_bytes_V,
@@ -194,6 +215,8 @@ class TrainingRun:
             if reason is not None:
                 return self._stopped(reason)
         self.signals.check()
+        if not self.processes.leads:
+            return 0
         result = self._evaluate(module, data)
         self._end("finished")
         if not config.checkpoint.keep:
@@ -245,11 +268,13 @@ class TrainingRun:
                 compiled=self.compiled,
                 float8=config.precision == "fp8",
                 activation_memory_budget=config.trainer.activation_memory_budget,
+                whole_graph=self.work.whole_graph,
             ),
             loss=head_loss(config.trainer.loss, config.precision, compiled=self.compiled),
             document_masking=config.data.document_masking,
             window_warmup=WindowWarmup.of(config.trainer, model.layer_windows),
             max_skipped_steps=config.trainer.max_skipped_steps,
+            work=self.work,
         )
 
     def _restore(self, module: LanguageModelModule) -> None:
@@ -275,6 +300,11 @@ class TrainingRun:
 
     def _begin(self, data: PreparedData, step: int) -> None:
         """Write what the run is, cut its metrics back to ``step``, and start logging."""
+        if self.processes.leads:
+            self._write_beginning(data, step)
+        self.processes.wait()
+
+    def _write_beginning(self, data: PreparedData, step: int) -> None:
         config = self.config
         facts = {
             **provenance(),
@@ -351,7 +381,7 @@ class TrainingRun:
 
     def _plan(self, model: Decoder, data: PreparedData, data_module: DocumentDataModule) -> Plan:
         config = self.config
-        batch = next(iter(data_module.train_dataloader()))
+        batch = self.work.measured_part(next(iter(data_module.train_dataloader())))
         if not config.data.document_masking:
             batch = {name: batch[name] for name in ("tokens_BT", "targets_BT")}
         return Plan(
@@ -364,16 +394,19 @@ class TrainingRun:
             ),
             data=data,
             device=self.device,
-            calibration=calibrate(
-                model,
-                batch,
-                config.precision,
-                self.device,
-                compiled=self.compiled,
-                activation_memory_budget=config.trainer.activation_memory_budget,
-                loss=head_loss(config.trainer.loss, config.precision, compiled=self.compiled),
-                optimizer=config.optimizer,
-                window_limits=WindowWarmup.of(config.trainer, model.layer_windows).limits,
+            # All measure, as it warms up, and go by the leader's clock.
+            calibration=self.processes.share(
+                calibrate(
+                    model,
+                    batch,
+                    config.precision,
+                    self.device,
+                    compiled=self.compiled,
+                    activation_memory_budget=config.trainer.activation_memory_budget,
+                    loss=head_loss(config.trainer.loss, config.precision, compiled=self.compiled),
+                    optimizer=config.optimizer,
+                    window_limits=WindowWarmup.of(config.trainer, model.layer_windows).limits,
+                )
             ),
             budget=self.budget,
             run_dir=self.folder.path,
@@ -394,17 +427,21 @@ class TrainingRun:
         def validates_after(step: int) -> bool:
             return isinstance(interval, int) and step % interval == 0
 
-        failed_writes = FailedWrites(config.checkpoint.on_failed_write, self.folder.path)
+        leads = self.processes.leads
+        failed_writes = FailedWrites(config.checkpoint.on_failed_write, self.folder.path, speaks=leads)
         flops_per_pair = 4 * config.model.heads * config.model.head_dim
+        peak = dense_bf16_peak(device_name(self.device))
         metrics = MetricsWriter(
-            MetricsLog(self.folder.metrics),
+            MetricsLog(self.folder.metrics, writes=leads),
             config.trainer.log_every_n_steps,
             plan.cost,
             flops_per_pair,
-            dense_bf16_peak(device_name(self.device)),
+            None if peak is None else peak * self.processes.size,
             failed_writes,
         )
-        stopping = Stopping(self.signals, config.trainer.max_time, COMMAND_STARTED, validates_after)
+        stopping = Stopping(
+            self.signals, config.trainer.max_time, COMMAND_STARTED, validates_after, self.processes
+        )
         writer = CheckpointWriter(
             self.folder.checkpoints,
             config.checkpoint.every_n_steps,
@@ -414,7 +451,10 @@ class TrainingRun:
         )
         trainer = pl.Trainer(
             accelerator="gpu" if self.device.type == "cuda" else "cpu",
-            devices=1,
+            devices=self.processes.place.local_size,
+            num_nodes=self.processes.size // self.processes.place.local_size,
+            strategy=self.work.strategy(self.device),
+            use_distributed_sampler=False,
             precision="bf16-true" if config.precision == "fp8" else config.precision,
             accumulate_grad_batches=config.trainer.accumulate_batches,
             max_epochs=-1,
@@ -431,9 +471,9 @@ class TrainingRun:
                 stopping,
                 metrics,
                 writer,
-                ProgressDisplay(metrics, self.console, config.trainer.progress_bar),
+                ProgressDisplay(metrics, self.console, config.trainer.progress_bar if leads else "off"),
             ],
-            plugins=[AtomicCheckpointIO()],
+            plugins=[AtomicCheckpointIO(defers=self.processes.size > 1)],
             # On SLURM, Lightning starts from what it finds in this folder.
             default_root_dir=self.folder.path,
             enable_checkpointing=False,
@@ -451,7 +491,8 @@ class TrainingRun:
             return given
         affordable = 3 * VALIDATION_SHARE * plan.steps * plan.tokens_per_step / plan.validation_tokens
         validations = min(max(int(affordable), 1), MOST_VALIDATIONS)
-        if self.budget.seconds is not None:
+        # Clocks of several processes differ, and all must validate at the same step.
+        if self.budget.seconds is not None and self.processes.size == 1:
             return timedelta(seconds=self.budget.seconds / validations)
         return math.ceil(plan.steps / validations)
 
@@ -460,10 +501,18 @@ class TrainingRun:
             self._save_weights(module, data)
 
     def _save_weights(self, module: LanguageModelModule, data: PreparedData) -> None:
+        weights = module.model.state_dict()
+        if self.work.sharded:
+            weights = whole_state(weights)
+        self.processes.leader_alone(lambda: self._write_model(module, data, weights))
+
+    def _write_model(
+        self, module: LanguageModelModule, data: PreparedData, weights: dict[str, torch.Tensor]
+    ) -> None:
         config = self.config
         save_bundle(
             self.folder.model,
-            module.model.state_dict(),
+            weights,
             {
                 "model": asdict(config.model),
                 "vocabulary_size": data.tokenizer.vocabulary_size,
@@ -480,6 +529,12 @@ class TrainingRun:
             data.tokenizer,
         )
 
+    def _whole_model(self, module: LanguageModelModule, data: PreparedData) -> Decoder:
+        """The model; where its parts lie in several processes, that of the last save, which has all of it."""
+        if not self.work.sharded:
+            return module.model
+        return load_bundle(self.folder.model).model
+
     def _scored_split(self, data: PreparedData) -> Any:
         return data.test if self.config.evaluation.split == "test" else data.validation
 
@@ -495,7 +550,7 @@ class TrainingRun:
             source_identity=data.source_identity,
             split=config.evaluation.split,
         )
-        model = module.model.to(self.device)
+        model = self._whole_model(module, data).to(self.device)
         with module.averaged_weights():
             result, _ = evaluate_model(
                 model,
@@ -508,6 +563,12 @@ class TrainingRun:
         if self.wandb_run is not None:
             self.wandb_run.log_length(result, self.folder.evaluation / "length.png")
         return result
+
+
+def _what_is_saved(path: Path) -> str:
+    if RunFolder(path).saved_states():
+        return "resume=auto goes on from the last checkpoint"
+    return "nothing was saved yet"
 
 
 def _identities(data: PreparedData) -> dict[str, str]:
@@ -525,5 +586,6 @@ def _quiet_lightning() -> None:
         ".*LeafSpec.*",
         ".*`max_epochs`.*",
         ".*transfer_batch_to.*",
+        ".*`broadcast_buffers` is deprecated.*",
     ):
         warnings.filterwarnings("ignore", message=message)

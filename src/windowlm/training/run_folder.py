@@ -35,6 +35,8 @@ CHANGEABLE = (
     "trainer.max_seconds",
     "trainer.max_time",
     "trainer.device",
+    "trainer.devices",
+    "parallel",
     "trainer.max_skipped_steps",
     "trainer.log_every_n_steps",
     "trainer.progress_bar",

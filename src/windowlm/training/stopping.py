@@ -5,7 +5,9 @@ from collections.abc import Callable
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 
+from windowlm.parallel.processes import ALONE, Processes
 from windowlm.training.signals import Signals
 
 INTERRUPTED = 75  # EX_TEMPFAIL: saved, to be started again
@@ -24,6 +26,7 @@ class Stopping(pl.Callback):
             trains at least one step, so that a run that is started again and again gets somewhere.
         started: ``time.monotonic()`` at the start of the command.
         validates_after: tells whether a validation is known to be due after this step.
+        processes: all stop at the same step, as soon as one wants to, and go by the leader's clock.
 
     Attributes:
         reason: why training stopped before the budget was spent; None while it goes on or is finished.
@@ -35,7 +38,9 @@ class Stopping(pl.Callback):
         max_time: float | None,
         started: float,
         validates_after: Callable[[int], bool],
+        processes: Processes = ALONE,
     ) -> None:
+        self.processes = processes
         self.signals = signals
         self.max_time = max_time
         self.started = started
@@ -51,20 +56,21 @@ class Stopping(pl.Callback):
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
         """Stop after the step that spends the budget, reaches the limit or follows a signal."""
-        pl_module.seconds_trained = time.monotonic() - self._clock
+        seconds, wants_to_stop = self._agreed(time.monotonic() - self._clock)
+        pl_module.seconds_trained = seconds
         step, rest = divmod(pl_module.batches_trained, pl_module.accumulate_batches)
         if rest:
             return
         if pl_module.finished:
             trainer.should_stop = True
-        elif self._wants_to_stop():
+        elif wants_to_stop:
             trainer.should_stop = True
             if not self.validates_after(step):
                 trainer.limit_val_batches = 0
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Stop after a validation in which the limit was reached or a signal came."""
-        if trainer.state.fn == "fit" and not pl_module.finished and self._wants_to_stop():
+        if trainer.state.fn == "fit" and not pl_module.finished and self._agreed(0.0)[1]:
             trainer.should_stop = True
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
@@ -74,6 +80,16 @@ class Stopping(pl.Callback):
     def on_exception(self, trainer: pl.Trainer, pl_module: Any, exception: BaseException) -> None:
         """The same."""
         self.signals.deferred = False
+
+    def _agreed(self, seconds: float) -> tuple[float, bool]:
+        """The leader's clock, and whether any process wants to stop."""
+        if self.processes.size == 1:
+            return seconds, self._wants_to_stop()
+        told = torch.tensor([seconds if self.processes.leads else 0.0, self._wants_to_stop()]).double()
+        clock, wants_to_stop = self.processes.largest(told).tolist()
+        if wants_to_stop and self.reason is None:
+            self.reason = "another process of the run received a signal"
+        return clock, bool(wants_to_stop)
 
     def _wants_to_stop(self) -> bool:
         if self.signals.received is not None:

@@ -1,0 +1,101 @@
+"""Start a command as several processes of this machine, and end all when one fails; loads no torch."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from types import FrameType
+
+from windowlm.parallel.place import own_place
+
+# Set for processes of this launcher, which reports a lost one itself.
+LAUNCHED = "WINDOWLM_LAUNCHED"
+# What they have to notice the end of one, and to save after a signal, before they are killed.
+SECONDS_AFTER_FAILURE = 15.0
+POLL_SECONDS = 0.1
+FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+
+def launch(count: int, command: Sequence[str]) -> int:
+    """Run the command in so many processes, numbered as `torchrun` numbers them.
+
+    Signals are passed on. When a process fails, the others get some seconds to end by themselves, then a
+    SIGTERM, then a SIGKILL.
+
+    Returns:
+        The status of the first that failed, the highest status where none did.
+    """
+    assert own_place().size == 1
+    environment = {
+        "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // count)),
+        **os.environ,
+        LAUNCHED: "1",
+        "WORLD_SIZE": str(count),
+        "LOCAL_WORLD_SIZE": str(count),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(_free_port()),
+        "GROUP_RANK": "0",
+        # By this Lightning knows that its processes were started.
+        "TORCHELASTIC_RUN_ID": f"windowlm-{os.getpid()}",
+    }
+    processes: list[subprocess.Popen[bytes]] = []
+
+    def forward(number: int, frame: FrameType | None) -> None:
+        for process in processes:
+            if process.poll() is None:
+                process.send_signal(number)
+
+    before = {number: signal.signal(number, forward) for number in FORWARDED}
+    try:
+        for rank in range(count):
+            own = {**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+            # In a group of their own, so that a terminal's Ctrl-C reaches them once.
+            processes.append(subprocess.Popen(command, env=own, process_group=0))
+        return _watched(processes)
+    finally:
+        for process in processes:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _watched(processes: list[subprocess.Popen[bytes]]) -> int:
+    while True:
+        statuses = [process.poll() for process in processes]
+        killed = [rank for rank, status in enumerate(statuses) if status is not None and status < 0]
+        failed = [status for status in statuses if status]
+        if None not in statuses and not killed:
+            return max((status for status in failed if status), default=0)
+        if failed:
+            break
+        time.sleep(POLL_SECONDS)
+    for end in (None, signal.SIGTERM, signal.SIGKILL):
+        for process in processes:
+            if end is not None and process.poll() is None:
+                process.send_signal(end)
+        deadline = time.monotonic() + SECONDS_AFTER_FAILURE
+        while time.monotonic() < deadline and any(process.poll() is None for process in processes):
+            time.sleep(POLL_SECONDS)
+        # The first to be seen may be one that lost another, whose end is what counts.
+        killed = killed or [r for r, process in enumerate(processes) if (process.poll() or 0) < 0]
+    if killed:
+        name = signal.Signals(-(processes[killed[0]].poll() or 0)).name
+        print(
+            f"error: process {killed[0]} of {len(processes)} was ended by {name}, and with it all others; "
+            "resume=auto goes on from the last checkpoint",
+            file=sys.stderr,
+        )
+        return 1
+    return max(process.poll() or 0 for process in processes)
+
+
+def _free_port() -> int:
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        port: int = listening.getsockname()[1]
+        return port

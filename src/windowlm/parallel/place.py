@@ -1,0 +1,52 @@
+"""Which of the processes of a command this one is, as its launcher says; loads no torch.
+
+`torchrun` and our own launcher set RANK and its like, `srun` the variables of a step of SLURM.
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Place:
+    """This process among those of the command.
+
+    Attributes:
+        rank: number of the process, the leader's 0.
+        size: how many there are.
+        local_rank: its number on this machine.
+        local_size: how many there are on this machine.
+    """
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    local_size: int = 1
+
+    @property
+    def speaks(self) -> bool:
+        """Whether it reports a mistake that all processes of its machine find."""
+        return self.local_rank == 0
+
+
+def own_place(environment: Mapping[str, str] = os.environ) -> Place:
+    """The place that the launcher gave; one process alone where there was none."""
+    if {"RANK", "WORLD_SIZE", "LOCAL_RANK"} <= environment.keys():
+        size = int(environment["WORLD_SIZE"])
+        return Place(
+            int(environment["RANK"]),
+            size,
+            int(environment["LOCAL_RANK"]),
+            int(environment.get("LOCAL_WORLD_SIZE", size)),
+        )
+    # A batch script has the job's variables and is no step of it.
+    if {"SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"} <= environment.keys():
+        tasks = environment.get("SLURM_STEP_TASKS_PER_NODE", "1")
+        return Place(
+            int(environment["SLURM_PROCID"]),
+            int(environment["SLURM_STEP_NUM_TASKS"]),
+            int(environment["SLURM_LOCALID"]),
+            int(tasks.partition("(")[0].partition(",")[0]),
+        )
+    return Place()

@@ -1,0 +1,181 @@
+"""The processes of one command: who leads, what they tell one another, and what happens when one is lost."""
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, NoReturn, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from windowlm.parallel.launcher import LAUNCHED
+from windowlm.parallel.place import Place, own_place
+
+ONE_ALONE = Place()
+Result = TypeVar("Result")
+# The others wait while the leader prepares data or evaluates. One that is gone is noticed at once.
+PATIENCE = timedelta(days=7)
+LOST = 1
+
+
+class LostProcessError(Exception):
+    """Another process of the run has ended, or cannot be reached."""
+
+
+@dataclass(frozen=True)
+class Processes:
+    """Those that run one command; with one alone nothing is sent.
+
+    Attributes:
+        place: which of them this is.
+    """
+
+    place: Place = ONE_ALONE
+
+    @classmethod
+    def join(cls) -> "Processes":
+        """Meet the others, where a launcher started some; those that met before stay together."""
+        place = own_place()
+        if place.size == 1:
+            return cls()
+        if not dist.is_initialized():
+            if "RANK" not in os.environ:
+                _take_from_slurm(place)
+            cuda = torch.cuda.is_available()
+            with _losses():
+                dist.init_process_group(
+                    "cpu:gloo,cuda:nccl" if cuda else "gloo",
+                    rank=place.rank,
+                    world_size=place.size,
+                    timeout=PATIENCE,
+                )
+        return cls(place)
+
+    @property
+    def size(self) -> int:
+        """How many there are."""
+        return self.place.size
+
+    @property
+    def rank(self) -> int:
+        """Which of them this is."""
+        return self.place.rank
+
+    @property
+    def leads(self) -> bool:
+        """Whether this one writes the run's files and screen."""
+        return self.rank == 0
+
+    def wait(self) -> None:
+        """Go on when all have come here.
+
+        Raises:
+            LostProcessError: one will not.
+        """
+        self.largest(torch.zeros(1))
+
+    def share(self, value: Result) -> Result:
+        """The leader's value, on each process.
+
+        Raises:
+            LostProcessError: a process is gone.
+        """
+        if self.size == 1:
+            return value
+        values: list[Any] = [value]
+        with _losses():
+            dist.broadcast_object_list(values, 0, device=torch.device("cpu"))
+        shared: Result = values[0]
+        return shared
+
+    def leader_first(self, work: Callable[[], Result]) -> Result:
+        """What the work returns, done by the leader before the others begin.
+
+        Raises:
+            LostProcessError: of the others, where the leader's failed.
+        """
+        if not self.leads:
+            self.wait()
+            return work()
+        result = work()
+        self.wait()
+        return result
+
+    def leader_alone(self, work: Callable[[], None]) -> None:
+        """Let the leader do it; where that fails, all raise its exception."""
+        failure: Exception | None = None
+        if self.leads:
+            try:
+                work()
+            except Exception as error:
+                if self.size == 1:
+                    raise
+                failure = error
+        if (failure := self.share(failure)) is not None:
+            raise failure
+
+    def total(self, tensor: Tensor) -> Tensor:
+        """The sum over the processes."""
+        return self._reduced(tensor, dist.ReduceOp.SUM)
+
+    def largest(self, tensor: Tensor) -> Tensor:
+        """The largest of each number over the processes."""
+        return self._reduced(tensor, dist.ReduceOp.MAX)
+
+    def _reduced(self, tensor: Tensor, operation: Any) -> Tensor:
+        if self.size == 1:
+            return tensor
+        result = tensor.detach().clone()
+        with _losses():
+            dist.all_reduce(result, operation)
+        return result
+
+
+ALONE = Processes()
+
+
+def leave_after_loss(saved: str) -> NoReturn:
+    """End a process whose others are gone: one message of the leader, which a launcher of ours gives itself.
+
+    The libraries would wait for the others as they shut down.
+    """
+    place = own_place()
+    if place.rank == 0 and LAUNCHED not in os.environ:
+        print(f"error: another process of this run has ended; {saved}", file=sys.stderr)
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(LOST)
+
+
+@contextmanager
+def _losses() -> Iterator[None]:
+    """Errors of the connection as `LostProcessError`."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise LostProcessError(str(error).partition("\n")[0]) from None
+
+
+def is_loss(error: BaseException) -> bool:
+    """Whether an error says that another process is gone."""
+    if isinstance(error, LostProcessError | dist.DistBackendError | dist.DistNetworkError):
+        return True
+    # Gloo has no class of its own for it.
+    if isinstance(error, RuntimeError) and ("gloo" in str(error) or "Connection closed" in str(error)):
+        return True
+    earlier = error.__cause__ or error.__context__
+    return earlier is not None and is_loss(earlier)
+
+
+def _take_from_slurm(place: Place) -> None:
+    """Set what torch reads, by Lightning's reading of SLURM's variables."""
+    from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+
+    environment = SLURMEnvironment()
+    os.environ["MASTER_ADDR"] = environment.main_address
+    os.environ["MASTER_PORT"] = str(environment.main_port)

@@ -1,0 +1,123 @@
+"""What a layer costs on N GPUs by each strategy: bytes sent, seconds, memory; loads no torch.
+
+A model, not a measurement. Bytes of the halo are exact; seconds are bytes over a bandwidth and FLOPs over a
+rate, without latency.
+"""
+
+from dataclasses import dataclass
+
+# Weights and gradients are float32 in mixed precision, and AdamW keeps two more numbers of each weight.
+WEIGHT_BYTES = GRADIENT_BYTES = 4
+STATE_BYTES = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """What is assumed of the GPUs and of what lies between them.
+
+    Attributes:
+        flops: that a layer reaches on one GPU, a second.
+        near_bandwidth: bytes a second that a GPU sends to one of its host.
+        far_bandwidth: the same between hosts.
+        gpus_per_host: how many share a host.
+    """
+
+    flops: float = 0.4 * 989e12
+    near_bandwidth: float = 0.8 * 450e9
+    far_bandwidth: float = 0.8 * 50e9
+    gpus_per_host: int = 8
+
+    def seconds_to_send(self, sent: float, gpus: int) -> float:
+        """Seconds for so many bytes of one GPU, over the slowest link that is used."""
+        return sent / (self.near_bandwidth if gpus <= self.gpus_per_host else self.far_bandwidth)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layer:
+    """One layer's shape; activations are of so many bytes a number."""
+
+    dim: int = 2048
+    heads: int = 16
+    kv_heads: int = 4
+    head_dim: int = 128
+    feed_forward_dim: int = 5632
+    window: int = 1024
+    number_bytes: int = 2
+
+    @property
+    def parameters(self) -> int:
+        """Of the projections and the gated feed-forward network."""
+        projections = (2 * self.heads + 2 * self.kv_heads) * self.head_dim * self.dim
+        return projections + 3 * self.dim * self.feed_forward_dim
+
+    @property
+    def key_value_bytes(self) -> int:
+        """Keys and values of a token."""
+        return 2 * self.kv_heads * self.head_dim * self.number_bytes
+
+    def attention_flops(self, tokens: int) -> int:
+        """Forward, whole windows."""
+        return 4 * self.head_dim * self.heads * self.window * tokens
+
+    def forward_flops(self, tokens: int) -> int:
+        """Of matrices and attention."""
+        return 2 * self.parameters * tokens + self.attention_flops(tokens)
+
+
+def halo_bytes(layer: Layer, tokens: int, gpus: int) -> int:
+    """Most that a GPU sends forward for a sequence of so many tokens without documents or sinks."""
+    return layer.key_value_bytes * min(layer.window - 1, tokens - tokens // gpus)
+
+
+def gathered_bytes(layer: Layer, tokens: int, gpus: int) -> int:
+    """The same where all keys and values are gathered."""
+    return layer.key_value_bytes * (tokens - tokens // gpus)
+
+
+def reduced_bytes(layer: Layer, gpus: int) -> float:
+    """What a GPU sends in a step to average gradients in a ring: twice their size, less its part."""
+    return 2 * GRADIENT_BYTES * layer.parameters * (gpus - 1) / gpus
+
+
+def sharded_bytes(layer: Layer, gpus: int) -> float:
+    """What a GPU sends in a step under FSDP2: weights for either pass, and gradients."""
+    return (2 * WEIGHT_BYTES + GRADIENT_BYTES) * layer.parameters * (gpus - 1) / gpus
+
+
+def state_bytes(layer: Layer, gpus: int, *, sharded: bool) -> float:
+    """Weights, gradients and optimizer state that a GPU holds."""
+    return STATE_BYTES * layer.parameters / (gpus if sharded else 1)
+
+
+def halo_is_hidden(layer: Layer, machine: Machine, tokens: int, gpus: int) -> bool:
+    """Whether the queries that need no others' keys take longer than the keys take to arrive."""
+    near = max(tokens // gpus - (layer.window - 1), 0)
+    seconds = machine.seconds_to_send(halo_bytes(layer, tokens, gpus), gpus)
+    return layer.attention_flops(near) / machine.flops >= seconds
+
+
+def table(layer: Layer, machine: Machine, *, tokens: int, tokens_a_gpu: int, gpus: tuple[int, ...]) -> str:
+    """A Markdown table: `tokens` is one sequence under context, `tokens_a_gpu` the rows of ddp and fsdp2."""
+    rows = [
+        "| GPUs | ddp MB | fsdp2 MB | rows' compute ms | state ddp GB | state fsdp2 GB | halo MB | gather MB "
+        "| part's compute ms | halo ms | gather ms | hidden |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    compute = 3e3 * layer.forward_flops(tokens_a_gpu) / machine.flops
+    for count in gpus:
+        halo, gathered = halo_bytes(layer, tokens, count), gathered_bytes(layer, tokens, count)
+        numbers = (
+            f"{reduced_bytes(layer, count) / 1e6:.0f}",
+            f"{sharded_bytes(layer, count) / 1e6:.0f}",
+            f"{compute:.1f}",
+            f"{state_bytes(layer, count, sharded=False) / 1e9:.3f}",
+            f"{state_bytes(layer, count, sharded=True) / 1e9:.4f}",
+            f"{halo / 1e6:.2f}",
+            f"{gathered / 1e6:.1f}",
+            f"{1e3 * layer.forward_flops(tokens // count) / machine.flops:.3f}",
+            f"{1e3 * machine.seconds_to_send(halo, count):.4f}",
+            f"{1e3 * machine.seconds_to_send(gathered, count):.3f}",
+            "yes" if halo_is_hidden(layer, machine, tokens, count) else "no",
+        )
+        rows.append(f"| {count:,} | {' | '.join(numbers)} |")
+    return "\n".join(rows)

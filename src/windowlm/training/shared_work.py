@@ -1,0 +1,176 @@
+"""How the processes of a run share its work: rows of the batch, parts of the model or of each sequence."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, Strategy
+from torch import Tensor
+from torch.distributed.device_mesh import init_device_mesh
+
+from windowlm.attention.window import move_together
+from windowlm.config import ConfigError, TrainConfig
+from windowlm.errors import UserError
+from windowlm.model.decoder import Decoder, Visibilities
+from windowlm.parallel.context_group import ContextGroup
+from windowlm.parallel.processes import ALONE, Processes
+from windowlm.parallel.sequence_shard import shard_visibilities
+from windowlm.training.device_batch import visibilities_on
+from windowlm.training.sharded_model import ShardedStrategy
+
+# What a part of a sequence is cut from a batch.
+BY_TOKEN = ("tokens_BT", "targets_BT", "documents_BT", "positions_BT")
+
+
+@dataclass(frozen=True)
+class SharedWork:
+    """One process's share.
+
+    Attributes:
+        processes: all of the run.
+        kind: `ParallelConfig.kind`.
+        readers: how many parts each batch is read in.
+        context: those that share a sequence with this process; None where no sequence is cut.
+    """
+
+    processes: Processes = ALONE
+    kind: str = "ddp"
+    readers: int = 1
+    context: ContextGroup | None = None
+
+    @classmethod
+    def of(cls, config: TrainConfig, processes: Processes, device: torch.device) -> "SharedWork":
+        """Share the work as the settings say.
+
+        Raises:
+            ConfigError: it cannot be cut into equal shares.
+            UserError: more processes than GPUs, or settings and launcher disagree on their number.
+        """
+        if processes.size == 1:
+            return cls()
+        _check_devices(config, processes, device)
+        readers = processes.size
+        context_processes = 1
+        if config.parallel.kind == "context":
+            context_processes = config.parallel.context_processes or processes.size
+            if processes.size % context_processes:
+                raise ConfigError(
+                    f"parallel.context_processes={context_processes}: a divisor of the {processes.size} "
+                    "processes is allowed, or null for all",
+                    key="parallel.context_processes",
+                    correction="parallel.context_processes=null",
+                )
+            readers //= context_processes
+        _check_divisible(config, readers, context_processes)
+        if config.parallel.kind != "context":
+            return cls(processes, config.parallel.kind, readers)
+        mesh = init_device_mesh(device.type, (readers, context_processes), mesh_dim_names=("data", "context"))
+        return cls(processes, config.parallel.kind, readers, ContextGroup(mesh["context"].get_group()))
+
+    @property
+    def reader(self) -> int:
+        """Which part of each batch this process reads."""
+        return self.processes.rank // (self.processes.size // self.readers)
+
+    @property
+    def sharded(self) -> bool:
+        """Whether each process holds a part of the model."""
+        return self.processes.size > 1 and self.kind == "fsdp2"
+
+    @property
+    def whole_graph(self) -> bool:
+        """Whether a compiled model exchanges nothing with other processes."""
+        return self.context is None and not self.sharded
+
+    def strategy(self, device: torch.device) -> Strategy:
+        """Lightning's."""
+        if self.processes.size == 1:
+            return SingleDeviceStrategy(device=device)
+        if self.sharded:
+            return ShardedStrategy(
+                data_parallel_size=self.processes.size,
+                tensor_parallel_size=1,
+                save_distributed_checkpoint=False,
+            )
+        # Buffers hold sums of each process's own.
+        return DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True)
+
+    def own_tokens(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """The batch with this process's part of each sequence."""
+        if self.context is None:
+            return batch
+        return {
+            name: self.context.shard(value) if name in BY_TOKEN else value for name, value in batch.items()
+        }
+
+    def measured_part(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """What is measured before the run: sequences of the length of this process's part."""
+        if self.context is None:
+            return batch
+        length = self.context.shard_length(batch["tokens_BT"].shape[1])
+        return {name: value[:, :length] for name, value in batch.items() if name in BY_TOKEN}
+
+    def visibilities(
+        self, model: Decoder, shown: dict[str, Any], device: torch.device, window_limit: int | None
+    ) -> Visibilities:
+        """What each window shows in a batch of whole sequences on the CPU; see `visibilities_on`."""
+        if self.context is None:
+            return visibilities_on(model, shown, device, window_limit)
+        batch, tokens = shown["tokens_BT"].shape
+        visibilities = shard_visibilities(
+            dict(zip(model.layer_windows, model.config.layer_sinks(), strict=True)),
+            self.context,
+            batch,
+            tokens,
+            documents_BT=shown.get("documents_BT"),
+            positions_BT=shown.get("positions_BT"),
+            window_limit=window_limit,
+            earlier=model.earlier_tokens_read(),
+        )
+        if device.type == "cpu":
+            return visibilities
+        for visibility in visibilities.values():
+            visibility.prepare(batch)
+
+        def move(tensor: Tensor) -> Tensor:
+            return tensor.pin_memory().to(device, non_blocking=True)
+
+        return move_together(visibilities, move)
+
+
+def _check_devices(config: TrainConfig, processes: Processes, device: torch.device) -> None:
+    local = processes.place.local_size
+    if config.trainer.devices not in (1, local):
+        raise ConfigError(
+            f"trainer.devices={config.trainer.devices}: the launcher started {local} processes on this "
+            "machine; leave it at 1 there",
+            key="trainer.devices",
+            correction="trainer.devices=1",
+        )
+    if device.type != "cuda":
+        return
+    if not torch.distributed.is_nccl_available():
+        raise UserError("several GPUs need NCCL, and this build of torch has none; try trainer.device=cpu")
+    if (there := torch.cuda.device_count()) < local:
+        raise UserError(
+            f"{local} processes on this machine, which shows {there} GPUs: as many or fewer are allowed; try "
+            f"trainer.devices={there}, or torchrun --nproc-per-node {there}"
+        )
+
+
+def _check_divisible(config: TrainConfig, readers: int, context_processes: int) -> None:
+    rows, tokens = config.data.batch_size, config.data.sequence_length
+    if rows % readers:
+        raise ConfigError(
+            f"data.batch_size={rows}: {readers} processes share the rows of a batch, and a multiple of "
+            f"{readers} is allowed",
+            key="data.batch_size",
+            correction=f"data.batch_size={-(-rows // readers) * readers}",
+        )
+    if tokens % context_processes:
+        raise ConfigError(
+            f"data.sequence_length={tokens}: {context_processes} processes share each sequence, and a "
+            f"multiple of {context_processes} is allowed",
+            key="data.sequence_length",
+            correction=f"data.sequence_length={-(-tokens // context_processes) * context_processes}",
+        )

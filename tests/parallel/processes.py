@@ -1,0 +1,55 @@
+"""Functions run by several processes of this machine that reach one another over gloo."""
+
+import socket
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as multiprocessing
+
+LOOPBACK = "127.0.0.1"
+
+
+def free_port() -> int:
+    with socket.socket() as listening:
+        listening.bind((LOOPBACK, 0))
+        port: int = listening.getsockname()[1]
+        return port
+
+
+def run_in_processes(count: int, work: Callable[..., Any], *arguments: Any) -> list[Any]:
+    """What `work(rank, *arguments)` returns in each of so many processes."""
+    context = multiprocessing.get_context("spawn")
+    results = context.SimpleQueue()
+    processes = multiprocessing.spawn(
+        _begin, (count, free_port(), results, work, arguments), nprocs=count, join=False
+    )
+    # What is large is sent only while it is read.
+    found: dict[int, Any] = {}
+    while not processes.join(timeout=0.1):
+        while not results.empty():
+            rank, result = results.get()
+            found[rank] = result
+    while not results.empty():
+        rank, result = results.get()
+        found[rank] = result
+    return [found[rank] for rank in range(count)]
+
+
+def _begin(
+    rank: int, count: int, port: int, results: Any, work: Callable[..., Any], arguments: tuple[Any, ...]
+) -> None:
+    torch.set_num_threads(1)
+    address = f"tcp://{LOOPBACK}:{port}"
+    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=count)
+    try:
+        results.put((rank, work(rank, *arguments)))
+        dist.barrier()
+    except Exception:
+        # The first to fail is not the first that is heard of: the others lose their connection to it.
+        traceback.print_exc()
+        raise
+    finally:
+        dist.destroy_process_group()

@@ -1,0 +1,96 @@
+"""A sequence cut over processes is what it is on one, and only what is needed travels."""
+
+from functools import cache
+
+import pytest
+import torch
+
+from tests.parallel.cases import ALLOWED, MOST_PROCESSES, Outcome, check, draw, wrong
+from tests.parallel.processes import run_in_processes
+from windowlm.attention.dispatch import attention
+from windowlm.attention.window import Visibility
+from windowlm.parallel.context_group import ContextGroup, SequenceLengthError
+from windowlm.parallel.sequence_shard import ShardVisibility, shard_visibilities
+
+DRAWN = 33
+KV_HEADS, HEAD_DIM, SHARD = 2, 4, 16
+
+
+@cache
+def outcomes() -> list[Outcome]:
+    return list(run_in_processes(MOST_PROCESSES, check, DRAWN, 0))
+
+
+def test_outputs_gradients_and_bytes_are_those_of_one_process_and_of_the_formula() -> None:
+    for seed in range(DRAWN):
+        case = draw(seed)
+        for outcome in outcomes()[: case.processes]:
+            assert not wrong(case, outcome.measured[seed]), case
+
+
+def test_the_drawn_cases_hold_what_is_hard() -> None:
+    drawn = {property_ for seed in range(DRAWN) for property_ in draw(seed).properties()}
+    assert drawn >= {
+        *(f"{count} processes" for count in (2, 3, 4)),
+        *(str(dtype).removeprefix("torch.") for dtype in ALLOWED),
+        *("W-1 > shard", "W-1 > two shards", "no window", "layer pattern", "sinks", "GQA", "padding"),
+        *("a document spans shards", "a document ends inside a shard", "padding inside documents"),
+        *("short convolution", "n-gram embeddings", "whole model", "attention alone"),
+    }
+
+
+WINDOWS = (1, 2, 8, SHARD + 1, SHARD + 2, 2 * SHARD + 5, 1000, None)
+ALIGNED = [[token // SHARD for token in range(3 * SHARD)]]
+
+
+def bytes_of_layers(rank: int) -> tuple[dict[int | None, tuple[int, int]], tuple[int, int]]:
+    """What this process sends forward and back for each window, and where no document spans two parts."""
+    whole = {window: _bytes_of_layer(window, None) for window in WINDOWS}
+    return whole, _bytes_of_layer(9, torch.tensor(ALIGNED, dtype=torch.int32))
+
+
+def _bytes_of_layer(window: int | None, documents_BT: torch.Tensor | None) -> tuple[int, int]:
+    group = ContextGroup(torch.distributed.group.WORLD)
+    (visibility,) = shard_visibilities(
+        {window: 0}, group, 1, SHARD * group.size, documents_BT=documents_BT
+    ).values()
+    key = torch.randn(1, SHARD, KV_HEADS, HEAD_DIM, requires_grad=True)
+    output = visibility.attend(attention, key, key, key)
+    forward = group.bytes_sent
+    output.sum().backward()
+    return forward, group.bytes_sent - forward
+
+
+def test_the_bytes_of_a_layer_are_those_that_the_docs_state() -> None:
+    each = 2 * KV_HEADS * HEAD_DIM * 4
+    for rank, (whole, aligned) in enumerate(run_in_processes(3, bytes_of_layers)):
+        for window, (forward, back) in whole.items():
+            reach = 10**9 if window is None else window - 1
+            distances = [reader - rank - 1 for reader in range(rank + 1, 3)]
+            assert forward == each * sum(min(SHARD, max(0, reach - far * SHARD)) for far in distances)
+            assert back == each * min(reach, rank * SHARD)
+        # Nothing crosses the start of a document.
+        assert aligned == (0, 0)
+
+
+def test_a_group_of_one_is_a_plain_call() -> None:
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(2, 20, 2, 8) for _ in range(3))
+    (shard,) = shard_visibilities({5: 0}, ContextGroup(), 2, 20).values()
+    alone = attention(query, key, value, Visibility.build(window=5))
+    assert torch.equal(shard.attend(attention, query, key, value), alone)
+
+
+def test_a_length_that_the_processes_do_not_divide_is_refused() -> None:
+    group = ContextGroup()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ContextGroup, "size", 3)
+        with pytest.raises(SequenceLengthError, match="multiple of 3 is allowed; try sequence_length=63"):
+            shard_visibilities({5: 0}, group, 1, 64)
+
+
+def test_a_shard_is_planned_for_one_window() -> None:
+    (shard,) = shard_visibilities({5: 0}, ContextGroup(), 2, 20).values()
+    assert isinstance(shard, ShardVisibility)
+    with pytest.raises(ValueError, match="planned for its window"):
+        shard.with_window(3)

@@ -1,0 +1,37 @@
+"""The page on scaling says what model and counts say."""
+
+import json
+
+from tests.conftest import PROJECT
+from windowlm.parallel.scaling_model import Layer, Machine, gathered_bytes, halo_bytes, table
+
+PAGE = (PROJECT / "docs" / "scaling.md").read_text(encoding="utf-8")
+COUNTED = json.loads((PROJECT / "docs" / "results" / "halo_bytes.json").read_text(encoding="utf-8"))
+
+
+def test_the_table_is_that_of_the_model() -> None:
+    gpus = (1, 2, 4, 8, 64, 512, 4096)
+    assert table(Layer(), Machine(), tokens=131_072, tokens_a_gpu=65_536, gpus=gpus) in PAGE
+
+
+def test_the_counted_bytes_of_eight_processes_are_those_of_the_formula() -> None:
+    assert len(COUNTED["rows"]) > 5
+    for row in COUNTED["rows"]:
+        assert row["forward_bytes"] == row["backward_bytes"] == row["formula"]
+        assert f"{row['forward_bytes']:,}" in PAGE
+
+
+def test_the_model_counts_the_largest_share_that_was_counted() -> None:
+    tokens, processes = COUNTED["tokens"], COUNTED["processes"]
+    for row in COUNTED["rows"]:
+        layer = Layer(
+            kv_heads=COUNTED["kv_heads"],
+            head_dim=COUNTED["head_dim"],
+            window=row["window"] or tokens + 1,
+            number_bytes=4,
+        )
+        part = tokens // processes
+        # The last process receives what the first of many sends at most.
+        received = [min(layer.window - 1, rank * part) for rank in range(processes)]
+        assert halo_bytes(layer, tokens, processes) == layer.key_value_bytes * max(received)
+        assert gathered_bytes(layer, tokens, processes) * processes == row["gathering_all"]

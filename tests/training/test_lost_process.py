@@ -1,0 +1,111 @@
+"""A process of a run is killed: all end soon, with one message, and the run goes on from its checkpoint."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import PROJECT, run_script
+from tests.training.runs import record, rows, steps_saved
+from windowlm.parallel.launcher import launch
+
+SECONDS_TO_BEGIN = 240
+SECONDS_TO_END = 60
+
+
+def processes_of(parent: int) -> dict[str, int]:
+    """The children of a launcher by their RANK."""
+    found = {}
+    for folder in Path("/proc").iterdir():
+        try:
+            if int((folder / "stat").read_text().rpartition(")")[2].split()[1]) != parent:
+                continue
+            variables = (folder / "environ").read_bytes().split(b"\0")
+        except (OSError, IndexError, ValueError):
+            continue
+        found |= {
+            variable[5:].decode(): int(folder.name) for variable in variables if variable[:5] == b"RANK="
+        }
+    return found
+
+
+def test_a_killed_process_ends_all_with_one_message_and_the_run_goes_on(
+    small_run: tuple[str, ...], tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    common = (*small_run, f"run_dir={folder}", "trainer.device=cpu", "trainer.validate_every_n_steps=10")
+    running = subprocess.Popen(
+        [
+            sys.executable,
+            str(PROJECT / "train.py"),
+            *common,
+            "trainer.devices=2",
+            "trainer.max_steps=1000000",
+        ],
+        cwd=tmp_path,
+        env={**os.environ, "HOME": str(tmp_path), "WANDB_MODE": "offline"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        deadline = time.monotonic() + SECONDS_TO_BEGIN
+        while not (folder / "checkpoints" / "last.ckpt").exists() and time.monotonic() < deadline:
+            assert running.poll() is None, running.communicate()
+            time.sleep(0.1)
+        # One run for both.
+        assert len(list(folder.glob("wandb/offline-run-*"))) == 1
+        os.kill(processes_of(running.pid)["1"], signal.SIGKILL)
+        _, errors = running.communicate(timeout=SECONDS_TO_END)
+    finally:
+        running.kill()
+    assert running.returncode == 1
+    assert errors.splitlines() == [
+        "error: process 1 of 2 was ended by SIGKILL, and with it all others; resume=auto goes on from the "
+        "last checkpoint"
+    ]
+    step = steps_saved(folder)
+    finished = run_script(
+        "train.py", *common, "resume=auto", f"trainer.max_steps={step + 10}", "logger=none", cwd=tmp_path
+    )
+    assert finished.returncode == 0, finished.stderr
+    assert record(folder)["status"] == "finished"
+    assert rows(folder)[-1]["step"] == step + 10
+
+
+def test_a_mistake_in_the_settings_is_told_once(small_run: tuple[str, ...], tmp_path: Path) -> None:
+    done = run_script(
+        "train.py",
+        *small_run,
+        "trainer.device=cpu",
+        "trainer.devices=2",
+        "data.batch_size=3",
+        f"run_dir={tmp_path / 'run'}",
+        cwd=tmp_path,
+    )
+    assert done.returncode == 2
+    assert done.stderr.count("error: ") == 1
+    assert "try: python" in done.stderr
+    assert "data.batch_size=4" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("code", "status"), [("0", 0), ("int(os.environ['RANK']) * 3", 3)])
+def test_the_launcher_returns_the_status_of_its_processes(code: str, status: int) -> None:
+    assert launch(2, [sys.executable, "-c", f"import os, sys; sys.exit({code})"]) == status
+
+
+def test_the_launcher_ends_those_that_do_not_end_by_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("windowlm.parallel.launcher.SECONDS_AFTER_FAILURE", 0.5)
+    stubborn = (
+        "import os, signal, sys, time\n"
+        "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        "sys.exit(5) if os.environ['RANK'] == '1' else time.sleep(60)"
+    )
+    started = time.monotonic()
+    assert launch(2, [sys.executable, "-c", stubborn]) == 5
+    assert time.monotonic() - started < 30

@@ -1,0 +1,147 @@
+"""Runs of two processes learn what a run of one learns, and go on as one."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.parallel.processes import run_in_processes
+from tests.training.runs import begin, record, rows
+from windowlm.config import ConfigError, TrainConfig, check_config
+from windowlm.parallel.launcher import LAUNCHED
+from windowlm.parallel.place import Place, own_place
+from windowlm.parallel.processes import Processes
+from windowlm.training.shared_work import SharedWork
+
+KINDS = ("ddp", "fsdp2", "context")
+STEPS = 50
+LOSSES = ("train_loss", "validation_loss", "train_bits_per_byte", "validation_bits_per_byte")
+RUN: dict[str, Any] = {
+    "model": {"layers": 2, "window": [8, None], "attention_dropout": 0.0, "short_convolution": 3},
+    "data": {"batch_size": 4},
+    "trainer": {"max_steps": STEPS, "validate_every_n_steps": 20, "log_every_n_steps": 5, "device": "cpu"},
+}
+
+
+def settings(**changes: Any) -> dict[str, Any]:
+    return {**{name: dict(group) for name, group in RUN.items()}, **changes}
+
+
+def run_all(rank: int, base: Path, texts: Path, cache: Path) -> list[int]:
+    """Each kind, and half a run of each that another number of processes finishes."""
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    os.environ |= {"TORCHELASTIC_RUN_ID": "test", LAUNCHED: "1"}
+    statuses = []
+    for kind in KINDS:
+        shared = {"parallel": {"kind": kind}}
+        statuses.append(begin(base / kind, texts, cache, **settings(**shared)))
+    half = settings(parallel={"kind": "fsdp2"})
+    half["trainer"]["max_time"] = 1e-9
+    statuses.append(begin(base / "from two to one", texts, cache, **half))
+    statuses.append(begin(base / "from one to two", texts, cache, **settings(parallel={"kind": "fsdp2"})))
+    return statuses
+
+
+@pytest.fixture(scope="module")
+def runs(documents: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folders of a run of one process, and of the same by two in each way."""
+    base = tmp_path_factory.mktemp("shared")
+    cache = base / "cache"
+    assert begin(base / "one", documents, cache, **settings()) == 0
+    half = settings()
+    half["trainer"]["max_time"] = 1e-9
+    assert begin(base / "from one to two", documents, cache, **half) == 75
+    first, second = run_in_processes(2, run_all, base, documents, cache)
+    assert first == second == [0, 0, 0, 75, 0]
+    assert begin(base / "from two to one", documents, cache, **settings()) == 0
+    return base
+
+
+@pytest.mark.parametrize("name", [*KINDS, "from one to two", "from two to one"])
+def test_the_loss_curve_is_that_of_one_process(runs: Path, name: str) -> None:
+    alone, shared = rows(runs / "one"), rows(runs / name)
+    assert [row["step"] for row in shared] == [row["step"] for row in alone]
+    for wanted, found in zip(alone, shared, strict=True):
+        assert found.keys() == wanted.keys()
+        assert found["tokens"] == wanted["tokens"]
+        for column in (*LOSSES, "gradient_norm"):
+            if column in wanted:
+                assert found[column] == pytest.approx(wanted[column], abs=1e-5)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_the_run_is_recorded_and_evaluated_once(runs: Path, name: str) -> None:
+    assert record(runs / name)["status"] == "finished"
+    evaluated = json.loads((runs / name / "evaluation" / "length.json").read_text())["rows"]
+    alone = json.loads((runs / "one" / "evaluation" / "length.json").read_text())["rows"]
+    for wanted, found in zip(alone, evaluated, strict=True):
+        assert found["targets"] == wanted["targets"]
+        assert found["nats"] == pytest.approx(wanted["nats"], rel=1e-4)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_checkpoint_has_the_form_of_one_process(runs: Path, name: str) -> None:
+    alone, shared = (
+        torch.load(runs / folder / "checkpoints" / "last.ckpt", weights_only=True) for folder in ("one", name)
+    )
+    assert shared["state_dict"].keys() == alone["state_dict"].keys()
+    (of_one,), (of_two,) = alone["optimizer_states"], shared["optimizer_states"]
+    assert of_two["state"].keys() == of_one["state"].keys()
+    for number, wanted in of_one["state"].items():
+        for key, tensor in wanted.items():
+            assert of_two["state"][number][key].shape == tensor.shape
+
+
+def test_a_place_is_what_the_launcher_says() -> None:
+    torchrun = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
+    assert own_place(torchrun) == Place(3, 4, 1, 2)
+    step = {"SLURM_PROCID": "5", "SLURM_STEP_NUM_TASKS": "8", "SLURM_LOCALID": "1"}
+    assert own_place({**step, "SLURM_STEP_TASKS_PER_NODE": "4(x2)"}) == Place(5, 8, 1, 4)
+    # A batch script without srun is one process.
+    assert own_place({"SLURM_PROCID": "0", "SLURM_NTASKS": "8", "SLURM_LOCALID": "0"}) == Place()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message", "correction"),
+    [
+        ({"data": {"batch_size": 3}}, "share the rows of a batch", "data.batch_size=4"),
+        (
+            {"data": {"sequence_length": 65}, "parallel": {"kind": "context"}},
+            "share each sequence",
+            "data.sequence_length=68",
+        ),
+        (
+            {"parallel": {"kind": "context", "context_processes": 3}},
+            "a divisor of the 4",
+            "parallel.context_processes=null",
+        ),
+        ({"trainer": {"devices": 3}}, "the launcher started 4", "trainer.devices=1"),
+    ],
+)
+def test_work_that_has_no_equal_shares_is_refused(
+    changes: dict[str, Any], message: str, correction: str
+) -> None:
+    data = {"batch_size": 4, "sequence_length": 64, **changes.pop("data", {})}
+    config = check_config(TrainConfig, {"run_dir": "run", "data": data, **changes})
+    with pytest.raises(ConfigError, match=message) as caught:
+        SharedWork.of(config, Processes(Place(0, 4, 0, 4)), torch.device("cpu"))
+    assert caught.value.correction == correction
+
+
+@pytest.mark.parametrize(
+    ("changes", "correction"),
+    [
+        ({"optimizer": {"kind": "muon"}}, "optimizer.kind=adamw"),
+        ({"optimizer": {"averaging": 0.1}}, "optimizer.averaging=null"),
+        ({"precision": "bf16-true"}, "precision=bf16-mixed"),
+    ],
+)
+def test_what_needs_whole_matrices_is_refused_where_a_process_has_none(
+    changes: dict[str, Any], correction: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        check_config(TrainConfig, {"run_dir": "run", "parallel": {"kind": "fsdp2"}, **changes})
+    assert caught.value.correction == correction
