@@ -73,7 +73,7 @@ def test_another_seed_gives_another_order(folder: Path, prepared: PreparedData) 
 
 def test_devices_share_the_positions_of_a_step() -> None:
     whole = list(islice(EndlessBatches(6, start=2), 3))
-    parts = [list(islice(EndlessBatches(3, 2, rank, devices=2), 3)) for rank in range(2)]
+    parts = [list(islice(EndlessBatches(6, 2, rank, readers=2), 3)) for rank in range(2)]
     assert [first + second for first, second in zip(*parts, strict=True)] == whole
 
 

@@ -335,7 +335,7 @@ def test_a_signal_in_an_evaluation_ends_the_sweep_however_the_evaluation_takes_i
 
 
 def test_a_signal_before_a_run_begins_ends_the_sweep(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run, "choose_device", lambda _: send(signal.SIGINT))
+    monkeypatch.setattr(run, "choose_device", lambda *_: send(signal.SIGINT))
     with pytest.raises(SystemExit) as left:
         start("0", sweep=True)
     assert left.value.code == 75
