@@ -24,9 +24,9 @@ from windowlm.evaluation.targets import (
 )
 from windowlm.evaluation.token_loss import target_nats
 
-# A part ends behind so many tokens, or behind those of a batch if they are more. Where parts end decides which
-# windows share a batch, so it does not depend on what is scored already: an evaluation that was interrupted has
-# the same bits as one that was not.
+# A part ends behind so many tokens, or behind those of a batch if they are more. Where parts end decides
+# which windows share a batch, so it does not depend on what is scored already: an evaluation that was
+# interrupted has the same bits as one that was not.
 PART_TOKENS = 1 << 16
 Kind = Literal["protocol", "naive"]
 
