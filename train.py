@@ -6,7 +6,7 @@ from pathlib import Path
 from windowlm.command_line import Command, Invocation, main
 from windowlm.config import TrainConfig
 from windowlm.training.initial_model import adopt_initial_model
-from windowlm.training.run_folder import check_run_folder
+from windowlm.training.run_folder import check_run_folder, status_of_run
 
 
 def train(config: TrainConfig, invocation: Invocation) -> int:
@@ -24,6 +24,7 @@ if __name__ == "__main__":
         check=check_run_folder,
         adopt=adopt_initial_model,
         fixes_run_dir=True,
+        status_of=status_of_run,
         processes=lambda configs: max(config.trainer.devices for config in configs),
     )
     sys.exit(main(command, Path(__file__), Path(__file__).parent / "conf"))

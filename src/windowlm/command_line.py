@@ -60,6 +60,7 @@ class Command(Generic[Config]):
         complete: adds to the composed values what neither the YAML nor the command line says.
         adopt: replaces composed values by those of a file that they name, given the keys of the command line.
         fixes_run_dir: the command writes a run folder, whose name is chosen here, once.
+        status_of: the exit status of a run that took place elsewhere, by its folder; None where none can.
         processes: how many processes do the work of these configurations on this machine; None for one.
     """
 
@@ -71,6 +72,7 @@ class Command(Generic[Config]):
     adopt: Callable[[dict[str, Any], Set[str]], dict[str, Any]] | None = None
     fixes_run_dir: bool = False
     processes: Callable[[Sequence[Config]], int] | None = None
+    status_of: Callable[[Path], int] | None = None
 
 
 def main(command: Command[Any], script: Path, conf: Path, arguments: Sequence[str] | None = None) -> int:
@@ -140,12 +142,21 @@ def _run(command: Command[Any], started: str, script: Path, conf: Path, words: l
     options = [word for word in words if word not in known.overrides]
     shows_only = known.help or known.hydra_help or known.cfg or known.info or known.shell_completion
     runs = None
+    configs: list[Any] = []
     if not shows_only:
         configs, folder = _check(command, conf, overrides, sweep=known.multirun)
         if command.check is not None:
             command.check(configs, folder, known.multirun)
         place = own_place()
-        if command.processes is not None and place.size == 1 and (count := command.processes(configs)) > 1:
+        count = 1 if command.processes is None else command.processes(configs)
+        if count > 1 and known.multirun and given.get("hydra/launcher", "basic") != "basic":
+            raise ConfigError(
+                f"trainer.devices={count}: a job of hydra/launcher={given['hydra/launcher']} is one process; "
+                "allowed is 1",
+                key="trainer.devices",
+                correction="trainer.devices=1",
+            )
+        if count > 1 and place.size == 1:
             return launch(count, [sys.executable, str(script), *words])
         if command.fixes_run_dir:
             if place.rank == 0:
@@ -159,7 +170,13 @@ def _run(command: Command[Any], started: str, script: Path, conf: Path, words: l
                 # The leader alone writes Hydra's record.
                 overrides.append("hydra.output_subdir=null")
     return _hand_to_hydra(
-        command, conf, options, overrides, runs, command_line=f"{started} {shlex.join(words)}".strip()
+        command,
+        conf,
+        options,
+        overrides,
+        runs,
+        command_line=f"{started} {shlex.join(words)}".strip(),
+        jobs=len(configs) if known.multirun else 0,
     )
 
 
@@ -391,6 +408,7 @@ def _hand_to_hydra(
     overrides: list[str],
     runs: UnbegunRuns | None,
     command_line: str,
+    jobs: int,
 ) -> int:
     import hydra
     from hydra.core.hydra_config import HydraConfig
@@ -433,6 +451,10 @@ def _hand_to_hydra(
     try:
         with runs.all() if runs is not None else nullcontext():
             hydra.main(config_path=str(conf.resolve()), config_name=command.name, version_base="1.3")(task)()
+            if jobs and not started and runs is not None and command.status_of is not None:
+                # A launcher ran them in processes of their own.
+                runs.have_begun()
+                statuses += [command.status_of(runs.folder / str(number)) for number in range(jobs)]
     except (HydraException, OmegaConfBaseException) as error:
         raise _explain(error, command, conf, overrides) from None
     except BrokenPipeError:

@@ -52,6 +52,10 @@ class UnbegunRuns:
                 continue
             return runs
 
+    def have_begun(self) -> None:
+        """Runs took place in other processes, and what they left stays."""
+        self._begun = True
+
     @contextmanager
     def run(self, folder: Path, record: str | None) -> Iterator[None]:
         """One run: its record goes if nothing was written beside it, and its folder if that leaves it empty.

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from windowlm.atomic_write import json_bytes, write_atomically
 from windowlm.config import ConfigError, TrainConfig, settings_of
-from windowlm.errors import UserError
+from windowlm.errors import USAGE_ERROR, UserError
 from windowlm.json_text import parse_json
 from windowlm.setting_text import flattened, setting_text
 
@@ -148,6 +148,12 @@ class RunFolder:
     def contents(self) -> list[tuple[str, str]]:
         """Name and meaning of each entry that is there."""
         return [(name, meaning) for name, meaning in CONTENTS.items() if (self.path / name).exists()]
+
+
+def status_of_run(path: Path) -> int:
+    """Exit status of the run in a folder: 0 where it is finished, 75 where it can go on, otherwise 2."""
+    status = RunFolder(path).read_record().get("status")
+    return {"finished": 0, "stopped": 75}.get(str(status), USAGE_ERROR)
 
 
 def find_start(config: TrainConfig, path: Path) -> Start:

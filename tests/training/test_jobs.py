@@ -1,0 +1,50 @@
+"""A sweep whose runs are jobs: each has its folder, its process and its W&B run in one group."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import run_script
+from tests.training.runs import record
+
+pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+
+
+def test_each_run_of_a_sweep_is_a_job_with_its_own_folder_and_wandb_run(
+    small_run: tuple[str, ...], tmp_path: Path
+) -> None:
+    folder = tmp_path / "sweep"
+    done = run_script(
+        "train.py",
+        "-m",
+        *small_run,
+        "seed=0,1",
+        "trainer.max_steps=2",
+        "trainer.device=cpu",
+        "hydra/launcher=jobs_local",
+        f"run_dir={folder}",
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    assert (folder / "multirun.yaml").exists()
+    runs = [folder / "0", folder / "1"]
+    assert [record(run)["status"] for run in runs] == ["finished"] * 2
+    assert [json.loads((run / "config.json").read_text())["seed"] for run in runs] == [0, 1]
+    assert len({record(run)["wandb_id"] for run in runs}) == 2
+    for run in runs:
+        (offline,) = run.glob("wandb/offline-run-*/run-*.wandb")
+        # The group is the sweep's name.
+        assert b"sweep" in offline.read_bytes()
+    jobs = {path.name.split("_")[0] for path in (folder / ".submitit").rglob("*_log.out")}
+    assert len(jobs) == 2
+
+
+def test_a_job_is_one_process(small_run: tuple[str, ...], tmp_path: Path) -> None:
+    done = run_script(
+        "train.py", "-m", *small_run, "seed=0,1", "trainer.devices=2", "hydra/launcher=jobs_local",
+        f"run_dir={tmp_path / 'sweep'}", cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "a job of hydra/launcher=jobs_local is one process" in done.stderr
+    assert not (tmp_path / "sweep").exists()
