@@ -192,14 +192,14 @@ def interrupted(model: Decoder, field: int | None) -> float:
 
     usual, passes.PART_TOKENS = passes.PART_TOKENS, 60
     try:
-        whole = sweep(model, field, "32-true")
+        whole = sweep(model, field, "32-true", batch_tokens=60)
         with tempfile.TemporaryDirectory() as folder:
             for _ in range(5):
                 try:
-                    sweep(model, field, "32-true", KeptNats(Path(folder), "key"), watch=stop)
+                    sweep(model, field, "32-true", KeptNats(Path(folder), "key"), batch_tokens=60, watch=stop)
                 except KeyboardInterrupt:
                     continue
-            found = sweep(model, field, "32-true", KeptNats(Path(folder), "key"))
+            found = sweep(model, field, "32-true", KeptNats(Path(folder), "key"), batch_tokens=60)
     finally:
         passes.PART_TOKENS = usual
     return float(max(np.abs(found[c] - whole[c]).max() for c in whole))

@@ -1,11 +1,14 @@
-"""Train a tiny model for many steps, and watch memory, file handles, threads and the run's folder.
+"""Train a tiny model for many steps, and watch memory, handles, threads, the run's folder and compilation.
 
 python scripts/soak.py
-python scripts/soak.py --steps 10000 --out FOLDER
+python scripts/soak.py --steps 10000 --layouts 1000 --out FOLDER
 
 Resident memory must stay within 2% of what it was after the first 500 steps, file handles and threads must
 stay the same, and the folder must hold the same files, of which metrics.jsonl alone grows, by a row each.
-Status 1 where one of these does not hold.
+Then a compiled model with a windowed and a full layer trains on random divisions of its sequences into
+documents, none of which may be compiled anew. Status 1 where one of these does not hold.
+
+Shape letters: B sequences, T tokens.
 """
 
 import argparse
@@ -19,14 +22,21 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from synthetic_text import BYTES, write_text
+from torch._dynamo.utils import counters
 
 from windowlm.command_line import Invocation
 from windowlm.config import TrainConfig, check_config
+from windowlm.model.config import ModelConfig
+from windowlm.model.decoder import Decoder
 from windowlm.training import run
+from windowlm.training.compilation import forget_compiled, hidden_states
+from windowlm.training.device_batch import visibilities_on
 from windowlm.training.provenance import provenance
 
 MOST_GROWTH = 0.02
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+SEQUENCES, TOKENS, VOCABULARY = 2, 256, 256
+SHAPE = {"layers": 2, "dim": 16, "heads": 2, "kv_heads": 1, "head_dim": 8, "feed_forward_dim": 16}
 
 
 class Watch(pl.Callback):
@@ -61,6 +71,7 @@ def main() -> int:
     )
     parser.add_argument("--steps", type=int, default=10_000)
     parser.add_argument("--settle", type=int, default=500, help="steps before memory must be flat")
+    parser.add_argument("--layouts", type=int, default=1000, help="of documents, for the compiled model")
     parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="write soak.json")
     options = parser.parse_args()
@@ -69,6 +80,9 @@ def main() -> int:
         seen = soak(Path(scratch), options)
     settled = [row for row in seen if row["step"] >= options.settle]
     judged = judge(settled)
+    recompiled = recompilations(options.layouts)
+    judged |= {"layouts": options.layouts, "recompilations": recompiled}
+    judged["holds"] = judged["holds"] and recompiled == 0
     report = {**provenance(), "command": " ".join(["python", *sys.argv]), **judged, "rows": seen}
     print(json.dumps(judged, indent=1))
     if options.out is not None:
@@ -106,6 +120,29 @@ def soak(folder: Path, options: argparse.Namespace) -> list[dict[str, int]]:
     run.pl.Trainer = trainer_type
     assert status == 0
     return watch.seen
+
+
+def recompilations(layouts: int) -> int:
+    """Graphs that are compiled for so many random layouts of documents, after those of the first."""
+    torch.manual_seed(0)
+    forget_compiled()
+    model = Decoder(ModelConfig(**SHAPE, window=[16, None]), VOCABULARY)
+    hidden = hidden_states(model, compiled=True)
+    graphs = []
+    for _ in range(layouts):
+        begins_BT = torch.rand(SEQUENCES, TOKENS) < torch.rand(SEQUENCES, 1) ** 3
+        begins_BT[:, 0] = True
+        places_BT = torch.arange(TOKENS).expand(SEQUENCES, TOKENS)
+        batch = {
+            "tokens_BT": torch.randint(VOCABULARY, (SEQUENCES, TOKENS)),
+            "documents_BT": begins_BT.cumsum(1).int() - 1,
+            "positions_BT": places_BT - (places_BT * begins_BT).cummax(1).values,
+        }
+        visibilities = visibilities_on(model, batch, torch.device("cpu"))
+        hidden(batch["tokens_BT"], visibilities=visibilities).square().sum().backward()
+        graphs.append(counters["stats"]["unique_graphs"])
+    assert graphs[0] > 0
+    return graphs[-1] - graphs[0]
 
 
 def judge(rows: list[dict[str, int]]) -> dict[str, Any]:

@@ -33,11 +33,16 @@ COMPANIONS = {
     ("tokenizer", "file"): ["tokenizer.path=tokenizer.json"],
     ("tokenizer", "folder"): ["tokenizer.path=runs/one"],
     **{
-        ("experiment", name): ["data.path=README.md"] for name in ("books_300s", "ablation", "ablation_plain")
+        ("experiment", name): ["data.path=README.md"]
+        for name in ("books_300s", "ablation", "ablation_plain", "length_study", "length_study_long")
     },
     **{
         ("switch", path.stem): ["experiment=books_300s", "data.path=README.md"]
         for path in CONF.glob("switch/*.yaml")
+    },
+    **{
+        ("cell", path.stem): ["experiment=length_study", "data.path=README.md"]
+        for path in CONF.glob("cell/*.yaml")
     },
 }
 
@@ -78,7 +83,7 @@ def keys_of(values: object, prefix: str) -> set[str]:
 
 @pytest.mark.parametrize(("group", "option"), GROUPS)
 def test_a_yaml_holds_the_settings_of_its_dataclass_and_no_other(group: str, option: str) -> None:
-    if group in ("experiment", "switch", "hydra"):
+    if group in ("experiment", "switch", "cell", "hydra"):
         return
     held = keys_of(composed(f"{group}={option}", *COMPANIONS.get((group, option), []))[group], f"{group}.")
     fields = {
@@ -356,3 +361,17 @@ def test_a_window_warm_up_that_would_grow_nothing_is_refused(window: int | str, 
     with pytest.raises(ConfigError) as raised:
         check_config(TrainConfig, values)
     assert raised.value.correction == f"trainer.window_warmup={better}"
+
+
+def test_cells_of_the_length_study_have_as_many_parameters_where_that_is_said() -> None:
+    from windowlm.model.cost import model_cost
+
+    def parameters(cell: str) -> int:
+        words = (f"cell={cell}", *COMPANIONS["cell", cell])
+        return model_cost(check_config(TrainConfig, composed(*words)).model, 256, 8192, 2).parameters
+
+    plain = parameters("window_512")
+    assert plain == parameters("full") == parameters("hybrid_128") == parameters("kv_heads_8") == 41_170_944
+    assert parameters("kv_heads_1") == pytest.approx(plain, rel=0.002)
+    page = (CONF.parent / "docs" / "length-study.md").read_text(encoding="utf-8")
+    assert all(f"{count:,}" in page for count in (plain, parameters("kv_heads_1"), parameters("kv_heads_8")))

@@ -4,11 +4,13 @@ The long form: python -m pytest -n 2 tests/test_fuzzing.py --hypothesis-profile=
 """
 
 import gzip
+import hashlib
 import json
 import tempfile
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -115,3 +117,22 @@ def test_a_mark_of_byte_order_line_ends_and_a_long_line_are_text(tmp_path: Path)
     path.write_bytes(b"\xef\xbb\xbf" + json.dumps({"text": line}).encode() + b"\r\n")
     (document,) = find_source(DataConfig(name="text", path=str(path))).documents()
     assert "".join(document.read()) == line
+
+
+@pytest.mark.parametrize("ending", [".txt", ".jsonl", ".txt.gz"])
+def test_a_line_of_200_megabytes_is_text(ending: str, tmp_path: Path) -> None:
+    piece = b"a long line of words " * 50_000
+    pieces = 200_000_000 // len(piece) + 1
+    path = tmp_path / f"line{ending}"
+    before, after = (b'{"text": "', b'"}\n') if ending == ".jsonl" else (b"", b"")
+    # Not compressed: so many equal words would be refused as a bomb.
+    with gzip.open(path, "wb", compresslevel=0) if ending == ".txt.gz" else path.open("wb") as file:
+        file.write(before)
+        for _ in range(pieces):
+            file.write(piece)
+        file.write(after)
+    expected, found = hashlib.sha256(piece * pieces).digest(), hashlib.sha256()
+    (document,) = find_source(DataConfig(name="text", path=str(path))).documents()
+    for chunk in document.read():
+        found.update(chunk.encode())
+    assert found.digest() == expected

@@ -71,7 +71,7 @@ def test_the_sections_hold_every_number_of_the_result(quick, result):
     page = html_page("run", sections).decode()
     for row in result["rows"]:
         assert f"<td>{row['bits_per_byte']:.4f}</td>" in page
-    assert [len(section.charts) for section in sections] == [2, 1, 0, 0]
+    assert [len(section.charts) for section in sections] == [2, 1, 0, 0, 0]
     amounts = {row["what"]: row["amount"] for row in costs}
     assert amounts["receptive field, in bytes"] == 15
     # A token is a byte, and each of the scored text's tokens is 100/342 of a word.

@@ -36,7 +36,9 @@ class InterruptedSweepError(Exception):
 
 def sweep(model, kept=None, stop_after=None, facts=FACTS, **settings):
     documents = MemoryDocuments([list(letters(n, n).encode()) for n in (150, 90, 60)], end_mark=255)
-    evaluation = EvaluationConfig(context_lengths=LENGTHS, max_targets=None, **settings)
+    evaluation = EvaluationConfig(
+        context_lengths=LENGTHS, max_targets=None, **{"batch_tokens": 64, **settings}
+    )
     reads = []
 
     def watch(done, total, read):

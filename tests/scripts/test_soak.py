@@ -7,10 +7,21 @@ from tests.conftest import run_script
 def test_a_short_soak_is_seen_and_judged(tmp_path: Path) -> None:
     # Memory is judged over thousands of steps; the rest holds from the first save on.
     done = run_script(
-        "scripts/soak.py", "--steps", "240", "--settle", "120", "--out", str(tmp_path), cwd=tmp_path
+        "scripts/soak.py",
+        "--steps",
+        "240",
+        "--settle",
+        "120",
+        "--layouts",
+        "20",
+        "--out",
+        str(tmp_path),
+        cwd=tmp_path,
     )
     report = json.loads((tmp_path / "soak.json").read_text())
     assert report["steps"] == 240, done.stderr
     assert len(report["file_handles"]) == len(report["threads"]) == 1
+    assert report["layouts"] == 20
+    assert report["recompilations"] == 0
     assert report["rows"][-1]["resident_bytes"] > 2**20
     assert (done.returncode == 0) == report["holds"]

@@ -5,6 +5,7 @@ import html
 import json
 
 import pytest
+import vl_convert
 
 from tests.evaluation.test_evaluate import run  # noqa: F401
 from windowlm.config import ConfigError, EvaluateConfig, check_config
@@ -44,6 +45,8 @@ def test_every_measure_is_made_written_and_shown(run):  # noqa: F811
         assert html.escape(TITLES[result["measure"]]) in page
         assert all(html.escape(sentence) in page for sentence in result["meaning"])
         assert bool(measure_charts(result)) == (folder / f"{result['measure']}.png").exists()
+        for chart in measure_charts(result):
+            assert vl_convert.vegalite_to_svg(chart.to_dict()).startswith("<svg")
     by_name = {result["measure"]: result for result in results}
     assert by_name["reach"]["meaning"] == ["Measured and computed reach agree: 7 tokens."]
     assert by_name["reach"]["rows"][0]["tokens_probed"] == 71

@@ -99,6 +99,51 @@ def test_a_signal_loses_nothing(
     assert rows(folder) == rows(uninterrupted)
 
 
+SLURM = {
+    "SLURM_JOB_ID": "4711",
+    "SLURM_JOB_NAME": "train",
+    "SLURM_NTASKS": "1",
+    "SLURM_PROCID": "0",
+    "SLURM_LOCALID": "0",
+    "SLURM_NODEID": "0",
+    "SLURM_NODELIST": "node1",
+}
+
+
+@pytest.mark.parametrize(
+    ("array", "fails", "asked"),
+    [({}, "", "4711"), ({"SLURM_ARRAY_JOB_ID": "12", "SLURM_ARRAY_TASK_ID": "3"}, "exit 1", "12_3")],
+)
+def test_a_job_of_slurm_saves_after_its_step_and_goes_back_to_the_queue(
+    array: dict[str, str],
+    fails: str,
+    asked: str,
+    start: Start,
+    before: Callable[..., None],
+    uninterrupted: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder, calls = tmp_path / "run", tmp_path / "calls"
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "scontrol").write_text(f'#!/bin/sh\necho "$@" >> {calls}\n{fails}\n')
+    (tmp_path / "bin" / "scontrol").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "hpc_ckpt_1.ckpt").write_bytes(b"of another program in this folder")
+    for name, value in {**SLURM, **array}.items():
+        monkeypatch.setenv(name, value)
+    before("training_step", 2, lambda _: send(signal.SIGUSR1))
+    assert start("run") == 75
+    assert steps_saved(folder) == 3
+    assert calls.read_text() == f"requeue {asked}\n"
+    assert ("back in SLURM's queue" in capsys.readouterr().err) is not bool(fails)
+    assert start("run") == 0
+    assert rows(folder) == rows(uninterrupted)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bin", "calls", "hpc_ckpt_1.ckpt", "run"]
+
+
 def test_a_stop_is_saved_without_a_validation(
     start: Start, before: Callable[..., None], tmp_path: Path
 ) -> None:

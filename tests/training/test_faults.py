@@ -303,3 +303,47 @@ def test_a_run_killed_while_it_began_begins_again(
     assert start(folder, checkpoint=EVERY_STEP) == 0
     assert rows(folder) == rows(uninterrupted)
     assert not list(folder.rglob(".*.partial-*"))
+
+
+def test_a_run_from_the_state_of_another_that_is_killed_before_it_saves_starts_from_it_again(
+    start: Start, uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    longer = {"checkpoint": {"every_n_steps": 100}, "trainer": {"max_steps": 9}}
+    assert start(tmp_path / "whole", resume=str(uninterrupted), **longer) == 0
+    folder = tmp_path / "run"
+    monkeypatch.chdir(uninterrupted.parent)
+    training_step = LanguageModelModule.training_step
+
+    def ending(self: LanguageModelModule, *arguments: Any) -> Any:
+        if self.batches_trained == 7:
+            raise KeyboardInterrupt
+        return training_step(self, *arguments)
+
+    for resume in (uninterrupted.name, "auto"):
+        with monkeypatch.context() as patch:
+            patch.setattr(LanguageModelModule, "training_step", ending)
+            with pytest.raises((KeyboardInterrupt, SystemExit)):
+                start(folder, resume=resume, **longer)
+        assert not RunFolder(folder).saved_states()
+        monkeypatch.chdir(tmp_path)
+    held = {path: path.read_bytes() for path in uninterrupted.rglob("*") if path.is_file()}
+    assert start(folder, resume="auto", **longer) == 0
+    assert rows(folder) == rows(tmp_path / "whole")
+    weights = "model/model.safetensors"
+    assert (folder / weights).read_bytes() == (tmp_path / "whole" / weights).read_bytes()
+    assert {path: path.read_bytes() for path in uninterrupted.rglob("*") if path.is_file()} == held
+
+
+def test_a_run_whose_origin_is_gone_is_not_begun_from_nothing(
+    start: Start, uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    origin, folder = tmp_path / "origin", tmp_path / "run"
+    shutil.copytree(uninterrupted, origin)
+    longer = {"trainer": {"max_steps": 9}}
+    with monkeypatch.context() as patch:
+        patch.setattr(LanguageModelModule, "training_step", lambda *_: pytest.fail("stop"))
+        with pytest.raises(pytest.fail.Exception):
+            start(folder, resume=str(origin), **longer)
+    shutil.rmtree(origin)
+    with pytest.raises(UserError, match="holds no run with a checkpoint"):
+        start(folder, resume="auto", **longer)

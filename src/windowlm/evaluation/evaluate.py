@@ -26,6 +26,7 @@ from windowlm.evaluation.length_page import (
     settings_of_run,
 )
 from windowlm.evaluation.length_sweep import length_sweep
+from windowlm.evaluation.progress_lines import ProgressLines
 from windowlm.evaluation.report import length_plot, length_table
 from windowlm.evaluation.result import LengthResult, RunFacts
 from windowlm.evaluation.result_files import PLOT_NAME, evaluation_name, write_results
@@ -76,7 +77,7 @@ def evaluate_model(
     facts: RunFacts,
     folder: Path,
 ) -> tuple[LengthResult, Path | None]:
-    """Score a model on its device, with a progress bar on a terminal, and write the result.
+    """Score a model on its device, with a progress bar or lines on standard error, and write the result.
 
     Parts that are scored are kept in the folder until then, so that the same call goes on where one was
     interrupted; of a finished evaluation by the same model nothing is read again.
@@ -113,7 +114,9 @@ def _evaluate(
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_interactive) as progress:
-        task = progress.add_task("perplexity by context length", total=None)
+        description = "perplexity by context length"
+        task = progress.add_task(description, total=None)
+        lines = ProgressLines(description, shown=not console.is_interactive)
         kept = KeptNats(folder, scoring_key(model, _scoring_settings(model, evaluation)))
         read = 0
 
@@ -121,6 +124,7 @@ def _evaluate(
             nonlocal read
             read = read_now
             progress.update(task, completed=done, total=total)
+            lines.update(done, total)
 
         started = time.perf_counter()
         result, targets, losses = length_sweep(

@@ -5,9 +5,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from windowlm.evaluation.clusters import cluster_names, sums_by_cluster
 from windowlm.evaluation.html_page import Section
 from windowlm.evaluation.report import COLORS, caption, change_chart, levels_chart, window_text
-from windowlm.evaluation.result import LengthResult
+from windowlm.evaluation.result import LengthResult, bits_per_byte
 from windowlm.evaluation.result_files import flat_rows
 from windowlm.model.config import ModelConfig
 from windowlm.model.cost import model_cost
@@ -50,12 +51,49 @@ def length_sections(
             [_position_chart(result)],
             result["position_curve"],
         ),
+        _by_cluster(result),
         Section("What the model costs", rows=costs),
     ]
     if settings:
         rows = [{"setting": key, "value": setting_text(value)} for key, value in settings.items()]
         sections.append(Section("Settings of the run", rows=rows, folded=True))
     return sections
+
+
+def _by_cluster(result: LengthResult) -> Section:
+    """Bits per byte of each author at the shortest and the longest context, the largest gain first."""
+    shortest, longest = (str(result["rows"][place]["context_length"]) for place in (0, -1))
+    documents = result["documents"]
+    names = cluster_names(
+        [document["author"] for document in documents], [document["document_hash"] for document in documents]
+    )
+    sizes = sums_by_cluster([document["bytes"] for document in documents], names)
+    short, long = (
+        bits_per_byte(sums_by_cluster([document["nats"][c] for document in documents], names), sizes)
+        for c in (shortest, longest)
+    )
+    cluster = result["cluster"]
+    rows: list[dict[str, Any]] = [
+        {
+            cluster: name.removeprefix("document ")[:40],
+            "bytes": int(size),
+            f"c = {shortest}": float(first),
+            f"c = {longest}": float(last),
+            "change": float(last - first),
+        }
+        for name, size, first, last in zip(dict.fromkeys(names), sizes, short, long, strict=True)
+    ]
+    rows.sort(key=lambda row: row["change"])
+    falls = sum(row["change"] < 0 for row in rows)
+    return Section(
+        f"By {cluster}",
+        [
+            f"Bits per byte of each {cluster}, the largest gain from context first. The loss of {falls:,} of "
+            f"{len(rows):,} falls from c = {shortest} to c = {longest}."
+        ],
+        rows=rows,
+        folded=len(rows) > 12,
+    )
 
 
 def cost_rows(

@@ -24,9 +24,10 @@ from windowlm.evaluation.targets import (
 )
 from windowlm.evaluation.token_loss import target_nats
 
-# A part ends behind so many tokens. Where parts end decides which windows share a batch, so it does not
-# depend on what is scored already: an evaluation that was interrupted has the same bits as one that was not.
-PART_TOKENS = 1 << 18
+# A part ends behind so many tokens, or behind those of a batch if they are more. Where parts end decides
+# which windows share a batch, so it does not depend on what is scored already: an evaluation that was
+# interrupted has the same bits as one that was not.
+PART_TOKENS = 1 << 16
 Kind = Literal["protocol", "naive"]
 
 
@@ -98,6 +99,7 @@ def passes_of(
         batch_tokens: tokens of one forward pass.
         streaming: whether the contexts that hold the receptive field are one stream, where the model can.
     """
+    least = max(PART_TOKENS, batch_tokens)
     score_windows = partial(target_nats, documents=documents, batch_tokens=batch_tokens)
     streamed: tuple[int, ...] = ()
     if streaming and receptive_field is not None and streams(model):
@@ -106,29 +108,31 @@ def passes_of(
     for c in context_lengths:
         if c not in streamed:
             windows = protocol_windows(targets.regions, c)
-            passes.append(Pass(f"protocol-{c}", "protocol", (c,), _window_parts(windows, score_windows)))
+            passes.append(
+                Pass(f"protocol-{c}", "protocol", (c,), _window_parts(windows, score_windows, least))
+            )
     if streamed:
         assert receptive_field is not None
         score_regions = partial(
             streamed_nats, documents=documents, receptive_field=receptive_field, batch_tokens=batch_tokens
         )
-        parts = _stream_parts(targets.regions, receptive_field, score_regions)
+        parts = _stream_parts(targets.regions, receptive_field, score_regions, least)
         passes.append(Pass("protocol-streamed", "protocol", streamed, parts))
     for c in context_lengths:
         windows = naive_windows(targets.regions, c)
-        passes.append(Pass(f"naive-{c}", "naive", (c,), _window_parts(windows, score_windows)))
+        passes.append(Pass(f"naive-{c}", "naive", (c,), _window_parts(windows, score_windows, least)))
     return passes
 
 
-def _window_parts(windows: Sequence[ScoredWindow], score: Callable[..., Any]) -> tuple[Part, ...]:
-    cut = _cut(windows, lambda window: window.end - window.start - 1)
+def _window_parts(windows: Sequence[ScoredWindow], score: Callable[..., Any], least: int) -> tuple[Part, ...]:
+    cut = _cut(windows, lambda window: window.end - window.start - 1, least)
     return tuple(Part(_targets(some), tokens, partial(score, windows=some)) for some, tokens in cut)
 
 
 def _stream_parts(
-    regions: Sequence[TargetRegion], receptive_field: int, score: Callable[..., Any]
+    regions: Sequence[TargetRegion], receptive_field: int, score: Callable[..., Any], least: int
 ) -> tuple[Part, ...]:
-    cut = _cut(regions, lambda region: region.end - region.first + receptive_field - 1)
+    cut = _cut(regions, lambda region: region.end - region.first + receptive_field - 1, least)
     return tuple(Part(_targets(some), tokens, partial(score, regions=some)) for some, tokens in cut)
 
 
@@ -140,12 +144,12 @@ def _targets(scored: Sequence[ScoredWindow] | Sequence[TargetRegion]) -> int:
 
 
 def _cut(
-    scored: Sequence[Scored], tokens_of: Callable[[Scored], int]
+    scored: Sequence[Scored], tokens_of: Callable[[Scored], int], least: int
 ) -> Iterator[tuple[Sequence[Scored], int]]:
-    """Runs of at least ``PART_TOKENS`` tokens, but for the last, with their tokens."""
+    """Runs of at least so many tokens, but for the last, with their tokens."""
     start = tokens = 0
     for place, each in enumerate(scored):
         tokens += tokens_of(each)
-        if tokens >= PART_TOKENS or place == len(scored) - 1:
+        if tokens >= least or place == len(scored) - 1:
             yield scored[start : place + 1], tokens
             start, tokens = place + 1, 0

@@ -81,9 +81,9 @@ def _watched(processes: list[subprocess.Popen[bytes]]) -> int:
         deadline = time.monotonic() + SECONDS_AFTER_FAILURE
         while time.monotonic() < deadline and any(process.poll() is None for process in processes):
             time.sleep(POLL_SECONDS)
-        if end is None and not killed:
+        if end is None:
             # The first to be seen may be one that lost another, whose end is what counts.
-            killed = [rank for rank, process in enumerate(processes) if (process.poll() or 0) < 0]
+            killed = killed or [r for r, process in enumerate(processes) if (process.poll() or 0) < 0]
     if killed:
         name = signal.Signals(-(processes[killed[0]].poll() or 0)).name
         print(

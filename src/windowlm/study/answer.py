@@ -139,7 +139,14 @@ def plots(answer: Answer) -> dict[str, bytes]:
 
     def lines(values: list[dict[str, Any]], x: str, y: str) -> Any:
         base = alt.Chart(alt.Data(values=values)).encode(
-            alt.X("x:Q", title=x, scale=alt.Scale(type="log", base=2, nice=False, padding=12)),
+            alt.X(
+                "x:Q",
+                title=x,
+                scale=alt.Scale(type="log", base=2, nice=False, padding=12),
+                axis=alt.Axis(
+                    values=sorted({value["x"] for value in values}), format=",d", labelOverlap=True
+                ),
+            ),
             alt.Y("y:Q", title=y, scale=alt.Scale(zero=False, padding=8)),
             color,
         )
@@ -182,10 +189,11 @@ def plots(answer: Answer) -> dict[str, bytes]:
                 "x:Q",
                 title="KV cache at the training length (bytes, bfloat16)",
                 scale=alt.Scale(type="log", nice=False, padding=16),
+                axis=alt.Axis(format=".2~s", labelOverlap=True),
             ),
             alt.Y("y:Q", title="bits per byte", scale=alt.Scale(zero=False, padding=12)),
         )
-        named = base.mark_text(align="left", dx=8, fontSize=10).encode(text="cell:N")
+        named = base.mark_text(align="center", dy=-10, fontSize=10).encode(text="cell:N")
         made["loss_by_cache.png"] = (
             base.mark_point(filled=True, size=60, opacity=1, color=COLORS[0]) + named
         ).properties(width=420, height=280)

@@ -121,7 +121,12 @@ def _chart(rows: Sequence[dict[str, Any]], cost: str, loss: str) -> Any:
         }
         for row, best in zip(known, front, strict=True)
     ]
-    x = alt.X("cost:Q", title=COSTS[cost], scale=alt.Scale(type="log", nice=False, padding=16))
+    x = alt.X(
+        "cost:Q",
+        title=COSTS[cost],
+        scale=alt.Scale(type="log", nice=False, padding=16),
+        axis=alt.Axis(format=".2~s", labelOverlap=True),
+    )
     y = alt.Y("loss:Q", title=LOSSES[loss], scale=alt.Scale(zero=False, padding=12))
     hover = [
         alt.Tooltip("run:N"),

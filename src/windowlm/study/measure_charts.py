@@ -77,7 +77,7 @@ def _forced_choice(rows: Sequence[dict[str, Any]]) -> list[Any]:
             alt.Tooltip("questions:Q", format=",d"),
         ],
     )
-    scale = alt.Scale(domain=[rows[0]["chance"], 1.0], scheme="blues", clamp=True)
+    scale = alt.Scale(domain=[rows[0]["chance"], 1.0], range=["#ffffff", "#08519c"], clamp=True)
     legend = alt.Legend(title="right; white: chance, 10%", format=".0%", gradientLength=160)
     cells = base.mark_rect(stroke="#ddd").encode(alt.Color("right:Q", scale=scale, legend=legend))
     light = alt.condition("datum.right > 0.6", alt.value("white"), alt.value("#222"))

@@ -119,9 +119,10 @@ def _table(measure: str, base: str, claims: Sequence[SettingClaim]) -> "Table":
     )
     headings = ["setting", "", "seeds", "base", "setting's", "difference", "95% interval", "p"]
     add_columns(table, headings + ["equal"] * (measure == LOSS), left=2)
+    named = None
     for claim in claims:
         cells = [
-            claim.setting,
+            "" if claim.setting == named else claim.setting,
             claim.figure.group,
             f"{claim.seeds[0]}, {claim.seeds[1]}",
             f"{claim.base:.4f}",
@@ -132,5 +133,6 @@ def _table(measure: str, base: str, claims: Sequence[SettingClaim]) -> "Table":
         ]
         if measure == LOSS:
             cells.append("" if claim.equal is None else "yes" if claim.equal else "no")
+        named = claim.setting
         table.add_row(*map(as_text, cells))
     return table

@@ -54,6 +54,7 @@ from windowlm.training.peak_memory import reset_peak_memory
 from windowlm.training.plan import Plan, plan_table
 from windowlm.training.progress import ProgressDisplay
 from windowlm.training.provenance import code_difference, provenance
+from windowlm.training.requeue import requeue
 from windowlm.training.resuming import read_newest
 from windowlm.training.run_ahead import RunAhead
 from windowlm.training.run_folder import DAMAGED, DIFF, RunFolder, Start, find_start, record_of
@@ -105,6 +106,8 @@ def train(config: TrainConfig, invocation: Invocation) -> int:
             status = INTERRUPTED
     # A signal counts even where a library swallowed its exception and the run came to its end.
     interrupted = status == INTERRUPTED or signals.received is not None
+    if signals.requeues and status == INTERRUPTED:
+        requeue()
     if interrupted and invocation.sweep_dir is not None:
         raise SystemExit(INTERRUPTED)
     return status
@@ -195,7 +198,7 @@ class TrainingRun:
         module = self._module(data)
         if self.start.checkpoints:
             self._restore(module)
-            if module.finished and not self.start.continues:
+            if module.finished and (self.start.origin is not None or not self.start.continues):
                 raise self._spent_already(module)
         if module.finished and not config.plan:
             if self.start.continues and self._is_evaluated():
@@ -310,7 +313,7 @@ class TrainingRun:
             "prepared_data": data.summary(),
         }
         self.folder.path.mkdir(parents=True, exist_ok=True)
-        if self.start.continues:
+        if self.start.continues and self.start.origin is None:
             # A damaged state must not take the place of the good one before it when the next is saved.
             for path in self._damaged_checkpoints():
                 path.replace(path.with_name(DAMAGED))
@@ -318,7 +321,8 @@ class TrainingRun:
         if config.logger.kind == "wandb":
             wandb_id = wandb_id or secrets.token_hex(4)
         # The record comes first: a folder with anything else in it is not taken for a run's.
-        self.folder.update_record(**facts, **record_of(config, "running"), wandb_id=wandb_id)
+        entries = {**record_of(config, "running"), "wandb_id": wandb_id, "origin": self.start.origin}
+        self.folder.update_record(**facts, **entries)
         self.folder.remove_partial_files()
         self.folder.write_config(config)
         if difference := code_difference():
@@ -470,6 +474,8 @@ class TrainingRun:
                 ProgressDisplay(metrics, self.console, config.trainer.progress_bar if leads else "off"),
             ],
             plugins=[AtomicCheckpointIO(defers=self.processes.size > 1)],
+            # On SLURM, Lightning starts from what it finds in this folder.
+            default_root_dir=self.folder.path,
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,

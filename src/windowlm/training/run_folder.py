@@ -85,12 +85,14 @@ class Start:
         continues: the run in this folder goes on; otherwise the folder is new.
         finished: it has nothing left to do.
         wandb_id: id of the W&B run to continue.
+        origin: folder of the run whose state this one starts from, until it has one of its own.
     """
 
     checkpoints: tuple[Path, ...] = ()
     continues: bool = False
     finished: bool = False
     wandb_id: str | None = None
+    origin: str | None = None
 
 
 class RunFolder:
@@ -178,12 +180,23 @@ def find_start(config: TrainConfig, path: Path) -> Start:
         )
     if config.resume not in (None, "auto"):
         assert config.resume is not None
-        return Start(checkpoints=_foreign_checkpoints(config, Path(config.resume)))
+        return Start(
+            checkpoints=_foreign_checkpoints(config, Path(config.resume)),
+            origin=str(Path(config.resume).absolute()),
+        )
     if not record:
         return Start()
-    if not folder.config.exists() and not folder.saved_states():
-        return Start(continues=True, wandb_id=record.get("wandb_id"))  # killed as it began
-    _refuse_changes(config, folder)
+    begins = not folder.saved_states()
+    if folder.config.exists() or not begins:
+        _refuse_changes(config, folder)
+    if begins and record.get("status") != "finished":  # killed before it saved anything
+        origin = record.get("origin")
+        return Start(
+            checkpoints=() if origin is None else _foreign_checkpoints(config, Path(origin)),
+            continues=True,
+            wandb_id=record.get("wandb_id"),
+            origin=origin,
+        )
     finished = record.get("status") == "finished" and record.get("budget") == _budget(config)
     return Start(
         checkpoints=folder.saved_states(),

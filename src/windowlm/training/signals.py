@@ -1,11 +1,12 @@
-"""SIGINT and SIGTERM over the whole of a run."""
+"""SIGINT, SIGTERM and SIGUSR1 over the whole of a run."""
 
 import os
 import signal
 from types import FrameType, TracebackType
 from typing import Any, Self
 
-WATCHED = (signal.SIGINT, signal.SIGTERM)
+# SIGUSR1 is what SLURM sends before the end of a job's time: sbatch --signal=USR1@90.
+WATCHED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 class Interrupted(BaseException):
@@ -24,11 +25,13 @@ class Signals:
 
     Attributes:
         received: what to tell the user about the first signal; None before it.
+        requeues: whether a SIGUSR1 has come.
         deferred: whether a first signal waits.
     """
 
     def __init__(self) -> None:
         self.received: str | None = None
+        self.requeues = False
         self.deferred = False
         self._process = os.getpid()
         self._before: dict[int, Any] = {}
@@ -57,6 +60,7 @@ class Signals:
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._process:
             return
+        self.requeues = self.requeues or number == signal.SIGUSR1
         if self.received is not None:
             if number == signal.SIGINT:
                 raise SystemExit(128 + number)

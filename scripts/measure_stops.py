@@ -1,0 +1,127 @@
+"""Measure how long runs take to end after a signal or at their wall-clock limit, and with which status.
+
+python scripts/measure_stops.py
+python scripts/measure_stops.py --out FOLDER
+
+The model is that of the default run, W&B writes offline. Each run is a process of its own, told to end a
+random while after its first logged step. Status 1 where one ends late, otherwise than promised, or unsaved.
+"""
+
+import argparse
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from synthetic_text import BYTES, write_text
+
+from windowlm.training.checkpoint_io import damage
+from windowlm.training.provenance import provenance
+
+TRAIN = Path(__file__).parents[1] / "train.py"
+LONGEST = 30.0
+STOPPED, LEFT_AT_ONCE = 75, 130
+# Name, signals, settings beside the usual, status.
+CASES: tuple[tuple[str, Sequence[signal.Signals], Sequence[str], int], ...] = (
+    ("SIGTERM", [signal.SIGTERM], [], STOPPED),
+    ("SIGINT", [signal.SIGINT], [], STOPPED),
+    ("SIGUSR1", [signal.SIGUSR1], [], STOPPED),
+    ("SIGTERM in a long validation", [signal.SIGTERM], ["trainer.validate_every_n_steps=1"], STOPPED),
+    ("two SIGINT", [signal.SIGINT, signal.SIGINT], [], LEFT_AT_ONCE),
+    ("trainer.max_time", [], [], STOPPED),
+)
+APART = 0.01
+MAX_TIME = 45.0
+
+
+def main() -> int:
+    """Stop the runs."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="write stops.json")
+    options = parser.parse_args()
+    draw = random.Random(options.seed)
+    with tempfile.TemporaryDirectory() as scratch:
+        (Path(scratch) / "text").mkdir()
+        words = write_text(Path(scratch) / "text", BYTES, 2_000_000, 0)
+        rows = [
+            stop(Path(scratch), f"{number}-{repeat}", words, case, draw)
+            for number, case in enumerate(CASES)
+            for repeat in range(options.repeats)
+        ]
+    slowest = max(row["seconds"] for row in rows)
+    holds = all(row["holds"] for row in rows)
+    print(
+        f"{len(rows)} stops, the slowest after {slowest:.1f} s, {'all' if holds else 'not all'} as promised"
+    )
+    if options.out is not None:
+        options.out.mkdir(parents=True, exist_ok=True)
+        report = {
+            **provenance(),
+            "device": "cpu",
+            "command": " ".join(["python", *sys.argv]),
+            "slowest_seconds": slowest,
+            "holds": holds,
+            "rows": rows,
+        }
+        (options.out / "stops.json").write_text(json.dumps(report, indent=1) + "\n")
+    return 0 if holds else 1
+
+
+def stop(
+    scratch: Path,
+    name: str,
+    words: list[str],
+    case: tuple[str, Sequence[signal.Signals], Sequence[str], int],
+    draw: random.Random,
+) -> dict[str, Any]:
+    """Start a run, end it, and say what came of it."""
+    kind, signals, settings, expected = case
+    run = scratch / name
+    limit = [] if signals else [f"trainer.max_time={MAX_TIME}"]
+    usual = [
+        f"run_dir={run}", f"data.cache_dir={scratch / 'cache'}", "trainer.max_steps=100_000",
+        "trainer.log_every_n_steps=1", "trainer.device=cpu", "logger.mode=offline", *limit,
+    ]  # fmt: skip
+    started = time.monotonic()
+    with (scratch / f"{name}.txt").open("w") as screen:
+        process = subprocess.Popen(
+            [sys.executable, str(TRAIN), *words, *usual, *settings], stdout=screen, stderr=screen
+        )
+        if signals:
+            while not (run / "metrics.jsonl").exists() and process.poll() is None:
+                time.sleep(0.1)
+            time.sleep(3 * draw.random())
+            started = time.monotonic()
+            for number in signals:
+                os.kill(process.pid, number)
+                time.sleep(APART)
+        status = process.wait()
+    seconds = time.monotonic() - started - (0.0 if signals else MAX_TIME)
+    saved = run / "checkpoints" / "last.ckpt"
+    whole = saved.exists() and damage(saved) is None
+    row = {
+        "stop": kind,
+        "seconds": seconds,
+        "status": status,
+        "saved": whole,
+        "holds": status == expected and seconds <= LONGEST and (whole or status == LEFT_AT_ONCE),
+    }
+    print(row, flush=True)
+    if not row["holds"]:
+        print((scratch / f"{name}.txt").read_text()[-2000:], file=sys.stderr)
+    return row
+
+
+if __name__ == "__main__":
+    sys.exit(main())
