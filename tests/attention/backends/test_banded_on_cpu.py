@@ -176,3 +176,17 @@ def test_blocks_taken_together_and_alone_give_the_same(
     assert kinds == [{banded_plan.Block, banded_plan.Run}, {banded_plan.Block}]
     for together, alone in zip(*results, strict=True):
         torch.testing.assert_close(together, alone)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("documents", [False, True])
+def test_autocast_decides_no_dtype_whatever_the_window(documents: bool, causal: bool) -> None:
+    query, key, value = (torch.randn(1, 300, heads, 8) for heads in (2, 1, 1))
+    documents_BT = (torch.arange(300) // 100).int()[None] if documents else None
+    for window in (1, 20, 299, 300, None):
+        visibility = Visibility.build(window=window, causal=causal, documents_BT=documents_BT)
+        plain = attention(query, key, value, visibility, backend="banded")
+        with torch.autocast("cpu", torch.bfloat16):
+            output = attention(query, key, value, visibility, backend="banded")
+        assert output.dtype == torch.float32
+        torch.testing.assert_close(output, plain, rtol=0, atol=0)

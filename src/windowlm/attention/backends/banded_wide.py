@@ -18,6 +18,7 @@ from . import blockwise
 from .autocast import without_autocast
 from .banded_matmul import add_gradients, fill_outputs
 from .banded_plan import Plan, make_plan
+from .scaled_dot_product import widened
 
 _forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
@@ -35,13 +36,8 @@ def attend(
         plan = visibility.once(
             "banded wide", lambda: make_plan(visibility, tokens - window, tokens), sizes=(tokens,)
         )
-    # torch's kernel takes up to seven times as long in float16, and loses half the digits of dq where one
-    # weight is near 1: its backward pass starts from the rounded output.
     with without_autocast(query_BTHD.device):
-        tensors = (
-            tensor.to(torch.promote_types(dtype, torch.float32))
-            for tensor in (query_BTHD, key_BTKD, value_BTKD)
-        )
+        tensors = widened(query_BTHD, key_BTKD, value_BTKD)
         output_BTHD: Tensor = _attend(*tensors, *plan[:4], window, scale)[0]
     return output_BTHD.to(dtype)
 

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .autocast import without_autocast
+
 
 class Scoring(NamedTuple):
     """How scores become weights; the arguments of `dispatch.attention` that say nothing of visibility."""
@@ -34,13 +36,31 @@ def scaled_dot_product(
 ) -> Tensor:
     """Attention [B, T, H, D] over allowed keys (bool; every query needs one), without repeating key heads."""
     assert scoring.fused
-    dtype = query_BTHD.dtype
-    if query_BTHD.device.type == "cpu" and dtype in (torch.bfloat16, torch.float16):
-        # torch's CPU kernels take up to seven times as long in float16, and lose half the digits of dq where
-        # one weight is near 1: their backward pass starts from the rounded output.
-        with torch.autocast("cpu", enabled=False):
-            query, key, value = (tensor.float() for tensor in (query_BTHD, key_BSKD, value_BSKD))
-            return scaled_dot_product(query, key, value, allowed_B1TS, causal, scoring).to(dtype)
+    if query_BTHD.device.type != "cpu":
+        return _fused(query_BTHD, key_BSKD, value_BSKD, allowed_B1TS, causal, scoring)
+    with without_autocast(query_BTHD.device):
+        output_BTHD = _fused(*widened(query_BTHD, key_BSKD, value_BSKD), allowed_B1TS, causal, scoring)
+    return output_BTHD.to(query_BTHD.dtype)
+
+
+def widened(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """In float32 where they are narrower, for torch's kernels on a CPU.
+
+    These take up to seven times as long in float16, and lose half the digits of dq where one weight is near
+    1: their backward pass starts from the rounded output.
+    """
+    wide = torch.promote_types(query.dtype, torch.float32)
+    return query.to(wide), key.to(wide), value.to(wide)
+
+
+def _fused(
+    query_BTHD: Tensor,
+    key_BSKD: Tensor,
+    value_BSKD: Tensor,
+    allowed_B1TS: Tensor | None,
+    causal: bool,
+    scoring: Scoring,
+) -> Tensor:
     output_BHTD = F.scaled_dot_product_attention(
         query_BTHD.transpose(1, 2),
         key_BSKD.transpose(1, 2),
