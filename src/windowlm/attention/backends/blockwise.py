@@ -226,34 +226,19 @@ def by_query(of_rows_RCPL: Tensor, hidden: Tensor) -> Tensor:
 
 
 _NAMESPACE = __name__.replace(".", "_")
+# The arguments of `_Call`.
+_CALL = (
+    "Tensor query_BTHD, Tensor key_BSKD, Tensor value_BSKD, Tensor? sink_logits_H, Tensor query_positions, "
+    "Tensor key_positions, Tensor? query_documents, Tensor? key_documents, Tensor seed, SymInt? window, "
+    "bool causal, SymInt sinks, SymInt? behind, SymInt? ahead, float scale, float dropout, float? logit_cap"
+)
 
 
-@torch.library.custom_op(f"{_NAMESPACE}::attend", mutates_args=())
-def _attend(
-    query_BTHD: Tensor,
-    key_BSKD: Tensor,
-    value_BSKD: Tensor,
-    sink_logits_H: Tensor | None,
-    query_positions: Tensor,
-    key_positions: Tensor,
-    query_documents: Tensor | None,
-    key_documents: Tensor | None,
-    seed: Tensor,
-    window: int | None,
-    causal: bool,
-    sinks: int,
-    behind: int | None,
-    ahead: int | None,
-    scale: float,
-    dropout: float,
-    logit_cap: float | None,
-) -> Tensor:
+@torch.library.custom_op(f"{_NAMESPACE}::attend", mutates_args=(), schema=f"({_CALL}) -> Tensor")
+def _attend(query_BTHD: Tensor, *others: Any) -> Tensor:
     output_BTHD = torch.empty(query_BTHD.shape, dtype=query_BTHD.dtype, device=query_BTHD.device)
     with without_autocast(query_BTHD.device):
-        call = _Call(
-            query_BTHD, key_BSKD, value_BSKD, sink_logits_H, query_positions, key_positions, query_documents,
-            key_documents, seed, window, causal, sinks, behind, ahead, scale, dropout, logit_cap,
-        )  # fmt: skip
+        call = _Call(query_BTHD, *others)
         for block, hidden in call.blocks():
             weights, _ = call.weights(block, hidden)
             weights = weights[..., : hidden.shape[-1]]
@@ -264,32 +249,21 @@ def _attend(
     return output_BTHD
 
 
-@torch.library.custom_op(f"{_NAMESPACE}::attend_backward", mutates_args=())
+@torch.library.custom_op(
+    f"{_NAMESPACE}::attend_backward",
+    mutates_args=(),
+    schema=f"(Tensor gradient_BTHD, {_CALL}) -> (Tensor, Tensor, Tensor, Tensor)",
+)
 def _attend_backward(
     gradient_BTHD: Tensor,
     query_BTHD: Tensor,
     key_BSKD: Tensor,
     value_BSKD: Tensor,
     sink_logits_H: Tensor | None,
-    query_positions: Tensor,
-    key_positions: Tensor,
-    query_documents: Tensor | None,
-    key_documents: Tensor | None,
-    seed: Tensor,
-    window: int | None,
-    causal: bool,
-    sinks: int,
-    behind: int | None,
-    ahead: int | None,
-    scale: float,
-    dropout: float,
-    logit_cap: float | None,
+    *others: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     with without_autocast(query_BTHD.device):
-        call = _Call(
-            query_BTHD, key_BSKD, value_BSKD, sink_logits_H, query_positions, key_positions, query_documents,
-            key_documents, seed, window, causal, sinks, behind, ahead, scale, dropout, logit_cap,
-        )  # fmt: skip
+        call = _Call(query_BTHD, key_BSKD, value_BSKD, sink_logits_H, *others)
         gradient_BTHD = gradient_BTHD.to(call.dtype)
         query_gradient, key_gradient, value_gradient = (
             torch.zeros(tensor.shape, dtype=call.dtype, device=tensor.device)
