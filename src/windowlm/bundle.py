@@ -112,7 +112,10 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> Bundle:
         UserError: a file is missing or damaged, a tensor does not fit the model of ``config.json``, or our
             layers cannot be that model.
     """
-    found = find_model_folder(path)
+    return _load(find_model_folder(path), device)
+
+
+def _load(found: ModelFolder, device: str | torch.device) -> Bundle:
     if found.foreign:
         return _load_foreign(found, device)
     folder, config = found.path, _checked_config(found)
@@ -182,8 +185,7 @@ def load_scorable(path: str | Path, device: str | torch.device = "cpu") -> Scora
     """
     found = find_model_folder(path)
     if not found.foreign or found.config["model_type"] in ARCHITECTURES:
-        return load(path, device)
-    weight_files(found.path)
+        return _load(found, device)
     model = load_any_causal_model(found.path, device)
     tokenizer = foreign_tokenizer(found)
     config = _foreign_config(tokenizer, model.vocabulary_size, model.length)
