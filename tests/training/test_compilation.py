@@ -1,3 +1,4 @@
+from functools import partial
 from typing import Any
 
 import lightning.pytorch as pl
@@ -117,7 +118,14 @@ def test_a_run_compiles_nothing_that_its_calibration_did_not(precision: Precisio
     model = Decoder(shape, 20)
     tokens_BT = torch.randint(20, (2, 24))
     batch = {"tokens_BT": tokens_BT, "targets_BT": tokens_BT.roll(-1, 1)}
-    calibrate(model, batch, precision, CPU, compiled=True, window_limits=(4, None))
+    calibrate(
+        model,
+        batch,
+        precision,
+        CPU,
+        states_of=partial(hidden_states, compiled=True),
+        window_limits=(4, None),
+    )
     if precision == "bf16-true":
         model.to(torch.bfloat16)
     hidden = hidden_states(model, compiled=True)

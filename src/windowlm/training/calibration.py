@@ -14,7 +14,7 @@ from lightning.pytorch.plugins.precision import HalfPrecision, MixedPrecision
 from windowlm.data.packing import UNSCORED
 from windowlm.evaluation.precision import WEIGHT_DTYPES
 from windowlm.model.decoder import Decoder
-from windowlm.training.compilation import hidden_states
+from windowlm.training.compilation import HiddenStates, hidden_states
 from windowlm.training.config import OptimizerConfig, Precision
 from windowlm.training.device_batch import visibilities_on
 from windowlm.training.linear_cross_entropy import HeadLoss, linear_cross_entropy
@@ -48,27 +48,25 @@ def calibrate(
     precision: Precision,
     device: torch.device,
     *,
-    compiled: bool = False,
-    activation_memory_budget: float = 1.0,
+    states_of: Callable[[Decoder], HiddenStates] = hidden_states,
     loss: HeadLoss = linear_cross_entropy,
     optimizer: OptimizerConfig | None = None,
     window_limits: Sequence[int | None] = (),
 ) -> Calibration:
     """Run one batch three times on a copy of ``model``: once to warm up, twice for time.
 
-    What is compiled or loaded here the run finds at hand: where it compiles, also that of each limit of
-    windows, and the optimizer's kernels.
+    What is compiled or loaded here the run finds at hand, also that of each limit of windows, and the
+    optimizer's kernels.
 
     Args:
         model: on the CPU; it is not changed.
         batch: a training batch; without `documents_BT` and `positions_BT` each sequence is one document.
         precision: Lightning's name.
         device: where the run will be.
-        compiled: as the run will be; compilation is not counted.
-        activation_memory_budget: of `hidden_states`.
+        states_of: makes the hidden states as the run will; compilation is not counted.
         loss: of head and targets.
         optimizer: its settings, for its memory and to take a step at last; None for AdamW, without a step.
-        window_limits: most keys that a window shows in the stages of the run.
+        window_limits: most keys that a window shows in the stages of the run, where these are to be compiled.
     """
     gc.collect()
     reset_peak_memory(device)
@@ -79,12 +77,7 @@ def calibrate(
         for limit in dict.fromkeys((*window_limits, None))
     }
     batch = {name: tensor.to(device) for name, tensor in batch.items()}
-    hidden = hidden_states(
-        copied,
-        compiled=compiled,
-        float8=precision == "fp8",
-        activation_memory_budget=activation_memory_budget,
-    )
+    hidden = states_of(copied)
 
     def summed_loss(window_limit: int | None = None) -> torch.Tensor:
         hidden_BTD = hidden(batch["tokens_BT"], visibilities=of_limits[window_limit])
@@ -95,9 +88,8 @@ def calibrate(
         )
         return summed
 
-    if compiled:
-        for limit in window_limits:
-            _forward_backward(copied, partial(summed_loss, limit), precision)
+    for limit in window_limits:
+        _forward_backward(copied, partial(summed_loss, limit), precision)
     _forward_backward(copied, summed_loss, precision)
     _forward(copied, summed_loss, precision)
     seconds_per_batch = min(_forward_backward(copied, summed_loss, precision) for _ in range(2))

@@ -36,7 +36,7 @@ def is_compiled(settings: TrainerConfig, device: torch.device) -> bool:
 def hidden_states(
     model: Decoder,
     *,
-    compiled: bool,
+    compiled: bool = False,
     float8: bool = False,
     activation_memory_budget: float = 1.0,
     whole_graph: bool = True,

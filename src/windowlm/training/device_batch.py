@@ -23,10 +23,15 @@ def visibilities_on(
     visibilities = model.visibilities(
         batch.get("documents_BT"), batch.get("positions_BT"), window_limit=window_limit
     )
+    return prepared_on(visibilities, len(batch["tokens_BT"]), device)
+
+
+def prepared_on(visibilities: Visibilities, batch: int, device: torch.device) -> Visibilities:
+    """Visibilities that lie on the CPU, on the device, with what its kernels read of the rows of a batch."""
     if device.type == "cpu":
         return visibilities
     for visibility in visibilities.values():
-        visibility.prepare(len(batch["tokens_BT"]))
+        visibility.prepare(batch)
 
     def move(tensor: torch.Tensor) -> torch.Tensor:
         tensor = tensor.pin_memory() if device.type == "cuda" else tensor

@@ -19,6 +19,7 @@ from windowlm.data.packing import UNSCORED
 from windowlm.model.cost import pairs_by_position
 from windowlm.model.decoder import Decoder
 from windowlm.training.compilation import HiddenStates
+from windowlm.training.compilation import hidden_states as states_of
 from windowlm.training.config import OptimizerConfig
 from windowlm.training.gradient import gradient_norm, rescale_gradient
 from windowlm.training.linear_cross_entropy import HeadLoss, linear_cross_entropy
@@ -126,7 +127,7 @@ class LanguageModelModule(pl.LightningModule):
         self.seed = seed
         self.identities = dict(identities or {})
         self.loss_scaling = loss_scaling
-        self.hidden_states = hidden_states or (lambda *tokens, **seen: self.model.hidden(*tokens, **seen))
+        self.hidden_states = hidden_states or states_of(model)
         self.head_loss = loss
         self.document_masking = document_masking
         self.batches_trained = 0

@@ -9,6 +9,7 @@ import sys
 import warnings
 from dataclasses import asdict
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -138,6 +139,14 @@ class TrainingRun:
         self.work = SharedWork.of(config, processes, self.device)
         check_float8(config, self.device)
         self.compiled = is_compiled(config.trainer, self.device)
+        self.states_of = partial(
+            hidden_states,
+            compiled=self.compiled,
+            float8=config.precision == "fp8",
+            activation_memory_budget=config.trainer.activation_memory_budget,
+            whole_graph=self.work.whole_graph,
+        )
+        self.loss = head_loss(config.trainer.loss, config.precision, compiled=self.compiled)
         chosen_backends(config, self.device)  # refuses one that cannot serve the run
         self.budget = Budget.of(config.trainer)
         self.checkpoint: Path | None = None
@@ -206,7 +215,7 @@ class TrainingRun:
             self._begin(data, step=module.spent().steps)
             self._save_model(module, data)
         else:
-            plan = self._plan(module.model, data, data_module)
+            plan = self._plan(module, data, data_module)
             self.console.print(plan_table(plan))
             if config.plan:
                 return 0
@@ -263,14 +272,8 @@ class TrainingRun:
             seed=config.seed,
             identities=_identities(data),
             loss_scaling=config.precision == "16-mixed",
-            hidden_states=hidden_states(
-                model,
-                compiled=self.compiled,
-                float8=config.precision == "fp8",
-                activation_memory_budget=config.trainer.activation_memory_budget,
-                whole_graph=self.work.whole_graph,
-            ),
-            loss=head_loss(config.trainer.loss, config.precision, compiled=self.compiled),
+            hidden_states=self.states_of(model),
+            loss=self.loss,
             document_masking=config.data.document_masking,
             window_warmup=WindowWarmup.of(config.trainer, model.layer_windows),
             max_skipped_steps=config.trainer.max_skipped_steps,
@@ -379,7 +382,7 @@ class TrainingRun:
                 raise
             print(f"warning: {self.folder.record}: {error.strerror or error}", file=sys.stderr)
 
-    def _plan(self, model: Decoder, data: PreparedData, data_module: DocumentDataModule) -> Plan:
+    def _plan(self, module: LanguageModelModule, data: PreparedData, data_module: DocumentDataModule) -> Plan:
         config = self.config
         batch = self.work.measured_part(next(iter(data_module.train_dataloader())))
         if not config.data.document_masking:
@@ -397,15 +400,14 @@ class TrainingRun:
             # All measure, as it warms up, and go by the leader's clock.
             calibration=self.processes.share(
                 calibrate(
-                    model,
+                    module.model,
                     batch,
                     config.precision,
                     self.device,
-                    compiled=self.compiled,
-                    activation_memory_budget=config.trainer.activation_memory_budget,
-                    loss=head_loss(config.trainer.loss, config.precision, compiled=self.compiled),
+                    states_of=self.states_of,
+                    loss=self.loss,
                     optimizer=config.optimizer,
-                    window_limits=WindowWarmup.of(config.trainer, model.layer_windows).limits,
+                    window_limits=module.window_warmup.limits if self.compiled else (),
                 )
             ),
             budget=self.budget,

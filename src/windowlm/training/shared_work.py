@@ -5,17 +5,15 @@ from typing import Any
 
 import torch
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, Strategy
-from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 
-from windowlm.attention.window import move_together
 from windowlm.config import ConfigError, TrainConfig
 from windowlm.errors import UserError
 from windowlm.model.decoder import Decoder, Visibilities
 from windowlm.parallel.context_group import ContextGroup
 from windowlm.parallel.processes import ALONE, Processes
 from windowlm.parallel.sequence_shard import shard_visibilities
-from windowlm.training.device_batch import visibilities_on
+from windowlm.training.device_batch import prepared_on, visibilities_on
 from windowlm.training.sharded_model import ShardedStrategy
 
 # What a part of a sequence is cut from a batch.
@@ -127,15 +125,7 @@ class SharedWork:
             window_limit=window_limit,
             earlier=model.earlier_tokens_read(),
         )
-        if device.type == "cpu":
-            return visibilities
-        for visibility in visibilities.values():
-            visibility.prepare(batch)
-
-        def move(tensor: Tensor) -> Tensor:
-            return tensor.pin_memory().to(device, non_blocking=True)
-
-        return move_together(visibilities, move)
+        return prepared_on(visibilities, batch, device)
 
 
 def _check_devices(config: TrainConfig, processes: Processes, device: torch.device) -> None:
