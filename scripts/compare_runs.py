@@ -9,12 +9,12 @@ import shlex
 import sys
 from pathlib import Path
 
+from evaluation_argument import add_evaluation_argument
 from rich.console import Console
 
 from windowlm.errors import UserError, exit_status
 from windowlm.evaluation.comparison import read_run
 from windowlm.evaluation.comparison_report import compare_folder, compare_two
-from windowlm.evaluation.result_files import OWN_EVALUATION
 from windowlm.study.comparison_page import write_comparison_page
 from windowlm.study.measure_comparison import measures_table, paired_measures
 
@@ -27,17 +27,9 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("folders", metavar="FOLDER", nargs="+", type=Path)
-    parser.add_argument(
-        "--evaluation",
-        metavar="NAME",
-        default=OWN_EVALUATION,
-        help="folder in each run that holds the evaluation; evaluation_NAME for data.path=NAME "
-        "(default: %(default)s, of the run's own data)",
-    )
+    add_evaluation_argument(parser)
     given = parser.parse_args()
     folders = given.folders
-    if Path(given.evaluation).name != given.evaluation:
-        parser.error("--evaluation is the name of a folder in each run, not a path")
     if len(folders) > 2:
         parser.error("give one folder of runs, or two run folders")
     console = Console(width=None if sys.stdout.isatty() else PIPED_WIDTH)

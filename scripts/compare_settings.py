@@ -11,10 +11,10 @@ import shlex
 import sys
 from pathlib import Path
 
+from evaluation_argument import add_evaluation_argument
 from rich.console import Console
 
 from windowlm.errors import UserError, exit_status
-from windowlm.evaluation.result_files import OWN_EVALUATION
 from windowlm.study.setting_report import report_settings
 from windowlm.training.provenance import provenance
 
@@ -27,19 +27,11 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("folder", metavar="FOLDER", type=Path, help="of the runs, also in folders below")
-    parser.add_argument(
-        "--evaluation",
-        metavar="NAME",
-        default=OWN_EVALUATION,
-        help="folder in each run that holds the evaluation; evaluation_NAME for data.path=NAME "
-        "(default: %(default)s, of the run's own data)",
-    )
+    add_evaluation_argument(parser)
     parser.add_argument(
         "--base", metavar="SETTING", help="as the table calls it; default: that of the first run"
     )
     given = parser.parse_args()
-    if Path(given.evaluation).name != given.evaluation:
-        parser.error("--evaluation is the name of a folder in each run, not a path")
     console = Console(width=None if sys.stdout.isatty() else PIPED_WIDTH)
     facts = {"command": "python " + shlex.join(sys.argv), **provenance()}
     try:

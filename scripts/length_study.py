@@ -14,6 +14,7 @@ import shlex
 import sys
 from pathlib import Path
 
+from evaluation_argument import add_evaluation_argument
 from rich.console import Console
 
 from windowlm.atomic_write import json_bytes, write_atomically
@@ -31,13 +32,11 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("folder", metavar="FOLDER", type=Path)
-    parser.add_argument("--evaluation", metavar="NAME", required=True, help="folder in each run")
+    add_evaluation_argument(parser, default=None, required=True, help="folder in each run")
     parser.add_argument("--base", metavar="CELL", help="compare with; default: full attention at its best")
     parser.add_argument("--out", type=Path, default=Path("docs/results/length_study"))
     parser.add_argument("--page", type=Path, help="default: README.md in the folder of --out")
     given = parser.parse_args()
-    if Path(given.evaluation).name != given.evaluation:
-        parser.error("--evaluation is the name of a folder in each run, not a path")
     answer = answer_of(given.folder, given.evaluation, given.base)
     command = "python " + shlex.join(sys.argv)
     rows = main_rows(answer)

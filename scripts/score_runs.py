@@ -8,7 +8,6 @@ status is 75: the same command goes on. Runs that were scored with the same sett
 """
 
 import argparse
-import json
 import subprocess
 import sys
 import time
@@ -17,6 +16,7 @@ from pathlib import Path
 from windowlm.atomic_write import json_bytes, write_atomically
 from windowlm.errors import USAGE_ERROR, UserError, exit_status
 from windowlm.evaluation.comparison import runs_in
+from windowlm.json_text import parse_json
 
 UNFINISHED = 75
 RECORD = "scored.json"
@@ -83,7 +83,7 @@ def read_record(path: Path) -> dict[str, list[str]]:
     if not path.is_file():
         return {}
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = parse_json(path.read_text(encoding="utf-8"))
         if all(isinstance(words, list) for words in found.values()):
             return dict(found)
     except (ValueError, AttributeError):

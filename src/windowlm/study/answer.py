@@ -14,13 +14,12 @@ from windowlm.evaluation.comparison import Run, runs_in
 from windowlm.evaluation.equivalence import MARGIN
 from windowlm.evaluation.report import COLORS, png
 from windowlm.json_text import parse_json
-from windowlm.study.author_values import FAR_REPEATS, LOSS, SAVED, Figure, author_values
+from windowlm.study.author_values import ALL_FAR, FAR_REPEATS, LOSS, SAVED, Figure, author_values
 from windowlm.study.cell_names import cell_names, window_name
 from windowlm.study.comparison_page import run_costs
 from windowlm.study.setting_comparison import SettingClaim, compare_settings, evaluated_cells
 
 GATE = ((4096, 2.0), (7000, 1.0))  # bytes back, nats a byte that full attention must save on random spans
-ALL_FAR = "all distances"
 USUAL = "full, base 10,000"
 
 
@@ -46,14 +45,7 @@ class Cell:
 
     def mean(self, measure: str, group: str) -> float | None:
         """Of a figure, None where it was not measured."""
-        return next(
-            (
-                value
-                for figure, value in self.means.items()
-                if (figure.measure, figure.group) == (measure, group)
-            ),
-            None,
-        )
+        return next((value for figure, value in self.means.items() if figure.is_called(measure, group)), None)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ LOSS = "bits per byte"
 FAR_REPEATS = "far repeats, nats a byte"
 KEY_WORDS = "key words, nats a byte"
 SAVED = "span pasted again, nats a byte saved"
+ALL_FAR = "all distances"  # group of all far repeats
 
 
 @dataclass(frozen=True, order=True)
@@ -130,5 +131,5 @@ def _figures(name: str, row: Mapping[str, Any]) -> list[tuple[Figure, float, flo
         return [(Figure(KEY_WORDS, 0, f"chosen by {row['chooser']}"), nats, row["bytes"])]
     low, high = row["distance_from"], row["distance_to"]
     group = f"from {low:,} bytes back" if high is None else f"{low:,} to {high:,} bytes back"
-    figures = [Figure(FAR_REPEATS, 0, "all distances"), Figure(FAR_REPEATS, low, group)]
+    figures = [Figure(FAR_REPEATS, 0, ALL_FAR), Figure(FAR_REPEATS, low, group)]
     return [(figure, nats, row["bytes"]) for figure in figures]
