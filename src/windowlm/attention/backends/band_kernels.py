@@ -9,7 +9,10 @@ arXiv:2205.14135). The backward recomputes the weights, once by tiles of queries
 query and once by tiles of keys for those of key and value, so that nothing is added atomically and results
 do not depend on the order of execution.
 
-Shapes: R rows of a tile (positions x packed heads), N keys of a tile, D head dimension, M queries of a tile.
+Each kernel has a loop over the tiles at the window's two edges, which masks, and, where the window is wide,
+one over those between, of which every query sees every key.
+
+Shapes: R rows of a tile (positions x packed heads), N keys of a tile, D head dimension.
 """
 
 import triton
@@ -26,12 +29,32 @@ def _tile_and_row(tiles):
 
 
 @triton.jit
-def _row_places(tile, batch, group, heads, T, R: tl.constexpr, PACK: tl.constexpr):
-    """Position, head and validity of each row of a tile of queries."""
-    row_R = tl.arange(0, R)
-    position_R = tile * (R // PACK) + row_R // PACK
-    head_R = group * PACK + row_R % PACK
-    return position_R, head_R, position_R < T
+def _row_pointers(pointer, batch, start_t, stride_b, stride_t, stride_h, local_R, head_R, DIM: tl.constexpr):
+    """Where the rows of a tile of queries lie, [R, DIM]."""
+    base = pointer + batch.to(tl.int64) * stride_b + tl.cast(start_t, tl.int64) * stride_t
+    return base + (local_R * stride_t + head_R * stride_h)[:, None] + tl.arange(0, DIM)[None, :]
+
+
+@triton.jit
+def _key_pointers(
+    pointer, batch, begin, kv_head, stride_b, stride_s, stride_h, N: tl.constexpr, DIM: tl.constexpr
+):
+    """Where N keys or values from `begin` on lie, [N, DIM]."""
+    base = pointer + batch.to(tl.int64) * stride_b + kv_head * stride_h + tl.cast(begin, tl.int64) * stride_s
+    return base + tl.arange(0, N)[:, None] * stride_s + tl.arange(0, DIM)[None, :]
+
+
+@triton.jit
+def _load(pointers, valid, D: tl.constexpr, DIM: tl.constexpr, MASKED: tl.constexpr):
+    """The numbers there, zeros for rows that are not valid and beyond the head dimension."""
+    real_D = tl.arange(0, DIM) < D
+    if MASKED:
+        numbers = tl.load(pointers, mask=valid[:, None] & real_D[None, :], other=0.0)
+    elif D == DIM:
+        numbers = tl.load(pointers)
+    else:
+        numbers = tl.load(pointers, mask=real_D[None, :], other=0.0)
+    return numbers
 
 
 @triton.jit
@@ -45,23 +68,80 @@ def _first_keys(first_ptr, batch, position_R, inside_R, at_R, T, S, window, BOUN
 
 
 @triton.jit
-def _full_keys(first_R, inside_R, first_at, gaps_ptr, BOUNDED: tl.constexpr):
-    """Range of keys that every row of the tile sees; empty where padding stands inside documents."""
+def _steps(start, stop, full_from, full_to, STEP: tl.constexpr):
+    """Steps from start to stop before those within full_from and full_to, those, and all others."""
+    count = tl.cdiv(tl.maximum(stop - start, 0), STEP)
+    before = tl.minimum(tl.cdiv(tl.maximum(full_from - start, 0), STEP), count)
+    full = tl.maximum(tl.minimum(full_to, stop) - (start + before * STEP), 0) // STEP
+    return before, full, count - full
+
+
+@triton.jit
+def _key_steps(first_R, inside_R, first_at, stop, gaps_ptr, N: tl.constexpr, BOUNDED: tl.constexpr):
+    """The key at which a tile of queries starts, and its steps over keys.
+
+    Every row sees what lies from the greatest first key of a row up to the first row's place, but not
+    where padding stands inside documents.
+    """
+    start = tl.min(first_R, 0)
     full_from = tl.max(tl.where(inside_R, first_R, 0), 0)
     full_to = first_at + 1
     if BOUNDED:
         full_to = tl.where(tl.load(gaps_ptr) == 0, full_to, -1)
-    return full_from, full_to
+    before, full, others = _steps(start, stop, full_from, full_to, N)
+    return start, before, full, others
 
 
 @triton.jit
-def _visible(key_N, exists_N, at_R, first_R, last_ptr, long_batch, S, BOUNDED: tl.constexpr):
+def _begin(start, step, before, full, STEP: tl.constexpr, MASKED: tl.constexpr):
+    """Where a step begins: of those to mask, the ones behind `before` come after the full ones."""
+    if MASKED:
+        step += tl.where(step >= before, full, 0)
+    else:
+        step += before
+    return start + step * STEP
+
+
+@triton.jit
+def _visible(key_N, exists_N, at_R, first_R, last_ptr, batch, S, BOUNDED: tl.constexpr):
     """Whether each row sees each key."""
     visible_RN = (key_N[None, :] <= at_R[:, None]) & (key_N[None, :] >= first_R[:, None])
     if BOUNDED:
-        last_N = tl.load(last_ptr + long_batch * S + key_N, mask=exists_N, other=-1)
+        last_N = tl.load(last_ptr + batch.to(tl.int64) * S + key_N, mask=exists_N, other=-1)
         visible_RN = visible_RN & (at_R[:, None] <= last_N[None, :])
     return visible_RN
+
+
+@triton.jit
+def _forward_steps(
+    mixed_RD, total_R, largest_R, query_RD, key_ptr, value_ptr, last_ptr, at_R, first_R,
+    key_b, key_s, key_h, value_b, value_s, value_h, batch, kv_head, S, scale_log2,
+    count, start, stop, before, full,
+    D: tl.constexpr, DIM: tl.constexpr, N: tl.constexpr, BOUNDED: tl.constexpr, MASKED: tl.constexpr,
+    STAGES: tl.constexpr,
+):  # fmt: skip
+    for step in tl.range(0, count, num_stages=STAGES):
+        begin = _begin(start, step, before, full, N, MASKED)
+        key_N = begin + tl.arange(0, N)
+        exists_N = key_N < stop
+        keys = _key_pointers(key_ptr, batch, begin, kv_head, key_b, key_s, key_h, N, DIM)
+        score_RN = tl.dot(query_RD, tl.trans(_load(keys, exists_N, D, DIM, MASKED)))
+        if MASKED:
+            visible_RN = _visible(key_N, exists_N, at_R, first_R, last_ptr, batch, S, BOUNDED)
+            score_RN = tl.where(visible_RN, score_RN, float("-inf"))
+        new_largest_R = tl.maximum(largest_R, tl.max(score_RN, 1) * scale_log2)
+        shift_R = new_largest_R
+        if MASKED:
+            # A row that has seen nothing yet has no largest score to subtract.
+            shift_R = tl.where(new_largest_R == float("-inf"), 0.0, new_largest_R)
+        weight_RN = tl.exp2(score_RN * scale_log2 - shift_R[:, None])
+        shrink_R = tl.exp2(largest_R - shift_R)
+        total_R = total_R * shrink_R + tl.sum(weight_RN, 1)
+        values = _key_pointers(value_ptr, batch, begin, kv_head, value_b, value_s, value_h, N, DIM)
+        value_ND = _load(values, exists_N, D, DIM, MASKED)
+        mixed_RD = tl.dot(weight_RN.to(value_ND.dtype), value_ND, mixed_RD * shrink_R[:, None])
+        largest_R = new_largest_R
+    return mixed_RD, total_R, largest_R
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -77,72 +157,75 @@ def forward_kernel(
     groups = heads // PACK
     batch, group = row // groups, row % groups
     kv_head = group * PACK // group_size
-    position_R, head_R, inside_R = _row_places(tile, batch, group, heads, T, R, PACK)
-    at_R = position_R + (S - T)
-    dim_D = tl.arange(0, DIM)
-    real_D = dim_D < D
+    local_R, head_R = tl.arange(0, R) // PACK, group * PACK + tl.arange(0, R) % PACK
     start_t = tile * (R // PACK)
-    query_base = query_ptr + batch.to(tl.int64) * query_b + start_t.to(tl.int64) * query_t
-    query_RD = tl.load(
-        query_base + ((position_R - start_t) * query_t + head_R * query_h)[:, None] + dim_D[None, :],
-        mask=inside_R[:, None] & real_D[None, :],
-        other=0.0,
-    )
+    position_R = start_t + local_R
+    inside_R = position_R < T
+    at_R = position_R + (S - T)
+    queries = _row_pointers(query_ptr, batch, start_t, query_b, query_t, query_h, local_R, head_R, DIM)
+    query_RD = _load(queries, inside_R, D, DIM, True)
     first_R = _first_keys(first_ptr, batch, position_R, inside_R, at_R, T, S, window, BOUNDED)
-    start = tl.min(first_R, 0)
     stop = tl.minimum(start_t + R // PACK + (S - T), S)
-    full_from, full_to = _full_keys(first_R, inside_R, start_t + (S - T), gaps_ptr, BOUNDED)
-    key_base = key_ptr + batch.to(tl.int64) * key_b + kv_head * key_h
-    value_base = value_ptr + batch.to(tl.int64) * value_b + kv_head * value_h
-    largest_R = tl.full([R], float("-inf"), tl.float32)
-    total_R = tl.zeros([R], tl.float32)
+    start, before, full, others = _key_steps(first_R, inside_R, start_t + (S - T), stop, gaps_ptr, N, BOUNDED)
+    if not MOSTLY_FULL:
+        full, others = 0, others + full
     mixed_RD = tl.zeros([R, DIM], tl.float32)
-    for begin in tl.range(start, stop, N, num_stages=STAGES):
-        key_N = begin + tl.arange(0, N)
-        exists_N = key_N < stop
-        step_N = tl.arange(0, N)
-        key_DN = tl.load(
-            key_base + tl.cast(begin, tl.int64) * key_s + step_N[None, :] * key_s + dim_D[:, None],
-            mask=exists_N[None, :] & real_D[:, None],
-            other=0.0,
-        )
-        score_RN = tl.dot(query_RD, key_DN) * scale_log2
-        if MOSTLY_FULL:
-            if (begin < full_from) | (begin + N > full_to):
-                visible_RN = _visible(
-                    key_N, exists_N, at_R, first_R, last_ptr, batch.to(tl.int64), S, BOUNDED
-                )
-                score_RN = tl.where(visible_RN, score_RN, float("-inf"))
-        else:
-            visible_RN = _visible(key_N, exists_N, at_R, first_R, last_ptr, batch.to(tl.int64), S, BOUNDED)
-            score_RN = tl.where(visible_RN, score_RN, float("-inf"))
-        new_largest_R = tl.maximum(largest_R, tl.max(score_RN, 1))
-        # A row that has seen nothing yet has no largest score to subtract.
-        shift_R = tl.where(new_largest_R == float("-inf"), 0.0, new_largest_R)
-        weight_RN = tl.exp2(score_RN - shift_R[:, None])
-        shrink_R = tl.exp2(largest_R - shift_R)
-        total_R = total_R * shrink_R + tl.sum(weight_RN, 1)
-        value_ND = tl.load(
-            value_base + tl.cast(begin, tl.int64) * value_s + step_N[:, None] * value_s + dim_D[None, :],
-            mask=exists_N[:, None] & real_D[None, :],
-            other=0.0,
-        )
-        mixed_RD = mixed_RD * shrink_R[:, None]
-        mixed_RD = tl.dot(weight_RN.to(value_ND.dtype), value_ND, mixed_RD)
-        largest_R = new_largest_R
+    total_R = tl.zeros([R], tl.float32)
+    largest_R = tl.full([R], float("-inf"), tl.float32)
+    mixed_RD, total_R, largest_R = _forward_steps(
+        mixed_RD, total_R, largest_R, query_RD, key_ptr, value_ptr, last_ptr, at_R, first_R,
+        key_b, key_s, key_h, value_b, value_s, value_h, batch, kv_head, S, scale_log2,
+        others, start, stop, before, full, D, DIM, N, BOUNDED, True, STAGES,
+    )  # fmt: skip
+    if MOSTLY_FULL:
+        mixed_RD, total_R, largest_R = _forward_steps(
+            mixed_RD, total_R, largest_R, query_RD, key_ptr, value_ptr, last_ptr, at_R, first_R,
+            key_b, key_s, key_h, value_b, value_s, value_h, batch, kv_head, S, scale_log2,
+            full, start, stop, before, full, D, DIM, N, BOUNDED, False, STAGES,
+        )  # fmt: skip
     seen_R = total_R > 0
     mixed_RD = mixed_RD / tl.where(seen_R, total_R, 1.0)[:, None]
-    output_base = output_ptr + batch.to(tl.int64) * output_b + start_t.to(tl.int64) * output_t
     tl.store(
-        output_base + ((position_R - start_t) * output_t + head_R * output_h)[:, None] + dim_D[None, :],
+        _row_pointers(output_ptr, batch, start_t, output_b, output_t, output_h, local_R, head_R, DIM),
         mixed_RD.to(output_ptr.dtype.element_ty),
-        mask=inside_R[:, None] & real_D[None, :],
+        mask=inside_R[:, None] & (tl.arange(0, DIM) < D)[None, :],
     )
     # Infinite where nothing is seen, which makes every weight of the row zero in the backward.
     normalizer_R = tl.where(seen_R, largest_R + tl.log2(tl.where(seen_R, total_R, 1.0)), float("inf"))
     tl.store(
         normalizer_ptr + (batch.to(tl.int64) * heads + head_R) * T + position_R, normalizer_R, mask=inside_R
     )
+
+
+@triton.jit
+def _query_gradient_steps(
+    query_gradient_RD, query_RD, gradient_RD, normalizer_R, delta_R, key_ptr, value_ptr,
+    last_ptr, at_R, first_R,
+    key_b, key_s, key_h, value_b, value_s, value_h, batch, kv_head, S, scale_log2,
+    count, start, stop, before, full,
+    D: tl.constexpr, DIM: tl.constexpr, N: tl.constexpr, BOUNDED: tl.constexpr, MASKED: tl.constexpr,
+    STAGES: tl.constexpr,
+):  # fmt: skip
+    for step in tl.range(0, count, num_stages=STAGES):
+        begin = _begin(start, step, before, full, N, MASKED)
+        key_N = begin + tl.arange(0, N)
+        exists_N = key_N < stop
+        keys = _key_pointers(key_ptr, batch, begin, kv_head, key_b, key_s, key_h, N, DIM)
+        key_ND = _load(keys, exists_N, D, DIM, MASKED)
+        values = _key_pointers(value_ptr, batch, begin, kv_head, value_b, value_s, value_h, N, DIM)
+        value_ND = _load(values, exists_N, D, DIM, MASKED)
+        score_RN = tl.dot(query_RD, tl.trans(key_ND))
+        weight_RN = tl.exp2(score_RN * scale_log2 - normalizer_R[:, None])
+        if MASKED:
+            visible_RN = _visible(key_N, exists_N, at_R, first_R, last_ptr, batch, S, BOUNDED)
+            weight_RN = tl.where(visible_RN, weight_RN, 0.0)
+        weight_gradient_RN = tl.dot(gradient_RD, tl.trans(value_ND))
+        score_gradient_RN = weight_RN * (weight_gradient_RN - delta_R[:, None])
+        if MASKED:
+            # Zero times what overflows with a hidden value is no number.
+            score_gradient_RN = tl.where(weight_RN > 0.0, score_gradient_RN, 0.0)
+        query_gradient_RD = tl.dot(score_gradient_RN.to(key_ND.dtype), key_ND, query_gradient_RD)
+    return query_gradient_RD
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -160,155 +243,147 @@ def query_gradient_kernel(
     groups = heads // PACK
     batch, group = row // groups, row % groups
     kv_head = group * PACK // group_size
-    position_R, head_R, inside_R = _row_places(tile, batch, group, heads, T, R, PACK)
-    at_R = position_R + (S - T)
-    dim_D = tl.arange(0, DIM)
-    real_D = dim_D < D
+    local_R, head_R = tl.arange(0, R) // PACK, group * PACK + tl.arange(0, R) % PACK
     start_t = tile * (R // PACK)
-    mask_RD = inside_R[:, None] & real_D[None, :]
-    local_R = position_R - start_t
-    long_batch, long_t = batch.to(tl.int64), start_t.to(tl.int64)
-    query_RD = tl.load(
-        query_ptr + long_batch * query_b + long_t * query_t
-        + (local_R * query_t + head_R * query_h)[:, None] + dim_D[None, :],
-        mask=mask_RD, other=0.0,
-    )  # fmt: skip
-    gradient_RD = tl.load(
-        gradient_ptr + long_batch * gradient_b + long_t * gradient_t
-        + (local_R * gradient_t + head_R * gradient_h)[:, None] + dim_D[None, :],
-        mask=mask_RD, other=0.0,
-    )  # fmt: skip
-    output_RD = tl.load(
-        output_ptr + long_batch * output_b + long_t * output_t
-        + (local_R * output_t + head_R * output_h)[:, None] + dim_D[None, :],
-        mask=mask_RD, other=0.0,
-    )  # fmt: skip
+    position_R = start_t + local_R
+    inside_R = position_R < T
+    at_R = position_R + (S - T)
+    queries = _row_pointers(query_ptr, batch, start_t, query_b, query_t, query_h, local_R, head_R, DIM)
+    query_RD = _load(queries, inside_R, D, DIM, True)
+    gradients = _row_pointers(
+        gradient_ptr, batch, start_t, gradient_b, gradient_t, gradient_h, local_R, head_R, DIM
+    )
+    gradient_RD = _load(gradients, inside_R, D, DIM, True)
+    outputs = _row_pointers(output_ptr, batch, start_t, output_b, output_t, output_h, local_R, head_R, DIM)
+    output_RD = _load(outputs, inside_R, D, DIM, True)
     delta_R = tl.sum(output_RD.to(tl.float32) * gradient_RD.to(tl.float32), 1)
-    row_offset_R = (long_batch * heads + head_R) * T + position_R
+    row_offset_R = (batch.to(tl.int64) * heads + head_R) * T + position_R
     tl.store(delta_ptr + row_offset_R, delta_R, mask=inside_R)
     normalizer_R = tl.load(normalizer_ptr + row_offset_R, mask=inside_R, other=float("inf"))
     first_R = _first_keys(first_ptr, batch, position_R, inside_R, at_R, T, S, window, BOUNDED)
-    start = tl.min(first_R, 0)
     stop = tl.minimum(start_t + R // PACK + (S - T), S)
-    full_from, full_to = _full_keys(first_R, inside_R, start_t + (S - T), gaps_ptr, BOUNDED)
-    key_base = key_ptr + long_batch * key_b + kv_head * key_h
-    value_base = value_ptr + long_batch * value_b + kv_head * value_h
-    query_gradient_RD = tl.zeros([R, DIM], tl.float32)
-    for begin in tl.range(start, stop, N, num_stages=STAGES):
-        step_N = tl.arange(0, N)
-        key_N = begin + step_N
-        exists_N = key_N < stop
-        mask_ND = exists_N[:, None] & real_D[None, :]
-        key_ND = tl.load(
-            key_base + tl.cast(begin, tl.int64) * key_s + step_N[:, None] * key_s + dim_D[None, :],
-            mask=mask_ND, other=0.0,
-        )  # fmt: skip
-        value_ND = tl.load(
-            value_base + tl.cast(begin, tl.int64) * value_s + step_N[:, None] * value_s + dim_D[None, :],
-            mask=mask_ND, other=0.0,
-        )  # fmt: skip
-        score_RN = tl.dot(query_RD, tl.trans(key_ND)) * scale_log2
-        weight_RN = tl.exp2(score_RN - normalizer_R[:, None])
-        if MOSTLY_FULL:
-            if (begin < full_from) | (begin + N > full_to):
-                visible_RN = _visible(key_N, exists_N, at_R, first_R, last_ptr, long_batch, S, BOUNDED)
-                weight_RN = tl.where(visible_RN, weight_RN, 0.0)
-        else:
-            visible_RN = _visible(key_N, exists_N, at_R, first_R, last_ptr, long_batch, S, BOUNDED)
-            weight_RN = tl.where(visible_RN, weight_RN, 0.0)
-        weight_gradient_RN = tl.dot(gradient_RD, tl.trans(value_ND))
-        score_gradient_RN = weight_RN * (weight_gradient_RN - delta_R[:, None])
-        query_gradient_RD = tl.dot(score_gradient_RN.to(key_ND.dtype), key_ND, query_gradient_RD)
-    tl.store(
-        query_gradient_ptr + long_batch * dquery_b + long_t * dquery_t
-        + (local_R * dquery_t + head_R * dquery_h)[:, None] + dim_D[None, :],
-        (query_gradient_RD * scale).to(query_gradient_ptr.dtype.element_ty), mask=mask_RD,
+    start, before, full, others = _key_steps(first_R, inside_R, start_t + (S - T), stop, gaps_ptr, N, BOUNDED)
+    if not MOSTLY_FULL:
+        full, others = 0, others + full
+    query_gradient_RD = _query_gradient_steps(
+        tl.zeros([R, DIM], tl.float32), query_RD, gradient_RD, normalizer_R, delta_R, key_ptr, value_ptr,
+        last_ptr, at_R, first_R,
+        key_b, key_s, key_h, value_b, value_s, value_h, batch, kv_head, S, scale_log2,
+        others, start, stop, before, full, D, DIM, N, BOUNDED, True, STAGES,
     )  # fmt: skip
+    if MOSTLY_FULL:
+        query_gradient_RD = _query_gradient_steps(
+            query_gradient_RD, query_RD, gradient_RD, normalizer_R, delta_R, key_ptr, value_ptr,
+            last_ptr, at_R, first_R,
+            key_b, key_s, key_h, value_b, value_s, value_h, batch, kv_head, S, scale_log2,
+            full, start, stop, before, full, D, DIM, N, BOUNDED, False, STAGES,
+        )  # fmt: skip
+    tl.store(
+        _row_pointers(query_gradient_ptr, batch, start_t, dquery_b, dquery_t, dquery_h, local_R, head_R, DIM),
+        (query_gradient_RD * scale).to(query_gradient_ptr.dtype.element_ty),
+        mask=inside_R[:, None] & (tl.arange(0, DIM) < D)[None, :],
+    )
+
+
+@triton.jit
+def _key_value_gradient_steps(
+    key_gradient_ND, value_gradient_ND, key_ND, value_ND, query_ptr, gradient_ptr, normalizer_ptr, delta_ptr,
+    first_ptr, key_N, last_N, head_R,
+    query_b, query_t, query_h, gradient_b, gradient_t, gradient_h, batch, heads, T, S, scale_log2,
+    count, start, stop, before, full,
+    D: tl.constexpr, DIM: tl.constexpr, R: tl.constexpr, PACK: tl.constexpr, BOUNDED: tl.constexpr,
+    MASKED: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    local_R = tl.arange(0, R) // PACK
+    for step in tl.range(0, count, num_stages=STAGES):
+        begin = _begin(start, step, before, full, R // PACK, MASKED)
+        position_R = begin + local_R
+        inside_R = position_R < stop
+        queries = _row_pointers(query_ptr, batch, begin, query_b, query_t, query_h, local_R, head_R, DIM)
+        query_RD = _load(queries, inside_R, D, DIM, MASKED)
+        gradients = _row_pointers(
+            gradient_ptr, batch, begin, gradient_b, gradient_t, gradient_h, local_R, head_R, DIM
+        )
+        gradient_RD = _load(gradients, inside_R, D, DIM, MASKED)
+        row_offset_R = (batch.to(tl.int64) * heads + head_R) * T + position_R
+        normalizer_R = tl.load(normalizer_ptr + row_offset_R, mask=inside_R, other=float("inf"))
+        delta_R = tl.load(delta_ptr + row_offset_R, mask=inside_R, other=0.0)
+        score_NR = tl.dot(key_ND, tl.trans(query_RD))
+        weight_NR = tl.exp2(score_NR * scale_log2 - normalizer_R[None, :])
+        if MASKED:
+            # Of key and query each may hide the other: padding inside a document is seen by none.
+            at_R = position_R + (S - T)
+            visible_NR = (key_N[:, None] <= at_R[None, :]) & (at_R[None, :] <= last_N[:, None])
+            if BOUNDED:
+                first_R = tl.load(first_ptr + batch.to(tl.int64) * T + position_R, mask=inside_R, other=S)
+                visible_NR = visible_NR & (key_N[:, None] >= first_R[None, :])
+            weight_NR = tl.where(visible_NR, weight_NR, 0.0)
+        value_gradient_ND = tl.dot(weight_NR.to(gradient_RD.dtype), gradient_RD, value_gradient_ND)
+        weight_gradient_NR = tl.dot(value_ND, tl.trans(gradient_RD))
+        score_gradient_NR = weight_NR * (weight_gradient_NR - delta_R[None, :])
+        key_gradient_ND = tl.dot(score_gradient_NR.to(query_RD.dtype), query_RD, key_gradient_ND)
+    return key_gradient_ND, value_gradient_ND
 
 
 @triton.jit(do_not_specialize=SIZES)
 def key_value_gradient_kernel(
     query_ptr, key_ptr, value_ptr, gradient_ptr, key_gradient_ptr, value_gradient_ptr, normalizer_ptr,
-    delta_ptr, first_ptr, last_ptr,
+    delta_ptr, first_ptr, last_ptr, gaps_ptr,
     query_b, query_t, query_h, key_b, key_s, key_h, value_b, value_s, value_h,
     gradient_b, gradient_t, gradient_h, dkey_b, dkey_s, dkey_h, dvalue_b, dvalue_s, dvalue_h,
     heads, kv_heads, group_size, T, S, window, scale, scale_log2,
     D: tl.constexpr, DIM: tl.constexpr, R: tl.constexpr, N: tl.constexpr, PACK: tl.constexpr,
-    BOUNDED: tl.constexpr, STAGES: tl.constexpr,
+    BOUNDED: tl.constexpr, MOSTLY_FULL: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Gradients of one tile of keys and values, over all query heads that read them."""
     tile, row = _tile_and_row(tl.cdiv(S, N))
     batch, kv_head = row // kv_heads, row % kv_heads
-    long_batch = batch.to(tl.int64)
     start_s = tile * N
-    step_N = tl.arange(0, N)
-    key_N = start_s + step_N
+    key_N = start_s + tl.arange(0, N)
     exists_N = key_N < S
-    dim_D = tl.arange(0, DIM)
-    real_D = dim_D < D
-    mask_ND = exists_N[:, None] & real_D[None, :]
-    key_ND = tl.load(
-        key_ptr + long_batch * key_b + start_s.to(tl.int64) * key_s + kv_head * key_h
-        + step_N[:, None] * key_s + dim_D[None, :],
-        mask=mask_ND, other=0.0,
-    )  # fmt: skip
-    value_ND = tl.load(
-        value_ptr + long_batch * value_b + start_s.to(tl.int64) * value_s + kv_head * value_h
-        + step_N[:, None] * value_s + dim_D[None, :],
-        mask=mask_ND, other=0.0,
-    )  # fmt: skip
+    keys = _key_pointers(key_ptr, batch, start_s, kv_head, key_b, key_s, key_h, N, DIM)
+    key_ND = _load(keys, exists_N, D, DIM, True)
+    values = _key_pointers(value_ptr, batch, start_s, kv_head, value_b, value_s, value_h, N, DIM)
+    value_ND = _load(values, exists_N, D, DIM, True)
     if BOUNDED:
-        last_N = tl.load(last_ptr + long_batch * S + key_N, mask=exists_N, other=-1)
+        last_N = tl.load(last_ptr + batch.to(tl.int64) * S + key_N, mask=exists_N, other=-1)
     else:
         last_N = tl.where(exists_N, tl.minimum(key_N + (window - 1), S - 1), -1)
-    offset = S - T
     # Queries stand at offset, offset + 1, ... among the keys.
-    begin_t = tl.maximum(start_s - offset, 0)
-    end_t = tl.max(last_N, 0) - offset + 1
+    offset = S - T
+    start = tl.maximum(start_s - offset, 0)
+    stop = tl.max(last_N, 0) - offset + 1
+    full_from, full_to = start_s + N - 1 - offset, tl.min(last_N, 0) - offset + 1
+    if BOUNDED:
+        full_to = tl.where(tl.load(gaps_ptr) == 0, full_to, -1)
+    before, full, others = _steps(start, stop, full_from, full_to, R // PACK)
+    if not MOSTLY_FULL:
+        full, others = 0, others + full
     key_gradient_ND = tl.zeros([N, DIM], tl.float32)
     value_gradient_ND = tl.zeros([N, DIM], tl.float32)
-    row_R = tl.arange(0, R)
     for pack in range(group_size // PACK):
-        head_R = kv_head * group_size + pack * PACK + row_R % PACK
-        for begin in tl.range(begin_t, end_t, R // PACK, num_stages=STAGES):
-            local_R = row_R // PACK
-            position_R = begin + local_R
-            inside_R = position_R < end_t
-            mask_RD = inside_R[:, None] & real_D[None, :]
-            long_t = tl.cast(begin, tl.int64)
-            query_RD = tl.load(
-                query_ptr + long_batch * query_b + long_t * query_t
-                + (local_R * query_t + head_R * query_h)[:, None] + dim_D[None, :],
-                mask=mask_RD, other=0.0,
+        head_R = kv_head * group_size + pack * PACK + tl.arange(0, R) % PACK
+        key_gradient_ND, value_gradient_ND = _key_value_gradient_steps(
+            key_gradient_ND, value_gradient_ND, key_ND, value_ND, query_ptr, gradient_ptr, normalizer_ptr,
+            delta_ptr, first_ptr, key_N, last_N, head_R,
+            query_b, query_t, query_h, gradient_b, gradient_t, gradient_h, batch, heads, T, S, scale_log2,
+            others, start, stop, before, full, D, DIM, R, PACK, BOUNDED, True, STAGES,
+        )  # fmt: skip
+        if MOSTLY_FULL:
+            key_gradient_ND, value_gradient_ND = _key_value_gradient_steps(
+                key_gradient_ND, value_gradient_ND, key_ND, value_ND, query_ptr, gradient_ptr, normalizer_ptr,
+                delta_ptr, first_ptr, key_N, last_N, head_R,
+                query_b, query_t, query_h, gradient_b, gradient_t, gradient_h, batch, heads, T, S, scale_log2,
+                full, start, stop, before, full, D, DIM, R, PACK, BOUNDED, False, STAGES,
             )  # fmt: skip
-            gradient_RD = tl.load(
-                gradient_ptr + long_batch * gradient_b + long_t * gradient_t
-                + (local_R * gradient_t + head_R * gradient_h)[:, None] + dim_D[None, :],
-                mask=mask_RD, other=0.0,
-            )  # fmt: skip
-            row_offset_R = (long_batch * heads + head_R) * T + position_R
-            normalizer_R = tl.load(normalizer_ptr + row_offset_R, mask=inside_R, other=float("inf"))
-            delta_R = tl.load(delta_ptr + row_offset_R, mask=inside_R, other=0.0)
-            at_R = position_R + offset
-            score_NR = tl.dot(key_ND, tl.trans(query_RD)) * scale_log2
-            weight_NR = tl.exp2(score_NR - normalizer_R[None, :])
-            # Of key and query each may hide the other: padding inside a document is seen by none.
-            visible_NR = (key_N[:, None] <= at_R[None, :]) & (at_R[None, :] <= last_N[:, None])
-            if BOUNDED:
-                first_R = tl.load(first_ptr + long_batch * T + position_R, mask=inside_R, other=S)
-                visible_NR = visible_NR & (key_N[:, None] >= first_R[None, :])
-            weight_NR = tl.where(visible_NR, weight_NR, 0.0)
-            value_gradient_ND = tl.dot(weight_NR.to(gradient_RD.dtype), gradient_RD, value_gradient_ND)
-            weight_gradient_NR = tl.dot(value_ND, tl.trans(gradient_RD))
-            score_gradient_NR = weight_NR * (weight_gradient_NR - delta_R[None, :])
-            key_gradient_ND = tl.dot(score_gradient_NR.to(query_RD.dtype), query_RD, key_gradient_ND)
+    mask_ND = exists_N[:, None] & (tl.arange(0, DIM) < D)[None, :]
     tl.store(
-        key_gradient_ptr + long_batch * dkey_b + start_s.to(tl.int64) * dkey_s + kv_head * dkey_h
-        + step_N[:, None] * dkey_s + dim_D[None, :],
-        (key_gradient_ND * scale).to(key_gradient_ptr.dtype.element_ty), mask=mask_ND,
-    )  # fmt: skip
+        _key_pointers(key_gradient_ptr, batch, start_s, kv_head, dkey_b, dkey_s, dkey_h, N, DIM),
+        (key_gradient_ND * scale).to(key_gradient_ptr.dtype.element_ty),
+        mask=mask_ND,
+    )
     tl.store(
-        value_gradient_ptr + long_batch * dvalue_b + start_s.to(tl.int64) * dvalue_s + kv_head * dvalue_h
-        + step_N[:, None] * dvalue_s + dim_D[None, :],
-        value_gradient_ND.to(value_gradient_ptr.dtype.element_ty), mask=mask_ND,
-    )  # fmt: skip
+        _key_pointers(value_gradient_ptr, batch, start_s, kv_head, dvalue_b, dvalue_s, dvalue_h, N, DIM),
+        value_gradient_ND.to(value_gradient_ptr.dtype.element_ty),
+        mask=mask_ND,
+    )
