@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from windowlm.attention.backends.capability import Request
-from windowlm.attention.dispatch import MODULES, capabilities, compute_capability
+from windowlm.attention.dispatch import MODULES, attention, capabilities, compute_capability
 from windowlm.attention.layers import SlidingWindowAttention
 from windowlm.attention.window import Visibility
 
@@ -104,3 +104,24 @@ def test_a_batch_of_prepared_documents_never_waits_for_the_device(backend: str) 
         tried(hidden_BTD, visibility=visibility).sum().backward()
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("huge", [3e38, -3e38])
+def test_a_hidden_value_of_any_finite_size_changes_nothing_in_the_band(huge: float) -> None:
+    """Its product with the output's gradient overflows, and meets a weight of zero."""
+    torch.manual_seed(0)
+    visibility = Visibility.build(window=WINDOW)
+    query, key, value, gradient = (
+        torch.randn(BATCH, TOKENS, heads, 64, device="cuda", dtype=torch.bfloat16) for heads in (4, 2, 2, 4)
+    )
+    query.requires_grad_()
+
+    def of_queries_behind_the_first(value: Tensor) -> list[Tensor]:
+        output = attention(query, key, value, visibility, backend="band")
+        (query_gradient,) = torch.autograd.grad(output, query, gradient)
+        return [output[:, WINDOW:], query_gradient[:, WINDOW:]]
+
+    changed = value.clone()
+    changed[:, 0] = huge
+    pairs = zip(of_queries_behind_the_first(value), of_queries_behind_the_first(changed), strict=True)
+    assert all(torch.equal(before, after) for before, after in pairs)

@@ -41,3 +41,13 @@ def test_what_a_cpu_can_do_is_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
         run_dir="run", precision="bf16-mixed", evaluation=EvaluationConfig(precision="64-true")
     )
     assert choose_device(config).type == "cpu"
+
+
+@pytest.mark.parametrize(("number", "chosen"), [(0, 0), (1, 1), (2, 1)])
+def test_a_gpu_is_named_by_its_number_as_lightning_demands(
+    monkeypatch: pytest.MonkeyPatch, number: int, chosen: int
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    assert choose_device(TrainConfig(run_dir="run"), number) == torch.device("cuda", chosen)

@@ -31,7 +31,9 @@ def choose_device(config: TrainConfig, number: int = 0) -> torch.device:
             key=key,
             correction=f"{key}=bf16-mixed",
         )
-    if device.type == "cuda" and number:
+    if device.type == "cuda":
+        # Lightning takes no device without a number.
         device = torch.device("cuda", min(number, torch.cuda.device_count() - 1))
-        torch.cuda.set_device(device)
+        if number:
+            torch.cuda.set_device(device)
     return device
