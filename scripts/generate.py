@@ -28,6 +28,7 @@ def generate(config: GenerateConfig, invocation: Invocation) -> int:
         ),
         device=config.device,
         precision=config.precision,
+        compiled=config.compile,
     )
     return 0
 

@@ -7,9 +7,8 @@ import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "windowlm"
 
-# What each package may import of the project besides itself. Every package but attention may import errors,
-# atomic_write, setting_text and json_text; a package's config module may be imported by the composed
-# configuration.
+# What each package may import of the project besides itself. Every package but attention may import `SHARED`
+# as well; a package's config module may be imported by the composed configuration.
 ALLOWED = {
     "attention": set(),
     "model": {"attention"},
@@ -54,9 +53,10 @@ ALLOWED = {
     "atomic_write": set(),
     "setting_text": set(),
     "json_text": set(),
+    "deferred_numbers": set(),
     "__init__": {"attention", "bundle", "generation"},
 }
-SHARED = {"errors", "atomic_write", "setting_text", "json_text"}
+SHARED = {"errors", "atomic_write", "setting_text", "json_text", "deferred_numbers"}
 ONLY_IMPORTER = {"wandb": "training/wandb_run.py", "hydra": "command_line.py", "omegaconf": "command_line.py"}
 
 

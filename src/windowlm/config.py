@@ -174,6 +174,7 @@ class GenerateConfig(SamplingConfig):
         batch_size: prompts of ``prompts_file`` that are served together.
         device: ``auto`` takes a GPU where there is one.
         precision: of weights and cache.
+        compile: the step of a token as one graph, which is compiled before the first.
     """
 
     checkpoint: str
@@ -183,6 +184,7 @@ class GenerateConfig(SamplingConfig):
     batch_size: int = 16
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["32-true", "bf16-true"] = "32-true"
+    compile: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,12 +1,15 @@
 """Text from a model."""
 
+import copy
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounter
 
 from windowlm import generate, load
 from windowlm.attention.config import RotaryConfig, YarnScaling
@@ -173,3 +176,34 @@ def test_the_range_of_positions_follows_scaling_and_layers_without_positions(tmp
     assert position_range(bundle_of(tmp_path / "scaled", window=None, rotary=scaled)) == 256
     assert position_range(bundle_of(tmp_path / "none", window=None, rotary=None)) is None
     assert position_range(bundle_of(tmp_path / "windows")) is None
+
+
+def assert_same_tokens_compiled(bundle: Bundle, prompts: list[str]) -> None:
+    settings = SamplingConfig(max_new_tokens=12, stop_at_end=False, temperature=0)
+    compiled = Generator(bundle, settings, compiled=True).batch(prompts)
+    assert [result.tokens for result in compiled] == [
+        result.tokens for result in Generator(bundle, settings).batch(prompts)
+    ]
+
+
+def test_compiled_steps_choose_the_same_tokens(bundle: Bundle) -> None:
+    torch.compiler.reset()
+    assert_same_tokens_compiled(bundle, PROMPTS[1:2])
+
+
+def test_steps_are_compiled_once_for_rows_alike_and_once_for_others(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.compiler.reset()
+    graphs = CompileCounter()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=graphs))
+    for prompts in (PROMPTS, PROMPTS[1:2], PROMPTS, PROMPTS[2:3]):
+        assert_same_tokens_compiled(bundle, prompts)
+    assert graphs.frame_count == 2
+
+
+def test_a_backend_by_name_and_compiled_steps_are_refused_together(bundle: Bundle) -> None:
+    model = copy.deepcopy(bundle.model)
+    model.config = replace(model.config, backend="reference")
+    with pytest.raises(UserError, match="compile=true"):
+        Generator(replace(bundle, model=model), SamplingConfig(), compiled=True)

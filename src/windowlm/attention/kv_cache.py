@@ -72,6 +72,7 @@ class Slots:
         size: slots that are never exceeded; None where there is no bound.
         rolls: whether old tokens are overwritten.
         visibility: what the tokens of the present chunk see among the keys that `extend` gives.
+        positions_BS, documents_BS: of the tokens in the slots, where rows differ.
     """
 
     def __init__(self, window: int | None, sinks: int, capacity: int | None) -> None:
@@ -80,8 +81,8 @@ class Slots:
         self.rolls = bound is not None and (capacity is None or bound < capacity)
         self.size = bound if self.rolls else capacity
         self.visibility = Visibility()
-        self._positions_BS: Tensor | None = None
-        self._documents_BS: Tensor | None = None
+        self.positions_BS: Tensor | None = None
+        self.documents_BS: Tensor | None = None
         self._chunk: Chunk | None = None
         self._pins: tuple[Tensor, Tensor] | None = None
 
@@ -119,9 +120,9 @@ class Slots:
             ring_documents_BT = documents_BT
             if self.rolls and self.sinks:
                 ring_documents_BT = documents_BT.masked_fill(chunk.positions < self.sinks, PADDING)
-            self._positions_BS, key_positions_BS = self.extend(self._positions_BS, chunk.positions)
-            self._documents_BS, key_documents_BS = self.extend(
-                self._documents_BS, documents_BT, ring_documents_BT, fill=PADDING
+            self.positions_BS, key_positions_BS = self.extend(self.positions_BS, chunk.positions)
+            self.documents_BS, key_documents_BS = self.extend(
+                self.documents_BS, documents_BT, ring_documents_BT, fill=PADDING
             )
         if whole is not None:
             self.visibility = replace(whole.with_window(self.window), sinks=self.sinks)
@@ -269,17 +270,20 @@ class Tail:
 
     Args:
         length: entries kept.
+
+    Attributes:
+        kept_BE: up to so many; None before the first.
     """
 
     def __init__(self, length: int) -> None:
         self.length = length
-        self._kept_BE: Tensor | None = None
+        self.kept_BE: Tensor | None = None
 
     def exchange(self, new_BT: Tensor) -> Tensor | None:
         """Keep the last of the new entries [B, T, ...] and give those before them; None at first."""
-        earlier_BE = self._kept_BE
+        earlier_BE = self.kept_BE
         joined_BT = new_BT if earlier_BE is None else torch.cat([earlier_BE, new_BT], 1)
-        self._kept_BE = joined_BT[:, max(joined_BT.shape[1] - self.length, 0) :].clone()
+        self.kept_BE = joined_BT[:, max(joined_BT.shape[1] - self.length, 0) :].clone()
         return earlier_BE
 
 
@@ -327,8 +331,8 @@ class KVCache:
         for window, of_layer in kinds:
             check_window(window)
             check_sinks(of_layer)
-        self._slots = {kind: Slots(*kind, capacity) for kind in kinds}
-        self.layers = [LayerCache(self._slots[kind], dtype) for kind in kinds]
+        self.slots = {kind: Slots(*kind, capacity) for kind in kinds}
+        self.layers = [LayerCache(self.slots[kind], dtype) for kind in kinds]
         self.tails: dict[str, Tail] = {}
         self.tokens = 0
         self._batch = 0
@@ -391,9 +395,24 @@ class KVCache:
             chunk = Chunk(start, stop, column_1T, column_1T, None)
         else:
             chunk = self._place(start, column_1T, documents_BT, batch)
-        for slots in self._slots.values():
+        for slots in self.slots.values():
             slots.advance(chunk, whole, self._pins(slots, chunk))
         return chunk
+
+    def next_place(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        """Where the next token of each row stands if documents go on.
+
+        Returns:
+            Its column, int64 [1]; how many tokens directly before it are of its document, int64 [B or 1, 1];
+            and, where rows differ, the column of its document's first token, int64 [B, 1], and the document,
+            int32 [B, 1].
+        """
+        device = next(layer.key_BSKD.device for layer in self.layers if layer.key_BSKD is not None)
+        column_1 = torch.full((1,), self.tokens, device=device)
+        if self._document_B1 is None:
+            return column_1, column_1[None].clone(), None, None
+        run_B1 = torch.where(self._last_B1 == self._document_B1, self._run_B1, self.tokens)
+        return column_1, column_1 - run_B1, self._start_B1.clone(), self._document_B1.clone()
 
     def _place(self, start: int, column_1T: Tensor, documents_BT: Tensor | None, batch: int) -> Chunk:
         stop = start + column_1T.shape[1]

@@ -15,6 +15,7 @@ from .joint_projection import project_jointly
 from .kv_cache import LayerCache
 from .rotary import RotaryEmbedding, Rotation
 from .short_convolution import ShortConvolution, check_taps
+from .step_cache import StepLayer
 from .window import Visibility, check_causal, check_sinks, check_window, narrowed
 
 DEFAULT_ROTARY = RotaryConfig()
@@ -152,7 +153,7 @@ class SlidingWindowAttention(nn.Module):
         positions_BT: Tensor | None = None,
         visibility: Visibility | None = None,
         value_embedding_BTE: Tensor | None = None,
-        cache: LayerCache | None = None,
+        cache: LayerCache | StepLayer | None = None,
     ) -> Tensor:
         """Mix each token with those it sees.
 
@@ -213,7 +214,7 @@ class SlidingWindowAttention(nn.Module):
         value_BTKD: Tensor,
         visibility: Visibility,
         positions_BT: Tensor | None = None,
-        cache: LayerCache | None = None,
+        cache: LayerCache | StepLayer | None = None,
     ) -> Tensor:
         """The layer between its projections: normalise and rotate queries and keys, then attend.
 
@@ -246,7 +247,7 @@ class SlidingWindowAttention(nn.Module):
         projected_BTHD: Tensor,
         behind_BT: Tensor,
         visibility: Visibility,
-        cache: LayerCache | None,
+        cache: LayerCache | StepLayer | None,
     ) -> Tensor:
         assert self.convolutions is not None
         convolution = self.convolutions[name]
@@ -320,7 +321,7 @@ class SlidingWindowAttention(nn.Module):
             )
         return visibility
 
-    def _visibility_in(self, cache: LayerCache, tokens: int) -> Visibility:
+    def _visibility_in(self, cache: LayerCache | StepLayer, tokens: int) -> Visibility:
         slots = cache.slots
         if not self.causal:
             raise ValueError("cache beside causal=False: a bidirectional layer reads the text as a whole")
@@ -339,7 +340,7 @@ class SlidingWindowAttention(nn.Module):
         query_BTHD: Tensor,
         positions_BT: Tensor | None,
         visibility: Visibility,
-        cache: LayerCache | None,
+        cache: LayerCache | StepLayer | None,
     ) -> Rotation:
         if cache is not None:
             chunk = cache.slots.chunk

@@ -30,6 +30,7 @@ def generate_from_checkpoint(
     settings: SamplingConfig,
     device: str = "auto",
     precision: str = "32-true",
+    compiled: bool = False,
 ) -> None:
     """Continue one text, as it comes, or all prompts of a JSON lines file; say the pace on standard error.
 
@@ -42,17 +43,19 @@ def generate_from_checkpoint(
         settings: how to choose tokens, and when to stop.
         device: ``auto`` takes a GPU where there is one.
         precision: ``32-true`` or ``bf16-true``.
+        compiled: as of ``Generator``.
 
     Raises:
         UserError: the prompts, the checkpoint or the device cannot be used.
     """
     if prompts_file is not None:
         lines = _prompt_lines(prompts_file)
-        _each_line(Generator(_model(checkpoint, device, precision), settings), lines, batch_size)
+        generator = Generator(_model(checkpoint, device, precision), settings, compiled=compiled)
+        _each_line(generator, lines, batch_size)
         return
     if prompt is None:
         prompt = _prompt_text(prompt_file)
-    generator = Generator(_model(checkpoint, device, precision), settings)
+    generator = Generator(_model(checkpoint, device, precision), settings, compiled=compiled)
     for pieces in generator.pieces([prompt]):
         _write(pieces[0])
     if sys.stdout.isatty():

@@ -5,21 +5,25 @@ Shapes: B batch, T tokens, V vocabulary, D model width.
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from windowlm.attention.config import Llama3Scaling, YarnScaling
+from windowlm.attention.kv_cache import KVCache
 from windowlm.attention.window import PADDING
 from windowlm.bundle import Bundle
+from windowlm.deferred_numbers import DeferredNumbers
 from windowlm.errors import UserError
 from windowlm.generation.config import SamplingConfig
 from windowlm.generation.sampling import NO_TOKEN, next_tokens, row_draws
 from windowlm.generation.text_stream import TextStream
+from windowlm.generation.token_step import TokenStep, capacity_of_steps, holds_sinks
 
 # Tokens of the prompts that one call reads at most, so that memory does not grow with their length.
 PREFILL_TOKENS = 8192
@@ -118,16 +122,26 @@ class Generator:
     Args:
         bundle: what ``load`` gives.
         settings: how to choose tokens, and when to stop.
+        compiled: take the tokens behind a prompt as `TokenStep` does, which takes its time to begin.
 
     Attributes:
         pace: what it took so far.
+
+    Raises:
+        UserError: compiled, with a model that asks for a backend by name.
     """
 
-    def __init__(self, bundle: Bundle, settings: SamplingConfig) -> None:
-        self.bundle, self.settings = bundle, settings
+    def __init__(self, bundle: Bundle, settings: SamplingConfig, *, compiled: bool = False) -> None:
+        self.bundle, self.settings, self.compiled = bundle, settings, compiled
         self.pace = Pace()
         self.results: list[Generation] = []
         self._device = next(bundle.model.parameters()).device
+        backend = bundle.model.config.backend
+        if compiled and backend != "auto":
+            raise UserError(
+                f"compile=true: one token attends without a backend, and the model asks for {backend}; "
+                "try compile=false"
+            )
 
     def batch(self, prompts: Sequence[str], first: int = 0) -> list[Generation]:
         """Continue each prompt.
@@ -165,18 +179,28 @@ class Generator:
         alike = all(len(ids) == longest for ids in encoded)
         draws = [row_draws(settings.seed, first + row, settings.max_new_tokens) for row in range(len(rows))]
         draws_BT = torch.stack(draws).to(self._device)
-        cache = model.new_cache(longest + settings.max_new_tokens)
+        capacity = longest + settings.max_new_tokens
+        cache = model.new_cache(capacity_of_steps(capacity) if self.compiled else capacity)
         started = time.perf_counter()
         size = max(PREFILL_TOKENS // len(rows), 1)
         for start in range(0, longest, size):
             chunk = slice(start, start + size)
             documents = None if alike else documents_BT[:, chunk].to(self._device)
             hidden_BTD = model.hidden(tokens_BT[:, chunk].to(self._device), documents, cache=cache)
+        logits_BV = model.head(hidden_BTD[:, -1])
+        go_on = self._next_logits(cache, len(rows))
         for step in range(settings.max_new_tokens):
-            logits_BV = model.head(hidden_BTD[:, -1]).double()
+            logits_BV = logits_BV.double()
             chosen_B = next_tokens(logits_BV, draws_BT[:, step], settings, earlier_BT)
             nats_B = -logits_BV.log_softmax(-1).gather(1, chosen_B[:, None])[:, 0]
-            chosen, nats = chosen_B.tolist(), nats_B.tolist()
+            numbers = DeferredNumbers([chosen_B, nats_B])
+            if settings.repetition_penalty != 1:
+                earlier_BT = torch.cat([earlier_BT, chosen_B[:, None]], 1)
+            goes_on, waits = step + 1 < settings.max_new_tokens, not numbers.arrived
+            if goes_on and waits:
+                logits_BV = go_on(chosen_B)
+            read = numbers.read()
+            chosen, nats = [int(number) for number in read[: len(rows)]], read[len(rows) :]
             now = time.perf_counter()
             self._count(rows, started, now, encoded if step == 0 else None)
             started = now
@@ -188,9 +212,33 @@ class Generator:
                 yield pieces
                 return
             yield pieces
-            if settings.repetition_penalty != 1:
-                earlier_BT = torch.cat([earlier_BT, chosen_B[:, None]], 1)
-            hidden_BTD = model.hidden(chosen_B[:, None], cache=cache)
+            if goes_on and not waits:
+                logits_BV = go_on(chosen_B)
+
+    def _next_logits(self, cache: KVCache, batch: int) -> Callable[[Tensor], Tensor]:
+        """What gives the logits [B, V] behind one more token of each row."""
+        model = self.bundle.model
+        steps: list[TokenStep] = []
+
+        def go_on(tokens_B: Tensor) -> Tensor:
+            if self.compiled and not steps and holds_sinks(cache):
+                steps.append(self._token_step(cache, batch))
+            if steps:
+                return steps[0](tokens_B)
+            logits_BV: Tensor = model.head(model.hidden(tokens_B[:, None], cache=cache)[:, -1])
+            return logits_BV
+
+        return go_on
+
+    def _token_step(self, cache: KVCache, batch: int) -> TokenStep:
+        from torch._inductor.exc import InvalidCxxCompiler  # with it comes the compiler, which takes seconds
+
+        try:
+            return TokenStep(self.bundle.model, cache, batch)
+        except InvalidCxxCompiler:
+            raise UserError(
+                "compile=true: torch finds no C++ compiler on this machine; try compile=false"
+            ) from None
 
     def encode(self, prompts: Sequence[str]) -> list[NDArray[np.uint32]]:
         """Tokens of the prompts.

@@ -12,6 +12,7 @@ from torch import nn
 from windowlm.attention.config import RotaryConfig
 from windowlm.attention.kv_cache import KVCache, LayerCache
 from windowlm.attention.layers import SlidingWindowAttention
+from windowlm.attention.step_cache import StepCache, StepLayer
 from windowlm.attention.window import Visibility, narrowed
 from windowlm.model.config import ModelConfig
 from windowlm.model.feed_forward import FeedForward
@@ -64,7 +65,7 @@ class Block(nn.Module):
         visibility: Visibility | None,
         value_embedding_BTE: torch.Tensor | None = None,
         embedded_BTD: torch.Tensor | None = None,
-        cache: LayerCache | None = None,
+        cache: LayerCache | StepLayer | None = None,
     ) -> torch.Tensor:
         """Map ``[B, T, D]`` to the same shape.
 
@@ -131,7 +132,7 @@ class Decoder(nn.Module):
         positions_BT: torch.Tensor | None = None,
         *,
         visibilities: Visibilities | None = None,
-        cache: KVCache | None = None,
+        cache: KVCache | StepCache | None = None,
     ) -> torch.Tensor:
         """Logits of the next token.
 
@@ -163,7 +164,7 @@ class Decoder(nn.Module):
         positions_BT: torch.Tensor | None = None,
         *,
         visibilities: Visibilities | None = None,
-        cache: KVCache | None = None,
+        cache: KVCache | StepCache | None = None,
     ) -> torch.Tensor:
         """Final normed states ``[B, T, D]``, for callers that apply the head in pieces."""
         behind_BT = seen = None
@@ -210,7 +211,7 @@ class Decoder(nn.Module):
         tokens_BT: torch.Tensor,
         behind_BT: torch.Tensor | None,
         seen: Visibility | None,
-        cache: KVCache | None,
+        cache: KVCache | StepCache | None,
     ) -> torch.Tensor:
         embedded_BTD: torch.Tensor = self.embedding(tokens_BT)
         if self.ngram_embedding is None:

@@ -9,8 +9,8 @@ from typing import NamedTuple
 import torch
 
 from windowlm.data.packing import UNSCORED
+from windowlm.deferred_numbers import DeferredNumbers
 from windowlm.parallel.processes import ALONE, Processes
-from windowlm.training.deferred_numbers import DeferredNumbers
 
 
 class LossNumbers(NamedTuple):

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
 
+from windowlm.deferred_numbers import DeferredNumbers
 from windowlm.model.cost import ModelCost
-from windowlm.training.deferred_numbers import DeferredNumbers
 from windowlm.training.failed_writes import FailedWrites
 from windowlm.training.lightning_module import LanguageModelModule
 from windowlm.training.loss_spikes import LossSpikes

@@ -15,9 +15,9 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
+from windowlm.deferred_numbers import DeferredNumbers
 from windowlm.errors import UserError
 from windowlm.training.checkpoint_io import AtomicCheckpointIO
-from windowlm.training.deferred_numbers import DeferredNumbers
 
 REPLAY_FORMAT = 1
 # Each is as large as a checkpoint.

@@ -1,6 +1,6 @@
 import torch
 
-from windowlm.training.deferred_numbers import DeferredNumbers
+from windowlm.deferred_numbers import DeferredNumbers
 
 
 def test_numbers_are_those_of_the_moment_they_were_asked_for() -> None:

@@ -7,14 +7,14 @@ from torch import Tensor
 
 
 class DeferredNumbers:
-    """Scalars of a device, asked for now and read later, so that the host need not wait.
+    """Numbers of a device, asked for now and read later, so that the host need not wait.
 
     Args:
-        scalars: on one device; whole numbers are exact up to 2**53.
+        tensors: on one device, of any shapes; whole numbers are exact up to 2**53.
     """
 
-    def __init__(self, scalars: Sequence[Tensor]) -> None:
-        numbers = torch.stack([scalar.detach().to(torch.float64) for scalar in scalars])
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        numbers = torch.cat([tensor.detach().to(torch.float64).flatten() for tensor in tensors])
         self._event: torch.cuda.Event | None = None
         self._numbers = numbers
         if numbers.is_cuda:
@@ -29,7 +29,7 @@ class DeferredNumbers:
         return self._event is None or bool(self._event.query())  # type: ignore[no-untyped-call]
 
     def read(self) -> list[float]:
-        """The numbers, waited for where they have not arrived."""
+        """The numbers of one tensor after the other, waited for where they have not arrived."""
         if self._event is not None:
             self._event.synchronize()
         return [float(number) for number in self._numbers.tolist()]

@@ -1,0 +1,242 @@
+"""Time how fast windowlm and transformers' Mistral of the same shape go on with a text, on a CPU or a GPU.
+
+python scripts/benchmark_decoding.py --shape speed --batches 1 64 --out docs/results/decoding_h100
+python scripts/benchmark_decoding.py --shape default --prompt 512 --tokens 128
+
+All take the most probable token after the same prompt of drawn weights. `windowlm` is the generator with its
+tokenizer and streams of text, `windowlm compiled` the same with the step of a token as one graph;
+`transformers dynamic` and `transformers static` are `generate` with those caches. Tokens a second are the
+tokens between a short and a long production over the difference of their times, the median of rounds in
+turns; the prompt's are its tokens over the time of one token. The last column is the prompt's pace over that
+of the model's forward pass alone, as in training.
+
+Shapes: B batch, T tokens.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from benchmark_attention import circumstances, one_line, version_of
+from benchmark_training import SHAPES, shape_of
+from measure_streaming import text_tokens
+from rich.console import Console
+from rich.table import Table
+from training_entrants import Shape
+
+from windowlm.bundle import Bundle
+from windowlm.errors import exit_status
+from windowlm.generation.config import SamplingConfig
+from windowlm.generation.generate import Generator
+from windowlm.model.decoder import Decoder
+from windowlm.tokenization.tokenizer import BytePairTokenizer
+from windowlm.tokenization.training import train_bpe
+
+OURS, COMPILED = "windowlm", "windowlm compiled"
+PEERS = {"transformers dynamic": None, "transformers static": "static"}
+SHORT = 32
+END_MARK = "<end>"
+PACKAGES = ("torch", "triton", "transformers", "windowlm")
+DTYPES = {"32-true": torch.float32, "bf16-true": torch.bfloat16}
+Produce = Callable[[int], None]  # takes the prompts and so many tokens behind them
+
+
+def main() -> int:
+    """Run the command; 2 is the status of a user's mistake."""
+    options = parse_options()
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    report: dict[str, Any] = {**circumstances(torch.device(options.device), PACKAGES), "rows": []}
+    report |= {"shape": options.shape.__dict__, "precision": options.precision, "tokens": options.tokens}
+    tokenizer = drawn_tokenizer(options.shape.vocabulary_size)
+    ids = text_tokens(tokenizer, options.prompt, "cpu")[0].numpy()
+    prompt = tokenizer.decode(ids.tolist())
+    for batch in options.batches:
+        rows = measured(options, tokenizer, [prompt] * batch)
+        report["rows"] += rows
+        console.print(table_of(rows, batch))
+        if options.out is not None:
+            options.out.mkdir(parents=True, exist_ok=True)
+            (options.out / "decoding.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    return 0
+
+
+def parse_options() -> argparse.Namespace:
+    """The command line's."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    cuda = torch.cuda.is_available()
+    entrants = [OURS, *([COMPILED] if cuda else []), *PEERS]
+    parser.add_argument("--shape", default="speed" if cuda else "default", help=f"{', '.join(SHAPES)}, sizes")
+    parser.add_argument("--batches", type=int, nargs="+", default=[1], metavar="B")
+    parser.add_argument("--prompt", type=int, default=2048, help="tokens")
+    parser.add_argument("--tokens", type=int, default=256, help="produced between the two times")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if cuda else "cpu")
+    parser.add_argument("--precision", choices=DTYPES, default="bf16-true" if cuda else "32-true")
+    parser.add_argument("--entrants", nargs="+", choices=[OURS, COMPILED, *PEERS], default=entrants)
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="write decoding.json")
+    options = parser.parse_args()
+    for name in ("prompt", "tokens", "rounds"):
+        if getattr(options, name) < 1:
+            parser.error(f"--{name} {getattr(options, name)}: a number from 1 on is allowed")
+    if min(options.batches) < 1:
+        parser.error(f"--batches {min(options.batches)}: numbers from 1 on are allowed")
+    options.shape = shape_of(options.shape, parser)
+    return options
+
+
+def drawn_tokenizer(vocabulary_size: int) -> BytePairTokenizer:
+    """Trained on the standard library's sources, so that text streams through ours as a user's would."""
+    sources = sorted(Path(json.__file__).parents[1].glob("**/*.py"))
+    texts = (
+        path.read_text(encoding="utf-8", errors="replace")
+        for path in sources
+        if "site-packages" not in path.parts
+    )
+    return BytePairTokenizer(train_bpe(texts, vocabulary_size, END_MARK), END_MARK, vocabulary_size)
+
+
+def measured(
+    options: argparse.Namespace, tokenizer: BytePairTokenizer, prompts: list[str]
+) -> list[dict[str, Any]]:
+    """A row for each entrant at one batch."""
+    length = len(tokenizer.encode(prompts[0]))
+    rows: list[dict[str, Any]] = []
+    produce_of: dict[str, Produce] = {}
+    forward_s = None
+    for name in options.entrants:
+        row: dict[str, Any] = {"entrant": name, "batch": len(prompts), "prompt_tokens": length}
+        rows.append(row)
+        try:
+            started = time.perf_counter()
+            produce = produce_of[name] = entrant(name, options, tokenizer, prompts)
+            produce(SHORT)
+            produce(1)
+            row["start_s"] = time.perf_counter() - started
+        except Exception as error:  # a peer may lack its package, memory or compiler
+            produce_of.pop(name, None)
+            row["problem"] = one_line(error)
+    times: dict[tuple[str, int], list[float]] = {}
+    lengths = (1, SHORT, SHORT + options.tokens)
+    for _ in range(options.rounds):
+        for name, produce in produce_of.items():
+            for tokens in lengths:
+                times.setdefault((name, tokens), []).append(seconds(lambda: produce(tokens)))  # noqa: B023
+    forward_s = forward_seconds(options, len(prompts), length)
+    for row in rows:
+        if row["entrant"] not in produce_of:
+            continue
+        one, short, long = (statistics.median(times[row["entrant"], tokens]) for tokens in lengths)
+        row["tokens_per_second"] = len(prompts) * options.tokens / (long - short)
+        row["prompt_tokens_per_second"] = len(prompts) * length / one
+        row["prompt_over_forward"] = forward_s / one
+        row["seconds"] = {tokens: times[row["entrant"], tokens] for tokens in lengths}
+    return rows
+
+
+def seconds(work: Callable[[], None]) -> float:
+    """Of the host's clock, all work on the device done."""
+    started = time.perf_counter()
+    work()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+def entrant(
+    name: str, options: argparse.Namespace, tokenizer: BytePairTokenizer, prompts: list[str]
+) -> Produce:
+    """What produces so many tokens behind each prompt."""
+    torch.manual_seed(0)
+    if name in PEERS:
+        return transformers_mistral(PEERS[name], options, tokenizer, prompts)
+    bundle = Bundle(our_model(options), tokenizer, {"sequence_length": 2**20}, Path())
+
+    def produce(tokens: int) -> None:
+        settings = SamplingConfig(max_new_tokens=tokens, temperature=0, stop_at_end=False)
+        results = Generator(bundle, settings, compiled=name == COMPILED).batch(prompts)
+        assert all(len(result.tokens) == tokens for result in results)
+
+    return produce
+
+
+def our_model(options: argparse.Namespace) -> Decoder:
+    """Drawn, in evaluation mode."""
+    shape: Shape = options.shape
+    model = Decoder(shape.model_config(), shape.vocabulary_size)
+    return model.to(options.device, DTYPES[options.precision]).eval()
+
+
+@torch.no_grad()
+def forward_seconds(options: argparse.Namespace, batch: int, length: int) -> float:
+    """The median of the forward pass alone, at most 8 rows at a time."""
+    model = our_model(options)
+    rows = min(batch, 8)
+    tokens_BT = torch.randint(0, options.shape.vocabulary_size, (rows, length), device=options.device)
+
+    def forward() -> None:
+        model.head(model.hidden(tokens_BT)[:, -1])
+
+    times = [seconds(forward) for _ in range(options.rounds + 2)][2:]
+    return statistics.median(times) * batch / rows
+
+
+def transformers_mistral(
+    cache: str | None, options: argparse.Namespace, tokenizer: BytePairTokenizer, prompts: list[str]
+) -> Produce:
+    """Hugging Face transformers' Mistral of the same shape."""
+    from transformers import MistralConfig, MistralForCausalLM
+
+    shape: Shape = options.shape
+    config = MistralConfig(
+        vocab_size=shape.vocabulary_size,
+        hidden_size=shape.dim,
+        intermediate_size=shape.feed_forward_dim,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.kv_heads,
+        head_dim=shape.head_dim,
+        max_position_embeddings=2**16,
+        sliding_window=shape.window,
+        tie_word_embeddings=True,
+    )
+    model = MistralForCausalLM(config).to(options.device, DTYPES[options.precision]).eval()
+    encoded = [tokenizer.encode(prompt).astype("int64").tolist() for prompt in prompts]
+    tokens_BT = torch.tensor(encoded, device=options.device)
+    given = {} if cache is None else {"cache_implementation": cache}
+
+    def produce(tokens: int) -> None:
+        model.generate(tokens_BT, max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False, **given)
+
+    return produce
+
+
+def table_of(rows: list[dict[str, Any]], batch: int) -> Table:
+    """For the terminal."""
+    table = Table(title=f"batch {batch}, transformers {version_of('transformers')}")
+    for column in ("entrant", "tokens/s", "prompt tokens/s", "of forward", "start s", "note"):
+        table.add_column(column, justify="left" if column in ("entrant", "note") else "right")
+    for row in rows:
+        if "problem" in row:
+            table.add_row(row["entrant"], "", "", "", "", row["problem"])
+            continue
+        table.add_row(
+            row["entrant"],
+            f"{row['tokens_per_second']:,.1f}",
+            f"{row['prompt_tokens_per_second']:,.0f}",
+            f"{row['prompt_over_forward']:.2f}",
+            f"{row['start_s']:.1f}",
+            "",
+        )
+    return table
+
+
+if __name__ == "__main__":
+    sys.exit(exit_status(main))

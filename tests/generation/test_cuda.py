@@ -1,0 +1,28 @@
+"""What only a GPU can show: the step of a token is replayed as one graph, and gives the logits of one call."""
+
+import pytest
+import torch
+
+from tests.model.test_streaming import LAYERS, LENGTH, drawn, packed
+from tests.model.test_switches import tokens
+from windowlm.generation.token_step import TokenStep
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+
+PROMPT = 41
+
+
+@pytest.mark.parametrize("layers", [LAYERS["windows"], LAYERS["all"]], ids=["windows", "all"])
+@pytest.mark.parametrize("rows_differ", [False, True])
+def test_replayed_steps_give_the_logits_of_one_call(layers: dict[str, object], rows_differ: bool) -> None:
+    torch.compiler.reset()
+    model, tokens_BT = drawn(layers).cuda(), tokens(4, LENGTH).cuda()
+    documents_BT = packed().cuda() if rows_differ else None
+    with torch.no_grad():
+        whole_BTV = model(tokens_BT, documents_BT)
+        cache = model.new_cache(LENGTH)
+        model(tokens_BT[:, :PROMPT], None if documents_BT is None else documents_BT[:, :PROMPT], cache=cache)
+        step = TokenStep(model, cache, len(tokens_BT))
+        got = torch.stack([step(tokens_B).clone() for tokens_B in tokens_BT[:, PROMPT:].T], 1)
+    wanted = whole_BTV[:, PROMPT:]
+    torch.testing.assert_close(got, wanted, rtol=0, atol=2e-5 * float(wanted.std()))
