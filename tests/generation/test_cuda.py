@@ -1,4 +1,4 @@
-"""What only a GPU can show: the step of a token is replayed as one graph, and gives the logits of one call."""
+"""What only a GPU can show: the step of a token is replayed as one graph with the logits of one call."""
 
 import pytest
 import torch
