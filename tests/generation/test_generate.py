@@ -1,6 +1,7 @@
 """Text from a model."""
 
 import copy
+import time
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from functools import partial
@@ -189,6 +190,14 @@ def assert_same_tokens_compiled(bundle: Bundle, prompts: list[str]) -> None:
 def test_compiled_steps_choose_the_same_tokens(bundle: Bundle) -> None:
     torch.compiler.reset()
     assert_same_tokens_compiled(bundle, PROMPTS[1:2])
+
+
+def test_the_pace_leaves_out_what_compiling_took(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", lambda function, **_: time.sleep(2) or function)
+    generator = Generator(bundle, SamplingConfig(max_new_tokens=3, stop_at_end=False), compiled=True)
+    generator.batch(["a text"])
+    assert generator.pace.compile_seconds >= 2
+    assert generator.pace.seconds < 2
 
 
 def test_steps_are_compiled_once_for_rows_alike_and_once_for_others(

@@ -176,7 +176,8 @@ def _pace(generator: Generator) -> str:
     pace = generator.pace
     per_second = pace.tokens_per_second
     produced = "one token" if per_second is None else f"{per_second:,.1f} tokens/s"
-    return f"{produced} after {pace.prompt_tokens:,} prompt tokens in {pace.prompt_seconds:.2f} s"
+    compiled = f", compiled in {pace.compile_seconds:.0f} s" if pace.compile_seconds else ""
+    return f"{produced} after {pace.prompt_tokens:,} prompt tokens in {pace.prompt_seconds:.2f} s{compiled}"
 
 
 def _bits(results: list[Generation]) -> str:

@@ -64,12 +64,14 @@ class Pace:
     Attributes:
         prompt_tokens, prompt_seconds: reading the prompts, up to the choice of each first token.
         tokens, seconds: all tokens after each first one.
+        compile_seconds: compiling the step of a token, which is in none of the others.
     """
 
     prompt_tokens: int = 0
     prompt_seconds: float = 0.0
     tokens: int = 0
     seconds: float = 0.0
+    compile_seconds: float = 0.0
 
     @property
     def tokens_per_second(self) -> float | None:
@@ -181,7 +183,7 @@ class Generator:
         draws_BT = torch.stack(draws).to(self._device)
         capacity = longest + settings.max_new_tokens
         cache = model.new_cache(capacity_of_steps(capacity) if self.compiled else capacity)
-        started = time.perf_counter()
+        started = self._working_time()
         size = max(PREFILL_TOKENS // len(rows), 1)
         for start in range(0, longest, size):
             chunk = slice(start, start + size)
@@ -201,7 +203,7 @@ class Generator:
                 logits_BV = go_on(chosen_B)
             read = numbers.read()
             chosen, nats = [int(number) for number in read[: len(rows)]], read[len(rows) :]
-            now = time.perf_counter()
+            now = self._working_time()
             self._count(rows, started, now, encoded if step == 0 else None)
             started = now
             pieces = [
@@ -233,12 +235,19 @@ class Generator:
     def _token_step(self, cache: KVCache, batch: int) -> TokenStep:
         from torch._inductor.exc import InvalidCxxCompiler  # with it comes the compiler, which takes seconds
 
+        started = time.perf_counter()
         try:
-            return TokenStep(self.bundle.model, cache, batch)
+            step = TokenStep(self.bundle.model, cache, batch)
         except InvalidCxxCompiler:
             raise UserError(
                 "compile=true: torch finds no C++ compiler on this machine; try compile=false"
             ) from None
+        self.pace.compile_seconds += time.perf_counter() - started
+        return step
+
+    def _working_time(self) -> float:
+        """The host's clock without the time in which it compiled."""
+        return time.perf_counter() - self.pace.compile_seconds
 
     def encode(self, prompts: Sequence[str]) -> list[NDArray[np.uint32]]:
         """Tokens of the prompts.
