@@ -72,7 +72,7 @@ def parse_options() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     cuda = torch.cuda.is_available()
-    entrants = [OURS, *([COMPILED] if cuda else []), *PEERS]
+    entrants = [OURS, COMPILED, *PEERS]
     parser.add_argument("--shape", default="speed" if cuda else "default", help=f"{', '.join(SHAPES)}, sizes")
     parser.add_argument("--batches", type=int, nargs="+", default=[1], metavar="B")
     parser.add_argument("--prompt", type=int, default=2048, help="tokens")
@@ -80,7 +80,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if cuda else "cpu")
     parser.add_argument("--precision", choices=DTYPES, default="bf16-true" if cuda else "32-true")
-    parser.add_argument("--entrants", nargs="+", choices=[OURS, COMPILED, *PEERS], default=entrants)
+    parser.add_argument("--entrants", nargs="+", choices=entrants, default=entrants)
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="write decoding.json")
     options = parser.parse_args()
     for name in ("prompt", "tokens", "rounds"):
