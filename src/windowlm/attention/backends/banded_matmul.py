@@ -19,6 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..differentiable import differentiable
+from ..operator import Operator
 from ..window import Visibility
 from .banded_plan import RUN, Block, Plan, Run, Share, blocks_of, make_plan
 from .scaled_dot_product import Scoring
@@ -38,8 +40,7 @@ def attend(
     )
     scale, dropout = scoring.scale, scoring.dropout
     seed = torch.randint(2**62, ()) if dropout else torch.zeros((), dtype=torch.int64)
-    output: Tensor = _attend(query_BTHD, key_BSKD, value_BSKD, *plan, scale, dropout, seed)
-    return output
+    return _attention(query_BTHD, key_BSKD, value_BSKD, *plan, scale, dropout, seed)
 
 
 class _Row:
@@ -204,9 +205,6 @@ def _shares(query_BTHD: Tensor, key_BSKD: Tensor, threads: int, divisible: bool)
     return of_heads(heads, 1)
 
 
-_NAMESPACE = __name__.replace(".", "_")
-
-
 def fill_outputs(
     output_BTHD: Tensor,
     query_BTHD: Tensor,
@@ -306,7 +304,6 @@ def add_gradients(
     _in_parallel(fill, query_BTHD, key_BSKD, divisible=not dropout)
 
 
-@torch.library.custom_op(f"{_NAMESPACE}::attend", mutates_args=())
 def _attend(
     query_BTHD: Tensor,
     key_BSKD: Tensor,
@@ -326,7 +323,6 @@ def _attend(
     return output_BTHD
 
 
-@torch.library.custom_op(f"{_NAMESPACE}::attend_backward", mutates_args=())
 def _attend_backward(
     gradient_BTHD: Tensor,
     query_BTHD: Tensor,
@@ -353,28 +349,27 @@ def _attend_backward(
     return gradients[0], key_gradient_BSKD.to(key_BSKD.dtype), value_gradient_BSKD.to(key_BSKD.dtype)
 
 
-@_attend.register_fake
-def _fake_attend(query_BTHD: Tensor, *_: object) -> Tensor:
+def _empty_output(query_BTHD: Tensor, *_: object) -> Tensor:
     return query_BTHD.new_empty(query_BTHD.shape)
 
 
-@_attend_backward.register_fake
-def _fake_attend_backward(
-    gradient_BTHD: Tensor, query_BTHD: Tensor, key_BSKD: Tensor, *_: object
-) -> tuple[Tensor, Tensor, Tensor]:
-    query, key, value = (tensor.new_empty(tensor.shape) for tensor in (query_BTHD, key_BSKD, key_BSKD))
+def _empty_gradients(_: Tensor, *tensors: Any) -> tuple[Tensor, Tensor, Tensor]:
+    query, key, value = (tensor.new_empty(tensor.shape) for tensor in tensors[:3])
     return query, key, value
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    *tensors, ctx.sinks, ctx.scale, ctx.dropout, seed = inputs
-    ctx.save_for_backward(*tensors, seed)
-
-
-def _differentiate(ctx: Any, gradient_BTHD: Tensor) -> tuple[Tensor | None, ...]:
-    *tensors, seed = ctx.saved_tensors
-    gradients = _attend_backward(gradient_BTHD, *tensors, ctx.sinks, ctx.scale, ctx.dropout, seed)
-    return *gradients, *[None] * 8
-
-
-_attend.register_autograd(_differentiate, setup_context=_save)
+_ARGUMENTS = (
+    "Tensor query, Tensor key, Tensor value, Tensor blocks, Tensor common, Tensor hidden, Tensor blind, "
+    "SymInt sinks, float scale, float dropout, Tensor seed"
+)
+_attention = differentiable(
+    "banded",
+    Operator(f"{__name__}.attend", f"({_ARGUMENTS}) -> Tensor", _attend, _empty_output),
+    Operator(
+        f"{__name__}.attend_backward",
+        f"(Tensor gradient, {_ARGUMENTS}) -> (Tensor, Tensor, Tensor)",
+        _attend_backward,
+        _empty_gradients,
+    ),
+    keeps_outputs=False,
+)

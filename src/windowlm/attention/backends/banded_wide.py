@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..differentiable import differentiable
+from ..operator import Operator
 from ..window import Visibility
 from . import blockwise
 from .autocast import without_autocast
@@ -38,15 +40,13 @@ def attend(
         )
     with without_autocast(query_BTHD.device):
         tensors = widened(query_BTHD, key_BTKD, value_BTKD)
-        output_BTHD: Tensor = _attend(*tensors, *plan[:4], window, scale)[0]
+        output_BTHD = _attention(*tensors, *plan[:4], window, scale)
     return output_BTHD.to(dtype)
 
 
-_NAMESPACE = __name__.replace(".", "_")
 _NO_DROPOUT = 0.0, torch.zeros((), dtype=torch.int64)
 
 
-@torch.library.custom_op(f"{_NAMESPACE}::attend", mutates_args=())
 def _attend(
     query_BTHD: Tensor,
     key_BTKD: Tensor,
@@ -73,7 +73,6 @@ def _attend(
     return output_BTHD, normalizer_BNH
 
 
-@torch.library.custom_op(f"{_NAMESPACE}::attend_backward", mutates_args=())
 def _attend_backward(
     gradient_BTHD: Tensor,
     query_BTHD: Tensor,
@@ -83,10 +82,10 @@ def _attend_backward(
     common: Tensor,
     hidden: Tensor,
     blind: Tensor,
-    output_BTHD: Tensor,
-    normalizer_BNH: Tensor,
     window: int,
     scale: float,
+    output_BTHD: Tensor,
+    normalizer_BNH: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     inputs = query_BTHD, key_BTKD, value_BTKD
     gradient, *first, output = _first(window, gradient_BTHD, *inputs, output_BTHD)
@@ -118,26 +117,28 @@ def _first(window: int, *tensors_BTHD: Tensor) -> list[Tensor]:
     ]
 
 
-@_attend.register_fake
-def _fake_attend(query_BTHD: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
+def _empty_outputs(query_BTHD: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
     batch, _, heads, _ = query_BTHD.shape
     return query_BTHD.new_empty(query_BTHD.shape), query_BTHD.new_empty((batch, others[-2], heads))
 
 
-@_attend_backward.register_fake
-def _fake_attend_backward(gradient_BTHD: Tensor, *tensors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _empty_gradients(_: Tensor, *tensors: Any) -> tuple[Tensor, Tensor, Tensor]:
     query, key, value = (tensor.new_empty(tensor.shape) for tensor in tensors[:3])
     return query, key, value
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    *tensors, ctx.window, ctx.scale = inputs
-    ctx.save_for_backward(*tensors, *output)
-
-
-def _differentiate(ctx: Any, gradient_BTHD: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-    gradients = _attend_backward(gradient_BTHD, *ctx.saved_tensors, ctx.window, ctx.scale)
-    return *gradients, *[None] * 6
-
-
-_attend.register_autograd(_differentiate, setup_context=_save)
+_ARGUMENTS = (
+    "Tensor query, Tensor key, Tensor value, Tensor blocks, Tensor common, Tensor hidden, Tensor blind, "
+    "SymInt window, float scale"
+)
+_attention = differentiable(
+    "banded",
+    Operator(f"{__name__}.attend", f"({_ARGUMENTS}) -> (Tensor, Tensor)", _attend, _empty_outputs),
+    Operator(
+        f"{__name__}.attend_backward",
+        f"(Tensor gradient, {_ARGUMENTS}, Tensor output, Tensor normalizer) -> (Tensor, Tensor, Tensor)",
+        _attend_backward,
+        _empty_gradients,
+    ),
+    keeps_outputs=True,
+)
