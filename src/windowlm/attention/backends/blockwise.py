@@ -67,21 +67,6 @@ def attend(
     )  # fmt: skip
 
 
-def gradients(
-    gradient_BTHD: Tensor, query_BTHD: Tensor, key_BTKD: Tensor, value_BTKD: Tensor, window: int, scale: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of query, key and value where each query sees `window` keys, whatever is hidden from it."""
-    visibility = Visibility(window)
-    tokens = query_BTHD.shape[1]
-    places = visibility.places(tokens, tokens, query_BTHD.device)
-    *of_inputs, _ = _attend_backward(
-        gradient_BTHD, query_BTHD, key_BTKD, value_BTKD, None, *places, torch.zeros((), dtype=torch.int64),
-        window, True, 0, *visibility.reach, scale, 0.0, None,
-    )  # fmt: skip
-    query_gradient, key_gradient, value_gradient = of_inputs
-    return query_gradient, key_gradient, value_gradient
-
-
 class _Block(NamedTuple):
     """What is computed at once: rows of the batch, key-value heads, queries and the keys in their reach."""
 
