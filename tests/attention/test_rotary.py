@@ -332,7 +332,7 @@ def test_a_compiled_model_computes_the_angles_once_for_all_layers() -> None:
         return heads_BTHD
 
     def count(graph: torch.fx.GraphModule, _: object) -> Any:
-        calls.append(sum("rotary_rotation" in str(node.target) for node in graph.graph.nodes))
+        calls.append(sum("rotary.rotation" in str(node.target) for node in graph.graph.nodes))
         return make_boxed_func(graph.forward)
 
     heads_BTHD, positions_BT = torch.randn(2, 5, 1, 8, requires_grad=True), torch.arange(5)[None]

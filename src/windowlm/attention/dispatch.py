@@ -73,7 +73,8 @@ def attention(
 
     Raises:
         ValueError: where shapes, dtypes, devices or settings do not fit, or the named backend cannot
-            honour the call.
+            honour the call; and where a second derivative or one in forward mode is asked of another
+            backend of ours than the reference.
     """
     _check_tensors(query_BTHD, key_BSKD, value_BSKD, visibility)
     check_dropout(dropout)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from windowlm.attention.backends import banded, banded_plan
+from windowlm.attention.backends import banded_plan, banded_threads
 from windowlm.attention.dispatch import attention
 from windowlm.attention.window import Visibility
 
@@ -102,29 +102,13 @@ def test_the_parts_of_a_row_are_all_its_blocks_each_once() -> None:
         plan = banded_plan.make_plan(Visibility.build(window=window), tokens, tokens)
         seen = []
         for part in range(parts):
-            share = banded_plan.Share(0, slice(0, 1), slice(0, 1), part, parts)
+            share = banded_threads.Share(0, slice(0, 1), slice(0, 1), part, parts)
             for block in banded_plan.blocks_of(plan, share, tokens, 1, 1, torch.float32):
                 if isinstance(block, banded_plan.Block):
                     seen += list(range(tokens)[block.queries])
                 else:
                     seen += range(block.first_query, block.first_query + block.blocks * block.block)
         assert seen == list(range(tokens))
-
-
-@pytest.mark.parametrize(("tokens", "window"), [(70, 40), (70, 69), (128, 64), (129, 64)])
-def test_queries_that_see_all_before_them_may_be_handed_to_full_attention(
-    tokens: int, window: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(banded, "WIDE", 1)
-    monkeypatch.setattr(banded_plan, "WIDE", 1)
-    torch.manual_seed(0)
-    query, key, value, gradient = heads(tokens, 4), heads(tokens), heads(tokens), heads(tokens, 4)
-    results = []
-    for backend in ("banded", "reference"):
-        output = attention(query, key, value, Visibility.build(window=window), backend=backend)
-        results.append((output, *torch.autograd.grad(output, (query, key, value), gradient)))
-    for ours, exact in zip(*results, strict=True):
-        torch.testing.assert_close(ours, exact)
 
 
 @pytest.mark.parametrize("sinks", [0, 3])
@@ -169,7 +153,7 @@ def test_blocks_taken_together_and_alone_give_the_same(
         monkeypatch.setattr(banded_plan, "RUN", scores)
         visibility = Visibility.build(window=window, causal=causal, documents_BT=documents_BT)
         plan = banded_plan.make_plan(visibility, 700, 700)
-        whole = banded_plan.Share(0, slice(0, 2), slice(0, 4))
+        whole = banded_threads.Share(0, slice(0, 2), slice(0, 4))
         kinds.append({type(block) for block in banded_plan.blocks_of(plan, whole, 700, 2, 2, torch.float64)})
         mixed = attention(*tensors, visibility, backend="banded")
         results.append((mixed, *torch.autograd.grad(mixed, tensors, gradient)))

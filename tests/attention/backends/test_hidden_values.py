@@ -5,7 +5,6 @@ from typing import Any
 import pytest
 import torch
 
-from windowlm.attention.backends import banded, banded_plan
 from windowlm.attention.dispatch import attention
 from windowlm.attention.window import Visibility
 
@@ -73,9 +72,3 @@ def test_what_is_hidden_changes_nothing_in_a_compiled_graph(
 ) -> None:
     torch.compiler.reset()
     check(given, options, torch.float32, compiled=True)
-
-
-def test_what_is_hidden_changes_nothing_behind_full_attention(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(banded, "WIDE", 1)
-    monkeypatch.setattr(banded_plan, "WIDE", 1)
-    check({"window": 200}, {}, torch.float32, compiled=False)

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from ..differentiable import differentiable
 from ..operator import Operator, empty_gradients
 from ..window import Bounds, Visibility
 from .capability import Capabilities
@@ -85,35 +85,8 @@ def attend(
         bounds = Bounds(*_of_each_row(visibility.bounds(queries, keys, query_BTHD.device), batch))
     window = keys if visibility.window is None else min(visibility.window, keys)
     query_BTHD, key_BSKD, value_BSKD = map(_rows_contiguous, (query_BTHD, key_BSKD, value_BSKD))
-    ranges = [] if bounds is None else [bounds.first_keys, bounds.last_queries, bounds.gaps]
-    output_BTHD: Tensor = _Band.apply(query_BTHD, key_BSKD, value_BSKD, ranges, window, scale)  # type: ignore[no-untyped-call]
-    return output_BTHD
-
-
-class _Band(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        context: Any,
-        query_BTHD: Tensor,
-        key_BSKD: Tensor,
-        value_BSKD: Tensor,
-        ranges: list[Tensor],
-        window: int,
-        scale: float,
-    ) -> Tensor:
-        output_BTHD, normalizer_BHT = _attend.call(query_BTHD, key_BSKD, value_BSKD, ranges, window, scale)
-        context.save_for_backward(query_BTHD, key_BSKD, value_BSKD, output_BTHD, normalizer_BHT, *ranges)
-        context.window, context.scale = window, scale
-        assert isinstance(output_BTHD, Tensor)
-        return output_BTHD
-
-    @staticmethod
-    @once_differentiable
-    def backward(context: Any, gradient_BTHD: Tensor) -> tuple[Tensor | None, ...]:
-        tensors, ranges = context.saved_tensors[:5], list(context.saved_tensors[5:])
-        gradient_BTHD = _rows_contiguous(gradient_BTHD)
-        gradients = _attend_backward.call(*tensors, gradient_BTHD, ranges, context.window, context.scale)
-        return (*gradients, None, None, None)
+    ranges = (None,) * 3 if bounds is None else (bounds.first_keys, bounds.last_queries, bounds.gaps)
+    return _attention(query_BTHD, key_BSKD, value_BSKD, *ranges, window, scale)
 
 
 def forward(
@@ -223,21 +196,44 @@ def _strides(*tensors: Tensor) -> list[int]:
     return [stride for tensor in tensors for stride in tensor.stride()[:3]]
 
 
+def _compute(
+    query_BTHD: Tensor, key_BSKD: Tensor, value_BSKD: Tensor, *ranges_window_scale: Any
+) -> tuple[Tensor, Tensor]:
+    *ranges, window, scale = ranges_window_scale
+    return forward(query_BTHD, key_BSKD, value_BSKD, _given(ranges), window, scale)
+
+
+def _compute_gradients(
+    gradient_BTHD: Tensor, query_BTHD: Tensor, key_BSKD: Tensor, value_BSKD: Tensor, *others: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    *ranges, window, scale, output_BTHD, normalizer_BHT = others
+    return backward(
+        query_BTHD, key_BSKD, value_BSKD, output_BTHD, normalizer_BHT, _rows_contiguous(gradient_BTHD),
+        _given(ranges), window, scale,
+    )  # fmt: skip
+
+
+def _given(ranges: list[Tensor | None]) -> list[Tensor]:
+    return [each for each in ranges if each is not None]
+
+
 def _empty_outputs(query_BTHD: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     batch, queries, heads, _dim = query_BTHD.shape
     return torch.empty_like(query_BTHD), query_BTHD.new_empty((batch, heads, queries), dtype=torch.float32)
 
 
-_attend = Operator(
-    f"{__name__}.attend",
-    "(Tensor query, Tensor key, Tensor value, Tensor[] ranges, int window, float scale) -> (Tensor, Tensor)",
-    forward,
-    _empty_outputs,
+_ARGUMENTS = (
+    "Tensor query, Tensor key, Tensor value, Tensor? first_keys, Tensor? last_queries, Tensor? gaps, "
+    "int window, float scale"
 )
-_attend_backward = Operator(
-    f"{__name__}.attend_backward",
-    "(Tensor query, Tensor key, Tensor value, Tensor output, Tensor normalizer, Tensor gradient, "
-    "Tensor[] ranges, int window, float scale) -> (Tensor, Tensor, Tensor)",
-    backward,
-    empty_gradients,
+_attention = differentiable(
+    "band",
+    Operator(f"{__name__}.attend", f"({_ARGUMENTS}) -> (Tensor, Tensor)", _compute, _empty_outputs),
+    Operator(
+        f"{__name__}.attend_backward",
+        f"(Tensor gradient, {_ARGUMENTS}, Tensor output, Tensor normalizer) -> (Tensor, Tensor, Tensor)",
+        _compute_gradients,
+        empty_gradients,
+    ),
+    keeps_outputs=True,
 )

@@ -9,19 +9,23 @@ Shapes: B batch, T queries, S keys, K key-value heads, G query heads a key-value
 Q queries a block, L keys in reach of a block, C blocks of a run, P = G Q rows of a block.
 """
 
-import os
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache, partial
-from threading import Lock
+from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..differentiable import differentiable
+from ..operator import Operator
 from ..window import Visibility
-from .banded_plan import RUN, Block, Plan, Run, Share, blocks_of, make_plan
+from .banded_plan import RUN, Block, Plan, Run, blocks_of, make_plan
+from .banded_threads import Share, in_parallel, shares_of
+from .banded_workspace import Workspace
 from .scaled_dot_product import Scoring
+
+# Of all heads that are computed together; more leave the caches.
+SCORES = 2**21
 
 
 def attend(
@@ -38,8 +42,7 @@ def attend(
     )
     scale, dropout = scoring.scale, scoring.dropout
     seed = torch.randint(2**62, ()) if dropout else torch.zeros((), dtype=torch.int64)
-    output: Tensor = _attend(query_BTHD, key_BSKD, value_BSKD, *plan, scale, dropout, seed)
-    return output
+    return _attention(query_BTHD, key_BSKD, value_BSKD, *plan, scale, dropout, seed)
 
 
 class _Row:
@@ -60,10 +63,10 @@ class _Row:
             tensor.to(dtype) for tensor in (query_THD, key_SKD, value_SKD)
         )
         self.kv_heads, self.scale, self.dtype, self.exact = key_SKD.shape[1], scale, dtype, exact
-        self.room = max(query_THD.shape[1] * len(plan.common) * (plan.sinks + plan.common.shape[1]), RUN)
-        self.scores = self.query_THD.new_empty(self.room)
+        room, workspace = max(query_THD.shape[1] * _scores(plan), RUN), Workspace(dtype)
+        self.scores, self.scores_gradient = workspace.empty(room), workspace.empty(room)
         self.drop = drop
-        self.factors = self.query_THD.new_empty(0 if drop is None else self.room)
+        self.factors = workspace.empty(0 if drop is None else room)
 
     def blocks(self, plan: Plan, share: Share) -> Iterator[Block | Run]:
         """The blocks of the share."""
@@ -133,78 +136,21 @@ def _drop(dropout: float, seed: Tensor, index: int, kv_heads: slice, all_kv_head
     return _Drop(dropout, range(first + kv_heads.start, first + min(kv_heads.stop, all_kv_heads)))
 
 
+def _scores(plan: Plan) -> int:
+    """Scores of a block, of one query head."""
+    return len(plan.common) * (plan.sinks + plan.common.shape[1])
+
+
+def _shares(query_BTHD: Tensor, key_BSKD: Tensor, plan: Plan, dropout: float) -> list[Share]:
+    groups = query_BTHD.shape[2] // key_BSKD.shape[2]
+    most_heads = max(1, SCORES // (groups * _scores(plan)))
+    return shares_of(query_BTHD, key_BSKD, divisible=not dropout, most_heads=most_heads)
+
+
 def _like(heads_BTHD: Tensor, plan: Plan) -> Tensor:
     """Contiguous room for a result; zeros where blocks may be passed over."""
     allocate = torch.zeros if len(plan.hidden) else torch.empty
     return allocate(heads_BTHD.shape, dtype=heads_BTHD.dtype)
-
-
-# From here on a sequence has blocks enough to be shared.
-DIVISIBLE = 256
-_ONE_AT_A_TIME, _ADDING = Lock(), Lock()
-
-
-@cache
-def _pool(threads: int, process: int) -> ThreadPoolExecutor:
-    """Threads that are kept, as a new one takes a millisecond; a forked process needs its own."""
-    return ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
-
-
-def _in_parallel(
-    fill: Callable[[Share], None], query_BTHD: Tensor, key_BSKD: Tensor, *, divisible: bool
-) -> None:
-    """Fill the rows of the batch and shares of their heads, or of their blocks where heads are too few.
-
-    The operations on a block are too short to share: each would wait for the slower thread. The number
-    of threads is one for the process meanwhile, as matrix products know no other.
-    """
-    with _ONE_AT_A_TIME, torch.autocast("cpu", enabled=False):
-        threads = torch.get_num_threads()
-        shares = _shares(query_BTHD, key_BSKD, threads, divisible)
-        if threads == 1 or len(shares) == 1:
-            for share in shares:
-                fill(share)
-            return
-        # A thread knows nothing of the caller's modes, and writes into what was made under them.
-        inference = torch.is_inference_mode_enabled()
-
-        def alone(share: Share) -> None:
-            with torch.inference_mode(inference), torch.no_grad(), torch.autocast("cpu", enabled=False):
-                fill(share)
-
-        torch.set_num_threads(1)
-        try:
-            list(_pool(threads, os.getpid()).map(alone, shares))
-        finally:
-            torch.set_num_threads(threads)
-
-
-def _shares(query_BTHD: Tensor, key_BSKD: Tensor, threads: int, divisible: bool) -> list[Share]:
-    batch, kv_heads = key_BSKD.shape[0], key_BSKD.shape[2]
-    groups = query_BTHD.shape[2] // kv_heads
-
-    def of_heads(heads: int, parts: int) -> list[Share]:
-        return [
-            Share(
-                row,
-                slice(first, first + heads),
-                slice(first * groups, (first + heads) * groups),
-                part,
-                parts,
-            )
-            for row in range(batch)
-            for first in range(0, kv_heads, heads)
-            for part in range(parts)
-        ]
-
-    heads = -(-kv_heads // threads)
-    uneven = kv_heads % heads or batch * kv_heads // heads % threads
-    if uneven and divisible and query_BTHD.shape[1] >= DIVISIBLE:
-        return of_heads(kv_heads, threads)
-    return of_heads(heads, 1)
-
-
-_NAMESPACE = __name__.replace(".", "_")
 
 
 def fill_outputs(
@@ -237,10 +183,11 @@ def fill_outputs(
                 weights_KPL.mul_(factors_KPL)
             block.write(output_THD, torch.bmm(weights_KPL, block.keys_of(row.value_SKD)))
 
-    _in_parallel(partial(fill, exact=False), query_BTHD, key_BSKD, divisible=not dropout)
+    shares = _shares(query_BTHD, key_BSKD, plan, dropout)
+    in_parallel(partial(fill, exact=False), shares)
     if output_BTHD.sum().isnan():
         # The product with a hidden key may have overflowed; numbers that did not are computed the same again.
-        _in_parallel(partial(fill, exact=True), query_BTHD, key_BSKD, divisible=not dropout)
+        in_parallel(partial(fill, exact=True), shares)
 
 
 def add_gradients(
@@ -259,7 +206,7 @@ def add_gradients(
     """Write the gradients of the queries, and add those of keys and values, in the computation's dtype."""
     query_gradient_BTHD, key_gradient_BSKD, value_gradient_BSKD = gradients
 
-    def fill(share: Share) -> None:
+    def fill(share: Share) -> tuple[slice, list[Tensor]] | None:
         row = _Row(
             query_BTHD[share.row, :, share.heads],
             key_BSKD[share.row, :, share.kv_heads],
@@ -275,7 +222,6 @@ def add_gradients(
         key_gradient_SKD, value_gradient_SKD = (
             totals if share.parts == 1 else [torch.zeros(total.shape, dtype=total.dtype) for total in totals]
         )
-        room = torch.empty_like(row.scores)
         first, last = 0 if plan.sinks else len(row.key_SKD), 0
         for block in row.blocks(plan, share):
             first, last = min(first, block.span.start), max(last, block.span.stop)
@@ -283,7 +229,7 @@ def add_gradients(
             gradient_KPD = block.rows(gradient_THD, row.kv_heads)
             query_KPD = block.rows(row.query_THD, row.kv_heads)
             key_KLD, value_KLD = block.keys_of(row.key_SKD), block.keys_of(row.value_SKD)
-            scores_gradient_KPL = room[: weights_KPL.numel()].view_as(weights_KPL)
+            scores_gradient_KPL = row.scores_gradient[: weights_KPL.numel()].view_as(weights_KPL)
             factors_KPL = row.dropout_factors(block, weights_KPL)
             kept_KPL = weights_KPL
             if factors_KPL is not None:
@@ -298,15 +244,18 @@ def add_gradients(
             )
             block.add_to_keys(key_gradient_SKD, scores_gradient_KPL.mT, query_KPD, scale)
             block.write(query_gradient_THD, torch.bmm(scores_gradient_KPL, key_KLD).mul_(scale))
-        if share.parts > 1 and first < last:
-            with _ADDING:
-                for total, added in zip(totals, (key_gradient_SKD, value_gradient_SKD), strict=True):
-                    total[first:last] += added[first:last]
+        if share.parts == 1 or first >= last:
+            return None
+        return slice(first, last), [key_gradient_SKD[first:last], value_gradient_SKD[first:last]]
 
-    _in_parallel(fill, query_BTHD, key_BSKD, divisible=not dropout)
+    shares = _shares(query_BTHD, key_BSKD, plan, dropout)
+    for share, own in zip(shares, in_parallel(fill, shares), strict=True):
+        if own is not None:  # in the order of the parts, so that sums repeat bit by bit
+            keys, added = own
+            for total_BSKD, added_SKD in zip(gradients[1:], added, strict=True):
+                total_BSKD[share.row, keys, share.kv_heads] += added_SKD
 
 
-@torch.library.custom_op(f"{_NAMESPACE}::attend", mutates_args=())
 def _attend(
     query_BTHD: Tensor,
     key_BSKD: Tensor,
@@ -326,7 +275,6 @@ def _attend(
     return output_BTHD
 
 
-@torch.library.custom_op(f"{_NAMESPACE}::attend_backward", mutates_args=())
 def _attend_backward(
     gradient_BTHD: Tensor,
     query_BTHD: Tensor,
@@ -353,28 +301,27 @@ def _attend_backward(
     return gradients[0], key_gradient_BSKD.to(key_BSKD.dtype), value_gradient_BSKD.to(key_BSKD.dtype)
 
 
-@_attend.register_fake
-def _fake_attend(query_BTHD: Tensor, *_: object) -> Tensor:
+def _empty_output(query_BTHD: Tensor, *_: object) -> Tensor:
     return query_BTHD.new_empty(query_BTHD.shape)
 
 
-@_attend_backward.register_fake
-def _fake_attend_backward(
-    gradient_BTHD: Tensor, query_BTHD: Tensor, key_BSKD: Tensor, *_: object
-) -> tuple[Tensor, Tensor, Tensor]:
-    query, key, value = (tensor.new_empty(tensor.shape) for tensor in (query_BTHD, key_BSKD, key_BSKD))
+def _empty_gradients(_: Tensor, *tensors: Any) -> tuple[Tensor, Tensor, Tensor]:
+    query, key, value = (tensor.new_empty(tensor.shape) for tensor in tensors[:3])
     return query, key, value
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    *tensors, ctx.sinks, ctx.scale, ctx.dropout, seed = inputs
-    ctx.save_for_backward(*tensors, seed)
-
-
-def _differentiate(ctx: Any, gradient_BTHD: Tensor) -> tuple[Tensor | None, ...]:
-    *tensors, seed = ctx.saved_tensors
-    gradients = _attend_backward(gradient_BTHD, *tensors, ctx.sinks, ctx.scale, ctx.dropout, seed)
-    return *gradients, *[None] * 8
-
-
-_attend.register_autograd(_differentiate, setup_context=_save)
+_ARGUMENTS = (
+    "Tensor query, Tensor key, Tensor value, Tensor blocks, Tensor common, Tensor hidden, Tensor blind, "
+    "SymInt sinks, float scale, float dropout, Tensor seed"
+)
+_attention = differentiable(
+    "banded",
+    Operator(f"{__name__}.attend", f"({_ARGUMENTS}) -> Tensor", _attend, _empty_output),
+    Operator(
+        f"{__name__}.attend_backward",
+        f"(Tensor gradient, {_ARGUMENTS}) -> (Tensor, Tensor, Tensor)",
+        _attend_backward,
+        _empty_gradients,
+    ),
+    keeps_outputs=False,
+)

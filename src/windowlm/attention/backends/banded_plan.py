@@ -15,6 +15,7 @@ from einops import rearrange
 from torch import Tensor
 
 from ..window import PADDING, Places, Visibility, reach, within_window
+from .banded_threads import Share
 
 BLOCK = 64
 # Up to here the pairs that a block of 64 computes beside the visible ones cost more than smaller products do.
@@ -45,22 +46,6 @@ class Plan(NamedTuple):
     hidden: Tensor
     blind: Tensor
     sinks: int
-
-
-class Share(NamedTuple):
-    """What one thread computes: some heads of a row of the batch, or one of several parts of its blocks.
-
-    Attributes:
-        row: of the batch.
-        kv_heads, heads: key-value heads, and the query heads that read them.
-        part, parts: which part of the blocks, of as many; they meet about as many keys each.
-    """
-
-    row: int
-    kv_heads: slice
-    heads: slice
-    part: int = 0
-    parts: int = 1
 
 
 def make_plan(visibility: Visibility, queries: int, keys: int) -> Plan:

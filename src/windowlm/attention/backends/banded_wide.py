@@ -1,27 +1,37 @@
-"""The CPU's way over wide windows and full attention: torch's fused causal attention, and bands behind it.
+"""The CPU's way over wide windows and full attention: torch's fused attention forward, our tiles backward.
 
-Queries up to the size of the window see all before them, which torch's own kernel computes faster than long
-bands; `banded_matmul` computes the rest. The two operators are opaque to torch.compile. `blockwise` computes
-the same by formula, and the gradients where a hidden value overflowed in torch's kernel.
+The first queries see all before them; the others go to torch's kernel in blocks, each with the keys in its
+reach and a mask that all blocks share. The two operators are opaque to torch.compile. `blockwise` computes
+the same by formula.
 
-Shapes: B batch, T queries (as many keys), N queries that see all before them, H query heads, K key-value
-heads, D head dimension.
+Shapes: B batch, T queries (as many keys), Q queries of a block, L keys in its reach, H query heads,
+K key-value heads, D head dimension.
 """
 
+from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..window import Visibility
-from . import blockwise
+from ..differentiable import differentiable
+from ..operator import Operator
+from ..window import Visibility, reach, within_window
+from . import banded_tiles
 from .autocast import without_autocast
-from .banded_matmul import add_gradients, fill_outputs
-from .banded_plan import Plan, make_plan
 from .scaled_dot_product import widened
 
 _forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+
+# Queries of a block: enough for torch's kernel to take larger tiles.
+BLOCK = 256
+# From here on one causal call is faster than blocks, though it computes 256 keys beyond those that are seen.
+LONG = 768
+# Up to here torch's kernel is faster backward too, where no window hides anything.
+SHORT = 192
+VECTOR = 16
 
 
 def attend(
@@ -30,114 +40,158 @@ def attend(
     """Causal attention over the window, without documents or sinks; returns [B, T, H, D]."""
     tokens, dtype = query_BTHD.shape[1], query_BTHD.dtype
     window = tokens if visibility.window is None else min(visibility.window, tokens)
-    nothing = torch.empty(0, 0)
-    plan = Plan(torch.empty(1, 0, 4, dtype=torch.int64), nothing, nothing.bool()[None], nothing.bool(), 0)
-    if window < tokens:
-        plan = visibility.once(
-            "banded wide", lambda: make_plan(visibility, tokens - window, tokens), sizes=(tokens,)
-        )
     with without_autocast(query_BTHD.device):
         tensors = widened(query_BTHD, key_BTKD, value_BTKD)
-        output_BTHD: Tensor = _attend(*tensors, *plan[:4], window, scale)[0]
+        bias_QL = tensors[0].new_empty(0, 0)
+        if window < tokens:
+            bias_QL = visibility.once(
+                "banded wide", lambda: _bias(window, bias_QL.dtype), sizes=(window, bias_QL.dtype)
+            )
+        output_BTHD = _attention(*tensors, bias_QL, window, scale)
     return output_BTHD.to(dtype)
 
 
-_NAMESPACE = __name__.replace(".", "_")
-_NO_DROPOUT = 0.0, torch.zeros((), dtype=torch.int64)
+def _bias(window: int, dtype: torch.dtype) -> Tensor:
+    """What is added to the scores of a block and the keys up to its last: 0 where visible, -inf elsewhere."""
+    behind = reach(window, causal=True)[0] + VECTOR
+    distance_QL = torch.arange(BLOCK)[:, None] + behind - torch.arange(behind + BLOCK)
+    hidden_QL = ~within_window(distance_QL, window, causal=True)
+    return torch.zeros(hidden_QL.shape, dtype=dtype).masked_fill(hidden_QL, -torch.inf)
 
 
-@torch.library.custom_op(f"{_NAMESPACE}::attend", mutates_args=())
+_bias_of_full = cache(lambda dtype: _bias(LONG, dtype))
+
+
+def _blocks(window: int, tokens: int) -> Iterator[tuple[slice, slice]]:
+    """The queries of each call of torch's kernel, and their keys; the first see all up to their own."""
+    # Whole blocks behind the window, as its tiles are smaller in small ones.
+    first = tokens - -(-(tokens - window) // BLOCK) * BLOCK
+    if first < LONG:
+        first = min(window, BLOCK, tokens)
+    yield slice(0, first), slice(0, first)
+    behind, _ = reach(window, causal=True)
+    for start in range(first, tokens, BLOCK):
+        stop = min(start + BLOCK, tokens)
+        in_reach = min(start, behind) + stop - start
+        yield slice(start, stop), slice(max(0, stop - in_reach - -in_reach % VECTOR), stop)
+
+
 def _attend(
-    query_BTHD: Tensor,
-    key_BTKD: Tensor,
-    value_BTKD: Tensor,
-    blocks: Tensor,
-    common: Tensor,
-    hidden: Tensor,
-    blind: Tensor,
-    window: int,
-    scale: float,
+    query_BTHD: Tensor, key_BTKD: Tensor, value_BTKD: Tensor, bias_QL: Tensor, window: int, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """Outputs, and of the first N = `window` queries the softmax's denominators as logarithms, [B, N, H]."""
-    first_BHND, normalizer_BHN = _forward(
-        *_first(window, query_BTHD, key_BTKD, value_BTKD), 0.0, True, scale=scale
+    """Outputs, and the softmax's denominators as logarithms, [B, T, H]."""
+    blocks = list(_blocks(window, query_BTHD.shape[1]))
+    if len(blocks) == 1:
+        return _by_kernel(query_BTHD, key_BTKD, value_BTKD, None, scale)
+    if not len(bias_QL):
+        bias_QL = _bias_of_full(query_BTHD.dtype)
+    output_BTHD = query_BTHD.new_empty(query_BTHD.shape)
+    normalizer_BTH = query_BTHD.new_empty(query_BTHD.shape[:3])
+    for compute in (_by_kernel, _by_kernel_without_overflow):
+        for queries, keys in blocks:
+            before, count = queries.start - keys.start, queries.stop - queries.start
+            own = bias_QL.shape[1] - BLOCK
+            output_BTHD[:, queries], normalizer_BTH[:, queries] = compute(
+                query_BTHD[:, queries],
+                key_BTKD[:, keys],
+                value_BTKD[:, keys],
+                bias_QL[:count, own - before : own + count] if queries.start else None,
+                scale,
+            )
+        if not output_BTHD.sum().isnan():
+            break
+    return output_BTHD, normalizer_BTH
+
+
+def _by_kernel(
+    query_BQHD: Tensor, key_BLKD: Tensor, value_BLKD: Tensor, bias_QL: Tensor | None, scale: float
+) -> tuple[Tensor, Tensor]:
+    """Output and normalizer of some queries, [B, Q, H, D] and [B, Q, H]; causal where there is no mask."""
+    output_BHQD, normalizer_BHQ = _forward(
+        *map(_for_kernel, (query_BQHD, key_BLKD, value_BLKD)),
+        0.0,
+        bias_QL is None,
+        attn_mask=bias_QL,
+        scale=scale,
     )
-    normalizer_BNH = normalizer_BHN.transpose(1, 2).contiguous()  # as it lies in memory already
-    if window == query_BTHD.shape[1]:
-        return first_BHND.transpose(1, 2).contiguous(), normalizer_BNH
-    output_BTHD = torch.empty(query_BTHD.shape, dtype=query_BTHD.dtype)
-    output_BTHD[:, :window] = first_BHND.transpose(1, 2)
-    plan = Plan(blocks, common, hidden, blind, 0)
-    rest_BTHD = output_BTHD[:, window:]
-    fill_outputs(rest_BTHD, query_BTHD[:, window:], key_BTKD, value_BTKD, plan, scale, *_NO_DROPOUT)
-    return output_BTHD, normalizer_BNH
+    # As they lie in memory already.
+    return output_BHQD.transpose(1, 2).contiguous(), normalizer_BHQ.transpose(1, 2).contiguous()
 
 
-@torch.library.custom_op(f"{_NAMESPACE}::attend_backward", mutates_args=())
+def _by_kernel_without_overflow(
+    query_BQHD: Tensor, key_BLKD: Tensor, value_BLKD: Tensor, bias_QL: Tensor | None, scale: float
+) -> tuple[Tensor, Tensor]:
+    """The same bit by bit, also where the product with a hidden key overflows, which plus -inf is NaN.
+
+    Once for each set of large keys that some queries see, with zeros for the large keys that they do not.
+    """
+    if bias_QL is None:
+        return _by_kernel(query_BQHD, key_BLKD, value_BLKD, None, scale)
+    size_L = key_BLKD.double().abs().amax((0, 2, 3)) * query_BQHD.double().abs().max() * query_BQHD.shape[3]
+    large_L = size_L >= torch.finfo(query_BQHD.dtype).max
+    seen_QL = (bias_QL == 0) & large_L
+    output_BQHD, normalizer_BQH = torch.empty_like(query_BQHD), query_BQHD.new_empty(query_BQHD.shape[:3])
+    for seen_L in torch.unique(seen_QL, dim=0):
+        rows_Q = (seen_QL == seen_L).all(1)
+        known_BLKD = key_BLKD.masked_fill((large_L & ~seen_L)[:, None, None], 0.0)
+        output, normalizer = _by_kernel(query_BQHD, known_BLKD, value_BLKD, bias_QL, scale)
+        output_BQHD[:, rows_Q], normalizer_BQH[:, rows_Q] = output[:, rows_Q], normalizer[:, rows_Q]
+    return output_BQHD, normalizer_BQH
+
+
 def _attend_backward(
     gradient_BTHD: Tensor,
     query_BTHD: Tensor,
     key_BTKD: Tensor,
     value_BTKD: Tensor,
-    blocks: Tensor,
-    common: Tensor,
-    hidden: Tensor,
-    blind: Tensor,
-    output_BTHD: Tensor,
-    normalizer_BNH: Tensor,
+    _: Tensor,
     window: int,
     scale: float,
+    output_BTHD: Tensor,
+    normalizer_BTH: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    inputs = query_BTHD, key_BTKD, value_BTKD
-    gradient, *first, output = _first(window, gradient_BTHD, *inputs, output_BTHD)
-    normalizer_BHN = normalizer_BNH.transpose(1, 2)
-    of_first = _backward(gradient, *first, output, normalizer_BHN, 0.0, True, scale=scale)
-    gradients = [tensor.transpose(1, 2) for tensor in of_first]
-    if window < query_BTHD.shape[1]:
-        whole = [torch.empty(tensor.shape, dtype=tensor.dtype) for tensor in inputs]
-        for total, added in zip(whole, gradients, strict=True):
-            total[:, :window] = added
-        query_gradient, key_gradient, value_gradient = gradients = whole
-        key_gradient[:, window:] = value_gradient[:, window:] = 0.0
-        add_gradients(
-            (query_gradient[:, window:], key_gradient, value_gradient), gradient_BTHD[:, window:],
-            query_BTHD[:, window:], key_BTKD, value_BTKD, Plan(blocks, common, hidden, blind, 0), scale,
-            *_NO_DROPOUT,
-        )  # fmt: skip
-    if gradients[0].sum().isnan():
-        return blockwise.gradients(gradient_BTHD, *inputs, window, scale)
-    query_gradient, key_gradient, value_gradient = (tensor.contiguous() for tensor in gradients)
+    inputs = gradient_BTHD, query_BTHD, key_BTKD, value_BTKD, output_BTHD
+    if query_BTHD.shape[1] <= min(SHORT, window):
+        of_heads = _backward(
+            *map(_for_kernel, inputs), normalizer_BTH.transpose(1, 2), 0.0, True, scale=scale
+        )
+        query_gradient, key_gradient, value_gradient = (
+            tensor.transpose(1, 2).contiguous() for tensor in of_heads
+        )
+    else:
+        query_gradient, key_gradient, value_gradient = banded_tiles.gradients(
+            *inputs, normalizer_BTH, window, scale
+        )
+    if query_gradient.sum().isnan():
+        return banded_tiles.gradients(*inputs, normalizer_BTH, window, scale, exact=True)
     return query_gradient, key_gradient, value_gradient
 
 
-def _first(window: int, *tensors_BTHD: Tensor) -> list[Tensor]:
-    """The first tokens [B, H, N, D]; copies where torch's kernel cannot step through them."""
-    return [
-        (first if first.stride(-1) == 1 and 0 not in first.stride() else first.contiguous()).transpose(1, 2)
-        for first in (tensor[:, :window] for tensor in tensors_BTHD)
-    ]
+def _for_kernel(tensor_BTHD: Tensor) -> Tensor:
+    """The same as [B, H, T, D]; a copy where torch's kernel cannot step through it."""
+    if tensor_BTHD.stride(-1) != 1 or 0 in tensor_BTHD.stride():
+        tensor_BTHD = tensor_BTHD.contiguous()
+    return tensor_BTHD.transpose(1, 2)
 
 
-@_attend.register_fake
-def _fake_attend(query_BTHD: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
-    batch, _, heads, _ = query_BTHD.shape
-    return query_BTHD.new_empty(query_BTHD.shape), query_BTHD.new_empty((batch, others[-2], heads))
+def _empty_outputs(query_BTHD: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    return query_BTHD.new_empty(query_BTHD.shape), query_BTHD.new_empty(query_BTHD.shape[:3])
 
 
-@_attend_backward.register_fake
-def _fake_attend_backward(gradient_BTHD: Tensor, *tensors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _empty_gradients(_: Tensor, *tensors: Any) -> tuple[Tensor, Tensor, Tensor]:
     query, key, value = (tensor.new_empty(tensor.shape) for tensor in tensors[:3])
     return query, key, value
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    *tensors, ctx.window, ctx.scale = inputs
-    ctx.save_for_backward(*tensors, *output)
-
-
-def _differentiate(ctx: Any, gradient_BTHD: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-    gradients = _attend_backward(gradient_BTHD, *ctx.saved_tensors, ctx.window, ctx.scale)
-    return *gradients, *[None] * 6
-
-
-_attend.register_autograd(_differentiate, setup_context=_save)
+_ARGUMENTS = "Tensor query, Tensor key, Tensor value, Tensor bias, SymInt window, float scale"
+_attention = differentiable(
+    "banded",
+    Operator(f"{__name__}.attend", f"({_ARGUMENTS}) -> (Tensor, Tensor)", _attend, _empty_outputs),
+    Operator(
+        f"{__name__}.attend_backward",
+        f"(Tensor gradient, {_ARGUMENTS}, Tensor output, Tensor normalizer) -> (Tensor, Tensor, Tensor)",
+        _attend_backward,
+        _empty_gradients,
+    ),
+    keeps_outputs=True,
+)

@@ -18,6 +18,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
+from ..differentiable import differentiable
+from ..operator import Operator
 from ..window import Places, Visibility, narrowed
 from .autocast import without_autocast
 from .scaled_dot_product import Scoring
@@ -58,27 +60,11 @@ def attend(
             if visibility.sinks:
                 behind, ahead = None, 0 if visibility.causal else None
     seed = torch.randint(2**62, ()) if scoring.dropout else torch.zeros((), dtype=torch.int64)
-    output: Tensor = _attend(
+    return _attention(
         query_BTHD, key_BSKD, value_BSKD, scoring.sink_logits, *places, seed,
         narrowed(visibility.window, LARGEST), visibility.causal, min(visibility.sinks, LARGEST),
         behind, ahead, scoring.scale, scoring.dropout, scoring.logit_cap,
     )  # fmt: skip
-    return output
-
-
-def gradients(
-    gradient_BTHD: Tensor, query_BTHD: Tensor, key_BTKD: Tensor, value_BTKD: Tensor, window: int, scale: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of query, key and value where each query sees `window` keys, whatever is hidden from it."""
-    visibility = Visibility(window)
-    tokens = query_BTHD.shape[1]
-    places = visibility.places(tokens, tokens, query_BTHD.device)
-    *of_inputs, _ = _attend_backward(
-        gradient_BTHD, query_BTHD, key_BTKD, value_BTKD, None, *places, torch.zeros((), dtype=torch.int64),
-        window, True, 0, *visibility.reach, scale, 0.0, None,
-    )  # fmt: skip
-    query_gradient, key_gradient, value_gradient = of_inputs
-    return query_gradient, key_gradient, value_gradient
 
 
 class _Block(NamedTuple):
@@ -225,16 +211,6 @@ def by_query(of_rows_RCPL: Tensor, hidden: Tensor) -> Tensor:
     return rearrange(of_rows_RCPL, "r c (g q) l -> r c g q l", q=hidden.shape[-2])
 
 
-_NAMESPACE = __name__.replace(".", "_")
-# The arguments of `_Call`.
-_CALL = (
-    "Tensor query_BTHD, Tensor key_BSKD, Tensor value_BSKD, Tensor? sink_logits_H, Tensor query_positions, "
-    "Tensor key_positions, Tensor? query_documents, Tensor? key_documents, Tensor seed, SymInt? window, "
-    "bool causal, SymInt sinks, SymInt? behind, SymInt? ahead, float scale, float dropout, float? logit_cap"
-)
-
-
-@torch.library.custom_op(f"{_NAMESPACE}::attend", mutates_args=(), schema=f"({_CALL}) -> Tensor")
 def _attend(query_BTHD: Tensor, *others: Any) -> Tensor:
     output_BTHD = torch.empty(query_BTHD.shape, dtype=query_BTHD.dtype, device=query_BTHD.device)
     with without_autocast(query_BTHD.device):
@@ -249,11 +225,6 @@ def _attend(query_BTHD: Tensor, *others: Any) -> Tensor:
     return output_BTHD
 
 
-@torch.library.custom_op(
-    f"{_NAMESPACE}::attend_backward",
-    mutates_args=(),
-    schema=f"(Tensor gradient_BTHD, {_CALL}) -> (Tensor, Tensor, Tensor, Tensor)",
-)
 def _attend_backward(
     gradient_BTHD: Tensor,
     query_BTHD: Tensor,
@@ -306,13 +277,11 @@ def _attend_backward(
         )
 
 
-@_attend.register_fake
-def _fake_attend(query_BTHD: Tensor, *_: object) -> Tensor:
+def _empty_output(query_BTHD: Tensor, *_: object) -> Tensor:
     return query_BTHD.new_empty(query_BTHD.shape)
 
 
-@_attend_backward.register_fake
-def _fake_attend_backward(
+def _empty_gradients(
     gradient_BTHD: Tensor,
     query_BTHD: Tensor,
     key_BSKD: Tensor,
@@ -332,19 +301,20 @@ def _fake_attend_backward(
     )
 
 
-TENSORS = 9
-
-
-def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs[:TENSORS])
-    ctx.settings = inputs[TENSORS:]
-
-
-def _differentiate(ctx: Any, gradient_BTHD: Tensor) -> tuple[Tensor | None, ...]:
-    sink_logits_H = ctx.saved_tensors[3]
-    *gradients, sink_gradient_H = _attend_backward(gradient_BTHD, *ctx.saved_tensors, *ctx.settings)
-    others = TENSORS - 4 + len(ctx.settings)
-    return *gradients, None if sink_logits_H is None else sink_gradient_H, *[None] * others
-
-
-_attend.register_autograd(_differentiate, setup_context=_save)
+# Of `_Call`.
+_ARGUMENTS = (
+    "Tensor query_BTHD, Tensor key_BSKD, Tensor value_BSKD, Tensor? sink_logits_H, Tensor query_positions, "
+    "Tensor key_positions, Tensor? query_documents, Tensor? key_documents, Tensor seed, SymInt? window, "
+    "bool causal, SymInt sinks, SymInt? behind, SymInt? ahead, float scale, float dropout, float? logit_cap"
+)
+_attention = differentiable(
+    "banded",
+    Operator(f"{__name__}.attend", f"({_ARGUMENTS}) -> Tensor", _attend, _empty_output),
+    Operator(
+        f"{__name__}.attend_backward",
+        f"(Tensor gradient_BTHD, {_ARGUMENTS}) -> (Tensor, Tensor, Tensor, Tensor)",
+        _attend_backward,
+        _empty_gradients,
+    ),
+    keeps_outputs=False,
+)

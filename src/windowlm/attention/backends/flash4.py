@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from ..differentiable import differentiable
 from ..operator import Operator, empty_gradients
 from ..window import Segments, Visibility
 from ..window_conventions import from_flash_attention
@@ -65,12 +65,11 @@ def attend(
     assert dropout == 0.0
     settings = (scale, visibility.causal, *visibility.reach)
     if visibility.documents is None:
-        output_BTHD: Tensor = _Flash.apply(query_BTHD, key_BSKD, value_BSKD, None, None, *settings)  # type: ignore[no-untyped-call]
-        return output_BTHD
+        return _attention(query_BTHD, key_BSKD, value_BSKD, None, None, *settings)
     batch, queries = query_BTHD.shape[:2]
     segments = visibility.segments(batch, queries, query_BTHD.device)
     tokens = (tensor.flatten(0, 1) for tensor in (query_BTHD, key_BSKD, value_BSKD))
-    output: Tensor = _Flash.apply(*tokens, segments.offsets, segments.longest, *settings)  # type: ignore[no-untyped-call]
+    output = _attention(*tokens, segments.offsets, segments.longest, *settings)
     return silence_padding(output.view_as(query_BTHD), segments)
 
 
@@ -87,25 +86,6 @@ def silence_padding(output_BTHD: Tensor, segments: Segments) -> Tensor:
     if segments.real is None:
         return output_BTHD
     return output_BTHD.masked_fill(~segments.real[..., None, None], 0.0)
-
-
-class _Flash(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        context: Any, query: Tensor, key: Tensor, value: Tensor, offsets: Tensor | None, *settings: Any
-    ) -> Tensor:
-        output, normalizer = _attend.call(query, key, value, offsets, *settings)
-        context.save_for_backward(query, key, value, output, normalizer, offsets)
-        context.settings = settings
-        assert isinstance(output, Tensor)
-        return output
-
-    @staticmethod
-    @once_differentiable
-    def backward(context: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        *tensors, offsets = context.saved_tensors
-        gradients = _attend_backward.call(*tensors, gradient, offsets, *context.settings)
-        return (*gradients, *(None,) * (1 + len(context.settings)))
 
 
 def _compute(
@@ -141,19 +121,19 @@ def _compute(
     return output, normalizer
 
 
-def _compute_backward(
+def _compute_gradients(
+    gradient: Tensor,
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    output: Tensor,
-    normalizer: Tensor,
-    gradient: Tensor,
     offsets: Tensor | None,
     longest: int | None,
     scale: float,
     causal: bool,
     behind: int | None,
     ahead: int | None,
+    output: Tensor,
+    normalizer: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     from flash_attn.cute.interface import _flash_attn_bwd
 
@@ -181,17 +161,18 @@ def _empty_outputs(query: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     return torch.empty_like(query), query.new_empty((*batch, heads, tokens), dtype=torch.float32)
 
 
-_SETTINGS = "Tensor? offsets, int? longest, float scale, bool causal, int? behind, int? ahead"
-_attend = Operator(
-    f"{__name__}.attend",
-    f"(Tensor query, Tensor key, Tensor value, {_SETTINGS}) -> (Tensor, Tensor)",
-    _compute,
-    _empty_outputs,
+_ARGUMENTS = (
+    "Tensor query, Tensor key, Tensor value, Tensor? offsets, int? longest, float scale, bool causal, "
+    "int? behind, int? ahead"
 )
-_attend_backward = Operator(
-    f"{__name__}.attend_backward",
-    "(Tensor query, Tensor key, Tensor value, Tensor output, Tensor normalizer, Tensor gradient, "
-    f"{_SETTINGS}) -> (Tensor, Tensor, Tensor)",
-    _compute_backward,
-    empty_gradients,
+_attention = differentiable(
+    "flash4",
+    Operator(f"{__name__}.attend", f"({_ARGUMENTS}) -> (Tensor, Tensor)", _compute, _empty_outputs),
+    Operator(
+        f"{__name__}.attend_backward",
+        f"(Tensor gradient, {_ARGUMENTS}, Tensor output, Tensor normalizer) -> (Tensor, Tensor, Tensor)",
+        _compute_gradients,
+        empty_gradients,
+    ),
+    keeps_outputs=True,
 )
