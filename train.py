@@ -25,6 +25,7 @@ if __name__ == "__main__":
         adopt=adopt_initial_model,
         fixes_run_dir=True,
         status_of=status_of_run,
-        processes=lambda configs: max(config.trainer.devices for config in configs),
+        devices="trainer.devices",
+        saved="resume=auto goes on from the last checkpoint",
     )
     sys.exit(main(command, Path(__file__), Path(__file__).parent / "conf"))

@@ -2,6 +2,7 @@
 
 python scripts/measure_stops.py
 python scripts/measure_stops.py --out FOLDER
+python scripts/measure_stops.py --only "two SIGINT" --repeats 5
 
 The model is that of the default run, W&B writes offline. Each run is a process of its own, told to end a
 random while after its first logged step. Status 1 where one ends late, otherwise than promised, or unsaved.
@@ -48,6 +49,7 @@ def main() -> int:
     )
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", choices=[case[0] for case in CASES], help="one kind of stop (default: all)")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="write stops.json")
     options = parser.parse_args()
     draw = random.Random(options.seed)
@@ -58,6 +60,7 @@ def main() -> int:
             stop(Path(scratch), f"{number}-{repeat}", words, case, draw)
             for number, case in enumerate(CASES)
             for repeat in range(options.repeats)
+            if options.only in (None, case[0])
         ]
     slowest = max(row["seconds"] for row in rows)
     holds = all(row["holds"] for row in rows)

@@ -20,7 +20,7 @@ ALLOWED = {
     "bundle": {"interchange", "model", "model_folder", "tokenization"},
     "export_run": {"bundle", "evaluation", "interchange", "model_folder"},
     "generation": {"attention", "bundle", "model", "tokenization"},
-    "evaluation": {"bundle", "data", "interchange", "model", "model_folder", "tokenization"},
+    "evaluation": {"bundle", "data", "interchange", "model", "model_folder", "parallel", "tokenization"},
     "study": {"bundle", "data", "evaluation", "interchange", "model", "tokenization"},
     "training": {
         "attention",

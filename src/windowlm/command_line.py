@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import product
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Generic
 
@@ -61,7 +62,8 @@ class Command(Generic[Config]):
         adopt: replaces composed values by those of a file that they name, given the keys of the command line.
         fixes_run_dir: the command writes a run folder, whose name is chosen here, once.
         status_of: the exit status of a run that took place elsewhere, by its folder; None where none can.
-        processes: how many processes do the work of these configurations on this machine; None for one.
+        devices: key of the number of processes that do the work on this machine; None for one alone.
+        saved: what to tell about the work so far where one of several processes was killed.
     """
 
     name: str
@@ -71,7 +73,8 @@ class Command(Generic[Config]):
     complete: Callable[[dict[str, Any]], dict[str, Any]] | None = None
     adopt: Callable[[dict[str, Any], Set[str]], dict[str, Any]] | None = None
     fixes_run_dir: bool = False
-    processes: Callable[[Sequence[Config]], int] | None = None
+    devices: str | None = None
+    saved: str = ""
     status_of: Callable[[Path], int] | None = None
 
 
@@ -148,16 +151,20 @@ def _run(command: Command[Any], started: str, script: Path, conf: Path, words: l
         if command.check is not None:
             command.check(configs, folder, known.multirun)
         place = own_place()
-        count = 1 if command.processes is None else command.processes(configs)
+        count = 1 if command.devices is None else max(map(attrgetter(command.devices), configs))
         if count > 1 and known.multirun and given.get("hydra/launcher", "basic") != "basic":
-            raise ConfigError(
-                f"trainer.devices={count}: a job of hydra/launcher={given['hydra/launcher']} is one process; "
-                "allowed is 1",
-                key="trainer.devices",
-                correction="trainer.devices=1",
+            raise _one_process(
+                command,
+                f"{count}: a job of hydra/launcher={given['hydra/launcher']} is one process; allowed is 1",
+            )
+        if count > 1 and place.size > 1 and count != place.local_size:
+            raise _one_process(
+                command,
+                f"{count}: the launcher started {place.local_size} processes on this machine; leave it at 1 "
+                "there",
             )
         if count > 1 and place.size == 1:
-            return launch(count, [sys.executable, str(script), *words])
+            return launch(count, [sys.executable, str(script), *words], command.saved)
         if command.fixes_run_dir:
             if place.rank == 0:
                 runs = _in_new_folder(name) if folder == name else UnbegunRuns(folder, SWEEP_RECORD)
@@ -178,6 +185,12 @@ def _run(command: Command[Any], started: str, script: Path, conf: Path, words: l
         command_line=f"{started} {shlex.join(words)}".strip(),
         jobs=len(configs) if known.multirun else 0,
     )
+
+
+def _one_process(command: Command[Any], complaint: str) -> ConfigError:
+    key = command.devices
+    assert key is not None
+    return ConfigError(f"{key}={complaint}", key=key, correction=f"{key}=1")
 
 
 def _agreed(folder: Path) -> Path:

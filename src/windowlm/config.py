@@ -144,6 +144,8 @@ class EvaluateConfig:
             of other data is scored, in float32.
         study: what else is measured, of the same documents.
         device: ``auto`` takes a GPU where there is one.
+        devices: processes that share the scoring on this machine, each with a GPU of its own where these are
+            used; ``torchrun`` and ``srun`` start their own.
         output_dir: folder of the results; null is ``evaluation`` in the run's folder, or
             ``evaluation_NAME`` for other data.
     """
@@ -155,9 +157,12 @@ class EvaluateConfig:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     study: StudyConfig = field(default_factory=StudyConfig)
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    devices: int = 1
     output_dir: str | None = None
 
     def __post_init__(self) -> None:
+        if self.devices < 1:
+            raise ValueError(f"devices={self.devices}: must be at least 1; try devices=1")
         if self.output_dir is not None and not self.output_dir.strip():
             raise ValueError(f"output_dir={self.output_dir}: a folder, or null; try output_dir=null")
 

@@ -96,7 +96,7 @@ def test_a_mistake_in_the_settings_is_told_once(small_run: tuple[str, ...], tmp_
 
 @pytest.mark.parametrize(("code", "status"), [("0", 0), ("int(os.environ['RANK']) * 3", 3)])
 def test_the_launcher_returns_the_status_of_its_processes(code: str, status: int) -> None:
-    assert launch(2, [sys.executable, "-c", f"import os, sys; sys.exit({code})"]) == status
+    assert launch(2, [sys.executable, "-c", f"import os, sys; sys.exit({code})"], "") == status
 
 
 def test_the_launcher_ends_those_that_do_not_end_by_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,5 +107,5 @@ def test_the_launcher_ends_those_that_do_not_end_by_themselves(monkeypatch: pyte
         "sys.exit(5) if os.environ['RANK'] == '1' else time.sleep(60)"
     )
     started = time.monotonic()
-    assert launch(2, [sys.executable, "-c", stubborn]) == 5
+    assert launch(2, [sys.executable, "-c", stubborn], "") == 5
     assert time.monotonic() - started < 30

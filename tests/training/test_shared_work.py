@@ -118,7 +118,6 @@ def test_a_place_is_what_the_launcher_says() -> None:
             "a divisor of the 4",
             "parallel.context_processes=null",
         ),
-        ({"trainer": {"devices": 3}}, "the launcher started 4", "trainer.devices=1"),
     ],
 )
 def test_work_that_has_no_equal_shares_is_refused(

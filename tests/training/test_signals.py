@@ -1,5 +1,8 @@
+import multiprocessing
 import os
 import signal
+import time
+from typing import NoReturn
 
 import pytest
 
@@ -26,14 +29,30 @@ def test_a_deferred_signal_is_only_noted(number: signal.Signals) -> None:
             signals.check()
 
 
-def test_a_second_interrupt_leaves_at_once_and_a_second_termination_does_not() -> None:
+class LeftError(Exception):
+    """Stands for the end of the process."""
+
+
+def leave(status: int) -> NoReturn:
+    raise LeftError(status)
+
+
+def test_a_second_interrupt_leaves_at_once_and_a_second_termination_does_not(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,), daemon=True)
+    child.start()
     with Signals() as signals:
         signals.deferred = True
         send(signal.SIGTERM)
         send(signal.SIGTERM)
-        with pytest.raises(SystemExit) as left:
+        monkeypatch.setattr("os._exit", leave)
+        with pytest.raises(LeftError, match="130"):
             send(signal.SIGINT)
-        assert left.value.code == 130
+    assert capfd.readouterr().err.startswith("stopped at once")
+    # A process that loads data has ended too.
+    child.join()
+    assert child.exitcode == -signal.SIGKILL
 
 
 def test_the_handlers_of_before_come_back() -> None:

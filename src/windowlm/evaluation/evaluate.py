@@ -1,5 +1,6 @@
 """The evaluation as a run and ``scripts/evaluate.py`` call it: score, write the files, return the result."""
 
+import logging
 import os
 import shlex
 import time
@@ -36,6 +37,8 @@ from windowlm.evaluation.targets import Documents, TargetSet
 from windowlm.interchange.adapter import TransformersModel
 from windowlm.model.decoder import Decoder
 from windowlm.model_folder import IN_RUN
+from windowlm.parallel.own_gpu import own_gpu
+from windowlm.parallel.processes import ALONE, Processes
 
 
 class TextDocuments(Documents, Protocol):
@@ -76,6 +79,7 @@ def evaluate_model(
     evaluation: EvaluationConfig,
     facts: RunFacts,
     folder: Path,
+    processes: Processes = ALONE,
 ) -> tuple[LengthResult, Path | None]:
     """Score a model on its device, with a progress bar or lines on standard error, and write the result.
 
@@ -88,15 +92,17 @@ def evaluate_model(
         token_bytes_V: UTF-8 bytes that each token stands for.
         evaluation: context lengths, budget and precision.
         facts: what the result says about the run.
-        folder: gets the files of ``result_files``.
+        folder: gets the files of ``result_files``, which the leader writes.
+        processes: those that share the scoring; each calls this, with its own copy of the model.
 
     Returns:
         The result, and where a different one that ``folder`` held was moved, or None.
 
     Raises:
         UserError: no document is long enough, or the model cannot be scored.
+        LostProcessError: a process is gone.
     """
-    result, earlier, _, _ = _evaluate(model, documents, token_bytes_V, evaluation, facts, folder)
+    result, earlier, _, _ = _evaluate(model, documents, token_bytes_V, evaluation, facts, folder, processes)
     return result, earlier
 
 
@@ -107,17 +113,19 @@ def _evaluate(
     evaluation: EvaluationConfig,
     facts: RunFacts,
     folder: Path,
+    processes: Processes,
 ) -> tuple[LengthResult, Path | None, TargetLosses, list[Section]]:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-    console = Console(stderr=True)
+    console = Console(stderr=True, quiet=not processes.leads)
+    drawn = console.is_interactive and processes.leads
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_interactive) as progress:
+    with Progress(*columns, console=console, transient=True, disable=not drawn) as progress:
         description = "perplexity by context length"
         task = progress.add_task(description, total=None)
-        lines = ProgressLines(description, shown=not console.is_interactive)
-        kept = KeptNats(folder, scoring_key(model, _scoring_settings(model, evaluation)))
+        lines = ProgressLines(description, shown=processes.leads and not drawn)
+        kept = KeptNats(folder, _agreed_key(model, evaluation, processes))
         read = 0
 
         def show(done: int, total: int, read_now: int) -> None:
@@ -135,9 +143,10 @@ def _evaluate(
             facts,
             on_progress=show,
             kept=kept,
+            processes=processes,
         )
         seconds = time.perf_counter() - started
-    pace = read / seconds if read else kept.tokens_per_second
+    pace = read / seconds / processes.size if read else kept.tokens_per_second
     losses = replace(losses, scoring_key=kept.scoring_key, tokens_per_second=pace)
     if not read:
         console.print("perplexity by context length: scored already, by the same model at the same targets")
@@ -147,12 +156,27 @@ def _evaluate(
     else:
         costs = pace_rows(result, pace)
     sections = length_sections(result, costs, settings_of_run(folder.parent))
-    page = html_page(f"Evaluation of {folder.parent.name}", sections)
-    earlier = write_results(
-        folder, result, targets, losses, {PLOT_NAME: length_plot(result), PAGE_NAME: page}
-    )
-    kept.remove()
+    earlier = None
+    if processes.leads:
+        page = html_page(f"Evaluation of {folder.parent.name}", sections)
+        earlier = write_results(
+            folder, result, targets, losses, {PLOT_NAME: length_plot(result), PAGE_NAME: page}
+        )
+        kept.remove()
     return result, earlier, losses, sections
+
+
+def _agreed_key(
+    model: Decoder | TransformersModel, evaluation: EvaluationConfig, processes: Processes
+) -> str:
+    """The scoring key, which is that of all processes."""
+    key = scoring_key(model, _scoring_settings(model, evaluation))
+    if set(processes.gather(key)) != {key}:
+        raise UserError(
+            "the processes of this evaluation hold different models, settings or versions; start all of them "
+            "from the same files"
+        )
+    return key
 
 
 def _scoring_settings(model: Decoder | TransformersModel, evaluation: EvaluationConfig) -> dict[str, Any]:
@@ -184,6 +208,7 @@ def evaluate_checkpoint(
     evaluation: EvaluationConfig,
     device: str = "auto",
     output_dir: Path | None = None,
+    processes: Processes = ALONE,
 ) -> Evaluated:
     """Score a finished run, or a model of transformers; print the table and say where the files are.
 
@@ -192,18 +217,25 @@ def evaluate_checkpoint(
         data: settings of the documents. With ``path`` or ``name`` all documents there are scored, otherwise
             a split of the run's own data.
         evaluation: context lengths, budget and precision.
-        device: ``auto`` takes a GPU where there is one.
+        device: ``auto`` takes a GPU where there is one; several processes take one each.
         output_dir: folder of the files; None is ``evaluation`` in the run's folder, and for other data than
             the run's own ``evaluation_NAME`` beside it. A model of the hub has ``runs/OWNER--NAME``.
+        processes: those that share the scoring; each calls this with the same arguments and gets the same,
+            and the leader prints and writes.
 
     Raises:
         UserError: the checkpoint, the data or the device cannot be used.
+        LostProcessError: a process is gone.
     """
     from rich.console import Console
 
-    bundle = load_scorable(checkpoint, device_named(device))
+    if not processes.leads:
+        logging.getLogger("windowlm.attention").setLevel(logging.WARNING)
+    bundle = load_scorable(checkpoint, own_gpu(device_named(device), processes.place, "devices"))
     check_tokenizer(bundle)
-    documents, source_identity = scored_documents(bundle, evaluation.split, data)
+    documents, source_identity = processes.leader_first(
+        lambda: scored_documents(bundle, evaluation.split, data)
+    )
     facts = RunFacts(
         training_length=bundle.config["sequence_length"],
         window=bundle.window,
@@ -219,9 +251,9 @@ def evaluate_checkpoint(
     folder = run / evaluation_name(data) if output_dir is None else output_dir
     _check_writable(folder)
     result, earlier, losses, sections = _evaluate(
-        bundle.model, documents, bundle.tokenizer.token_bytes_V, evaluation, facts, folder
+        bundle.model, documents, bundle.tokenizer.token_bytes_V, evaluation, facts, folder, processes
     )
-    console = Console()
+    console = Console(quiet=not processes.leads)
     console.print(length_table(result))
     if earlier is not None:
         console.out(f"the earlier result is kept in {shlex.quote(str(earlier))}", highlight=False)

@@ -12,6 +12,7 @@ from windowlm.errors import UserError
 from windowlm.evaluation.clusters import sums_by_cluster
 from windowlm.evaluation.config import EvaluationConfig
 from windowlm.evaluation.context_lengths import resolve_context_lengths
+from windowlm.evaluation.dealt_parts import score_parts
 from windowlm.evaluation.equivalence import LEVEL, Equivalence, equivalence
 from windowlm.evaluation.kept_nats import KeptNats
 from windowlm.evaluation.multiple_comparisons import holm
@@ -31,6 +32,7 @@ from windowlm.evaluation.result import (
 )
 from windowlm.evaluation.target_losses import TargetLosses, losses_of
 from windowlm.evaluation.targets import Documents, TargetSet, choose_targets
+from windowlm.parallel.processes import ALONE, Processes
 
 
 def plan_targets(
@@ -71,6 +73,7 @@ def length_sweep(
     facts: RunFacts,
     on_progress: Callable[[int, int, int], Any] | None = None,
     kept: KeptNats | None = None,
+    processes: Processes = ALONE,
 ) -> tuple[LengthResult, TargetSet, TargetLosses]:
     """Score the fixed targets at every context length.
 
@@ -82,12 +85,15 @@ def length_sweep(
         evaluation: context lengths, budget and precision.
         facts: what the result says about the run.
         on_progress: called with the tokens that are done, those that there are in all, and how many of them
-            the model has read in this call.
-        kept: what is scored already, and where parts go that are; None for nothing and nowhere.
+            the model has read in this call, on all processes.
+        kept: what is scored already, and where parts go that are; None for nothing and nowhere. The leader's
+            counts.
+        processes: those that share the work; each calls this with the same arguments and gets the same.
 
     Raises:
         UserError: no document is long enough; 16-mixed on a CPU; a loss is not finite or beyond all bounds;
             a part cannot be kept.
+        LostProcessError: a process is gone.
     """
     context_lengths, targets = plan_targets(documents, token_bytes_V, evaluation, facts["training_length"])
     passes = passes_of(
@@ -110,30 +116,16 @@ def length_sweep(
             on_progress(min(done, total), total, read)
 
     device = next(model.parameters()).device
-    nats: dict[str, dict[int, npt.NDArray[np.float64]]] = {"protocol": {}, "naive": {}}
     with scoring(model, evaluation.precision) as scored:
-        for each in passes:
-            finished = {
-                c: values_N
-                for c in each.context_lengths
-                if kept is not None and (values_N := kept.finished(targets.hash, each.kind, c)) is not None
-            }
-            if finished.keys() == set(each.context_lengths):
-                nats[each.kind] |= finished
-                advance(each.tokens, 0)
-                continue
-            pieces = []
-            for number, part in enumerate(each.parts):
-                name = f"{targets.hash[:16]}-{each.name}-{number}"
-                piece = None if kept is None else kept.piece(name, part.targets)
-                if piece is not None:
-                    advance(part.tokens, 0)
-                else:
-                    piece = part.score(scored, device=device, on_tokens=lambda read: advance(read, read))
-                    if kept is not None:
-                        kept.keep(name, piece)
-                pieces.append(piece)
-            nats[each.kind] |= dict.fromkeys(each.context_lengths, np.concatenate(pieces))
+        nats = score_parts(
+            scored,
+            passes,
+            targets.hash,
+            device=device,
+            advance=advance,
+            kept=kept,
+            processes=processes,
+        )
     in_order = {kind: {c: by_length[c] for c in context_lengths} for kind, by_length in nats.items()}
     losses = losses_of(
         targets,

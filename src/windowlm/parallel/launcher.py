@@ -19,11 +19,16 @@ POLL_SECONDS = 0.1
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
-def launch(count: int, command: Sequence[str]) -> int:
+def launch(count: int, command: Sequence[str], saved: str) -> int:
     """Run the command in so many processes, numbered as `torchrun` numbers them.
 
     Signals are passed on. When a process fails, the others get some seconds to end by themselves, then a
     SIGTERM, then a SIGKILL.
+
+    Args:
+        count: how many.
+        command: its words.
+        saved: what to tell about the work so far where a process was killed.
 
     Returns:
         The status of the first that failed, the highest status where none did.
@@ -54,7 +59,7 @@ def launch(count: int, command: Sequence[str]) -> int:
             own = {**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)}
             # In a group of their own, so that a terminal's Ctrl-C reaches them once.
             processes.append(subprocess.Popen(command, env=own, process_group=0))
-        return _watched(processes)
+        return _watched(processes, saved)
     finally:
         for process in processes:
             if process.poll() is None:
@@ -64,7 +69,7 @@ def launch(count: int, command: Sequence[str]) -> int:
             signal.signal(number, handler)
 
 
-def _watched(processes: list[subprocess.Popen[bytes]]) -> int:
+def _watched(processes: list[subprocess.Popen[bytes]], saved: str) -> int:
     while True:
         statuses = [process.poll() for process in processes]
         killed = [rank for rank, status in enumerate(statuses) if status is not None and status < 0]
@@ -88,7 +93,7 @@ def _watched(processes: list[subprocess.Popen[bytes]]) -> int:
         name = signal.Signals(-(processes[killed[0]].poll() or 0)).name
         print(
             f"error: process {killed[0]} of {len(processes)} was ended by {name}, and with it all others; "
-            "resume=auto goes on from the last checkpoint",
+            f"{saved}",
             file=sys.stderr,
         )
         return 1

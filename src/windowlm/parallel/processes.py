@@ -1,11 +1,13 @@
 """The processes of one command: who leads, what they tell one another, and what happens when one is lost."""
 
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from types import FrameType
 from typing import Any, NoReturn, TypeVar
 
 import torch
@@ -92,6 +94,20 @@ class Processes:
         shared: Result = values[0]
         return shared
 
+    def gather(self, value: Result) -> list[Result]:
+        """The value of each process in order, on each process.
+
+        Raises:
+            LostProcessError: a process is gone.
+        """
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        with _losses():
+            # Of several backends torch takes the CPU's for what lies there.
+            dist.all_gather_object(values, value)
+        return values
+
     def leader_first(self, work: Callable[[], Result]) -> Result:
         """What the work returns, done by the leader before the others begin.
 
@@ -139,17 +155,49 @@ ALONE = Processes()
 
 
 def leave_after_loss(saved: str) -> NoReturn:
-    """End a process whose others are gone: one message of the leader, which a launcher of ours gives itself.
+    """End a process whose others are gone, with one message of the leader; our own launcher gives its own."""
+    if LAUNCHED in os.environ:
+        _leave(LOST, "")
+    _leave(LOST, f"error: another process of this run has ended; {saved}")
 
-    The libraries would wait for the others as they shut down.
+
+@contextmanager
+def ending_together(processes: Processes, saved: str) -> Iterator[None]:
+    """Within it a lost process, SIGINT or SIGTERM ends this one at once, with one message of the leader.
+
+    A launcher sends SIGTERM to those that are left when one has failed, and a terminal SIGINT to all.
+
+    Args:
+        processes: nothing changes where there is one alone.
+        saved: what the message says about the work so far.
     """
-    place = own_place()
-    if place.rank == 0 and LAUNCHED not in os.environ:
-        print(f"error: another process of this run has ended; {saved}", file=sys.stderr)
+    if processes.size == 1:
+        yield
+        return
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        _leave(128 + number, f"stopped: {signal.Signals(number).name} received; {saved}")
+
+    before = {number: signal.signal(number, leave) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    except Exception as error:
+        if is_loss(error):
+            leave_after_loss(saved)
+        raise
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _leave(status: int, message: str) -> NoReturn:
+    """Exit without the end of the libraries, which would wait for the others as they shut down."""
+    if message and own_place().rank == 0:
+        print(message, file=sys.stderr)
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError):
             stream.flush()
-    os._exit(LOST)
+    os._exit(status)
 
 
 @contextmanager

@@ -32,7 +32,7 @@ from windowlm.evaluation.result import LengthResult, RunFacts
 from windowlm.evaluation.result_files import RESULT_NAME
 from windowlm.model.cost import model_cost
 from windowlm.model.decoder import Decoder
-from windowlm.parallel.processes import Processes, is_loss, leave_after_loss
+from windowlm.parallel.processes import LostProcessError, Processes, is_loss, leave_after_loss
 from windowlm.training import COMMAND_STARTED
 from windowlm.training.backends import chosen_backends
 from windowlm.training.calibration import calibrate
@@ -170,8 +170,8 @@ class TrainingRun:
             raise UserError(
                 f"{error.filename or 'a file'}: {error.strerror}; mend this and start again"
             ) from None
-        except RuntimeError:
-            # A signal to the whole group of processes has ended the workers that load data as well.
+        except (RuntimeError, LostProcessError):
+            # A signal to all has ended the other processes, and the workers that load data, as well.
             if self.signals.received is not None:
                 return self._stopped(self.signals.received)
             self._end("failed")
@@ -224,9 +224,9 @@ class TrainingRun:
             if reason is not None:
                 return self._stopped(reason)
         self.signals.check()
+        result = self._evaluate(module, data)
         if not self.processes.leads:
             return 0
-        result = self._evaluate(module, data)
         self._end("finished")
         if not config.checkpoint.keep:
             shutil.rmtree(self.folder.checkpoints, ignore_errors=True)
@@ -561,6 +561,7 @@ class TrainingRun:
                 config.evaluation,
                 facts,
                 self.folder.evaluation,
+                self.processes,
             )
         if self.wandb_run is not None:
             self.wandb_run.log_length(result, self.folder.evaluation / "length.png")

@@ -4,16 +4,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, Strategy
+from lightning.pytorch.strategies import SingleDeviceStrategy, Strategy
 from torch.distributed.device_mesh import init_device_mesh
 
 from windowlm.config import ConfigError, TrainConfig
-from windowlm.errors import UserError
 from windowlm.model.decoder import Decoder, Visibilities
 from windowlm.parallel.context_group import ContextGroup
+from windowlm.parallel.own_gpu import check_gpus
 from windowlm.parallel.processes import ALONE, Processes
 from windowlm.parallel.sequence_shard import shard_visibilities
 from windowlm.training.device_batch import prepared_on, visibilities_on
+from windowlm.training.ordered_gradients import OrderedDDPStrategy
 from windowlm.training.sharded_model import ShardedStrategy
 
 # What a part of a sequence is cut from a batch.
@@ -42,11 +43,12 @@ class SharedWork:
 
         Raises:
             ConfigError: it cannot be cut into equal shares.
-            UserError: more processes than GPUs, or settings and launcher disagree on their number.
+            UserError: more processes than GPUs.
         """
         if processes.size == 1:
             return cls()
-        _check_devices(config, processes, device)
+        if device.type == "cuda":
+            check_gpus(processes.place, "trainer.devices")
         readers = processes.size
         context_processes = 1
         if config.parallel.kind == "context":
@@ -91,7 +93,7 @@ class SharedWork:
                 save_distributed_checkpoint=False,
             )
         # Buffers hold sums of each process's own.
-        return DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True)
+        return OrderedDDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True)
 
     def own_tokens(self, batch: dict[str, Any]) -> dict[str, Any]:
         """The batch with this process's part of each sequence."""
@@ -126,26 +128,6 @@ class SharedWork:
             earlier=model.earlier_tokens_read(),
         )
         return prepared_on(visibilities, batch, device)
-
-
-def _check_devices(config: TrainConfig, processes: Processes, device: torch.device) -> None:
-    local = processes.place.local_size
-    if config.trainer.devices not in (1, local):
-        raise ConfigError(
-            f"trainer.devices={config.trainer.devices}: the launcher started {local} processes on this "
-            "machine; leave it at 1 there",
-            key="trainer.devices",
-            correction="trainer.devices=1",
-        )
-    if device.type != "cuda":
-        return
-    if not torch.distributed.is_nccl_available():
-        raise UserError("several GPUs need NCCL, and this build of torch has none; try trainer.device=cpu")
-    if (there := torch.cuda.device_count()) < local:
-        raise UserError(
-            f"{local} processes on this machine, which shows {there} GPUs: as many or fewer are allowed; try "
-            f"trainer.devices={there}, or torchrun --nproc-per-node {there}"
-        )
 
 
 def _check_divisible(config: TrainConfig, readers: int, context_processes: int) -> None:

@@ -1,12 +1,17 @@
 """SIGINT, SIGTERM and SIGUSR1 over the whole of a run."""
 
+import multiprocessing
 import os
 import signal
+from contextlib import suppress
 from types import FrameType, TracebackType
-from typing import Any, Self
+from typing import Any, NoReturn, Self
+
+from windowlm.parallel.place import own_place
 
 # SIGUSR1 is what SLURM sends before the end of a job's time: sbatch --signal=USR1@90.
 WATCHED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+SHOW_CURSOR = b"\x1b[?25h"
 
 
 class Interrupted(BaseException):
@@ -63,8 +68,25 @@ class Signals:
         self.requeues = self.requeues or number == signal.SIGUSR1
         if self.received is not None:
             if number == signal.SIGINT:
-                raise SystemExit(128 + number)
+                leave_at_once(128 + number)
             return
         self.received = f"{signal.Signals(number).name} received"
         if not self.deferred:
             raise Interrupted(self.received)
+
+
+def leave_at_once(status: int) -> NoReturn:
+    """End the process where it stands, as a kill would.
+
+    An exception would pass through Lightning and W&B, which finish what they can on the way. Here the
+    terminal gets its cursor back, and the processes that load data end, which hold the screen open too.
+    """
+    with suppress(OSError, ValueError):
+        for child in multiprocessing.active_children():
+            child.kill()
+    with suppress(OSError):
+        if os.isatty(1):
+            os.write(1, SHOW_CURSOR)
+        if own_place().speaks:
+            os.write(2, b"stopped at once; what was saved before stays, and resume=auto goes on from there\n")
+    os._exit(status)
