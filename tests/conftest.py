@@ -10,6 +10,8 @@ import hypothesis
 import pytest
 import torch
 
+from tests.forked_processes import cache_home, run_forked
+
 # Tensors here are tiny: more threads only wait for one another, and long where cores are shared.
 torch.set_num_threads(1)
 
@@ -52,22 +54,33 @@ def write_documents(folder: Path, count: int = 40) -> Path:
 
 
 def run_script(
+    script: str, *arguments: str, cwd: Path, input: str = "", timeout: int = 240
+) -> subprocess.CompletedProcess[str]:
+    """Run a script of the clone in a process of its own, from another folder."""
+    return run_forked(PROJECT / script, arguments, cwd, script_environment(cwd), input, timeout)
+
+
+def start_script(
     script: str, *arguments: str, cwd: Path, timeout: int = 240
 ) -> subprocess.CompletedProcess[str]:
-    """Run a script of the clone as a user would, from another folder."""
-    environment = {
-        name: value for name, value in os.environ.items() if not name.startswith(("WANDB", "HYDRA"))
-    }
+    """Run a script as a user would, by an interpreter that has imported nothing, which takes seconds."""
     return subprocess.run(
         [sys.executable, str(PROJECT / script), *arguments],
         cwd=cwd,
-        env={**environment, "HOME": str(cwd), "COLUMNS": "120", "OMP_NUM_THREADS": "1"},
+        env=script_environment(cwd),
         capture_output=True,
         text=True,
         stdin=subprocess.DEVNULL,
         timeout=timeout,
         check=False,
     )
+
+
+def script_environment(home: Path) -> dict[str, str]:
+    """The environment of a script that finds nothing of the user's."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("WANDB", "HYDRA"))}
+    caches = {"HOME": str(home), "XDG_CACHE_HOME": cache_home()}
+    return {**kept, **caches, "COLUMNS": "120", "OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture(scope="session")

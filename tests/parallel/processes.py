@@ -9,6 +9,8 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 
+from tests.forked_processes import forking_context
+
 LOOPBACK = "127.0.0.1"
 
 
@@ -21,10 +23,14 @@ def free_port() -> int:
 
 def run_in_processes(count: int, work: Callable[..., Any], *arguments: Any) -> list[Any]:
     """What `work(rank, *arguments)` returns in each of so many processes."""
-    context = multiprocessing.get_context("spawn")
+    context = forking_context()
     results = context.SimpleQueue()
-    processes = multiprocessing.spawn(
-        _begin, (count, free_port(), results, work, arguments), nprocs=count, join=False
+    processes = multiprocessing.start_processes(
+        _begin,
+        (count, free_port(), results, work, arguments),
+        nprocs=count,
+        join=False,
+        start_method=context.get_start_method(),
     )
     # What is large is sent only while it is read.
     found: dict[int, Any] = {}
