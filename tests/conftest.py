@@ -1,9 +1,12 @@
 """Documents to train on, and one finished run that many tests look at."""
 
+import fcntl
 import os
 import random
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import hypothesis
@@ -23,6 +26,7 @@ hypothesis.settings.load_profile("short")
 PROJECT = Path(__file__).parents[1]
 SENTENCE = "the small window sees few keys and the cache stays short while long text waits outside"
 WORDS = SENTENCE.split()
+MakeOnce = Callable[[str, Callable[[Path], object]], Path]
 
 # A model that trains in seconds.
 SMALL_RUN = (
@@ -102,16 +106,34 @@ def small_run(documents: Path, workplace: Path) -> tuple[str, ...]:
 
 
 @pytest.fixture(scope="session")
-def finished_run(small_run: tuple[str, ...], workplace: Path) -> tuple[Path, str]:
+def made_once(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> MakeOnce:
+    """A folder for all processes of the tests: the first that asks fills it, and others wait."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base if worker_id == "master" else base.parent
+
+    def made(name: str, make: Callable[[Path], object]) -> Path:
+        folder, finished = shared / name, shared / f"{name}.finished"
+        with (shared / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not finished.exists():
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir()
+                make(folder)
+                finished.touch()
+        return folder
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def finished_run(small_run: tuple[str, ...], made_once: MakeOnce) -> tuple[Path, str]:
     """Folder and screen of a run of twelve steps."""
-    folder = workplace / "finished run, 1"
-    done = run_script(
-        "train.py",
-        *small_run,
-        "trainer.max_steps=12",
-        f"run_dir={folder}",
-        "logger.tags=[test]",
-        cwd=workplace,
-    )
-    assert done.returncode == 0, done.stderr
-    return folder, done.stdout
+
+    def make(folder: Path) -> None:
+        words = (*small_run, "trainer.max_steps=12", "run_dir=finished run, 1", "logger.tags=[test]")
+        done = run_script("train.py", *words, cwd=folder)
+        assert done.returncode == 0, done.stderr
+        (folder / "screen.txt").write_text(done.stdout, encoding="utf-8")
+
+    folder = made_once("finished", make)
+    return folder / "finished run, 1", (folder / "screen.txt").read_text(encoding="utf-8")
