@@ -7,7 +7,7 @@ import random
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import hypothesis
@@ -92,6 +92,13 @@ def script_environment(home: Path) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("WANDB", "HYDRA"))}
     caches = {"HOME": str(home), "XDG_CACHE_HOME": cache_home()}
     return {**kept, **caches, "COLUMNS": "120", "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture
+def no_kernels() -> Iterator[None]:
+    """Compile graphs, cut into their two passes, and no kernels, which takes minutes on a CPU."""
+    with torch.compiler.set_stance("default", force_backend="aot_eager_decomp_partition"):
+        yield
 
 
 @pytest.fixture(scope="session")
