@@ -7,7 +7,7 @@ import random
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import hypothesis
@@ -65,10 +65,16 @@ def write_documents(folder: Path, count: int = 40) -> Path:
 
 
 def run_script(
-    script: str, *arguments: str, cwd: Path, input: str = "", timeout: int = 240
+    script: str,
+    *arguments: str,
+    cwd: Path,
+    environment: Mapping[str, str] | None = None,
+    input: str = "",
+    timeout: int = 240,
 ) -> subprocess.CompletedProcess[str]:
     """Run a script of the clone in a process of its own, from another folder."""
-    return run_forked(PROJECT / script, arguments, cwd, script_environment(cwd), input, timeout)
+    whole = {**script_environment(cwd), **(environment or {})}
+    return run_forked(PROJECT / script, arguments, cwd, whole, input, timeout)
 
 
 def start_script(

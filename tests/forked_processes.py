@@ -8,6 +8,7 @@ import runpy
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Mapping
 from functools import cache
 from multiprocessing import forkserver
@@ -33,6 +34,9 @@ PRELOADED = (
 )
 
 
+STARTING = threading.Lock()
+
+
 @cache
 def cache_home() -> str:
     """Where scripts keep what takes long to make and is the same each time."""
@@ -44,13 +48,19 @@ def cache_home() -> str:
 def forking_context() -> ForkServerContext:
     """The processes of this context fork from one that has imported, and computed nothing."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(list(PRELOADED))
+    with STARTING:
+        start_server()
+    return context
+
+
+@cache
+def start_server() -> None:
+    forkserver.set_forkserver_preload(list(PRELOADED))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", cache_home())
         # A process with threads cannot be forked.
         patch.setenv("OMP_NUM_THREADS", "1")
         forkserver.ensure_running()
-    return context
 
 
 def run_forked(
