@@ -27,6 +27,7 @@ hypothesis.settings.load_profile("short")
 PROJECT = Path(__file__).parents[1]
 SENTENCE = "the small window sees few keys and the cache stays short while long text waits outside"
 WORDS = SENTENCE.split()
+LONG = ("parallel", "scripts", "training")  # folders of tests that start processes
 MakeOnce = Callable[[str, Callable[[Path], object]], Path]
 
 # A model that trains in seconds.
@@ -46,6 +47,11 @@ SMALL_RUN = (
     "trainer.log_every_n_steps=2",
     "trainer.progress_bar=off",
 )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long tests first: at the end processes share short ones, and none waits for the last of another."""
+    items.sort(key=lambda item: item.path.parent.name not in LONG)
 
 
 def pytest_collection_finish() -> None:

@@ -14,8 +14,7 @@ from functools import cache
 from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
-
-import pytest
+from unittest import mock
 
 PROJECT = Path(__file__).parents[1]
 PRELOADED = (
@@ -32,8 +31,6 @@ PRELOADED = (
     "transformers",
     "vl_convert",
 )
-
-
 STARTING = threading.Lock()
 
 
@@ -56,10 +53,8 @@ def forking_context() -> ForkServerContext:
 @cache
 def start_server() -> None:
     forkserver.set_forkserver_preload(list(PRELOADED))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", cache_home())
-        # A process with threads cannot be forked.
-        patch.setenv("OMP_NUM_THREADS", "1")
+    # A process with threads cannot be forked.
+    with mock.patch.dict(os.environ, XDG_CACHE_HOME=cache_home(), OMP_NUM_THREADS="1"):
         forkserver.ensure_running()
 
 
@@ -100,12 +95,13 @@ def _run(
         os.close(opened)
     sys.stdin, sys.stdout, sys.stderr = open(0), open(1, "w"), open(2, "w", buffering=1)  # noqa: SIM115
     # What pytest adds is not there when a user starts the script.
-    added = {str(PROJECT), str(PROJECT / "scripts"), str(PROJECT / "tests")}
+    added = {"", str(PROJECT), str(PROJECT / "scripts")}
     sys.path[:] = [str(script.parent), *(path for path in sys.path if path not in added)]
     sys.argv = [str(script), *arguments]
     multiprocessing.set_start_method(None, force=True)
     # The project is compiled once, also where the environment would have it compiled at every start.
     sys.dont_write_bytecode, sys.pycache_prefix = False, environment["XDG_CACHE_HOME"]
+    # Runs ask for a collection of garbage before they measure.
     gc.freeze()
     try:
         runpy.run_path(str(script), run_name="__main__")
