@@ -1,14 +1,20 @@
 """Documents to train on, and one finished run that many tests look at."""
 
+import fcntl
+import gc
 import os
 import random
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import hypothesis
 import pytest
 import torch
+
+from tests.forked_processes import cache_home, run_forked
 
 # Tensors here are tiny: more threads only wait for one another, and long where cores are shared.
 torch.set_num_threads(1)
@@ -21,6 +27,8 @@ hypothesis.settings.load_profile("short")
 PROJECT = Path(__file__).parents[1]
 SENTENCE = "the small window sees few keys and the cache stays short while long text waits outside"
 WORDS = SENTENCE.split()
+LONG = ("parallel", "scripts", "training")  # folders of tests that start processes
+MakeOnce = Callable[[str, Callable[[Path], object]], Path]
 
 # A model that trains in seconds.
 SMALL_RUN = (
@@ -41,6 +49,17 @@ SMALL_RUN = (
 )
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long tests first: at the end processes share short ones, and none waits for the last of another."""
+    items.sort(key=lambda item: item.path.parent.name not in LONG)
+
+
+def pytest_collection_finish() -> None:
+    """Leave what was imported out of later collections of garbage: runs ask for one before they measure."""
+    gc.collect()
+    gc.freeze()
+
+
 def write_documents(folder: Path, count: int = 40) -> Path:
     """Text files of some hundred bytes each, the same every time."""
     folder.mkdir(parents=True)
@@ -52,22 +71,46 @@ def write_documents(folder: Path, count: int = 40) -> Path:
 
 
 def run_script(
+    script: str,
+    *arguments: str,
+    cwd: Path,
+    environment: Mapping[str, str] | None = None,
+    input: str = "",
+    timeout: int = 240,
+) -> subprocess.CompletedProcess[str]:
+    """Run a script of the clone in a process of its own, from another folder."""
+    whole = {**script_environment(cwd), **(environment or {})}
+    return run_forked(PROJECT / script, arguments, cwd, whole, input, timeout)
+
+
+def start_script(
     script: str, *arguments: str, cwd: Path, timeout: int = 240
 ) -> subprocess.CompletedProcess[str]:
-    """Run a script of the clone as a user would, from another folder."""
-    environment = {
-        name: value for name, value in os.environ.items() if not name.startswith(("WANDB", "HYDRA"))
-    }
+    """Run a script as a user would, by an interpreter that has imported nothing, which takes seconds."""
     return subprocess.run(
         [sys.executable, str(PROJECT / script), *arguments],
         cwd=cwd,
-        env={**environment, "HOME": str(cwd), "COLUMNS": "120", "OMP_NUM_THREADS": "1"},
+        env=script_environment(cwd),
         capture_output=True,
         text=True,
         stdin=subprocess.DEVNULL,
         timeout=timeout,
         check=False,
     )
+
+
+def script_environment(home: Path) -> dict[str, str]:
+    """The environment of a script that finds nothing of the user's."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("WANDB", "HYDRA"))}
+    caches = {"HOME": str(home), "XDG_CACHE_HOME": cache_home()}
+    return {**kept, **caches, "COLUMNS": "120", "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture
+def no_kernels() -> Iterator[None]:
+    """Compile graphs, cut into their two passes, and no kernels, which takes minutes on a CPU."""
+    with torch.compiler.set_stance("default", force_backend="aot_eager_decomp_partition"):
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -89,16 +132,34 @@ def small_run(documents: Path, workplace: Path) -> tuple[str, ...]:
 
 
 @pytest.fixture(scope="session")
-def finished_run(small_run: tuple[str, ...], workplace: Path) -> tuple[Path, str]:
+def made_once(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> MakeOnce:
+    """A folder for all processes of the tests: the first that asks fills it, and others wait."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base if worker_id == "master" else base.parent
+
+    def made(name: str, make: Callable[[Path], object]) -> Path:
+        folder, finished = shared / name, shared / f"{name}.finished"
+        with (shared / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not finished.exists():
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir()
+                make(folder)
+                finished.touch()
+        return folder
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def finished_run(small_run: tuple[str, ...], made_once: MakeOnce) -> tuple[Path, str]:
     """Folder and screen of a run of twelve steps."""
-    folder = workplace / "finished run, 1"
-    done = run_script(
-        "train.py",
-        *small_run,
-        "trainer.max_steps=12",
-        f"run_dir={folder}",
-        "logger.tags=[test]",
-        cwd=workplace,
-    )
-    assert done.returncode == 0, done.stderr
-    return folder, done.stdout
+
+    def make(folder: Path) -> None:
+        words = (*small_run, "trainer.max_steps=12", "run_dir=finished run, 1", "logger.tags=[test]")
+        done = run_script("train.py", *words, cwd=folder)
+        assert done.returncode == 0, done.stderr
+        (folder / "screen.txt").write_text(done.stdout, encoding="utf-8")
+
+    folder = made_once("finished", make)
+    return folder / "finished run, 1", (folder / "screen.txt").read_text(encoding="utf-8")

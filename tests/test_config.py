@@ -1,5 +1,6 @@
 import json
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,7 @@ COMPANIONS = {
 }
 
 
+@cache
 def composed(*overrides: str) -> dict[str, object]:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         values = OmegaConf.to_container(compose("train", ["run_dir=runs/test", *overrides]), resolve=True)

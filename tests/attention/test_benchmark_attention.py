@@ -11,6 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.conftest import run_script
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -22,26 +24,17 @@ def module(monkeypatch: pytest.MonkeyPatch) -> Any:
     return benchmark_attention
 
 
-def benchmark(*arguments: str) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, str(ROOT / "scripts" / "benchmark_attention.py"), "--threads", "1"]
-    return subprocess.run([*command, *arguments], capture_output=True, text=True, check=False)
+def benchmark(folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    return run_script("scripts/benchmark_attention.py", "--threads", "1", *arguments, cwd=folder)
 
 
 def test_ours_and_the_peers_at_hand_are_checked_timed_and_written(tmp_path: Path) -> None:
     entrants = ["windowlm", "chunked sdpa", "causal sdpa", "causal cudnn"]
     shapes = ["2,256,4,2,16,64", "1,256,4,4,16,128"]
     done = benchmark(
-        "--shapes",
-        *shapes,
-        "--entrants",
-        *entrants,
-        "--rounds",
-        "2",
-        "--out",
-        str(tmp_path),
-        "--device",
-        "cpu",
-    )
+        tmp_path, "--shapes", *shapes, "--entrants", *entrants, "--rounds", "2", "--out", str(tmp_path),
+        "--device", "cpu",
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     report = json.loads((tmp_path / "attention.json").read_text())
     assert [shape["shape"] for shape in report["shapes"]] == shapes
@@ -56,10 +49,10 @@ def test_ours_and_the_peers_at_hand_are_checked_timed_and_written(tmp_path: Path
     assert (tmp_path / "attention.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_packed_documents_reach_the_peers_that_have_them() -> None:
+def test_packed_documents_reach_the_peers_that_have_them(tmp_path: Path) -> None:
     done = benchmark(
-        "--shapes", "2,256,2,1,16,64", "--documents", "40", "--entrants", "windowlm:banded", "chunked sdpa",
-        "causal sdpa", "--rounds", "1", "--device", "cpu",
+        tmp_path, "--shapes", "2,256,2,1,16,64", "--documents", "40", "--entrants", "windowlm:banded",
+        "chunked sdpa", "causal sdpa", "--rounds", "1", "--device", "cpu",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "chunked sdpa: ready" in done.stdout
@@ -98,8 +91,8 @@ def test_mistakes_end_with_status_2_and_no_traceback(
     assert complaint in capsys.readouterr().err
 
 
-def test_a_shape_beyond_the_memory_ends_with_status_2() -> None:
-    done = benchmark("--shapes", "9999,9999999,64,8,256,4", "--device", "cpu")
+def test_a_shape_beyond_the_memory_ends_with_status_2(tmp_path: Path) -> None:
+    done = benchmark(tmp_path, "--shapes", "9999,9999999,64,8,256,4", "--device", "cpu")
     assert done.returncode == 2
     assert done.stderr.startswith("error: --shapes 9999,9999999,64,8,256,4: its tensors do not fit in memory")
 

@@ -46,9 +46,10 @@ def texts():
     return MemoryDocuments([list(letters(n, n).encode()) for n in (150, 97, 60, 59, 41)], end_mark=255)
 
 
-@pytest.mark.parametrize("batch_tokens", [1, 33, 64, 1000])
+@pytest.mark.parametrize(
+    ("beyond", "batch_tokens"), [(0, 1), *((beyond, size) for beyond in (0, 1) for size in (33, 64, 1000))]
+)
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("beyond", [0, 1])
 def test_the_losses_are_those_of_windows(kind, beyond, batch_tokens):
     model, field = decoder(KINDS[kind])
     assert streams(model)

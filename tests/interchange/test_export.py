@@ -83,6 +83,7 @@ def test_logits_agree_beyond_the_window(name: str, implementation: str, tmp_path
     torch.testing.assert_close(theirs(tokens_BT).logits, model(tokens_BT), atol=1e-4, rtol=0)
 
 
+@pytest.mark.usefixtures("no_kernels")
 @torch.no_grad()
 def test_logits_agree_in_flex_attention(tmp_path: Path) -> None:
     model = random_decoder(window=[8, None])

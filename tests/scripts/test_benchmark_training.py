@@ -1,7 +1,6 @@
 """The command ``python scripts/benchmark_training.py``, on a shape that trains in seconds."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -66,7 +65,7 @@ def test_an_entrant_that_fails_is_a_row_with_its_last_words_and_memory_grows_by_
 @pytest.mark.parametrize(
     ("entrant", "precision"), [("windowlm loop", "bf16-true"), ("transformers sdpa", "bf16-mixed")]
 )
-def test_a_worker_steps_in_half_the_bytes(entrant: str, precision: str) -> None:
+def test_a_worker_steps_in_half_the_bytes(entrant: str, precision: str, tmp_path: Path) -> None:
     if entrant.startswith("transformers"):
         pytest.importorskip("transformers")
     names = (
@@ -75,12 +74,11 @@ def test_a_worker_steps_in_half_the_bytes(entrant: str, precision: str) -> None:
     )  # fmt: skip
     shape = dict(zip(names, map(int, SHAPE.split(",")), strict=True))
     job = {"entrant": entrant, "shape": shape, "precision": precision, "device": "cpu"}
-    done = subprocess.run(
-        [sys.executable, str(PROJECT / "scripts" / "training_entrants.py"), json.dumps(job)],
+    done = run_script(
+        "scripts/training_entrants.py",
+        json.dumps(job),
+        cwd=tmp_path,
         input='{"steps": 1}\n{"reset_peak_memory": true}\n{"steps": 2}\n',
-        capture_output=True,
-        text=True,
-        check=False,
     )
     assert done.returncode == 0, done.stderr
     first, empty, second = map(json.loads, done.stdout.splitlines())

@@ -2,19 +2,14 @@
 
 import json
 import runpy
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests.conftest import run_script, start_script
+
 SCRIPT = Path(__file__).parents[2] / "scripts" / "compare_runs.py"
-
-
-def compare(*arguments):
-    return subprocess.run(
-        [sys.executable, str(SCRIPT), *map(str, arguments)], capture_output=True, text=True, check=False
-    )
 
 
 def run_folder(path, window, bits):
@@ -50,7 +45,7 @@ def test_a_folder_of_runs_is_compared(tmp_path):
     folder = tmp_path / "a sweep, with = in its name"
     run_folder(folder / "0", 64, 1.5)
     run_folder(folder / "1", None, 1.25)
-    done = compare(folder)
+    done = start_script("scripts/compare_runs.py", str(folder), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "1.5000" in done.stdout
     assert "1.2500" in done.stdout
@@ -62,7 +57,7 @@ def test_a_folder_of_runs_is_compared(tmp_path):
 def test_two_runs_are_compared(tmp_path):
     run_folder(tmp_path / "0", 64, 1.5)
     run_folder(tmp_path / "1", None, 1.25)
-    done = compare(tmp_path / "0", tmp_path / "1")
+    done = run_script("scripts/compare_runs.py", "0", "1", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "model.window" in done.stdout
     # 0.25 nats fewer on 5 bytes in both documents.
@@ -75,13 +70,13 @@ def test_another_evaluation_is_compared_by_its_name(tmp_path):
         run_folder(tmp_path / str(number), 64, bits)
         (tmp_path / str(number) / "evaluation").rename(tmp_path / str(number) / "evaluation_book")
         (tmp_path / str(number) / "run.json").write_text("{}")
-    done = compare(tmp_path, "--evaluation", "evaluation_book")
+    done = run_script("scripts/compare_runs.py", ".", "--evaluation", "evaluation_book", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "1.2500" in done.stdout
     assert {path.name for path in tmp_path.glob("*.*")} == {
         f"comparison_book.{kind}" for kind in ("csv", "png", "html")
     }
-    done = compare(tmp_path)
+    done = run_script("scripts/compare_runs.py", ".", cwd=tmp_path)
     assert done.returncode == 2
     assert "none of its 2 runs holds a result in evaluation/" in done.stderr
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.conftest import run_script
+from tests.conftest import run_script, start_script
 from tests.interchange.models import random_decoder, save_run
 from windowlm.bundle import load
 
@@ -16,7 +16,7 @@ transformers = pytest.importorskip("transformers")
 def test_a_finished_run_opens_in_transformers(finished_run: tuple[Path, str], workplace: Path) -> None:
     run, _ = finished_run
     out = workplace / "exported [1], x=y"
-    done = run_script(
+    done = start_script(
         "scripts/export.py", f"checkpoint={run}", "to=transformers", f"out={out}", cwd=workplace
     )
     assert done.returncode == 0, done.stderr

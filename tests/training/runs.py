@@ -1,14 +1,19 @@
 """Runs of six steps in this process, and what they leave."""
 
+import io
 import json
 import shlex
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
+from PIL import Image
 
 from windowlm.command_line import Invocation
 from windowlm.config import TrainConfig, check_config
+from windowlm.evaluation import evaluate
 from windowlm.training.metrics_log import WALL_CLOCK_COLUMNS, MetricsLog
 from windowlm.training.run import train
 
@@ -23,8 +28,11 @@ SHAPE = {
 }
 
 
-def begin(folder: Path, texts: Path, cache: Path, sweep: bool = False, **changes: Any) -> int:
-    """Start a run of six steps in a folder, or go on with it, as ``train.py`` would."""
+def begin(folder: Path, texts: Path, cache_dir: Path, sweep: bool = False, **changes: Any) -> int:
+    """Start a run of six steps in a folder, or go on with it, as ``train.py`` would.
+
+    Its plot and its page are blank, as drawing them takes longer than the run.
+    """
     invocation = Invocation(
         output_dir=folder,
         sweep_dir=folder.parent if sweep else None,
@@ -35,7 +43,7 @@ def begin(folder: Path, texts: Path, cache: Path, sweep: bool = False, **changes
         "data": {
             "name": "text",
             "path": str(texts),
-            "cache_dir": str(cache),
+            "cache_dir": str(cache_dir),
             "sequence_length": 64,
             "batch_size": 2,
             "validation_tokens": 256,
@@ -55,7 +63,17 @@ def begin(folder: Path, texts: Path, cache: Path, sweep: bool = False, **changes
         "run_dir": str(folder),
         **changes,
     }
-    return train(check_config(TrainConfig, values), invocation)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluate, "length_plot", lambda _: blank_png())
+        patch.setattr(evaluate, "html_page", lambda *_: b"")
+        return train(check_config(TrainConfig, values), invocation)
+
+
+@cache
+def blank_png() -> bytes:
+    content = io.BytesIO()
+    Image.new("1", (1, 1)).save(content, "PNG")
+    return content.getvalue()
 
 
 def rows(folder: Path) -> list[dict[str, Any]]:

@@ -5,13 +5,15 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import PROJECT, run_script
+from tests.parallel.processes import LOOPBACK, free_port
 from tests.training.runs import record, rows, steps_saved
-from windowlm.parallel.launcher import launch
+from windowlm.parallel.launcher import LAUNCHED, launch
 
 SECONDS_TO_BEGIN = 240
 SECONDS_TO_END = 60
@@ -78,19 +80,21 @@ def test_a_killed_process_ends_all_with_one_message_and_the_run_goes_on(
 
 
 def test_a_mistake_in_the_settings_is_told_once(small_run: tuple[str, ...], tmp_path: Path) -> None:
-    done = run_script(
-        "train.py",
-        *small_run,
-        "trainer.device=cpu",
-        "trainer.devices=2",
-        "data.batch_size=3",
-        f"run_dir={tmp_path / 'run'}",
-        cwd=tmp_path,
-    )
-    assert done.returncode == 2
-    assert done.stderr.count("error: ") == 1
-    assert "try: python" in done.stderr
-    assert "data.batch_size=4" in done.stderr
+    words = (*small_run, "trainer.device=cpu", "trainer.devices=2", "data.batch_size=3", "run_dir=run")
+    place = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "test", LAUNCHED: "1"}
+    place |= {"MASTER_ADDR": LOOPBACK, "MASTER_PORT": str(free_port())}
+
+    def start(rank: str) -> subprocess.CompletedProcess[str]:
+        own = {**place, "RANK": rank, "LOCAL_RANK": rank}
+        return run_script("train.py", *words, cwd=tmp_path, environment=own)
+
+    with ThreadPoolExecutor(2) as pool:
+        done = list(pool.map(start, ("0", "1")))
+    errors = "".join(process.stderr for process in done)
+    assert [process.returncode for process in done] == [2, 2]
+    assert errors.count("error: ") == 1
+    assert "try: python" in errors
+    assert "data.batch_size=4" in errors
     assert not (tmp_path / "run").exists()
 
 

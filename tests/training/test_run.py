@@ -10,7 +10,7 @@ from offline_wandb import history_differences, read_offline_run
 from safetensors.torch import load_file
 
 import windowlm
-from tests.conftest import run_script
+from tests.conftest import run_script, start_script
 from windowlm.attention.config import RotaryConfig
 from windowlm.training.metrics_log import WALL_CLOCK_COLUMNS
 
@@ -224,7 +224,7 @@ def test_the_users_own_documents_are_scored(
 ) -> None:
     book = tmp_path / "a, [b] = 'c'.txt"
     book.write_text("sees few keys and the cache stays short. " * 30, encoding="utf-8")
-    done = run_script(
+    done = start_script(
         "scripts/evaluate.py",
         f"checkpoint={finished_run[0]}",
         f"data.path={book}",

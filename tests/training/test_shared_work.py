@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.conftest import MakeOnce
 from tests.parallel.processes import run_in_processes
 from tests.training.runs import begin, record, rows
 from windowlm.config import ConfigError, TrainConfig, check_config
@@ -17,12 +18,12 @@ from windowlm.parallel.processes import Processes
 from windowlm.training.shared_work import SharedWork
 
 KINDS = ("ddp", "fsdp2", "context")
-STEPS = 50
+STEPS = 20
 LOSSES = ("train_loss", "validation_loss", "train_bits_per_byte", "validation_bits_per_byte")
 RUN: dict[str, Any] = {
     "model": {"layers": 2, "window": [8, None], "attention_dropout": 0.0, "short_convolution": 3},
     "data": {"batch_size": 4},
-    "trainer": {"max_steps": STEPS, "validate_every_n_steps": 20, "log_every_n_steps": 5, "device": "cpu"},
+    "trainer": {"max_steps": STEPS, "validate_every_n_steps": 10, "log_every_n_steps": 5, "device": "cpu"},
 }
 
 
@@ -46,18 +47,20 @@ def run_all(rank: int, base: Path, texts: Path, cache: Path) -> list[int]:
 
 
 @pytest.fixture(scope="module")
-def runs(documents: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def runs(documents: Path, made_once: MakeOnce) -> Path:
     """Folders of a run of one process, and of the same by two in each way."""
-    base = tmp_path_factory.mktemp("shared")
-    cache = base / "cache"
-    assert begin(base / "one", documents, cache, **settings()) == 0
-    half = settings()
-    half["trainer"]["max_time"] = 1e-9
-    assert begin(base / "from one to two", documents, cache, **half) == 75
-    first, second = run_in_processes(2, run_all, base, documents, cache)
-    assert first == second == [0, 0, 0, 75, 0]
-    assert begin(base / "from two to one", documents, cache, **settings()) == 0
-    return base
+
+    def make(base: Path) -> None:
+        cache = base / "cache"
+        assert begin(base / "one", documents, cache, **settings()) == 0
+        half = settings()
+        half["trainer"]["max_time"] = 1e-9
+        assert begin(base / "from one to two", documents, cache, **half) == 75
+        first, second = run_in_processes(2, run_all, base, documents, cache)
+        assert first == second == [0, 0, 0, 75, 0]
+        assert begin(base / "from two to one", documents, cache, **settings()) == 0
+
+    return made_once("shared work", make)
 
 
 @pytest.mark.parametrize("name", [*KINDS, "from one to two", "from two to one"])
