@@ -62,6 +62,12 @@ def go_on(rank: int, size: int, base: Path, texts: Path) -> list[int]:
     return statuses
 
 
+def go_on_with_three(rank: int, base: Path, texts: Path) -> list[int]:
+    """The same of runs by DDP alone."""
+    become(rank, 3)
+    return [ddp(base / "killed", texts), ddp(base / "whole", texts)]
+
+
 def test_runs_of_two_processes_go_on_bit_by_bit(documents: Path, tmp_path: Path) -> None:
     with pytest.raises(ProcessExitedException):
         run_in_processes(2, begin_and_be_killed, 2, tmp_path, documents)
@@ -70,3 +76,11 @@ def test_runs_of_two_processes_go_on_bit_by_bit(documents: Path, tmp_path: Path)
     assert differences(tmp_path / "killed", tmp_path / "whole") == []
     for kind in OTHERS:
         assert differences(tmp_path / f"{kind} stopped", tmp_path / f"{kind} whole") == []
+
+
+def test_runs_of_three_processes_go_on_bit_by_bit(documents: Path, tmp_path: Path) -> None:
+    """The sum of three depends on the order, which DDP's buckets decide."""
+    with pytest.raises(ProcessExitedException):
+        run_in_processes(3, begin_and_be_killed, 3, tmp_path, documents)
+    assert run_in_processes(3, go_on_with_three, tmp_path, documents) == [[0, 0]] * 3
+    assert differences(tmp_path / "killed", tmp_path / "whole") == []

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, Strategy
+from lightning.pytorch.strategies import SingleDeviceStrategy, Strategy
 from torch.distributed.device_mesh import init_device_mesh
 
 from windowlm.config import ConfigError, TrainConfig
@@ -14,6 +14,7 @@ from windowlm.parallel.own_gpu import check_gpus
 from windowlm.parallel.processes import ALONE, Processes
 from windowlm.parallel.sequence_shard import shard_visibilities
 from windowlm.training.device_batch import prepared_on, visibilities_on
+from windowlm.training.ordered_gradients import OrderedDDPStrategy
 from windowlm.training.sharded_model import ShardedStrategy
 
 # What a part of a sequence is cut from a batch.
@@ -92,7 +93,7 @@ class SharedWork:
                 save_distributed_checkpoint=False,
             )
         # Buffers hold sums of each process's own.
-        return DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True)
+        return OrderedDDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True)
 
     def own_tokens(self, batch: dict[str, Any]) -> dict[str, Any]:
         """The batch with this process's part of each sequence."""
