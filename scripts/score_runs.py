@@ -3,8 +3,9 @@
 python scripts/score_runs.py FOLDER [--seconds 540] [key=value ...]
 
 The settings are those of `scripts/evaluate.py`, which is called for one run after the other; its option
-`checkpoint` is set here. After `--seconds` the run at hand is stopped, with what it has scored kept, and the
-status is 75: the same command goes on. Runs that were scored with the same settings are passed over.
+`checkpoint` is set here, and `devices=N` shares the scoring of each run among processes. After `--seconds`
+the run at hand is stopped, with what it has scored kept, and the status is 75: the same command goes on. Runs
+that were scored with the same settings are passed over.
 """
 
 import argparse
@@ -17,6 +18,7 @@ from windowlm.atomic_write import json_bytes, write_atomically
 from windowlm.errors import USAGE_ERROR, UserError, exit_status
 from windowlm.evaluation.comparison import runs_in
 from windowlm.json_text import parse_json
+from windowlm.parallel.place import own_place
 
 UNFINISHED = 75
 RECORD = "scored.json"
@@ -35,6 +37,10 @@ def main() -> int:
         parser.error(f"{wrong[0]}: not a setting of the form key=value")
     if given.seconds is not None and given.seconds <= 0:
         parser.error("--seconds: above 0; try --seconds 540")
+    if (place := own_place()).size > 1:
+        if place.speaks:
+            print("error: start this without torchrun or srun, and give devices=N", file=sys.stderr)
+        return USAGE_ERROR
     deadline = None if given.seconds is None else time.monotonic() + given.seconds
     record = given.folder / RECORD
     scored: dict[str, list[str]] = read_record(record)

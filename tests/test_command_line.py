@@ -77,6 +77,20 @@ def test_defaults_are_composed_and_the_run_gets_a_folder_of_its_own(recorder: Re
     assert (invocation.output_dir / ".hydra" / "overrides.yaml").is_file()
 
 
+def test_a_launcher_and_the_settings_agree_on_the_number_of_processes(
+    recorder: Recorder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 4}.items():
+        monkeypatch.setenv(name, str(value))
+    command = Command(name="train", config_type=TrainConfig, task=recorder, devices="trainer.devices")
+    assert main(command, PROJECT / "train.py", CONF, ["trainer.devices=4", "run_dir=r"]) == 0
+    assert main(command, PROJECT / "train.py", CONF, ["trainer.devices=3", "run_dir=r"]) == 2
+    printed = capsys.readouterr().err
+    assert "trainer.devices=3: the launcher started 4 processes" in printed
+    assert "try: python" in printed
+    assert "trainer.devices=1" in printed
+
+
 @pytest.mark.parametrize(
     ("words", "expected", "correction"),
     [

@@ -64,3 +64,11 @@ def test_a_mistake_ends_it(score, tmp_path, capsys):
     (tmp_path / "runs" / "scored.json").write_text(json.dumps([1]))
     assert score("a=1") == (2, [])
     assert "damaged" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_processes_are_asked_for_and_not_brought(rank, score, monkeypatch, capsys):
+    for name, value in {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2}.items():
+        monkeypatch.setenv(name, str(value))
+    assert score("a=1") == (2, [])
+    assert ("devices=N" in capsys.readouterr().err) == (rank == 0)

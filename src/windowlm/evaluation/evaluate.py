@@ -1,5 +1,6 @@
 """The evaluation as a run and ``scripts/evaluate.py`` call it: score, write the files, return the result."""
 
+import logging
 import os
 import shlex
 import time
@@ -228,6 +229,8 @@ def evaluate_checkpoint(
     """
     from rich.console import Console
 
+    if not processes.leads:
+        logging.getLogger("windowlm.attention").setLevel(logging.WARNING)
     bundle = load_scorable(checkpoint, own_gpu(device_named(device), processes.place, "devices"))
     check_tokenizer(bundle)
     documents, source_identity = processes.leader_first(
