@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import PROJECT, SMALL_RUN, start_script
+from tests.conftest import PROJECT, SMALL_RUN, run_script
 from windowlm.attention.config import NtkScaling, RotaryConfig, YarnScaling
 from windowlm.command_line import Command, Invocation, main
 from windowlm.config import EvaluateConfig, TrainConfig, settings_of
@@ -83,8 +83,8 @@ def test_a_launcher_and_the_settings_agree_on_the_number_of_processes(
     for name, value in {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 4}.items():
         monkeypatch.setenv(name, str(value))
     command = Command(name="train", config_type=TrainConfig, task=recorder, devices="trainer.devices")
-    assert main(command, PROJECT / "train.py", CONF, ["trainer.devices=4"]) == 0
-    assert main(command, PROJECT / "train.py", CONF, ["trainer.devices=3"]) == 2
+    assert main(command, PROJECT / "train.py", CONF, ["trainer.devices=4", "run_dir=r"]) == 0
+    assert main(command, PROJECT / "train.py", CONF, ["trainer.devices=3", "run_dir=r"]) == 2
     printed = capsys.readouterr().err
     assert "trainer.devices=3: the launcher started 4 processes" in printed
     assert "try: python" in printed
@@ -187,7 +187,7 @@ def test_a_mistake_is_said_before_torch_is_loaded(tmp_path: Path) -> None:
         "except SystemExit as ended:\n"
         "    print(ended.code, [name for name in heavy if name in sys.modules])\n"
     )
-    done = start_script(str(script), cwd=tmp_path)
+    done = run_script(str(script), cwd=tmp_path)
     assert "must divide heads=4" in done.stderr
     assert done.stdout.strip() == "2 []"
 

@@ -23,7 +23,10 @@ class OrderedDDPStrategy(DDPStrategy):
             model.register_comm_hook(None, mean_in_order)
 
 
-def mean_in_order(state: None, bucket: Any) -> torch.futures.Future[Tensor]:
+def mean_in_order(
+    state: None,
+    bucket: dist.GradBucket,  # type: ignore[name-defined]  # DDP asks for this very annotation
+) -> torch.futures.Future[Tensor]:
     """The mean of a bucket of gradients, as DDP asks for it, over the processes."""
     own = bucket.buffer()
     parts = [torch.empty_like(own) for _ in range(dist.get_world_size())]
