@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import PROJECT, SMALL_RUN, run_script
+from tests.conftest import PROJECT, SMALL_RUN, start_script
 from windowlm.attention.config import NtkScaling, RotaryConfig, YarnScaling
 from windowlm.command_line import Command, Invocation, main
 from windowlm.config import EvaluateConfig, TrainConfig, settings_of
@@ -187,7 +187,7 @@ def test_a_mistake_is_said_before_torch_is_loaded(tmp_path: Path) -> None:
         "except SystemExit as ended:\n"
         "    print(ended.code, [name for name in heavy if name in sys.modules])\n"
     )
-    done = run_script(str(script), cwd=tmp_path)
+    done = start_script(str(script), cwd=tmp_path)
     assert "must divide heads=4" in done.stderr
     assert done.stdout.strip() == "2 []"
 
