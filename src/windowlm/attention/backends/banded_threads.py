@@ -2,6 +2,9 @@
 
 The operations on a block are too short to share: each would wait for the slower thread.
 
+A process that is forked has none of its parent's threads, and those of torch hang in it once the parent has
+used them. It therefore computes with one thread, as the workers of torch's DataLoader do.
+
 Shapes: B batch, T queries, S keys, H query heads, K key-value heads, D head dimension.
 """
 
@@ -17,8 +20,29 @@ from torch import Tensor
 
 # From here on a sequence has tokens enough to be shared.
 DIVISIBLE = 256
-_ONE_AT_A_TIME = Lock()
+_one_at_a_time, _threads_used = Lock(), False
 Result = TypeVar("Result")
+
+
+def use_threads() -> int:
+    """How many threads torch has, which from now on processes forked off this one do not use."""
+    global _threads_used
+    threads = torch.get_num_threads()
+    _threads_used = _threads_used or threads > 1
+    return threads
+
+
+def _start_anew() -> None:
+    """In a forked process: none of the parent's threads will let go of the lock, or answer."""
+    global _one_at_a_time
+    _one_at_a_time = Lock()
+    _pool.cache_clear()
+    if _threads_used:
+        torch.set_num_threads(1)
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_start_anew)
 
 
 class Share(NamedTuple):
@@ -73,8 +97,8 @@ def shares_of(
 
 
 @cache
-def _pool(threads: int, process: int) -> ThreadPoolExecutor:
-    """Threads that are kept, as a new one takes a millisecond; a forked process needs its own."""
+def _pool(threads: int) -> ThreadPoolExecutor:
+    """Threads that are kept, as a new one takes a millisecond."""
     return ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
 
 
@@ -84,8 +108,8 @@ def in_parallel(compute: Callable[[Share], Result], shares: Sequence[Share]) -> 
     The number of threads is one for the process meanwhile, as matrix products know no other. A single share
     is too little to gain by more.
     """
-    with _ONE_AT_A_TIME, torch.autocast("cpu", enabled=False):
-        threads = torch.get_num_threads()
+    with _one_at_a_time, torch.autocast("cpu", enabled=False):
+        threads = use_threads()
         # A thread knows nothing of the caller's modes, and writes into what was made under them.
         inference = torch.is_inference_mode_enabled()
 
@@ -97,6 +121,6 @@ def in_parallel(compute: Callable[[Share], Result], shares: Sequence[Share]) -> 
         try:
             if threads == 1 or len(shares) == 1:
                 return [compute(share) for share in shares]
-            return list(_pool(threads, os.getpid()).map(alone, shares))
+            return list(_pool(threads).map(alone, shares))
         finally:
             torch.set_num_threads(threads)

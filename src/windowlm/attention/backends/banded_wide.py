@@ -20,6 +20,7 @@ from ..operator import Operator
 from ..window import Visibility, reach, within_window
 from . import banded_tiles
 from .autocast import without_autocast
+from .banded_threads import use_threads
 from .scaled_dot_product import widened
 
 _forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
@@ -80,6 +81,7 @@ def _attend(
     query_BTHD: Tensor, key_BTKD: Tensor, value_BTKD: Tensor, bias_QL: Tensor, window: int, scale: float
 ) -> tuple[Tensor, Tensor]:
     """Outputs, and the softmax's denominators as logarithms, [B, T, H]."""
+    use_threads()
     blocks = list(_blocks(window, query_BTHD.shape[1]))
     if len(blocks) == 1:
         return _by_kernel(query_BTHD, key_BTKD, value_BTKD, None, scale)

@@ -22,6 +22,7 @@ from ..differentiable import differentiable
 from ..operator import Operator
 from ..window import Places, Visibility, narrowed
 from .autocast import without_autocast
+from .banded_threads import use_threads
 from .scaled_dot_product import Scoring
 
 # What an operator takes for a number.
@@ -116,6 +117,7 @@ class _Call:
         dropout: float,
         logit_cap: float | None,
     ) -> None:
+        use_threads()
         self.dtype = torch.promote_types(query_BTHD.dtype, torch.float32)
         self.query_BTHD, self.key_BSKD, self.value_BSKD = (
             tensor.to(self.dtype) for tensor in (query_BTHD, key_BSKD, value_BSKD)
