@@ -26,6 +26,7 @@ def small_blocks_and_tiles(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         (banded_wide, "SHORT", 16),
         (banded_tiles, "ROWS", 32),
         (banded_tiles, "KEYS", 96),
+        (banded_tiles, "ONE_TILE", 100),
     ):
         monkeypatch.setattr(module, name, value)
     banded_wide._bias_of_full.cache_clear()
@@ -135,6 +136,26 @@ def test_a_query_that_sees_a_large_key_is_as_if_nothing_were_hidden() -> None:
             for backend in ("banded", "reference")
         )
         torch.testing.assert_close(ours, exact, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("window", [None, 60])
+def test_gradients_of_one_tile_are_as_exact_as_the_formula_where_weights_are_near_one(
+    window: int | None,
+) -> None:
+    visibility = Visibility.build(window=window)
+    query, key, value = (heads(100, count).detach() for count in (2, 2, 2))
+    query *= 100.0
+
+    def gradients(backend: str, dtype: torch.dtype) -> list[Tensor]:
+        tensors = [tensor.to(dtype).requires_grad_() for tensor in (query, key, value)]
+        mixed = attention(*tensors, visibility, backend=backend)
+        return [each.double() for each in torch.autograd.grad(mixed.sin().sum(), tensors)]
+
+    exact = gradients("reference", torch.float64)
+    for ours, plain, expected in zip(
+        gradients("banded", torch.float32), gradients("reference", torch.float32), exact, strict=True
+    ):
+        assert (ours - expected).norm() <= 2 * (plain - expected).norm()
 
 
 def test_the_mask_is_not_as_large_as_the_pairs_and_made_once() -> None:

@@ -24,6 +24,8 @@ from .banded_workspace import Workspace
 
 # Of a tile: enough to outweigh the calls, few enough for the caches.
 ROWS, KEYS = 112, 560
+# Up to here one tile holds all keys, so that the softmax is computed again as it is defined.
+ONE_TILE = 784
 # Products in a call, over several heads where tiles are small, and those that are worth a second thread.
 PRODUCTS, SHARED = 2**23, 2**25
 # Rows of scores that lie a multiple of this apart push one another out of the caches.
@@ -112,7 +114,7 @@ class _Tiles(NamedTuple):
     def fit(cls, query_BTHD: Tensor, key_BTKD: Tensor, window: int, exact: bool) -> Self:
         _, tokens, heads, head_dim = query_BTHD.shape
         groups, behind = heads // key_BTKD.shape[2], reach(window, causal=True)[0]
-        keys = min(tokens, KEYS)
+        keys = tokens if tokens <= ONE_TILE else KEYS
         queries = min(ROWS, PRODUCTS // (groups * keys * head_dim)) // VECTOR * VECTOR
         queries = min(tokens, max(VECTOR, queries))
         keys = -(-keys // queries) * queries
@@ -229,15 +231,30 @@ def _differentiate(
                 near = tuple(tensor[:, low - start : high - start] for tensor in of_tile)
             key_KLD, value_KLD, key_total_KLD, value_total_KLD = near
             query_KPD, gradient_KPD, shift_KP1, drift_KP1, query_total_KPD = blocks[query // tiles.queries]
-            weights_KPL, weights_KLP, scores_KPL, scores_KLP = rooms.of(query_KPD.shape[1], high - low)
-            torch.baddbmm(shift_KP1, query_KPD, key_KLD.mT, alpha=scale * LOG2_E, out=weights_KPL)
-            tiles.hide(weights_KPL, query, low)
-            weights_KPL.exp2_()
+            whole = low == max(0, query - tiles.behind) and high == min(tiles.tokens, query + tiles.queries)
+            weights_KPL, weights_KLP, scores_KPL, scores_KLP = rooms.of(
+                query_KPD.shape[1], high - low, apart=not whole
+            )
+            if whole:
+                # Of these rows there is nothing in other tiles.
+                torch.baddbmm(weights_KPL, query_KPD, key_KLD.mT, beta=0, alpha=scale, out=weights_KPL)
+                tiles.hide(weights_KPL, query, low)
+                torch.softmax(weights_KPL, -1, out=weights_KPL)
+                torch.bmm(gradient_KPD, value_KLD.mT, out=scores_KPL)
+                if tiles.exact:
+                    tiles.hide(scores_KPL, query, low, 0.0)
+                torch.ops.aten._softmax_backward_data.out(
+                    scores_KPL, weights_KPL, -1, scores_KPL.dtype, grad_input=scores_KPL
+                )
+            else:
+                torch.baddbmm(shift_KP1, query_KPD, key_KLD.mT, alpha=scale * LOG2_E, out=weights_KPL)
+                tiles.hide(weights_KPL, query, low)
+                weights_KPL.exp2_()
+                torch.baddbmm(drift_KP1, gradient_KPD, value_KLD.mT, out=scores_KPL)
+                scores_KPL.mul_(weights_KPL)
+                if tiles.exact:
+                    tiles.hide(scores_KPL, query, low, 0.0)
             value_total_KLD.baddbmm_(weights_KLP, gradient_KPD)
-            torch.baddbmm(drift_KP1, gradient_KPD, value_KLD.mT, out=scores_KPL)
-            scores_KPL.mul_(weights_KPL)
-            if tiles.exact:
-                tiles.hide(scores_KPL, query, low, 0.0)
             key_total_KLD.baddbmm_(scores_KLP, query_KPD, alpha=scale)
             query_total_KPD.baddbmm_(scores_KPL, key_KLD, alpha=scale)
         for total_KLD, gradient_TKD in zip(of_tile[2:], of_key_gradients, strict=True):
@@ -253,13 +270,13 @@ class _Rooms:
         self.rooms = workspace.empty(
             2, kv_heads * tiles.queries * tiles.groups * (tiles.keys + VECTOR)
         ).unbind()
-        self.views: dict[tuple[int, int], list[Tensor]] = {}
+        self.views: dict[tuple[int, int, int], list[Tensor]] = {}
 
-    def of(self, rows: int, keys: int) -> list[Tensor]:
-        """Both as [K, P, L], each followed by itself as [K, L, P]."""
-        if (rows, keys) not in self.views:
-            width = keys if keys % STRIDE else keys + VECTOR
+    def of(self, rows: int, keys: int, *, apart: bool) -> list[Tensor]:
+        """Both as [K, P, L], each followed by itself as [K, L, P]; `apart` for rows with room in between."""
+        width = keys + VECTOR if apart and keys % STRIDE == 0 else keys
+        if (rows, keys, width) not in self.views:
             shape = self.kv_heads, rows, width
             both = (room[: math.prod(shape)].view(shape)[..., :keys] for room in self.rooms)
-            self.views[rows, keys] = [view for each in both for view in (each, each.mT)]
-        return self.views[rows, keys]
+            self.views[rows, keys, width] = [view for each in both for view in (each, each.mT)]
+        return self.views[rows, keys, width]
