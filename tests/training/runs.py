@@ -65,6 +65,7 @@ def begin(folder: Path, texts: Path, cache_dir: Path, sweep: bool = False, **cha
     }
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(evaluate, "length_plot", lambda _: blank_png())
+        patch.setattr(evaluate, "length_sections", lambda *_: [])
         patch.setattr(evaluate, "html_page", lambda *_: b"")
         return train(check_config(TrainConfig, values), invocation)
 

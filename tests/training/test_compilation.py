@@ -56,7 +56,7 @@ class Kept:
 @pytest.mark.usefixtures("no_kernels")
 def test_a_smaller_budget_keeps_less_and_changes_no_gradient() -> None:
     torch.manual_seed(0)
-    shape = ModelConfig(layers=2, dim=16, heads=2, kv_heads=1, head_dim=8, feed_forward_dim=64, window=8)
+    shape = ModelConfig(layers=1, dim=16, heads=2, kv_heads=1, head_dim=8, feed_forward_dim=64, window=8)
     model = Decoder(shape, 20).double()
     tokens_BT = torch.randint(20, (2, 64))
     kept, gradients = [], []
