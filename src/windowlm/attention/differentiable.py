@@ -1,7 +1,7 @@
 """Attention operators with first derivatives, and one clear error where more is asked of them."""
 
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
@@ -9,24 +9,50 @@ from torch import Tensor
 from .operator import Operator
 
 
-def differentiable(
-    backend: str, attend: Operator, attend_backward: Operator, *, keeps_outputs: bool
-) -> Callable[..., Tensor]:
-    """A function of the arguments of `attend` whose gradient is `attend_backward`.
+class Computation(NamedTuple):
+    """What an operator does, and what returns empty tensors like its results, for tracing."""
 
-    It returns what `attend` returns first. torch.func.grad and torch.func.vmap know it.
+    compute: Callable[..., Any]
+    pretend: Callable[..., Any]
+
+
+def differentiable(
+    backend: str,
+    module: str,
+    arguments: str,
+    forward: Computation,
+    backward: Computation,
+    *,
+    keeps_outputs: bool,
+    gradients: int = 3,
+) -> Callable[..., Tensor]:
+    """A function of the arguments whose value is computed by `forward` and whose gradients by `backward`.
+
+    torch.func.grad and torch.func.vmap know it. Its operators are `attend`, `attend_backward` and, where
+    torch.compile records it, `attend_recorded`.
 
     Args:
         backend: whose it is, for the error.
-        attend: its first arguments are those with gradients.
-        attend_backward: takes the gradient of the output, all arguments of `attend` and, with
-            `keeps_outputs`, all its results; returns the gradients of its first arguments.
-        keeps_outputs: whether the backward pass reads the results.
+        module: `__name__` of the caller, unique among all that are made differentiable.
+        arguments: in torch's schema language; the first have gradients.
+        forward: takes them; returns the output or, with `keeps_outputs`, output and normalizer.
+        backward: takes the gradient of the output, the arguments and, with `keeps_outputs`, all results;
+            returns the gradients of the first arguments.
+        keeps_outputs: whether there is a normalizer, and the backward pass reads the results.
+        gradients: how many `backward` returns.
 
     Raises:
         ValueError: where the gradient is differentiated again, and where the function is differentiated in
             forward mode.
     """
+    results = "(Tensor, Tensor)" if keeps_outputs else "Tensor"
+    read = f"{arguments}, Tensor output, Tensor normalizer" if keeps_outputs else arguments
+    of_first = ", ".join(["Tensor"] * gradients)
+    schema = f"({arguments}) -> {results}"
+    attend = Operator(f"{module}.attend", schema, *forward)
+    attend_backward = Operator(
+        f"{module}.attend_backward", f"(Tensor gradient, {read}) -> ({of_first})", *backward
+    )
 
     def refuse(asked: str) -> NoReturn:
         raise ValueError(
@@ -83,14 +109,14 @@ def differentiable(
     def of_arguments(compute: Callable[..., Any], context: Any, *of_results: Tensor) -> tuple[Any, ...]:
         tensors = iter(context.saved_tensors)
         kept = [next(tensors) if other is None else other[0] for other in context.others]
-        gradients: list[Tensor | None] = [None] * context.arguments
+        of_all: list[Tensor | None] = [None] * context.arguments
         for number, gradient in enumerate(compute(of_results[0], *kept)):
             if isinstance(kept[number], Tensor):
-                gradients[number] = gradient
-        return tuple(gradients)
+                of_all[number] = gradient
+        return tuple(of_all)
 
     # torch.compile knows no function with a `jvp`, nor one that takes a tensor twice, but operators.
-    recorded = Operator(f"{attend.name}_recorded", attend.schema, attend.compute, attend.pretend)
+    recorded = Operator(f"{module}.attend_recorded", schema, *forward)
     torch.library.register_autograd(
         recorded.call,
         lambda context, *of_results: of_arguments(attend_backward.call, context, *of_results),

@@ -33,12 +33,18 @@ class Operator:
         library.impl(function, compute, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
         torch.library.register_fake(f"{namespace}::{function}", pretend, lib=library)
         _LIBRARIES.append(library)
-        self.name, self.schema, self.compute, self.pretend = name, schema, compute, pretend
         self.call: Any = getattr(getattr(torch.ops, namespace), function).default
 
 
 def empty_gradients(
     gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, *_: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """What the gradients of an attention operator look like."""
+    """What the gradients of an attention operator look like, in memory as query, key and value lie there."""
     return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
+
+
+def empty_contiguous_gradients(
+    gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, *_: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The same in the order of their dimensions."""
+    return query.new_empty(query.shape), key.new_empty(key.shape), value.new_empty(value.shape)

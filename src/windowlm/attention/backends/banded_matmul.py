@@ -11,13 +11,12 @@ Q queries a block, L keys in reach of a block, C blocks of a run, P = G Q rows o
 
 from collections.abc import Iterator
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..differentiable import differentiable
-from ..operator import Operator
+from ..differentiable import Computation, differentiable
+from ..operator import empty_contiguous_gradients
 from ..window import Visibility
 from .banded_plan import RUN, Block, Plan, Run, blocks_of, make_plan
 from .banded_threads import Share, in_parallel, shares_of
@@ -305,23 +304,15 @@ def _empty_output(query_BTHD: Tensor, *_: object) -> Tensor:
     return query_BTHD.new_empty(query_BTHD.shape)
 
 
-def _empty_gradients(_: Tensor, *tensors: Any) -> tuple[Tensor, Tensor, Tensor]:
-    query, key, value = (tensor.new_empty(tensor.shape) for tensor in tensors[:3])
-    return query, key, value
-
-
 _ARGUMENTS = (
     "Tensor query, Tensor key, Tensor value, Tensor blocks, Tensor common, Tensor hidden, Tensor blind, "
     "SymInt sinks, float scale, float dropout, Tensor seed"
 )
 _attention = differentiable(
     "banded",
-    Operator(f"{__name__}.attend", f"({_ARGUMENTS}) -> Tensor", _attend, _empty_output),
-    Operator(
-        f"{__name__}.attend_backward",
-        f"(Tensor gradient, {_ARGUMENTS}) -> (Tensor, Tensor, Tensor)",
-        _attend_backward,
-        _empty_gradients,
-    ),
+    __name__,
+    _ARGUMENTS,
+    Computation(_attend, _empty_output),
+    Computation(_attend_backward, empty_contiguous_gradients),
     keeps_outputs=False,
 )

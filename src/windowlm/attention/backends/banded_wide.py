@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..differentiable import differentiable
-from ..operator import Operator
+from ..differentiable import Computation, differentiable
+from ..operator import empty_contiguous_gradients
 from ..window import Visibility, reach, within_window
 from . import banded_tiles
 from .autocast import without_autocast
@@ -180,20 +180,12 @@ def _empty_outputs(query_BTHD: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     return query_BTHD.new_empty(query_BTHD.shape), query_BTHD.new_empty(query_BTHD.shape[:3])
 
 
-def _empty_gradients(_: Tensor, *tensors: Any) -> tuple[Tensor, Tensor, Tensor]:
-    query, key, value = (tensor.new_empty(tensor.shape) for tensor in tensors[:3])
-    return query, key, value
-
-
 _ARGUMENTS = "Tensor query, Tensor key, Tensor value, Tensor bias, SymInt window, float scale"
 _attention = differentiable(
     "banded",
-    Operator(f"{__name__}.attend", f"({_ARGUMENTS}) -> (Tensor, Tensor)", _attend, _empty_outputs),
-    Operator(
-        f"{__name__}.attend_backward",
-        f"(Tensor gradient, {_ARGUMENTS}, Tensor output, Tensor normalizer) -> (Tensor, Tensor, Tensor)",
-        _attend_backward,
-        _empty_gradients,
-    ),
+    __name__,
+    _ARGUMENTS,
+    Computation(_attend, _empty_outputs),
+    Computation(_attend_backward, empty_contiguous_gradients),
     keeps_outputs=True,
 )

@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from ..differentiable import differentiable
-from ..operator import Operator
+from ..differentiable import Computation, differentiable
+from ..operator import empty_contiguous_gradients
 from ..window import Places, Visibility, narrowed
 from .autocast import without_autocast
 from .banded_threads import use_threads
@@ -291,12 +291,9 @@ def _empty_gradients(
     sink_logits_H: Tensor | None,
     *_: object,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    query, key, value = (tensor.new_empty(tensor.shape) for tensor in (query_BTHD, key_BSKD, value_BSKD))
     dtype = torch.promote_types(query_BTHD.dtype, torch.float32)
     return (
-        query,
-        key,
-        value,
+        *empty_contiguous_gradients(gradient_BTHD, query_BTHD, key_BSKD, value_BSKD),
         query_BTHD.new_empty(
             query_BTHD.shape[2], dtype=dtype if sink_logits_H is None else sink_logits_H.dtype
         ),
@@ -311,12 +308,10 @@ _ARGUMENTS = (
 )
 _attention = differentiable(
     "banded",
-    Operator(f"{__name__}.attend", f"({_ARGUMENTS}) -> Tensor", _attend, _empty_output),
-    Operator(
-        f"{__name__}.attend_backward",
-        f"(Tensor gradient_BTHD, {_ARGUMENTS}) -> (Tensor, Tensor, Tensor, Tensor)",
-        _attend_backward,
-        _empty_gradients,
-    ),
+    __name__,
+    _ARGUMENTS,
+    Computation(_attend, _empty_output),
+    Computation(_attend_backward, _empty_gradients),
     keeps_outputs=False,
+    gradients=4,
 )

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..differentiable import differentiable
-from ..operator import Operator, empty_gradients
+from ..differentiable import Computation, differentiable
+from ..operator import empty_gradients
 from ..window import Segments, Visibility
 from ..window_conventions import from_flash_attention
 from .capability import Capabilities
@@ -167,12 +167,9 @@ _ARGUMENTS = (
 )
 _attention = differentiable(
     "flash4",
-    Operator(f"{__name__}.attend", f"({_ARGUMENTS}) -> (Tensor, Tensor)", _compute, _empty_outputs),
-    Operator(
-        f"{__name__}.attend_backward",
-        f"(Tensor gradient, {_ARGUMENTS}, Tensor output, Tensor normalizer) -> (Tensor, Tensor, Tensor)",
-        _compute_gradients,
-        empty_gradients,
-    ),
+    __name__,
+    _ARGUMENTS,
+    Computation(_compute, _empty_outputs),
+    Computation(_compute_gradients, empty_gradients),
     keeps_outputs=True,
 )
