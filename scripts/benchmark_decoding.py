@@ -28,7 +28,7 @@ from benchmark_training import SHAPES, shape_of
 from measure_streaming import text_tokens
 from rich.console import Console
 from rich.table import Table
-from training_entrants import Shape
+from training_entrants import Shape, mistral_config
 
 from windowlm.bundle import Bundle
 from windowlm.errors import exit_status
@@ -110,7 +110,6 @@ def measured(
     length = len(tokenizer.encode(prompts[0]))
     rows: list[dict[str, Any]] = []
     produce_of: dict[str, Produce] = {}
-    forward_s = None
     for name in options.entrants:
         row: dict[str, Any] = {"entrant": name, "batch": len(prompts), "prompt_tokens": length}
         rows.append(row)
@@ -192,21 +191,9 @@ def transformers_mistral(
     cache: str | None, options: argparse.Namespace, tokenizer: BytePairTokenizer, prompts: list[str]
 ) -> Produce:
     """Hugging Face transformers' Mistral of the same shape."""
-    from transformers import MistralConfig, MistralForCausalLM
+    from transformers import MistralForCausalLM
 
-    shape: Shape = options.shape
-    config = MistralConfig(
-        vocab_size=shape.vocabulary_size,
-        hidden_size=shape.dim,
-        intermediate_size=shape.feed_forward_dim,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        num_key_value_heads=shape.kv_heads,
-        head_dim=shape.head_dim,
-        max_position_embeddings=2**16,
-        sliding_window=shape.window,
-        tie_word_embeddings=True,
-    )
+    config = mistral_config(options.shape, max_position_embeddings=2**16)
     model = MistralForCausalLM(config).to(options.device, DTYPES[options.precision]).eval()
     encoded = [tokenizer.encode(prompt).astype("int64").tolist() for prompt in prompts]
     tokens_BT = torch.tensor(encoded, device=options.device)

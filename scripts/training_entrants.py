@@ -235,16 +235,11 @@ def windowlm_loop(job: Job) -> Step:
     return step
 
 
-def transformers_mistral(job: Job) -> Step:
-    """Hugging Face transformers' Mistral of the same shape, without key-value cache."""
-    import torch
-    from transformers import MistralConfig, MistralForCausalLM
+def mistral_config(shape: Shape, **others: Any) -> Any:
+    """transformers' configuration of a Mistral of this shape."""
+    from transformers import MistralConfig
 
-    from windowlm.evaluation.precision import WEIGHT_DTYPES
-    from windowlm.training.config import OptimizerConfig
-
-    shape, settings = Shape(**job.shape), OptimizerConfig(lr=LEARNING_RATE)
-    config = MistralConfig(
+    return MistralConfig(
         vocab_size=shape.vocabulary_size,
         hidden_size=shape.dim,
         intermediate_size=shape.feed_forward_dim,
@@ -252,9 +247,24 @@ def transformers_mistral(job: Job) -> Step:
         num_attention_heads=shape.heads,
         num_key_value_heads=shape.kv_heads,
         head_dim=shape.head_dim,
-        max_position_embeddings=shape.sequence_length,
         sliding_window=shape.window,
         tie_word_embeddings=True,
+        **others,
+    )
+
+
+def transformers_mistral(job: Job) -> Step:
+    """Hugging Face transformers' Mistral of the same shape, without key-value cache."""
+    import torch
+    from transformers import MistralForCausalLM
+
+    from windowlm.evaluation.precision import WEIGHT_DTYPES
+    from windowlm.training.config import OptimizerConfig
+
+    shape, settings = Shape(**job.shape), OptimizerConfig(lr=LEARNING_RATE)
+    config = mistral_config(
+        shape,
+        max_position_embeddings=shape.sequence_length,
         use_cache=False,
         bos_token_id=None,
         eos_token_id=None,

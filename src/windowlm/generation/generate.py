@@ -220,13 +220,14 @@ class Generator:
     def _next_logits(self, cache: KVCache, batch: int) -> Callable[[Tensor], Tensor]:
         """What gives the logits [B, V] behind one more token of each row."""
         model = self.bundle.model
-        steps: list[TokenStep] = []
+        token_step: TokenStep | None = None
 
         def go_on(tokens_B: Tensor) -> Tensor:
-            if self.compiled and not steps and holds_sinks(cache):
-                steps.append(self._token_step(cache, batch))
-            if steps:
-                return steps[0](tokens_B)
+            nonlocal token_step
+            if self.compiled and token_step is None and holds_sinks(cache):
+                token_step = self._token_step(cache, batch)
+            if token_step is not None:
+                return token_step(tokens_B)
             logits_BV: Tensor = model.head(model.hidden(tokens_B[:, None], cache=cache)[:, -1])
             return logits_BV
 
