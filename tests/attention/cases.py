@@ -15,13 +15,13 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
+from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from tests.forked_processes import forking_context
 from windowlm.attention.backends.capability import Request
 from windowlm.attention.dispatch import attention, capabilities, compute_capability
 from windowlm.attention.window import PADDING, Visibility
@@ -415,7 +415,7 @@ def main(backend: str, count: str, *options: str) -> int:
     if processes == 1:
         outcomes = [_check(*shares[0])]
     else:
-        with ProcessPoolExecutor(processes, forking_context(), _prepare) as pool:
+        with ProcessPoolExecutor(processes, get_context("spawn"), _prepare) as pool:
             outcomes = list(pool.map(_check, *zip(*shares, strict=True)))
     failed = sorted(seed for outcome in outcomes for seed in outcome.failed)
     drawn = sum((outcome.drawn for outcome in outcomes), Counter[str]())

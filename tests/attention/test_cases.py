@@ -1,7 +1,10 @@
 """Five hundred drawn calls of every backend, and that the comparison notices what it should."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -96,9 +99,12 @@ def test_the_command_prints_what_it_checked(capsys: pytest.CaptureFixture[str]) 
     assert (report["cases"], report["mismatches"], report["seeds"]) == (3, 0, [[40, 42]])
 
 
-def test_processes_share_the_count_and_no_seed(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main("banded", "5", "processes=2") == 0
-    report = json.loads(capsys.readouterr().out)
+def test_processes_share_the_count_and_no_seed_in_the_command_as_it_is_written() -> None:
+    """Started as a file, where the tests are no package that could be imported."""
+    script = Path(__file__).with_name("cases.py")
+    command = [sys.executable, str(script), "banded", "5", "processes=2"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    report = json.loads(done.stdout)
     (first, last), (other_first, _) = report["seeds"]
     assert (report["cases"], sum(report["drawn"][kind] for kind in KINDS if kind in report["drawn"])) == (
         5,
