@@ -1,5 +1,6 @@
 """What the band's own dropout draws, where it is handed on, and that its ways agree."""
 
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -160,6 +161,47 @@ def test_blocks_taken_together_and_alone_give_the_same(
     assert kinds == [{banded_plan.Block, banded_plan.Run}, {banded_plan.Block}]
     for together, alone in zip(*results, strict=True):
         torch.testing.assert_close(together, alone)
+
+
+@pytest.mark.parametrize("device", ["meta"])
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"window": 20},
+        {"window": 200},
+        {"window": None},
+        {"window": 900},
+        {"window": 20, "sinks": 3},
+        {"window": 20, "causal": False},
+        {"window": 50, "documents_BT": (torch.arange(1000)[None] // 90).int()},
+        {"window": None, "documents_BT": (torch.arange(1000)[None] // 90).int()},
+    ],
+)
+def test_another_default_device_changes_nothing(given: dict[str, Any], device: str) -> None:
+    tensors = [heads(1000, count, dtype=torch.float32) for count in (2, 1, 1)]
+    results = []
+    for context in (nullcontext(), torch.device(device)):
+        visibility = Visibility.build(**given)
+        with context:
+            mixed = attention(*tensors, visibility, backend="banded")
+            gradients = torch.autograd.grad(mixed, tensors, tensors[0].detach())
+            torch.manual_seed(0)
+            dropped = attention(*tensors, visibility, backend="banded", dropout=0.5)
+        results.append((mixed, dropped, *gradients))
+    for there, here in zip(*results, strict=True):
+        assert torch.equal(there, here)
+
+
+@pytest.mark.parametrize("given", [{"window": 20}, {"window": None}, {"window": None, "causal": False}])
+def test_one_graph_of_unknown_sizes_serves_them(given: dict[str, Any]) -> None:
+    def attend(query: Tensor, key: Tensor) -> Tensor:
+        return attention(query, key, key, Visibility.build(**given), backend="banded")
+
+    torch.compiler.reset()
+    compiled = torch.compile(attend, fullgraph=True, dynamic=True, backend="aot_eager")
+    for tokens in (60, 70):
+        query, key = heads(tokens, 4), heads(tokens, 2)
+        torch.testing.assert_close(compiled(query, key), attend(query, key))
 
 
 @pytest.mark.parametrize("causal", [True, False])

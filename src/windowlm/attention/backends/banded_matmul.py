@@ -40,7 +40,11 @@ def attend(
         "banded matmul", lambda: make_plan(visibility, queries, keys), sizes=(queries, keys)
     )
     scale, dropout = scoring.scale, scoring.dropout
-    seed = torch.randint(2**62, ()) if dropout else torch.zeros((), dtype=torch.int64)
+    seed = (
+        torch.randint(2**62, (), device="cpu")
+        if dropout
+        else torch.zeros((), dtype=torch.int64, device="cpu")
+    )
     return _attention(query_BTHD, key_BSKD, value_BSKD, *plan, scale, dropout, seed)
 
 
@@ -115,12 +119,12 @@ class _Drop:
 
     def __init__(self, probability: float, seeds: range) -> None:
         self.dropped = min(round(probability * self.STEPS), self.STEPS - 1)
-        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        self.generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
 
     def factors(self, room_KPL: Tensor, generators: list[torch.Generator]) -> Tensor:
         """Fill the room with 0 for a dropped weight and the inverse of the share kept for others."""
         per_head = room_KPL.numel() // len(generators)
-        words = torch.empty(len(generators), -(-per_head // 4), dtype=torch.int64)
+        words = torch.empty(len(generators), -(-per_head // 4), dtype=torch.int64, device="cpu")
         for words_of_head, generator in zip(words, generators, strict=True):
             words_of_head.random_(-(2**63), None, generator=generator)
         bits_KPL = words.view(torch.int16)[:, :per_head].reshape(room_KPL.shape)
@@ -149,7 +153,7 @@ def _shares(query_BTHD: Tensor, key_BSKD: Tensor, plan: Plan, dropout: float) ->
 def _like(heads_BTHD: Tensor, plan: Plan) -> Tensor:
     """Contiguous room for a result; zeros where blocks may be passed over."""
     allocate = torch.zeros if len(plan.hidden) else torch.empty
-    return allocate(heads_BTHD.shape, dtype=heads_BTHD.dtype)
+    return allocate(heads_BTHD.shape, dtype=heads_BTHD.dtype, device="cpu")
 
 
 def fill_outputs(
@@ -219,7 +223,7 @@ def add_gradients(
         query_gradient_THD = query_gradient_BTHD[share.row, :, share.heads]
         totals = [total[share.row, :, share.kv_heads] for total in (key_gradient_BSKD, value_gradient_BSKD)]
         key_gradient_SKD, value_gradient_SKD = (
-            totals if share.parts == 1 else [torch.zeros(total.shape, dtype=total.dtype) for total in totals]
+            totals if share.parts == 1 else [torch.zeros_like(total) for total in totals]
         )
         first, last = 0 if plan.sinks else len(row.key_SKD), 0
         for block in row.blocks(plan, share):
@@ -292,7 +296,9 @@ def _attend_backward(
     dtype = torch.promote_types(query_BTHD.dtype, torch.float32)
     given = gradient_BTHD, query_BTHD, key_BSKD, value_BSKD
     for exact in (False, True):
-        key_gradient_BSKD, value_gradient_BSKD = (torch.zeros(key_BSKD.shape, dtype=dtype) for _ in range(2))
+        key_gradient_BSKD, value_gradient_BSKD = (
+            torch.zeros(key_BSKD.shape, dtype=dtype, device="cpu") for _ in range(2)
+        )
         gradients = _like(query_BTHD, plan), key_gradient_BSKD, value_gradient_BSKD
         add_gradients(gradients, *given, plan, scale, dropout, seed, exact=exact)
         if not gradients[0].sum().isnan():

@@ -60,12 +60,12 @@ def make_plan(visibility: Visibility, queries: int, keys: int) -> Plan:
         block = MIDDLE_BLOCK
     if visibility.window >= WIDE:
         block = WIDE_BLOCK
-    column_L = torch.arange(behind + block + ahead)
-    row_Q = torch.arange(block)
+    column_L = torch.arange(behind + block + ahead, device="cpu")
+    row_Q = torch.arange(block, device="cpu")
     hidden_QL = ~within_window(row_Q[:, None] + behind - column_L, visibility.window, visibility.causal)
-    common = torch.zeros(hidden_QL.shape).masked_fill(hidden_QL, -torch.inf)
+    common = torch.zeros(hidden_QL.shape, device="cpu").masked_fill(hidden_QL, -torch.inf)
 
-    first_query_N = torch.arange(0, queries, block)
+    first_query_N = torch.arange(0, queries, block, device="cpu")
     first_key_N = first_query_N + keys - queries - behind
     start_N, stop_N = first_key_N.clamp(min=0), (first_key_N + len(column_L)).clamp(max=keys)
     blocks_1N4 = torch.stack([start_N, stop_N, start_N - first_key_N, torch.full_like(start_N, -1)], -1)[None]
@@ -75,8 +75,10 @@ def make_plan(visibility: Visibility, queries: int, keys: int) -> Plan:
         return Plan(blocks_1N4, common, nothing[None], nothing, 0)
     if documents_BT is None:
         assert visibility.positions is None
-        documents_BT = torch.zeros(1, keys, dtype=torch.int32)
-        block_M = torch.arange(len(range(keys - queries - behind, sinks, block)))[: len(start_N)]
+        documents_BT = torch.zeros(1, keys, dtype=torch.int32, device="cpu")
+        block_M = torch.arange(len(range(keys - queries - behind, sinks, block)), device="cpu")[
+            : len(start_N)
+        ]
         row_M = torch.zeros_like(block_M)
     else:
         assert not sinks
@@ -107,7 +109,7 @@ def make_plan(visibility: Visibility, queries: int, keys: int) -> Plan:
             first_key_N[block_M] + first_M,
             first_key_N[block_M] + torch.where(seen_ML.any(1), last_M + 1, first_M),
             first_M,
-            torch.arange(len(row_M)),
+            torch.arange(len(row_M), device="cpu"),
         ],
         dim=-1,
     )

@@ -60,7 +60,8 @@ def gradients(
     """
     tiles = _Tiles.fit(query_BTHD, key_BTKD, window, exact)
     query_gradient_BTHD, key_gradient_BTKD, value_gradient_BTKD = (
-        torch.empty(tensor.shape, dtype=tensor.dtype) for tensor in (query_BTHD, key_BTKD, value_BTKD)
+        torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
+        for tensor in (query_BTHD, key_BTKD, value_BTKD)
     )
 
     def compute(share: Share) -> Tensor | None:
@@ -136,8 +137,9 @@ class _Tiles(NamedTuple):
         """First and last + 1 of the keys of a part; the parts are seen by about as many queries each."""
         if parts == 1:
             return 0, self.tokens
-        seen_T = torch.arange(self.tokens, 0, -1).clamp(max=self.behind + 1).cumsum(0)
-        ends = torch.searchsorted(seen_T, seen_T[-1] * torch.arange(1, parts) // parts)
+        seen_T = torch.arange(self.tokens, 0, -1, device="cpu").clamp(max=self.behind + 1).cumsum(0)
+        shares = seen_T[-1] * torch.arange(1, parts, device="cpu") // parts
+        ends = torch.searchsorted(seen_T, shares)
         cuts = [0, *(ends // self.queries * self.queries).tolist(), self.tokens]
         return cuts[part], cuts[part + 1]
 
@@ -181,10 +183,10 @@ class _Tiles(NamedTuple):
 @lru_cache(maxsize=16)
 def _biases(queries: int, window: int, dtype: torch.dtype) -> list[Tensor]:
     """`ahead_bias` and `behind_bias`."""
-    index_Q = torch.arange(queries)
+    index_Q = torch.arange(queries, device="cpu")
     distance_QQ = index_Q[:, None] - index_Q
     return [
-        torch.zeros(queries, queries, dtype=dtype).masked_fill_(
+        torch.zeros(queries, queries, dtype=dtype, device="cpu").masked_fill_(
             ~within_window(distance_QQ + shift, window, causal=True), -torch.inf
         )
         for shift in (0, reach(window, causal=True)[0])

@@ -55,9 +55,10 @@ def attend(
 def _bias(window: int, dtype: torch.dtype) -> Tensor:
     """What is added to the scores of a block and the keys up to its last: 0 where visible, -inf elsewhere."""
     behind = reach(window, causal=True)[0] + VECTOR
-    distance_QL = torch.arange(BLOCK)[:, None] + behind - torch.arange(behind + BLOCK)
+    index_L = torch.arange(behind + BLOCK, device="cpu")
+    distance_QL = index_L[:BLOCK, None] + behind - index_L
     hidden_QL = ~within_window(distance_QL, window, causal=True)
-    return torch.zeros(hidden_QL.shape, dtype=dtype).masked_fill(hidden_QL, -torch.inf)
+    return torch.zeros(hidden_QL.shape, dtype=dtype, device="cpu").masked_fill(hidden_QL, -torch.inf)
 
 
 _bias_of_full = cache(lambda dtype: _bias(LONG, dtype))

@@ -22,12 +22,12 @@ class Workspace:
         """A contiguous tensor that holds any numbers."""
         stop = self.used + prod(sizes) * self.dtype.itemsize
         if stop > BYTES:
-            return torch.empty(sizes, dtype=self.dtype)
+            return torch.empty(sizes, dtype=self.dtype, device="cpu")
         memory: Tensor | None = getattr(_kept, "memory", None)
         if memory is None or len(memory) < stop:
             # What is made in inference mode may not be written to outside of it.
             with torch.inference_mode(False):
-                memory = _kept.memory = torch.empty(stop, dtype=torch.uint8)
+                memory = _kept.memory = torch.empty(stop, dtype=torch.uint8, device="cpu")
         taken = memory[self.used : stop].view(self.dtype).view(sizes)
         self.used = -(-stop // ALIGNMENT) * ALIGNMENT
         return taken

@@ -60,7 +60,11 @@ def attend(
             behind, ahead = visibility.reach
             if visibility.sinks:
                 behind, ahead = None, 0 if visibility.causal else None
-    seed = torch.randint(2**62, ()) if scoring.dropout else torch.zeros((), dtype=torch.int64)
+    seed = (
+        torch.randint(2**62, (), device="cpu")
+        if scoring.dropout
+        else torch.zeros((), dtype=torch.int64, device="cpu")
+    )
     return _attention(
         query_BTHD, key_BSKD, value_BSKD, scoring.sink_logits, *places, seed,
         narrowed(visibility.window, LARGEST), visibility.causal, min(visibility.sinks, LARGEST),

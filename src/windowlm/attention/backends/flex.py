@@ -16,6 +16,7 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from ..window import LONGEST_REACH, PADDING, Bounds, Places, Visibility, outside_inference_mode
 from .capability import Capabilities
+from .scaled_dot_product import grouped
 
 CAPABILITIES = Capabilities(
     purpose="torch's FlexAttention, compiled",
@@ -59,7 +60,7 @@ def attend(
         score_mod=None if logit_cap is None else _cap(torch.full((), logit_cap, device=query_BTHD.device)),
         block_mask=block_mask(visibility, query_BTHD, key_BSKD),
         scale=scale,
-        enable_gqa=query_BTHD.shape[2] != key_BSKD.shape[2],
+        **grouped(query_BTHD, key_BSKD),
         return_lse=sink_logits is not None,
         # Its other kernel, for few queries, has no backward.
         kernel_options={"FORCE_USE_FLEX_ATTENTION": True},

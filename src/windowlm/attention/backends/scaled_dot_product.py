@@ -53,6 +53,11 @@ def widened(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, 
     return query.to(wide), key.to(wide), value.to(wide)
 
 
+def grouped(query_BTHD: Tensor, key_BSKD: Tensor) -> dict[str, bool]:
+    """What torch's functions ask for where heads share keys; in a graph of unknown sizes no comparison."""
+    return {"enable_gqa": True} if query_BTHD.shape[2] != key_BSKD.shape[2] else {}
+
+
 def _fused(
     query_BTHD: Tensor,
     key_BSKD: Tensor,
@@ -69,6 +74,6 @@ def _fused(
         is_causal=causal,
         scale=scoring.scale,
         dropout_p=scoring.dropout,
-        enable_gqa=query_BTHD.shape[2] != key_BSKD.shape[2],
+        **grouped(query_BTHD, key_BSKD),
     )
     return output_BHTD.transpose(1, 2)
