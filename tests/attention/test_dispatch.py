@@ -117,6 +117,12 @@ def test_an_unknown_backend_is_refused() -> None:
         (torch.ones(1, 2, 3, 4), torch.ones(1, 2, 2, 4), "3 query heads over 2 key-value heads"),
         (torch.ones(1, 2, 3, 4), torch.ones(2, 2, 3, 4), "give one batch size"),
         (torch.ones(1, 0, 3, 4), torch.ones(1, 0, 3, 4), "sizes from 1 on"),
+        (
+            torch.ones(1, 2, 3, 4).to_sparse(),
+            torch.ones(1, 2, 3, 4),
+            r"query is sparse or nested: a dense tensor",
+        ),
+        (torch.ones(1, 2, 3, 4), torch.ones(1, 2, 3, 4).to_sparse(), r"try key\.to_dense\(\)"),
     ],
 )
 def test_tensors_that_do_not_fit_are_refused(query: torch.Tensor, key: torch.Tensor, message: str) -> None:

@@ -1,10 +1,15 @@
 """The cache with layers of their own, and the order of its slots."""
 
+import re
+from collections.abc import Callable
+
 import pytest
 import torch
 
 from windowlm import SlidingWindowAttention
 from windowlm.attention.kv_cache import KVCache, Tail
+
+CPU = torch.device("cpu")
 
 
 def test_slots_are_those_that_the_docstring_draws() -> None:
@@ -51,6 +56,8 @@ def test_a_layer_refuses_a_cache_that_is_not_its_own() -> None:
         layer(hidden_BTD, torch.ones(1, 3, dtype=torch.bool), cache=cache.layers[1])
     with pytest.raises(ValueError, match="bidirectional"):
         SlidingWindowAttention(16, 2, 8, 4, causal=False)(hidden_BTD, cache=cache.layers[1])
+    with pytest.raises(ValueError, match="cache is a KVCache: the layer's entry"):
+        layer(hidden_BTD, cache=cache)  # type: ignore[arg-type]
 
 
 def test_a_tail_keeps_the_last_few_entries() -> None:
@@ -64,3 +71,25 @@ def test_a_tail_keeps_the_last_few_entries() -> None:
             assert earlier[0].tolist() == list(range(max(first - 3, 0), first))
         else:
             assert earlier is None
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: KVCache(5), "windows=5: a list"),
+        (lambda: KVCache("57"), "windows='57': a list"),
+        (lambda: KVCache([5], 1), "sinks=1: a list"),
+        (lambda: KVCache([5, 7], [1]), "1 sinks for 2 windows"),
+        (lambda: KVCache([5], dtype="float32"), "dtype='float32': a floating-point dtype"),
+        (lambda: KVCache([5], dtype=torch.int64), "dtype=torch.int64"),
+        (lambda: KVCache([5]).advance(0, 4, CPU), "batch=0: a whole number from 1 on"),
+        (lambda: KVCache([5]).advance(True, 4, CPU), "batch=True"),
+        (lambda: KVCache([5]).advance(1, 0, CPU), "tokens=0"),
+        (lambda: KVCache([5]).advance(1, -1, CPU), "tokens=-1"),
+        (lambda: KVCache([5]).advance(1, 2, CPU, torch.zeros(1, 2)), "documents_BT is torch.float32"),
+        (lambda: KVCache([5]).advance(1, 2, CPU, [[0, 0]]), "documents_BT is list"),
+    ],
+)
+def test_what_a_cache_cannot_be_made_of_is_refused_by_name(call: Callable[[], object], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        call()

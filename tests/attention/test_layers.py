@@ -227,6 +227,14 @@ def test_the_layer_runs_under_autocast_and_in_low_and_double_precision(qk_norm: 
         ({"backend": "flush"}, "backend='flush'"),
         ({"rotary": "llama3"}, "rotary='llama3'"),
         ({"kv_heads": 1.0}, r"kv_heads=1\.0"),
+        ({"qk_norm": "yes"}, "qk_norm='yes': True or False"),
+        ({"qkv_bias": 1}, "qkv_bias=1: True or False"),
+        ({"learned_sinks": 2}, "learned_sinks=2: True or False"),
+        ({"gate": None}, "gate=None: True or False"),
+        ({"value_embedding": 1}, "value_embedding=1: True or False"),
+        ({"qk_norm_epsilon": "1e-6"}, "qk_norm_epsilon='1e-6': a finite number from 0 on"),
+        ({"qk_norm_epsilon": -1.0}, r"qk_norm_epsilon=-1\.0"),
+        ({"qk_norm_epsilon": float("nan")}, "qk_norm_epsilon=nan"),
     ],
 )
 def test_bad_sizes_are_refused_by_name(options: dict[str, int], message: str) -> None:

@@ -159,6 +159,9 @@ def test_a_rotation_of_other_frequencies_or_tokens_is_refused() -> None:
         rotary.rotate(HEADS, half)
     with pytest.raises(ValueError, match=r"rotation.cosine has shape \(1, 9, 8\): "):
         rotary.rotate(HEADS, rotary.rotation(positions_BT[:, :9]))
+    for rotation in (None, (1, 2)):
+        with pytest.raises(ValueError, match=r"rotation is a .*: what rotation"):
+            rotary.rotate(HEADS, rotation)  # type: ignore[arg-type]
 
 
 def test_gradients_of_gradients_are_those_of_the_rotation() -> None:

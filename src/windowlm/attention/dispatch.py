@@ -242,6 +242,8 @@ def _check_tensors(query_BTHD: Tensor, key_BSKD: Tensor, value_BSKD: Tensor, vis
     for name, tensor in named.items():
         if not isinstance(tensor, Tensor):
             raise ValueError(f"{name} is a {type(tensor).__name__}: a torch tensor is allowed")
+        if tensor.layout != torch.strided or tensor.is_nested:
+            raise ValueError(f"{name} is sparse or nested: a dense tensor is allowed; try {name}.to_dense()")
         if tensor.dim() != 4:
             raise ValueError(
                 f"{name} has shape {tuple(tensor.shape)}: "

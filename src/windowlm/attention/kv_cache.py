@@ -309,7 +309,7 @@ class KVCache:
             numbers in any case.
 
     Raises:
-        ValueError: for a bad window, number of sinks or capacity.
+        ValueError: for a bad window, number of sinks, capacity or dtype, and not as many sinks as windows.
     """
 
     def __init__(
@@ -326,6 +326,15 @@ class KVCache:
             raise ValueError(
                 f"capacity={capacity!r}: a whole number from 1 on or None is allowed; try capacity=4096"
             )
+        if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+            raise ValueError(
+                f"dtype={dtype!r}: a floating-point dtype of torch or None is allowed; try dtype=None"
+            )
+        for name, of_layers in (("windows", windows), ("sinks", [0] if sinks is None else sinks)):
+            if not isinstance(of_layers, Sequence) or isinstance(of_layers, str):
+                raise ValueError(f"{name}={of_layers!r}: a list with one for each layer is allowed")
+        if sinks is not None and len(sinks) != len(windows):
+            raise ValueError(f"{len(sinks)} sinks for {len(windows)} windows: give one for each layer")
         self.capacity = capacity
         kinds = list(zip(windows, [0] * len(windows) if sinks is None else sinks, strict=True))
         for window, of_layer in kinds:
@@ -368,9 +377,12 @@ class KVCache:
             Where the tokens stand.
 
         Raises:
-            ValueError: for another batch than before, more tokens than the capacity, or documents that are
-                malformed, decrease, or come after a first chunk without them.
+            ValueError: for no rows or tokens, another batch than before, more tokens than the capacity, or
+                documents that are malformed, decrease, or come after a first chunk without them.
         """
+        for name, size in (("batch", batch), ("tokens", tokens)):
+            if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+                raise ValueError(f"{name}={size!r}: a whole number from 1 on is allowed; try {name}=1")
         start, stop = self.tokens, self.tokens + tokens
         if self.capacity is not None and stop > self.capacity:
             raise ValueError(
@@ -380,6 +392,11 @@ class KVCache:
             raise ValueError(f"{batch} rows, and the cache holds {self._batch}: give as many")
         whole = None
         if documents_BT is not None:
+            if not isinstance(documents_BT, Tensor) or documents_BT.dtype not in (torch.int32, torch.int64):
+                kind = getattr(documents_BT, "dtype", type(documents_BT).__name__)
+                raise ValueError(
+                    f"documents_BT is {kind}: a tensor of whole numbers (int32 or int64) is allowed"
+                )
             if start and self._document_B1 is None:
                 raise ValueError("documents_BT: rows that differ need documents from the first chunk on")
             if documents_BT.shape != (batch, tokens):

@@ -9,7 +9,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from .config import BACKENDS, RotaryConfig
+from .config import BACKENDS, RotaryConfig, is_number
 from .dispatch import attention, check_dropout, check_logit_cap, check_visibility
 from .joint_projection import project_jointly
 from .kv_cache import LayerCache
@@ -104,6 +104,20 @@ class SlidingWindowAttention(nn.Module):
         check_sinks(sinks)
         check_logit_cap(logit_cap)
         check_taps(short_convolution)
+        for name, switch in (
+            ("qk_norm", qk_norm),
+            ("qkv_bias", qkv_bias),
+            ("learned_sinks", learned_sinks),
+            ("gate", gate),
+            ("value_embedding", value_embedding),
+        ):
+            if not isinstance(switch, bool):
+                raise ValueError(f"{name}={switch!r}: True or False is allowed; try {name}=True")
+        if qk_norm_epsilon is not None and not (is_number(qk_norm_epsilon) and qk_norm_epsilon >= 0):
+            raise ValueError(
+                f"qk_norm_epsilon={qk_norm_epsilon!r}: a finite number from 0 on, or None for the machine "
+                "epsilon, is allowed; try qk_norm_epsilon=1e-6"
+            )
         self.window_size = check_window(window_size, "window_size")
         self.heads, self.kv_heads, self.dim_head = heads, kv_heads, dim_head
         self.dropout, self.causal, self.backend = dropout, causal, backend
@@ -322,6 +336,10 @@ class SlidingWindowAttention(nn.Module):
         return visibility
 
     def _visibility_in(self, cache: LayerCache | StepLayer, tokens: int) -> Visibility:
+        if not isinstance(cache, LayerCache | StepLayer):
+            raise ValueError(
+                f"cache is a {type(cache).__name__}: the layer's entry of KVCache.layers is allowed"
+            )
         slots = cache.slots
         if not self.causal:
             raise ValueError("cache beside causal=False: a bidirectional layer reads the text as a whole")

@@ -141,8 +141,8 @@ class RotaryEmbedding(nn.Module):
         """Rotate in at least float32, then return to the dtype of `heads_BTHD`.
 
         Raises:
-            ValueError: for heads of another rank, head dimension or dtype, and a rotation of another number
-                of frequencies, tokens or rows, or on another device.
+            ValueError: for heads of another rank, head dimension or dtype, and a rotation of another kind or
+                number of frequencies, tokens or rows, or on another device.
         """
         self._check_heads(heads_BTHD)
         self._check_rotation(heads_BTHD, rotation)
@@ -185,6 +185,8 @@ class RotaryEmbedding(nn.Module):
             )
 
     def _check_rotation(self, heads_BTHD: Tensor, rotation: Rotation) -> None:
+        if not isinstance(rotation, Rotation):
+            raise ValueError(f"rotation is a {type(rotation).__name__}: what rotation() returns is allowed")
         batch, tokens = heads_BTHD.shape[:2]
         for name, table_BTF in zip(("cosine", "sine"), rotation, strict=True):
             rows, *sizes = table_BTF.shape
