@@ -27,7 +27,7 @@ ROWS, KEYS = 112, 560
 # Up to here one tile holds all keys, so that the softmax is computed again as it is defined.
 ONE_TILE = 784
 # Products in a call, over several heads where tiles are small, and those that are worth a second thread.
-PRODUCTS, SHARED = 2**23, 2**25
+PRODUCTS, SHARED = 2**24, 2**25
 # Rows of scores that lie a multiple of this apart push one another out of the caches.
 STRIDE, VECTOR = 128, 16
 LOG2_E = math.log2(math.e)
