@@ -497,10 +497,14 @@ def resident_kib(counter: str) -> int:
 
 
 class Stopwatch:
-    """Times pieces of work: on CUDA by events, with caches emptied and the host ahead of the device."""
+    """Times pieces of work: on CUDA by events, with caches emptied and the host ahead of the device.
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
+    `ahead` is how often a large tensor is written before a piece, about 0.1 ms each: once empties the caches,
+    more give the host time to launch all of the piece.
+    """
+
+    def __init__(self, device: torch.device, *, ahead: int = 12) -> None:
+        self.device, self.ahead = device, ahead
         if device.type == "cuda":
             self.emptied = torch.empty(2**28, dtype=torch.int8, device=device)
 
@@ -515,8 +519,7 @@ class Stopwatch:
             return spent
         events = []
         for work in works:
-            # Larger than the caches, and long enough for the host to have launched all of the work.
-            for _ in range(12):
+            for _ in range(self.ahead):
                 self.emptied.zero_()
             begin = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
             end = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]

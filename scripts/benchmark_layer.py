@@ -3,10 +3,11 @@
 python scripts/benchmark_layer.py --shapes A B C D E
 python scripts/benchmark_layer.py --shapes B --layouts 1000 --lengths 16 --out docs/results/attention_layer
 
-The layer is timed between its projections: rotation, attention, and whatever moves numbers in between. Its
-floor is the kernel alone plus the rotation's least traffic (queries, keys and their gradients read and
-written once) at the measured bandwidth of copies. With --layouts, that many batches follow, each with
-documents of its own and one of several lengths, as in training: ranges are made on the host and copied.
+The layer is timed between its projections: rotation, attention, and whatever moves numbers in between, as
+one of several that a graph holds in a model, so that they share their table of angles. Its floor is the
+kernel alone, as often, plus the rotation's least traffic (queries, keys and their gradients read and written
+once) at the measured bandwidth of copies. With --layouts, that many batches follow, each with documents of
+its own and one of several lengths, as in training: ranges are made on the host and copied.
 
 Shapes: B batch, T tokens.
 """
@@ -16,6 +17,7 @@ import json
 import statistics
 import sys
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +37,10 @@ from benchmark_attention import (
     parser_of_shapes,
     request_of,
     sizes_of,
-    step,
 )
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 from torch._dynamo.utils import counters
 
 from windowlm.attention.dispatch import attention, choose_backend
@@ -48,6 +50,10 @@ from windowlm.errors import exit_status
 
 COPIED = {"cuda": 2**30, "cpu": 2**26}
 MEDIAN_DOCUMENT = 1500
+# Writes before the clock starts: time for the host to launch the kernels of all layers.
+AHEAD = 60
+WARM = 2
+Heads = tuple[Tensor, ...]
 
 
 def main() -> int:
@@ -90,8 +96,9 @@ def parse_options() -> argparse.Namespace:
         "--layouts", type=int, default=0, help="batches of other documents, at the first shape"
     )
     parser.add_argument("--lengths", type=int, default=16, help="sequence lengths among the layouts")
+    parser.add_argument("--layers", type=int, default=8, help="in one graph, when one is timed")
     parser.add_argument("--eager", action="store_true", help="do not compile the layer")
-    options = checked_options(parser, {"rounds": 1, "lengths": 1, "layouts": 0, "documents": 1})
+    options = checked_options(parser, {"rounds": 1, "lengths": 1, "layers": 1, "layouts": 0, "documents": 1})
     for shape in options.shapes:
         head_dim = sizes_of(shape)[4]
         if head_dim % 2:
@@ -119,35 +126,45 @@ def make_layer(problem: Problem) -> SlidingWindowAttention:
 def time_layer(problem: Problem, options: argparse.Namespace) -> dict[str, Any]:
     """Median milliseconds of kernel and layer in turns, forward and backward, beside the floor."""
     torch.manual_seed(options.seed)
-    inputs = draw_inputs(problem)
+    # A model has one shape; behind others the compiler makes kernels for any.
+    torch.compiler.reset()
+    inputs = [draw_inputs(problem) for _ in range(options.layers)]
     layer = make_layer(problem)
     visibility = Visibility.build(window=problem.window, documents_BT=problem.documents)
-    mix = layer.mix if options.eager else torch.compile(layer.mix, fullgraph=True)
-    watch = Stopwatch(problem.device)
+
+    def kernels(heads: Sequence[Heads]) -> list[Tensor]:
+        return [attention(*of_layer, visibility) for of_layer in heads]
+
+    def layers(heads: Sequence[Heads]) -> list[Tensor]:
+        return [layer.mix(*of_layer, visibility) for of_layer in heads]
+
     contestants = {
-        "kernel": lambda query, key, value: attention(query, key, value, visibility),
-        "layer": lambda query, key, value: mix(query, key, value, visibility),
+        "kernel": kernels,
+        "layer": layers if options.eager else torch.compile(layers, fullgraph=True),
     }
+    watch = Stopwatch(problem.device, ahead=AHEAD)
     spent: dict[str, list[float]] = {
         f"{name}_{part}_ms": [] for name in contestants for part in ("forward", "backward")
     }
-    for attend in contestants.values():
-        step(attend, inputs)
-    for _ in range(options.rounds):
+    heads = [of_layer[:3] for of_layer in inputs]
+    flat = [tensor for of_layer in heads for tensor in of_layer]
+    held: list[Tensor] = []
+
+    def backward() -> None:
+        torch.autograd.grad(held, flat, [of_layer[3] for of_layer in inputs])
+        held.clear()
+
+    for turn in range(WARM + options.rounds):
         for name, attend in contestants.items():
-            held: list[torch.Tensor] = []
-            *heads, gradient_BTHD = inputs
 
-            def forward(attend: Any = attend, held: Any = held, heads: Any = heads) -> None:
-                held.append(attend(*heads))
-
-            def backward(held: Any = held, heads: Any = heads, gradient: Any = gradient_BTHD) -> None:
-                torch.autograd.grad(held.pop(), heads, gradient)
+            def forward(attend: Callable[[Sequence[Heads]], list[Tensor]] = attend) -> None:
+                held.extend(attend(heads))
 
             for part, ms in zip(("forward", "backward"), watch.run(forward, backward), strict=True):
-                spent[f"{name}_{part}_ms"].append(ms)
+                if turn >= WARM:
+                    spent[f"{name}_{part}_ms"].append(ms / options.layers)
     row: dict[str, Any] = {name: statistics.median(times) for name, times in spent.items()}
-    traffic_ms = least_traffic_bytes(inputs) / copy_bytes_per_second(watch) * 1e3
+    traffic_ms = least_traffic_bytes(inputs[0]) / copy_bytes_per_second(watch) * 1e3
     for part in ("forward", "backward"):
         row[f"{part}_over_floor"] = row[f"layer_{part}_ms"] / (row[f"kernel_{part}_ms"] + traffic_ms)
     layer_ms, kernel_ms = (
@@ -156,6 +173,7 @@ def time_layer(problem: Problem, options: argparse.Namespace) -> dict[str, Any]:
     return row | {
         "shape": problem.name,
         "documents": problem.documents is not None,
+        "layers": options.layers,
         "backend": choose_backend("auto", request_of(problem)).name,
         "least_traffic_ms": traffic_ms,
         "over_floor": layer_ms / (kernel_ms + 2 * traffic_ms),
@@ -190,9 +208,12 @@ def cells_of(row: dict[str, Any]) -> list[str]:
 def vary_layouts(problem: Problem, options: argparse.Namespace) -> dict[str, Any]:
     """Batches of other documents and lengths through one layer: compilations, mask times and memory.
 
-    Warm are the batches after the first that had all lengths twice.
+    Warm are the batches after the first that had all lengths twice. Memory is what is held behind the same
+    length each time.
     """
     torch.manual_seed(options.seed)
+    torch.compiler.reset()
+    counters.clear()
     layer, watch = make_layer(problem), Stopwatch(problem.device)
     mix = layer.mix if options.eager else torch.compile(layer.mix, fullgraph=True)
     spacing = problem.tokens // options.lengths
@@ -200,14 +221,15 @@ def vary_layouts(problem: Problem, options: argparse.Namespace) -> dict[str, Any
     inputs = draw_inputs(problem)
     warm_from = 2 * options.lengths
     graphs_when_warm = 0
-    memory_when_warm: float | None = None
+    held_mib: list[float | None] = []
     made_ms, copied_ms, attended_ms = [], [], []
     slowest_step_s = 0.0
     for batch in range(warm_from + options.layouts):
         length = lengths[batch % options.lengths]
         if batch == warm_from:
-            graphs_when_warm, memory_when_warm = counters["stats"]["unique_graphs"], memory_of(problem)
-            slowest_step_s = 0.0
+            graphs_when_warm, slowest_step_s = counters["stats"]["unique_graphs"], 0.0
+        if batch >= warm_from and batch % options.lengths == 0:
+            held_mib.append(memory_of(problem))
         documents_BT = draw_documents(
             problem.batch, length, options.documents or MEDIAN_DOCUMENT, options.seed + batch
         )
@@ -244,8 +266,8 @@ def vary_layouts(problem: Problem, options: argparse.Namespace) -> dict[str, Any
         "mask_on_device_ms": mask_ms,
         "attention_ms": attention_ms,
         "mask_over_attention": mask_ms / attention_ms,
-        "memory_when_warm_mib": memory_when_warm,
-        "memory_at_the_end_mib": memory_of(problem),
+        "memory_when_warm_mib": held_mib[0],
+        "memory_at_the_end_mib": held_mib[-1],
     }
 
 

@@ -14,7 +14,8 @@ ROOT = Path(__file__).parents[2]
 def test_overhead_and_layouts_are_timed_and_written(tmp_path: Path) -> None:
     done = run_script(
         "scripts/benchmark_layer.py", "--device", "cpu", "--eager", "--shapes", "2,128,4,2,16,32",
-        "--layouts", "3", "--lengths", "2", "--rounds", "1", "--documents", "20", "--out", str(tmp_path),
+        "--layouts", "3", "--lengths", "2", "--layers", "2", "--rounds", "1", "--documents", "20",
+        "--out", str(tmp_path),
         cwd=tmp_path,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
