@@ -179,6 +179,7 @@ PEERS: dict[str, Callable[[Problem], Attend]] = {
     "causal cudnn": cudnn_causal_attention,
 }
 FULL = {"causal sdpa", "causal cudnn"}
+LARGEST_MASK = 16384
 
 
 def _scaled_dot_product(query_BTHD: Tensor, key_BSKD: Tensor, value_BSKD: Tensor, **options: Any) -> Tensor:
@@ -229,7 +230,8 @@ def _flex(problem: Problem, mode: str | None = None, options: dict[str, Any] | N
         problem.tokens,
         problem.tokens,
         device=problem.device.type,
-        _compile=problem.device.type == "cuda",  # otherwise it makes a T x T tensor of int64
+        # Otherwise it makes a T x T tensor of int64; compiling a window of 128 did not end in torch 2.11.
+        _compile=problem.device.type == "cuda" and problem.tokens > LARGEST_MASK,
     )
     compiled: Any = torch.compile(attention, dynamic=False, mode=mode)
 

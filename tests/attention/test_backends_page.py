@@ -28,21 +28,21 @@ def measured() -> dict[tuple[str, bool], dict[str, dict[str, Any]]]:
     }
 
 
-def tables() -> list[list[dict[str, str]]]:
-    """The tables of times on a GPU, each row by the names of the columns."""
+def tables(section: str) -> list[list[dict[str, str]]]:
+    """The tables of a section, each row by the names of the columns."""
     page = (DOCS / "attention-backends.md").read_text()
-    section = page[page.index("## Speed on a GPU") : page.index("## Speed on a CPU")]
+    start = page.index(f"## {section}\n")
     found = []
-    for table in re.findall(r"(?:^\|.*\n)+", section, re.MULTILINE):
+    for table in re.findall(r"(?:^\|.*\n)+", page[start : page.find("\n## ", start)], re.MULTILINE):
         names, _, *rows = (
             [cell.strip().strip("`") for cell in line.split("|")[1:-1]] for line in table.splitlines()
         )
         found.append([dict(zip(names, row, strict=True)) for row in rows])
-    return found[1:]
+    return found
 
 
 def test_the_ratios_beside_the_peers_are_those_of_the_results() -> None:
-    rows_of, (plain, packed, _) = measured(), tables()
+    rows_of, (plain, packed, _) = measured(), tables("Speed on a GPU")[1:]
     for documents, table in ((False, plain), (True, packed)):
         assert [row["shape"] for row in table] == sorted(s for s, packed in rows_of if packed == documents)
         for row in table:
@@ -59,7 +59,7 @@ def test_the_ratios_beside_the_peers_are_those_of_the_results() -> None:
 
 
 def test_every_backend_of_ours_that_was_measured_is_in_the_page() -> None:
-    rows_of, (*_, ours) = measured(), tables()
+    rows_of, (*_, ours) = measured(), tables("Speed on a GPU")[1:]
     assert len(ours) == len(rows_of)
     for row in ours:
         rows = rows_of[row.pop("shape"), row.pop("documents") == "yes"]
@@ -68,3 +68,17 @@ def test_every_backend_of_ours_that_was_measured_is_in_the_page() -> None:
         assert {f"windowlm:{name}" for name in row} == timed - {"windowlm:reference"}
         for name, ratio in row.items():
             assert ratio == f"{rows[f'windowlm:{name}']['total_ratio']:.2f}", name
+
+
+def test_the_layer_takes_what_the_result_says() -> None:
+    report = json.loads((DOCS / "results" / "attention_layer" / "layer.json").read_text())
+    (table,) = tables("The layer around the kernel")
+    rows = {row["shape"]: row for row in report["shapes"]}
+    assert sorted(rows) == [row["shape"] for row in table]
+    for told in table:
+        row = rows[told["shape"]]
+        assert told["backend"] == row["backend"]
+        for name, part in (("kernel, forward / backward ms", "kernel"), ("layer ms", "layer")):
+            assert told[name] == f"{row[f'{part}_forward_ms']:.3f} / {row[f'{part}_backward_ms']:.3f}"
+        assert told["rotation's least traffic, one way, ms"] == f"{row['least_traffic_ms']:.3f}"
+        assert told["layer over floor"] == f"{row['over_floor']:.3f}"
