@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch._dynamo.testing import EagerAndRecordGraphs
 
 import windowlm.attention
 from windowlm import FlashAttention, SlidingWindowAttention
@@ -130,6 +131,20 @@ def test_the_layer_compiles_into_one_graph(window: int | None, given: str) -> No
     compiled.sum().backward()
     torch.testing.assert_close(compiled, expected)
     torch.testing.assert_close(layer.key.weight.grad, gradient, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("options", [{}, {"sinks": 1, "logit_cap": 5.0}], ids=str)
+@pytest.mark.parametrize("window", [5, 60, None])
+def test_a_graph_without_autocast_switches_none_off(window: int | None, options: dict[str, Any]) -> None:
+    """Torch keeps no such graph on disk."""
+    if window is None:
+        options = {name: value for name, value in options.items() if name != "sinks"}
+    layer = SlidingWindowAttention(16, 2, 8, window, dropout=0.0, **options)
+    recorded = EagerAndRecordGraphs()
+    torch._dynamo.reset()
+    torch.compile(layer, fullgraph=True, backend=recorded)(torch.randn(1, 70, 16))
+    (graph,) = recorded.graphs
+    assert not [node.target for node in graph.graph.nodes if "autocast" in str(node.target)]
 
 
 ALL_OPTIONS = {"sinks": 2, "learned_sinks": True, "gate": True, "logit_cap": 5.0, "qk_norm": True}

@@ -6,5 +6,10 @@ import torch
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[None]:
-    """A region of the tensors' own dtypes; the meta device knows no autocast that could be switched off."""
-    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
+    """A region of the tensors' own dtypes; the meta device knows no autocast that could be switched off.
+
+    Nothing is entered where autocast is off: torch does not keep a compiled graph on disk that enters it.
+    """
+    if device.type == "meta" or not torch.is_autocast_enabled(device.type):
+        return nullcontext()
+    return torch.autocast(device.type, enabled=False)
