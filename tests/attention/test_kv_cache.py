@@ -80,6 +80,8 @@ def test_a_tail_keeps_the_last_few_entries() -> None:
         (lambda: KVCache("57"), "windows='57': a list"),
         (lambda: KVCache([5], 1), "sinks=1: a list"),
         (lambda: KVCache([5, 7], [1]), "1 sinks for 2 windows"),
+        (lambda: KVCache([5, 0]), "windows[1]=0: "),
+        (lambda: KVCache([5, 7], [1, -1]), "sinks[1]=-1: "),
         (lambda: KVCache([5], dtype="float32"), "dtype='float32': a floating-point dtype"),
         (lambda: KVCache([5], dtype=torch.int64), "dtype=torch.int64"),
         (lambda: KVCache([5]).advance(0, 4, CPU), "batch=0: a whole number from 1 on"),

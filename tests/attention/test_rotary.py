@@ -18,7 +18,7 @@ from windowlm.attention.config import (
     YarnScaling,
 )
 from windowlm.attention.layers import SlidingWindowAttention
-from windowlm.attention.rotary import RotaryEmbedding, rotary_frequencies, rotary_magnitude
+from windowlm.attention.rotary import RotaryEmbedding, Rotation, rotary_frequencies, rotary_magnitude
 
 
 def test_each_half_split_pair_turns_by_position_times_frequency() -> None:
@@ -132,6 +132,7 @@ HEADS = torch.zeros(2, 10, 8, 16)
         (HEADS, torch.arange(10)[None].bfloat16(), "positions_BT has .* dtype torch.bfloat16: "),
         (HEADS, torch.ones(1, 10, dtype=torch.bool), "positions_BT has .* dtype torch.bool: "),
         (HEADS, list(range(10)), "positions_BT is a list: "),
+        (HEADS, torch.ones(2, 10, dtype=torch.int64).to_sparse(), "positions_BT is sparse or nested"),
         (HEADS, torch.arange(1)[None], r"positions_BT has shape \(1, 1\): \(2, 10\) or \(1, 10\) is allowed"),
         (HEADS, torch.zeros(3, 10, dtype=torch.int64), r"positions_BT has shape \(3, 10\): "),
         (
@@ -145,6 +146,7 @@ HEADS = torch.zeros(2, 10, 8, 16)
         (torch.zeros(2, 10, 8, 8), None, "heads_BTHD has shape "),
         (HEADS.long(), None, "heads_BTHD .* dtype torch.int64: .*torch.float16 are allowed"),
         (HEADS.tolist(), None, "heads_BTHD is a list: "),
+        (HEADS.to_sparse(), None, "heads_BTHD is sparse or nested"),
     ],
 )
 def test_what_does_not_fit_is_refused_by_name(heads: Any, positions: Any, message: str) -> None:
@@ -155,10 +157,19 @@ def test_what_does_not_fit_is_refused_by_name(heads: Any, positions: Any, messag
 def test_a_rotation_of_other_frequencies_or_tokens_is_refused() -> None:
     rotary, positions_BT = RotaryEmbedding(16), torch.arange(10)[None]
     half = RotaryEmbedding(16, RotaryConfig(fraction=0.5)).rotation(positions_BT)
-    with pytest.raises(ValueError, match=r"rotation.cosine has shape \(1, 10, 4\): \(2, 10, 8\) or "):
+    with pytest.raises(ValueError, match=r"rotation.cosine has shape \(1, 10, 4\) .*: \(2, 10, 8\) or "):
         rotary.rotate(HEADS, half)
-    with pytest.raises(ValueError, match=r"rotation.cosine has shape \(1, 9, 8\): "):
+    with pytest.raises(ValueError, match=r"rotation.cosine has shape \(1, 9, 8\) "):
         rotary.rotate(HEADS, rotary.rotation(positions_BT[:, :9]))
+    cosine, sine = rotary.rotation(positions_BT)
+    for spoilt, message in (
+        (Rotation(cosine[0], sine[0]), r"rotation.cosine has shape \(10, 8\)"),
+        (Rotation(cosine[0, 0, 0], sine), r"rotation.cosine has shape \(\)"),
+        (Rotation(cosine, sine.bfloat16()), r"rotation.sine has .* dtype torch.bfloat16: .* float32 are"),
+        (Rotation(cosine, sine.tolist()), "rotation.sine is a list"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            rotary.rotate(HEADS, spoilt)
     for rotation in (None, (1, 2)):
         with pytest.raises(ValueError, match=r"rotation is a .*: what rotation"):
             rotary.rotate(HEADS, rotation)  # type: ignore[arg-type]

@@ -337,9 +337,9 @@ class KVCache:
             raise ValueError(f"{len(sinks)} sinks for {len(windows)} windows: give one for each layer")
         self.capacity = capacity
         kinds = list(zip(windows, [0] * len(windows) if sinks is None else sinks, strict=True))
-        for window, of_layer in kinds:
-            check_window(window)
-            check_sinks(of_layer)
+        for layer, (window, of_layer) in enumerate(kinds):
+            check_window(window, f"windows[{layer}]")
+            check_sinks(of_layer, f"sinks[{layer}]")
         self.slots = {kind: Slots(*kind, capacity) for kind in kinds}
         self.layers = [LayerCache(self.slots[kind], dtype) for kind in kinds]
         self.tails: dict[str, Tail] = {}
