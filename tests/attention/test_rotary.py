@@ -58,6 +58,34 @@ def test_angles_a_million_tokens_out_err_by_at_most_one_in_a_million() -> None:
     assert (rotation.sine[0, 0].double() - sine).abs().max() <= 1e-6
 
 
+@pytest.mark.parametrize("scaling", [None, YarnScaling(kind="yarn", factor=8.0, original_length=2048)])
+def test_nothing_that_a_model_undergoes_spoils_the_angles_a_million_tokens_out(
+    scaling: RotaryScaling | None,
+) -> None:
+    config, positions_BT = RotaryConfig(scaling=scaling), torch.arange(1_048_570, 1_048_577)[None]
+    frequencies = torch.tensor(rotary_frequencies(64, config), dtype=torch.float64)
+    angles_BTF = positions_BT[..., None] * frequencies
+    exact = [rotary_magnitude(config) * table.double() for table in (angles_BTF.cos(), angles_BTF.sin())]
+    torch.compiler.reset()
+    with torch.device("meta"):
+        layer = SlidingWindowAttention(128, 2, 64, 4, 0.0, rotary=config)
+    layer = layer.to_empty(device="cpu").to(torch.bfloat16)
+    layer.load_state_dict(SlidingWindowAttention(128, 2, 64, 4, 0.0, rotary=config).state_dict())
+    rotary = layer.rotary
+    assert rotary is not None
+    compiled = torch.compile(rotary.rotation, fullgraph=True, backend="aot_eager")
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        with torch.autocast("cpu", torch.bfloat16):
+            rotations = [rotary.rotation(positions_BT.int()), compiled(positions_BT)]
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for rotation in rotations:
+        for table, wanted in zip(rotation, exact, strict=True):
+            assert table.dtype == torch.float32
+            assert (table.double() - wanted).abs().max() <= 1e-6
+
+
 def test_casts_default_dtypes_and_the_meta_device_change_nothing() -> None:
     positions_BT = torch.tensor([[0, 1, 5_000]])
     expected = RotaryEmbedding(64).rotation(positions_BT)
