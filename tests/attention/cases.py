@@ -5,6 +5,7 @@ many more than the tests do, as many as it can in the time if there is a limit.
 """
 
 import json
+import math
 import random
 import shlex
 import subprocess
@@ -23,8 +24,9 @@ import torch
 from torch import Tensor
 
 from windowlm.attention.backends.capability import Request
-from windowlm.attention.dispatch import attention, capabilities, compute_capability
+from windowlm.attention.dispatch import MODULES, attention, capabilities, compute_capability
 from windowlm.attention.window import PADDING, Visibility
+from windowlm.errors import UserError, exit_status
 
 DTYPES = (torch.float64, torch.float32, torch.float32, torch.bfloat16, torch.float16)
 CHECKS = (
@@ -38,6 +40,7 @@ PASSES = 4
 DRAWN_AGAIN = 7
 AT_ONCE = 100
 SEEDS_A_PROCESS = 1_000_000
+EXAMPLE = "try python tests/attention/cases.py banded 100"
 DYNAMO = {"recompile_limit": 1000, "fail_on_recompile_limit_hit": True, "assume_static_by_default": False}
 # A graph that is asked for several gradients must not give away what it saved for the first.
 FUNCTORCH = {"donated_buffer": False}
@@ -392,19 +395,73 @@ def _plain(case: Case, tensors: list[Tensor], visible_BTS: Tensor) -> Tensor:
     return (weights @ value).transpose(1, 2)
 
 
-def main(backend: str, count: str, *options: str) -> int:
-    """Check `count` cases that the backend claims, and print the outcome as a line of JSON."""
-    named = dict(option.split("=") for option in options if "=" in option)
-    first = int(next((option for option in options if "=" not in option), 0))
-    device, processes = named.get("device", "cpu"), int(named.get("processes", 1))
-    started = time.perf_counter()
-    deadline = time.time() + float(named.get("seconds", "inf"))
+class Wanted(NamedTuple):
+    """What the command line asks for."""
+
+    backend: str
+    cases: int
+    first: int = 0
+    device: str = "cpu"
+    processes: int = 1
+    seconds: float = math.inf
+
+
+def read(words: Sequence[str]) -> Wanted:
+    """The words of the command line.
+
+    Raises:
+        UserError: for a word that is not understood, and a backend that serves no call on the device.
+    """
+    in_place = [word for word in words if "=" not in word]
+    if not 2 <= len(in_place) <= 3:
+        raise UserError(
+            f"{len(in_place)} words without '=': BACKEND COUNT [FIRST_SEED] are allowed; {EXAMPLE}"
+        )
+    given = dict(zip(Wanted._fields, in_place, strict=False))
+    for word in words:
+        name, equals, value = word.partition("=")
+        if equals and name not in ("device", "processes", "seconds"):
+            raise UserError(f"{word}: device=, processes= and seconds= are allowed; {EXAMPLE}")
+        if equals:
+            given[name] = value
+    numbers = {name: _number(name, given[name]) for name in given if name not in ("backend", "device")}
+    wanted = Wanted(given["backend"], device=given.get("device", "cpu"), **numbers)
+    if wanted.backend not in MODULES:
+        raise UserError(f"{wanted.backend}: {', '.join(MODULES)} are allowed; {EXAMPLE}")
+    try:
+        generation = compute_capability(torch.device(wanted.device))
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"device={wanted.device}: {str(error).splitlines()[0]}; try device=cpu") from None
+    request = Request(
+        device=torch.device(wanted.device).type, compute_capability=generation, dtype=torch.bfloat16
+    )
+    refusal = capabilities(wanted.backend).refusal(request)
+    if refusal is not None:
+        raise UserError(f"{wanted.backend} with device={wanted.device}: {refusal}")
+    return wanted
+
+
+def _number(name: str, text: str) -> int | float:
+    least = 1 if name in ("cases", "processes") else 0
+    try:
+        number = float(text) if name == "seconds" else int(text)
+    except ValueError:
+        number = math.nan
+    if not number >= least:
+        raise UserError(f"{name}={text}: a number from {least} on is allowed; {EXAMPLE}")
+    return number
+
+
+def main(*words: str) -> int:
+    """Check as many cases as asked for that the backend claims, and print the outcome as a line of JSON."""
+    backend, count, first, device, processes, seconds = read(words)
+    started, deadline = time.perf_counter(), time.time() + seconds
     # Of compiled kernels each process compiles those of its own shapes.
     shapes = [shape for shape in SHAPES if device != "cpu" and _serves(backend, device, shape)]
     shares = [
         (
             backend,
-            int(count) // processes + (process < int(count) % processes),
+            count // processes + (process < count % processes),
             first + process * SEEDS_A_PROCESS,
             device,
             shapes[process % max(len(shapes), 1) :: processes],
@@ -502,4 +559,4 @@ def _check(
 
 if __name__ == "__main__":
     _prepare()
-    sys.exit(main(*sys.argv[1:]))
+    sys.exit(exit_status(lambda: main(*sys.argv[1:])))

@@ -1,6 +1,7 @@
 """Five hundred drawn calls of every backend, and that the comparison notices what it should."""
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,6 +12,7 @@ import torch
 
 from windowlm.attention.backends import banded, banded_blocks, banded_matmul
 from windowlm.attention.dispatch import MODULES, capabilities
+from windowlm.errors import UserError
 
 from .cases import DYNAMO, FUNCTORCH, KINDS, SHAPES, draw, main, mismatches, supported
 
@@ -111,6 +113,28 @@ def test_processes_share_the_count_and_no_seed_in_the_command_as_it_is_written()
         5,
     )
     assert first == 0 <= last < other_first
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "0 words without '=': BACKEND COUNT [FIRST_SEED] are allowed"),
+        (["banded", "5", "0", "cuda"], "4 words without '='"),
+        (["flush", "5"], "flush: band, flash4, "),
+        (["banded", "many"], "cases=many: a number from 1 on"),
+        (["banded", "0"], "cases=0: "),
+        (["banded", "5", "-1"], "first=-1: a number from 0 on"),
+        (["banded", "5", "devise=cuda"], "devise=cuda: device=, processes= and seconds= are allowed"),
+        (["banded", "5", "processes=0"], "processes=0: "),
+        (["banded", "5", "seconds=nan"], "seconds=nan: "),
+        (["banded", "5", "device=potato"], "device=potato: "),
+        (["banded", "5", "device=cuda:99"], "device=cuda:99: "),
+        (["flex", "5"], "flex with device=cpu: it does not run on cpu"),
+    ],
+)
+def test_a_command_that_is_not_understood_is_refused(words: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=f"^{re.escape(message)}"):
+        main(*words)
 
 
 def test_the_command_counts_a_backend_that_raises(

@@ -136,6 +136,7 @@ def test_tensors_that_do_not_fit_are_refused(query: torch.Tensor, key: torch.Ten
         {"dropout": 1.0},
         {"dropout": float("nan")},
         {"dropout": "a"},
+        {"dropout": False},
         {"scale": float("nan")},
         {"scale": "a"},
         {"scale": True},
@@ -196,6 +197,8 @@ def test_arguments_of_another_kind_are_refused_by_name() -> None:
             attention(*arguments)
     with pytest.raises(ValueError, match="sink_logits_H is a list"):
         attention(heads, heads, heads, visibility, sink_logits_H=[0.0])  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="sink_logits_H is sparse or nested"):
+        attention(heads, heads, heads, visibility, sink_logits_H=torch.zeros(1).to_sparse())
 
 
 @pytest.mark.parametrize(

@@ -2,12 +2,15 @@
 
 import re
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 
 from windowlm import SlidingWindowAttention
 from windowlm.attention.kv_cache import KVCache, Tail
+from windowlm.attention.step_cache import StepCache
+from windowlm.attention.window import Visibility
 
 CPU = torch.device("cpu")
 
@@ -60,6 +63,72 @@ def test_a_layer_refuses_a_cache_that_is_not_its_own() -> None:
         layer(hidden_BTD, cache=cache)  # type: ignore[arg-type]
 
 
+def test_a_layer_reads_each_chunk_once_and_skips_none() -> None:
+    layer, hidden_BTD = SlidingWindowAttention(16, 2, 8, 4, 0.0), torch.randn(2, 3, 16)
+    with torch.no_grad():
+        cache = KVCache([4])
+        cache.advance(2, 3, CPU)
+        layer(hidden_BTD, cache=cache.layers[0])
+        with pytest.raises(ValueError, match="has read 3 tokens of the cache, and the chunk begins at 0"):
+            layer(hidden_BTD, cache=cache.layers[0])
+        cache.advance(2, 3, CPU)
+        cache.advance(2, 3, CPU)
+        with pytest.raises(ValueError, match="has read 3 tokens of the cache, and the chunk begins at 6"):
+            layer(hidden_BTD, cache=cache.layers[0])
+        with pytest.raises(ValueError, match="a cache that a layer has not read to its end"):
+            StepCache(cache)
+
+
+@pytest.mark.parametrize("options", [{"backend": "reference"}, {"dropout": 0.5}])
+def test_a_step_refuses_what_it_would_not_honour(options: dict[str, Any]) -> None:
+    layer, hidden_BTD = (
+        SlidingWindowAttention(16, 2, 8, 4, **{"dropout": 0.0, **options}),
+        torch.randn(2, 3, 16),
+    )
+    with torch.no_grad():
+        cache = KVCache([4])
+        cache.advance(2, 3, CPU)
+        layer(hidden_BTD, cache=cache.layers[0])
+        steps = StepCache(cache)
+        steps.advance(2, 1, CPU)
+        with pytest.raises(ValueError, match=r"a StepCache computes in one way"):
+            layer(hidden_BTD[:, :1], cache=steps.layers[0])
+
+
+def test_a_cache_refuses_keys_of_other_sizes() -> None:
+    hidden_BTD = torch.randn(2, 3, 16)
+    first = SlidingWindowAttention(16, 2, 8, 4, 0.0)
+    for layer, rows in ((SlidingWindowAttention(16, 2, 8, 4, 0.0, kv_heads=1), 2), (first, 1)):
+        cache = KVCache([4])
+        with torch.no_grad():
+            cache.advance(2, 3, CPU)
+            first(hidden_BTD, cache=cache.layers[0])
+            cache.advance(2, 3, CPU)
+            with pytest.raises(ValueError, match="the cache holds 2 rows of 2 heads of 8, the layer gives"):
+                layer(hidden_BTD[:rows], cache=cache.layers[0])
+
+
+@pytest.mark.parametrize("documents_BT", [None, torch.tensor([[0] * 4 + [1] * 5, [2] * 9])])
+@pytest.mark.parametrize("window", [4, None])
+def test_a_cache_goes_on_in_and_out_of_inference_mode(
+    window: int | None, documents_BT: torch.Tensor | None
+) -> None:
+    layer = SlidingWindowAttention(16, 2, 8, window, 0.0, sinks=1, short_convolution=2)
+    hidden_BTD, cache, outputs = torch.randn(2, 9, 16), KVCache([window], [1]), []
+    for start, stop, mode in (
+        (0, 5, torch.inference_mode),
+        (5, 7, torch.no_grad),
+        (7, 8, torch.inference_mode),
+        (8, 9, torch.no_grad),
+    ):
+        with mode():
+            documents = None if documents_BT is None else documents_BT[:, start:stop]
+            cache.advance(2, stop - start, CPU, documents)
+            outputs.append(layer(hidden_BTD[:, start:stop], cache=cache.layers[0]))
+    visibility = Visibility.build(window=window, sinks=1, documents_BT=documents_BT)
+    torch.testing.assert_close(torch.cat(outputs, 1), layer(hidden_BTD, visibility=visibility))
+
+
 def test_a_tail_keeps_the_last_few_entries() -> None:
     tail, given = Tail(3), []
     for size in (2, 1, 5, 1):
@@ -79,7 +148,10 @@ def test_a_tail_keeps_the_last_few_entries() -> None:
         (lambda: KVCache(5), "windows=5: a list"),
         (lambda: KVCache("57"), "windows='57': a list"),
         (lambda: KVCache([5], 1), "sinks=1: a list"),
+        (lambda: KVCache([]), "windows=[]: a list"),
         (lambda: KVCache([5, 7], [1]), "1 sinks for 2 windows"),
+        (lambda: KVCache([5, 0]), "windows[1]=0: "),
+        (lambda: KVCache([5, 7], [1, -1]), "sinks[1]=-1: "),
         (lambda: KVCache([5], dtype="float32"), "dtype='float32': a floating-point dtype"),
         (lambda: KVCache([5], dtype=torch.int64), "dtype=torch.int64"),
         (lambda: KVCache([5]).advance(0, 4, CPU), "batch=0: a whole number from 1 on"),
@@ -88,6 +160,11 @@ def test_a_tail_keeps_the_last_few_entries() -> None:
         (lambda: KVCache([5]).advance(1, -1, CPU), "tokens=-1"),
         (lambda: KVCache([5]).advance(1, 2, CPU, torch.zeros(1, 2)), "documents_BT is torch.float32"),
         (lambda: KVCache([5]).advance(1, 2, CPU, [[0, 0]]), "documents_BT is list"),
+        (lambda: KVCache([5]).advance(1, 2, "cpu"), "device='cpu': a torch.device is allowed"),
+        (
+            lambda: KVCache([5]).advance(1, 2, CPU, torch.zeros(1, 2, dtype=torch.int64, device="meta")),
+            "documents_BT is on meta, device=cpu",
+        ),
     ],
 )
 def test_what_a_cache_cannot_be_made_of_is_refused_by_name(call: Callable[[], object], message: str) -> None:

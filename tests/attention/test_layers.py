@@ -235,6 +235,8 @@ def test_the_layer_runs_under_autocast_and_in_low_and_double_precision(qk_norm: 
         ({"window_size": True}, "window_size=True"),
         ({"dropout": 1.0}, "dropout=1.0"),
         ({"dim_head": 7}, "an even number"),
+        ({"dim_head": 1}, "dim_head=1: a number from 2 on is allowed with rotary positions; try rotary=None"),
+        ({"dropout": False}, "dropout=False"),
         ({"sinks": -1}, "sinks=-1"),
         ({"logit_cap": 0.0}, "logit_cap=0.0"),
         ({"dropout": "0.1"}, "dropout='0.1'"),
@@ -273,6 +275,10 @@ def test_inputs_that_do_not_fit_are_refused() -> None:
         (hidden_BTD.double(), r"hidden_BTD is torch\.float64 on cpu, the layer torch\.float32"),
         (hidden_BTD.to("meta"), "hidden_BTD is .* on meta, the layer .* on cpu"),
         (hidden_BTD.tolist(), "hidden_BTD is a list"),
+        (hidden_BTD.to_sparse(), "hidden_BTD is sparse or nested"),
+        (torch.nested.nested_tensor([hidden_BTD[0], hidden_BTD[0, :3]]), "hidden_BTD is sparse or nested"),
+        (hidden_BTD[:0], r"hidden_BTD has shape \(0, 12, 16\): sizes from 1 on"),
+        (hidden_BTD[:, :0], r"hidden_BTD has shape \(1, 0, 16\): sizes from 1 on"),
     ):
         with pytest.raises(ValueError, match=message):
             layer(hidden)
@@ -280,6 +286,7 @@ def test_inputs_that_do_not_fit_are_refused() -> None:
     for options, message in (
         ({"mask": [[True] * 12]}, "mask is a list"),
         ({"mask": meta.bool()}, "mask is on meta, hidden_BTD on cpu"),
+        ({"mask": torch.ones(1, 12, dtype=torch.bool).to_sparse()}, "mask is sparse or nested"),
         ({"positions_BT": [0]}, "positions_BT is a list"),
         ({"positions_BT": meta}, "positions_BT is on meta"),
         ({"positions_BT": torch.ones(1, 12, dtype=torch.bool)}, "whole numbers"),
@@ -297,6 +304,11 @@ def test_inputs_that_do_not_fit_are_refused() -> None:
             layer(hidden_BTD, visibility=Visibility.build(window=wider))
     with pytest.raises(ValueError, match="mask beside visibility"):
         layer(hidden_BTD, torch.ones(1, 12, dtype=torch.bool), visibility=Visibility.build(window=5))
+
+
+def test_full_attention_takes_no_window() -> None:
+    with pytest.raises(ValueError, match=r"window_size=4: FlashAttention takes none, .*; try Sliding"):
+        FlashAttention(16, window_size=4)
 
 
 def test_the_folder_copied_alone_into_another_project_works(tmp_path: Path) -> None:
@@ -329,7 +341,14 @@ def test_value_embeddings_join_the_values_by_their_shares() -> None:
         plain.output.weight[:16] = layer.output.weight
     expected_BTD = plain(torch.cat([hidden_BTD, embedding_BTE], -1))[..., :16]
     torch.testing.assert_close(layer(hidden_BTD, value_embedding_BTE=embedding_BTE), expected_BTD)
-    for wrong in (None, embedding_BTE[..., :8], embedding_BTE[:1]):
+    of_other_kinds: list[Any] = [
+        embedding_BTE.tolist(),
+        embedding_BTE.long(),
+        embedding_BTE > 0,
+        embedding_BTE.to_sparse(),
+        embedding_BTE.to("meta"),
+    ]
+    for wrong in (None, embedding_BTE[..., :8], embedding_BTE[:1], *of_other_kinds):
         with pytest.raises(ValueError, match="value_embedding_BTE"):
             layer(hidden_BTD, value_embedding_BTE=wrong)
     with pytest.raises(ValueError, match="value_embedding_BTE"):

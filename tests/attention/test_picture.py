@@ -1,11 +1,13 @@
 """What the pictures show is what the definition says, in the terminal, in charts and in docstrings."""
 
 import doctest
+import json
 import re
 from typing import Any
 
 import pytest
 import torch
+import vl_convert
 
 from windowlm.attention import layers, picture, window
 from windowlm.attention.picture import AttentionPicture
@@ -85,13 +87,19 @@ def test_a_pattern_has_one_panel_for_each_window() -> None:
 
 def test_the_chart_holds_a_cell_for_each_pair_that_is_not_padding() -> None:
     drawn = AttentionPicture(window=2, sequence_length=5, documents=[1, 3], padding_left=1, sinks=1)
-    cells: list[dict[str, Any]] = drawn.chart().to_dict()["data"]["values"]
+    pattern = r'"key: (\d); query: (\d); shows: ([\w ]+)" .+? opacity="([\d.]+)"/>'
+    cells = re.findall(pattern, vl_convert.vegalite_to_svg(drawn.chart().to_dict()))
     assert len(cells) == 16
-    shown = {(cell["query"], cell["key"]): (cell["shows"], cell["sink"]) for cell in cells}
-    assert shown[1, 1] == ("document A", False)
-    assert shown[4, 4] == ("document B", False)
-    assert shown[4, 2] == ("document B", True)
-    assert shown[2, 1] == ("hidden", False)
+    shown = {(int(query), int(key)): (shows, opacity) for key, query, shows, opacity in cells}
+    assert shown[1, 1] == ("document A", "1")
+    assert shown[4, 4] == ("document B", "1")
+    assert shown[4, 2] == ("document B", "0.5")
+    assert shown[2, 1] == ("hidden", "1")
+
+
+def test_the_chart_of_the_longest_sequence_is_as_small_as_its_rows() -> None:
+    drawn = AttentionPicture(window=64, sequence_length=512)
+    assert len(json.dumps(drawn.chart().to_dict(), ensure_ascii=False)) < 512 * 700
 
 
 def test_documents_are_coloured_in_the_terminal() -> None:

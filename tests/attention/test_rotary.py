@@ -18,7 +18,7 @@ from windowlm.attention.config import (
     YarnScaling,
 )
 from windowlm.attention.layers import SlidingWindowAttention
-from windowlm.attention.rotary import RotaryEmbedding, rotary_frequencies, rotary_magnitude
+from windowlm.attention.rotary import RotaryEmbedding, Rotation, rotary_frequencies, rotary_magnitude
 
 
 def test_each_half_split_pair_turns_by_position_times_frequency() -> None:
@@ -56,6 +56,34 @@ def test_angles_a_million_tokens_out_err_by_at_most_one_in_a_million() -> None:
     sine = torch.tensor([math.sin(angle) for angle in angles], dtype=torch.float64)
     assert (rotation.cosine[0, 0].double() - cosine).abs().max() <= 1e-6
     assert (rotation.sine[0, 0].double() - sine).abs().max() <= 1e-6
+
+
+@pytest.mark.parametrize("scaling", [None, YarnScaling(kind="yarn", factor=8.0, original_length=2048)])
+def test_nothing_that_a_model_undergoes_spoils_the_angles_a_million_tokens_out(
+    scaling: RotaryScaling | None,
+) -> None:
+    config, positions_BT = RotaryConfig(scaling=scaling), torch.arange(1_048_570, 1_048_577)[None]
+    frequencies = torch.tensor(rotary_frequencies(64, config), dtype=torch.float64)
+    angles_BTF = positions_BT[..., None] * frequencies
+    exact = [rotary_magnitude(config) * table.double() for table in (angles_BTF.cos(), angles_BTF.sin())]
+    torch.compiler.reset()
+    with torch.device("meta"):
+        layer = SlidingWindowAttention(128, 2, 64, 4, 0.0, rotary=config)
+    layer = layer.to_empty(device="cpu").to(torch.bfloat16)
+    layer.load_state_dict(SlidingWindowAttention(128, 2, 64, 4, 0.0, rotary=config).state_dict())
+    rotary = layer.rotary
+    assert rotary is not None
+    compiled = torch.compile(rotary.rotation, fullgraph=True, backend="aot_eager")
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        with torch.autocast("cpu", torch.bfloat16):
+            rotations = [rotary.rotation(positions_BT.int()), compiled(positions_BT)]
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for rotation in rotations:
+        for table, wanted in zip(rotation, exact, strict=True):
+            assert table.dtype == torch.float32
+            assert (table.double() - wanted).abs().max() <= 1e-6
 
 
 def test_casts_default_dtypes_and_the_meta_device_change_nothing() -> None:
@@ -132,6 +160,7 @@ HEADS = torch.zeros(2, 10, 8, 16)
         (HEADS, torch.arange(10)[None].bfloat16(), "positions_BT has .* dtype torch.bfloat16: "),
         (HEADS, torch.ones(1, 10, dtype=torch.bool), "positions_BT has .* dtype torch.bool: "),
         (HEADS, list(range(10)), "positions_BT is a list: "),
+        (HEADS, torch.ones(2, 10, dtype=torch.int64).to_sparse(), "positions_BT is sparse or nested"),
         (HEADS, torch.arange(1)[None], r"positions_BT has shape \(1, 1\): \(2, 10\) or \(1, 10\) is allowed"),
         (HEADS, torch.zeros(3, 10, dtype=torch.int64), r"positions_BT has shape \(3, 10\): "),
         (
@@ -145,6 +174,7 @@ HEADS = torch.zeros(2, 10, 8, 16)
         (torch.zeros(2, 10, 8, 8), None, "heads_BTHD has shape "),
         (HEADS.long(), None, "heads_BTHD .* dtype torch.int64: .*torch.float16 are allowed"),
         (HEADS.tolist(), None, "heads_BTHD is a list: "),
+        (HEADS.to_sparse(), None, "heads_BTHD is sparse or nested"),
     ],
 )
 def test_what_does_not_fit_is_refused_by_name(heads: Any, positions: Any, message: str) -> None:
@@ -155,10 +185,19 @@ def test_what_does_not_fit_is_refused_by_name(heads: Any, positions: Any, messag
 def test_a_rotation_of_other_frequencies_or_tokens_is_refused() -> None:
     rotary, positions_BT = RotaryEmbedding(16), torch.arange(10)[None]
     half = RotaryEmbedding(16, RotaryConfig(fraction=0.5)).rotation(positions_BT)
-    with pytest.raises(ValueError, match=r"rotation.cosine has shape \(1, 10, 4\): \(2, 10, 8\) or "):
+    with pytest.raises(ValueError, match=r"rotation.cosine has shape \(1, 10, 4\) .*: \(2, 10, 8\) or "):
         rotary.rotate(HEADS, half)
-    with pytest.raises(ValueError, match=r"rotation.cosine has shape \(1, 9, 8\): "):
+    with pytest.raises(ValueError, match=r"rotation.cosine has shape \(1, 9, 8\) "):
         rotary.rotate(HEADS, rotary.rotation(positions_BT[:, :9]))
+    cosine, sine = rotary.rotation(positions_BT)
+    for spoilt, message in (
+        (Rotation(cosine[0], sine[0]), r"rotation.cosine has shape \(10, 8\)"),
+        (Rotation(cosine[0, 0, 0], sine), r"rotation.cosine has shape \(\)"),
+        (Rotation(cosine, sine.bfloat16()), r"rotation.sine has .* dtype torch.bfloat16: .* float32 are"),
+        (Rotation(cosine, sine.tolist()), "rotation.sine is a list"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            rotary.rotate(HEADS, spoilt)
     for rotation in (None, (1, 2)):
         with pytest.raises(ValueError, match=r"rotation is a .*: what rotation"):
             rotary.rotate(HEADS, rotation)  # type: ignore[arg-type]

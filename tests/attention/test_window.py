@@ -1,5 +1,7 @@
 """The definition of the window, of documents, padding, sinks and positions, against plain loops."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -90,6 +92,16 @@ def test_bad_windows_are_refused_by_name(window: object) -> None:
         check_window(window)
 
 
+def test_no_visibility_holds_numbers_that_are_out_of_range() -> None:
+    wrong: Any
+    for wrong in (0, -1, 2.5, True):
+        for make in (Visibility, Visibility().with_window):
+            with pytest.raises(ValueError, match=f"^window={wrong}: "):
+                make(window=wrong)
+    with pytest.raises(ValueError, match=r"^sinks=1\.5: "):
+        Visibility(sinks=1.5)  # type: ignore[arg-type]
+
+
 def test_bad_batches_are_refused_with_the_argument_named() -> None:
     documents_BT = torch.tensor([[0, 1, 1, 0]], dtype=torch.int32)
     with pytest.raises(ValueError, match="documents_BT decreases at row 0, token 3"):
@@ -104,6 +116,25 @@ def test_bad_batches_are_refused_with_the_argument_named() -> None:
         Visibility.build(window=2, mask_BT=torch.tensor([[1.0, float("nan")]]))
     with pytest.raises(ValueError, match="positions_BT does not advance by one a token at row 0, token 2"):
         Visibility.build(window=2, positions_BT=torch.tensor([[0, 1, 0, 1]]))
+    for sparse in (
+        documents_BT.to_sparse(),
+        torch.nested.nested_tensor([documents_BT[0], documents_BT[0, :1]]),
+    ):
+        with pytest.raises(ValueError, match="documents_BT is sparse or nested"):
+            Visibility.build(window=2, documents_BT=sparse)
+    for batch in (0, 2.0, 3):
+        with pytest.raises(ValueError, match=f"^batch={batch}: .*; try batch="):
+            Visibility.build(window=2, documents_BT=torch.zeros(2, 4, dtype=torch.int32)).prepare(batch)  # type: ignore[arg-type]
+    one, zeros = torch.ones(1, 1, dtype=torch.int64), torch.zeros(1, 3, dtype=torch.int64)
+    for name, of_query, of_keys in (("documents_BT", -7, 0), ("key_documents_BS", 0, -2)):
+        with pytest.raises(ValueError, match=f"^{name} holds {of_query + of_keys}: "):
+            Visibility.build(
+                window=2,
+                positions_BT=one,
+                documents_BT=of_query * one,
+                key_positions_BS=zeros,
+                key_documents_BS=zeros + of_keys,
+            )
     with pytest.raises(ValueError, match="documents_BT is a list"):
         Visibility.build(window=2, documents_BT=[[0, 1]])  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="sinks=-1"):

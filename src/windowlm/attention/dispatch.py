@@ -14,6 +14,7 @@ from torch import Tensor
 from .backends import band, banded, flash4, flex, reference, varlen
 from .backends.capability import Capabilities, Request
 from .config import BACKENDS
+from .dense_tensor import check_dense
 from .window import Visibility
 
 log = logging.getLogger(__name__)
@@ -188,7 +189,7 @@ def _report_once(name: str, reason: str, device: str) -> None:
 
 def check_dropout(dropout: object) -> None:
     """Raise ValueError unless it is a probability below 1."""
-    if not isinstance(dropout, int | float) or not 0.0 <= dropout < 1.0:
+    if isinstance(dropout, bool) or not isinstance(dropout, int | float) or not 0.0 <= dropout < 1.0:
         raise ValueError(
             f"dropout={dropout!r}: a probability from 0 up to but not including 1 is allowed; try dropout=0.1"
         )
@@ -224,8 +225,7 @@ def check_visibility(visibility: object) -> None:
 
 
 def _check_sink_logits(sink_logits_H: Tensor, query_BTHD: Tensor) -> None:
-    if not isinstance(sink_logits_H, Tensor):
-        raise ValueError(f"sink_logits_H is a {type(sink_logits_H).__name__}: a torch tensor is allowed")
+    check_dense("sink_logits_H", sink_logits_H)
     if sink_logits_H.shape != query_BTHD.shape[2:3] or not sink_logits_H.is_floating_point():
         raise ValueError(
             f"sink_logits_H has shape {tuple(sink_logits_H.shape)} and dtype {sink_logits_H.dtype}: "
@@ -240,10 +240,7 @@ def _check_sink_logits(sink_logits_H: Tensor, query_BTHD: Tensor) -> None:
 def _check_tensors(query_BTHD: Tensor, key_BSKD: Tensor, value_BSKD: Tensor, visibility: Visibility) -> None:
     named = {"query": query_BTHD, "key": key_BSKD, "value": value_BSKD}
     for name, tensor in named.items():
-        if not isinstance(tensor, Tensor):
-            raise ValueError(f"{name} is a {type(tensor).__name__}: a torch tensor is allowed")
-        if tensor.layout != torch.strided or tensor.is_nested:
-            raise ValueError(f"{name} is sparse or nested: a dense tensor is allowed; try {name}.to_dense()")
+        check_dense(name, tensor)
         if tensor.dim() != 4:
             raise ValueError(
                 f"{name} has shape {tuple(tensor.shape)}: "

@@ -22,7 +22,15 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from .window import PADDING, Visibility, check_sinks, check_window, document_starts, run_starts
+from .window import (
+    PADDING,
+    Visibility,
+    check_sinks,
+    check_window,
+    document_starts,
+    outside_inference_mode,
+    run_starts,
+)
 
 NO_TOKEN = PADDING - 1
 GROWTH = 1.5
@@ -185,7 +193,8 @@ class Slots:
         if kept_BS is not None and slots == present:
             return kept_BS
         # Not empty: what a hidden slot holds is multiplied by zero, and not-a-number would stay one.
-        room_BS = new_BT.new_full((len(new_BT), slots, *new_BT.shape[2:]), fill, dtype=dtype)
+        size = (len(new_BT), slots, *new_BT.shape[2:])
+        room_BS = outside_inference_mode(lambda: new_BT.new_full(size, fill, dtype=dtype))
         if kept_BS is not None:
             room_BS[:, :present] = kept_BS
         return room_BS
@@ -230,10 +239,15 @@ class Slots:
 
 
 class LayerCache:
-    """Keys and values that one layer keeps; `KVCache` makes one for each."""
+    """Keys and values that one layer keeps; `KVCache` makes one for each.
+
+    Attributes:
+        tokens: of a row that the layer has read.
+    """
 
     def __init__(self, slots: Slots, dtype: torch.dtype | None) -> None:
         self.slots, self.dtype = slots, dtype
+        self.tokens = 0
         self.key_BSKD: Tensor | None = None
         self.value_BSKD: Tensor | None = None
         self.tails: dict[str, Tail] = {}
@@ -248,17 +262,37 @@ class LayerCache:
         """Keys and values [B, S, K, D] that the chunk's tokens attend over, the chunk's own written.
 
         Raises:
-            ValueError: where gradients are recorded, which would not flow through what is kept.
+            ValueError: where gradients are recorded, which would not flow through what is kept, for a chunk
+                that the layer has read before or one after a chunk that it has not, and for keys of other
+                sizes than those before.
         """
         if torch.is_grad_enabled() and (key_BTKD.requires_grad or value_BTKD.requires_grad):
             raise ValueError("a KV cache carries no gradients: call the layers under torch.no_grad()")
+        self._check_goes_on(key_BTKD)
         dtype = key_BTKD.dtype if self.dtype is None else self.dtype
         if dtype != key_BTKD.dtype:
             # Rounded before the chunk itself reads them, so that results do not depend on how text is cut.
             key_BTKD, value_BTKD = (tensor.to(dtype).to(tensor.dtype) for tensor in (key_BTKD, value_BTKD))
         self.key_BSKD, key_seen = self.slots.extend(self.key_BSKD, key_BTKD, dtype=dtype)
         self.value_BSKD, value_seen = self.slots.extend(self.value_BSKD, value_BTKD, dtype=dtype)
+        self.tokens = self.slots.chunk.stop
         return key_seen, value_seen
+
+    def _check_goes_on(self, key_BTKD: Tensor) -> None:
+        start = self.slots.chunk.start
+        if self.tokens != start:
+            raise ValueError(
+                f"the layer has read {self.tokens} tokens of the cache, and the chunk begins at {start}: "
+                "call each layer once after each advance()"
+            )
+        if self.key_BSKD is not None:
+            batch, _, *sizes = key_BTKD.shape
+            rows, _, *kept = self.key_BSKD.shape
+            if [batch, *sizes] != [rows, *kept]:
+                raise ValueError(
+                    f"the cache holds {rows} rows of {kept[0]} heads of {kept[1]}, the layer gives {batch} "
+                    f"of {sizes[0]} of {sizes[1]}: give each layer its own entry, and as many rows"
+                )
 
     def earlier(self, name: str, new_BT: Tensor, length: int) -> Tensor | None:
         """Up to `length` entries [B, E, ...] that came before the chunk's under this name; None at first."""
@@ -331,15 +365,15 @@ class KVCache:
                 f"dtype={dtype!r}: a floating-point dtype of torch or None is allowed; try dtype=None"
             )
         for name, of_layers in (("windows", windows), ("sinks", [0] if sinks is None else sinks)):
-            if not isinstance(of_layers, Sequence) or isinstance(of_layers, str):
+            if not isinstance(of_layers, Sequence) or isinstance(of_layers, str) or not of_layers:
                 raise ValueError(f"{name}={of_layers!r}: a list with one for each layer is allowed")
         if sinks is not None and len(sinks) != len(windows):
             raise ValueError(f"{len(sinks)} sinks for {len(windows)} windows: give one for each layer")
         self.capacity = capacity
         kinds = list(zip(windows, [0] * len(windows) if sinks is None else sinks, strict=True))
-        for window, of_layer in kinds:
-            check_window(window)
-            check_sinks(of_layer)
+        for layer, (window, of_layer) in enumerate(kinds):
+            check_window(window, f"windows[{layer}]")
+            check_sinks(of_layer, f"sinks[{layer}]")
         self.slots = {kind: Slots(*kind, capacity) for kind in kinds}
         self.layers = [LayerCache(self.slots[kind], dtype) for kind in kinds]
         self.tails: dict[str, Tail] = {}
@@ -377,12 +411,15 @@ class KVCache:
             Where the tokens stand.
 
         Raises:
-            ValueError: for no rows or tokens, another batch than before, more tokens than the capacity, or
-                documents that are malformed, decrease, or come after a first chunk without them.
+            ValueError: for no rows or tokens, another batch than before, more tokens than the capacity, a
+                device that is none, or documents that are malformed, decrease, lie on another device, or come
+                after a first chunk without them.
         """
         for name, size in (("batch", batch), ("tokens", tokens)):
             if isinstance(size, bool) or not isinstance(size, int) or size < 1:
                 raise ValueError(f"{name}={size!r}: a whole number from 1 on is allowed; try {name}=1")
+        if not isinstance(device, torch.device):
+            raise ValueError(f"device={device!r}: a torch.device is allowed; try device=torch.device('cpu')")
         start, stop = self.tokens, self.tokens + tokens
         if self.capacity is not None and stop > self.capacity:
             raise ValueError(
@@ -403,6 +440,8 @@ class KVCache:
                 raise ValueError(
                     f"documents_BT has shape {tuple(documents_BT.shape)}: {(batch, tokens)} is allowed"
                 )
+            if documents_BT.device.type != device.type:
+                raise ValueError(f"documents_BT is on {documents_BT.device}, device={device}: give both one")
             documents_BT = documents_BT.int()
         if start == 0:
             whole = Visibility.build(window=None, documents_BT=documents_BT)

@@ -10,6 +10,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from .config import BACKENDS, RotaryConfig, is_number
+from .dense_tensor import check_dense
 from .dispatch import attention, check_dropout, check_logit_cap, check_visibility
 from .joint_projection import project_jointly
 from .kv_cache import LayerCache
@@ -100,6 +101,10 @@ class SlidingWindowAttention(nn.Module):
             raise ValueError(
                 f"rotary={rotary!r}: a RotaryConfig, or None for no positions, is allowed; "
                 "try rotary=RotaryConfig(base=10000)"
+            )
+        if rotary is not None and dim_head < 2:
+            raise ValueError(
+                f"dim_head={dim_head}: a number from 2 on is allowed with rotary positions; try rotary=None"
             )
         check_sinks(sinks)
         check_logit_cap(logit_cap)
@@ -281,11 +286,14 @@ class SlidingWindowAttention(nn.Module):
             )
         if self.value_shares is None or embedding_BTE is None:
             return value_BTKD
-        if embedding_BTE.shape != value_BTKD.flatten(2).shape:
+        check_dense("value_embedding_BTE", embedding_BTE)
+        if embedding_BTE.shape != value_BTKD.flatten(2).shape or not embedding_BTE.is_floating_point():
             raise ValueError(
-                f"value_embedding_BTE has shape {tuple(embedding_BTE.shape)}: "
-                f"{tuple(value_BTKD.flatten(2).shape)} is allowed"
+                f"value_embedding_BTE has shape {tuple(embedding_BTE.shape)} and dtype "
+                f"{embedding_BTE.dtype}: {tuple(value_BTKD.flatten(2).shape)} and a floating-point dtype "
+                "are allowed"
             )
+        _check_device("value_embedding_BTE", embedding_BTE, value_BTKD)
         # Under autocast the values are narrower than embeddings and shares.
         own, embedded = self.value_shares.to(value_BTKD.dtype)
         embedding_BTKD = embedding_BTE.to(value_BTKD.dtype).view_as(value_BTKD)
@@ -294,12 +302,14 @@ class SlidingWindowAttention(nn.Module):
 
     def _check_hidden(self, hidden_BTD: Tensor) -> None:
         dim, weight = self.query.in_features, self.query.weight
-        _check_tensor("hidden_BTD", hidden_BTD)
+        check_dense("hidden_BTD", hidden_BTD)
         if hidden_BTD.dim() != 3 or hidden_BTD.shape[-1] != dim or not hidden_BTD.is_floating_point():
             raise ValueError(
                 f"hidden_BTD has shape {tuple(hidden_BTD.shape)} and dtype {hidden_BTD.dtype}: "
                 f"[batch, tokens, {dim}] and a floating-point dtype are allowed"
             )
+        if 0 in hidden_BTD.shape:
+            raise ValueError(f"hidden_BTD has shape {tuple(hidden_BTD.shape)}: sizes from 1 on are allowed")
         device = hidden_BTD.device.type
         other_dtype = weight.dtype != hidden_BTD.dtype and weight.is_floating_point()
         if hidden_BTD.device != weight.device or (other_dtype and not torch.is_autocast_enabled(device)):
@@ -313,7 +323,7 @@ class SlidingWindowAttention(nn.Module):
     ) -> Visibility:
         if visibility is None:
             if mask is not None:
-                _check_tensor("mask", mask)
+                check_dense("mask", mask)
                 if mask.shape != hidden_BTD.shape[:2] or mask.dtype != torch.bool:
                     raise ValueError(
                         f"mask has shape {tuple(mask.shape)} and dtype {mask.dtype}: "
@@ -380,11 +390,6 @@ class SlidingWindowAttention(nn.Module):
         )
 
 
-def _check_tensor(name: str, tensor: object) -> None:
-    if not isinstance(tensor, Tensor):
-        raise ValueError(f"{name} is a {type(tensor).__name__}: a torch tensor is allowed")
-
-
 def _check_device(name: str, tensor: Tensor, hidden_BTD: Tensor) -> None:
     if tensor.device != hidden_BTD.device:
         raise ValueError(
@@ -393,7 +398,7 @@ def _check_device(name: str, tensor: Tensor, hidden_BTD: Tensor) -> None:
 
 
 def _check_positions(positions_BT: Tensor, hidden_BTD: Tensor) -> None:
-    _check_tensor("positions_BT", positions_BT)
+    check_dense("positions_BT", positions_BT)
     batch, tokens = hidden_BTD.shape[:2]
     whole = positions_BT.dtype in (torch.int32, torch.int64)
     if not whole or positions_BT.shape not in ((1, tokens), (batch, tokens)):
@@ -405,9 +410,18 @@ def _check_positions(positions_BT: Tensor, hidden_BTD: Tensor) -> None:
 
 
 class FlashAttention(SlidingWindowAttention):
-    """`SlidingWindowAttention` without a window: every token sees all tokens before it, and itself."""
+    """`SlidingWindowAttention` without a window: every token sees all tokens before it, and itself.
+
+    Raises:
+        ValueError: as that, and for a `window_size`.
+    """
 
     def __init__(
         self, dim: int, heads: int = 8, dim_head: int = 64, dropout: float = 0.0, **options: Any
     ) -> None:
+        if "window_size" in options:
+            raise ValueError(
+                f"window_size={options['window_size']!r}: FlashAttention takes none, as it sees all tokens; "
+                "try SlidingWindowAttention"
+            )
         super().__init__(dim, heads, dim_head, None, dropout, **options)

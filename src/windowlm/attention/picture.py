@@ -163,22 +163,27 @@ class AttentionPicture:
         colors = {**seen, "hidden": HIDDEN_COLOR}
         panels = [
             alt.Chart(
+                # Rows, which Vega cuts into cells: Altair checks each entry, for 512 x 512 a minute long.
                 alt.Data(
                     values=[
                         {
                             "query": query,
-                            "key": key,
-                            "shows": "hidden" if mark == HIDDEN else f"document {_letter(documents[query])}",
-                            "sink": mark == SINK,
+                            "document": f"document {_letter(documents[query])}",
+                            "marks": "".join(row),
                         }
                         for query, row in enumerate(panel.rows, first)
-                        for key, mark in enumerate(row)
-                        if mark != PADDED
                     ]
                 ),
                 title=panel.title,
                 width=cell * len(documents),
                 height=cell * self.sequence_length,
+            )
+            .transform_calculate(mark="split(datum.marks, '')", key=f"sequence({len(documents)})")
+            .transform_flatten(["mark", "key"])
+            .transform_filter(f"datum.mark != '{PADDED}'")
+            .transform_calculate(
+                shows=f"datum.mark == '{HIDDEN}' ? 'hidden' : datum.document",
+                sink=f"datum.mark == '{SINK}'",
             )
             .mark_rect(stroke="white", strokeWidth=1 if cell > 4 else 0)
             .encode(

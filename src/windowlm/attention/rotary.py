@@ -22,6 +22,7 @@ from .config import (
     nearest_fraction,
     rotated_dimensions,
 )
+from .dense_tensor import check_dense
 from .operator import Operator
 from .window import outside_inference_mode
 
@@ -141,8 +142,8 @@ class RotaryEmbedding(nn.Module):
         """Rotate in at least float32, then return to the dtype of `heads_BTHD`.
 
         Raises:
-            ValueError: for heads of another rank, head dimension or dtype, and a rotation of another kind or
-                number of frequencies, tokens or rows, or on another device.
+            ValueError: for heads of another rank, head dimension or dtype, and a rotation of another kind,
+                dtype or number of frequencies, tokens or rows, or on another device.
         """
         self._check_heads(heads_BTHD)
         self._check_rotation(heads_BTHD, rotation)
@@ -176,8 +177,7 @@ class RotaryEmbedding(nn.Module):
         return self.rotate(heads_BTHD, self.rotation(positions_BT))
 
     def _check_heads(self, heads_BTHD: Tensor) -> None:
-        if not isinstance(heads_BTHD, Tensor):
-            raise ValueError(f"heads_BTHD is a {type(heads_BTHD).__name__}: a torch tensor is allowed")
+        check_dense("heads_BTHD", heads_BTHD)
         if heads_BTHD.dim() != 4 or heads_BTHD.shape[3] != self.dim or heads_BTHD.dtype not in HEAD_DTYPES:
             raise ValueError(
                 f"heads_BTHD has shape {tuple(heads_BTHD.shape)} and dtype {heads_BTHD.dtype}: "
@@ -187,13 +187,14 @@ class RotaryEmbedding(nn.Module):
     def _check_rotation(self, heads_BTHD: Tensor, rotation: Rotation) -> None:
         if not isinstance(rotation, Rotation):
             raise ValueError(f"rotation is a {type(rotation).__name__}: what rotation() returns is allowed")
-        batch, tokens = heads_BTHD.shape[:2]
+        batch, sizes = heads_BTHD.shape[0], (heads_BTHD.shape[1], self.rotated // 2)
         for name, table_BTF in zip(("cosine", "sine"), rotation, strict=True):
-            rows, *sizes = table_BTF.shape
-            if rows not in (1, batch) or sizes != [tokens, self.rotated // 2]:
+            check_dense(f"rotation.{name}", table_BTF)
+            fits = table_BTF.dim() == 3 and table_BTF.dtype == torch.float32
+            if not fits or table_BTF.shape[0] not in (1, batch) or table_BTF.shape[1:] != sizes:
                 raise ValueError(
-                    f"rotation.{name} has shape {tuple(table_BTF.shape)}: "
-                    f"{(batch, tokens, self.rotated // 2)} or {(1, tokens, self.rotated // 2)} is allowed "
+                    f"rotation.{name} has shape {tuple(table_BTF.shape)} and dtype {table_BTF.dtype}: "
+                    f"{(batch, *sizes)} or {(1, *sizes)} and float32 are allowed "
                     f"beside heads_BTHD of shape {tuple(heads_BTHD.shape)}"
                 )
             if table_BTF.device != heads_BTHD.device:
@@ -204,8 +205,7 @@ class RotaryEmbedding(nn.Module):
 
 
 def _check_positions(positions_BT: Tensor) -> None:
-    if not isinstance(positions_BT, Tensor):
-        raise ValueError(f"positions_BT is a {type(positions_BT).__name__}: a torch tensor is allowed")
+    check_dense("positions_BT", positions_BT)
     if positions_BT.dim() != 2 or positions_BT.dtype not in (torch.int32, torch.int64):
         raise ValueError(
             f"positions_BT has shape {tuple(positions_BT.shape)} and dtype {positions_BT.dtype}: "

@@ -40,7 +40,17 @@ class SeenSlots(Visibility):
         logit_cap: float | None = None,
         **options: Any,
     ) -> Tensor:
-        """Attention of one query a row; neither a backend nor dropout is asked, and `StepCache` says so."""
+        """Attention of one query a row, by `attend_one`.
+
+        Raises:
+            ValueError: where a backend is named, or weights are to be dropped.
+        """
+        backend, dropout = options.get("backend", "auto"), options.get("dropout", 0.0)
+        if backend != "auto" or dropout:
+            raise ValueError(
+                f"backend={backend!r}, dropout={dropout}: a StepCache computes in one way and drops nothing; "
+                "try backend='auto' and eval()"
+            )
         assert self.seen is not None
         return attend_one(query_BTHD, key_BTKD, value_BTKD, self.seen, sink_logits_H, logit_cap)
 
@@ -237,13 +247,16 @@ class StepCache:
         cache: of at least as many tokens as any layer has sinks, with a capacity where a layer has no window.
 
     Raises:
-        ValueError: for a cache that is shorter or could outgrow its slots.
+        ValueError: for a cache that is shorter, that a layer has not read to its end, or that could outgrow
+            its slots.
     """
 
     def __init__(self, cache: KVCache) -> None:
         sinks = max(slots.sinks for slots in cache.slots.values())
         if cache.tokens < max(sinks, 1):
             raise ValueError(f"a cache of {cache.tokens} tokens: it goes on in steps from {max(sinks, 1)} on")
+        if any(layer.tokens != cache.tokens for layer in cache.layers):
+            raise ValueError("a cache that a layer has not read to its end: call each after each advance()")
         if cache.capacity is None and any(not slots.rolls for slots in cache.slots.values()):
             raise ValueError("a cache without capacity grows; make one of capacity=the tokens of a row")
         self.place = Place(*cache.next_place())

@@ -21,6 +21,8 @@ from typing import Any, NamedTuple, Self, TypeVar
 import torch
 from torch import Tensor
 
+from .dense_tensor import check_dense
+
 PADDING = -1
 OFFSETS_MULTIPLE = 64
 # Longer than any sequence, and the sum of two still fits the 32 bits in which kernels count.
@@ -50,10 +52,10 @@ def narrowed(window: int | None, limit: int | None) -> int | None:
     return window if window is None or limit is None else min(window, limit)
 
 
-def check_sinks(sinks: object) -> None:
+def check_sinks(sinks: object, name: str = "sinks") -> None:
     """Raise ValueError unless the number of sinks is a whole number from 0 on."""
     if isinstance(sinks, bool) or not isinstance(sinks, int) or sinks < 0:
-        raise ValueError(f"sinks={sinks!r}: a whole number from 0 on is allowed; try sinks=4")
+        raise ValueError(f"{name}={sinks!r}: a whole number from 0 on is allowed; try {name}=4")
 
 
 def check_causal(causal: object) -> None:
@@ -224,6 +226,12 @@ class Visibility:
     _of_window: dict[Hashable, Any] = field(default_factory=dict, repr=False)
     _of_documents: dict[Hashable, Any] = field(default_factory=dict, repr=False)
 
+    def __post_init__(self) -> None:
+        """Check the numbers; `build` checks the tensors."""
+        check_window(self.window)
+        check_causal(self.causal)
+        check_sinks(self.sinks)
+
     @classmethod
     def build(
         cls,
@@ -245,9 +253,6 @@ class Visibility:
             ValueError: for a bad window or sinks, wrong ranks, shapes, dtypes or devices, documents whose
                 numbers decrease, and positions that do not advance with the tokens of their document.
         """
-        check_window(window)
-        check_causal(causal)
-        check_sinks(sinks)
         if mask_BT is not None:
             _check_matrix("mask_BT", mask_BT, torch.bool)
             if documents_BT is None:
@@ -285,8 +290,12 @@ class Visibility:
             _for_training, (documents_BT, positions_BT, key_documents_BS, key_positions_BS)
         )
         layout = None
-        if key_positions_BS is None and not torch.compiler.is_compiling():
-            layout = _inspect(documents_BT, positions_BT)
+        if not torch.compiler.is_compiling():
+            if key_positions_BS is None:
+                layout = _inspect(documents_BT, positions_BT)
+            elif documents_BT is not None and key_documents_BS is not None:
+                _check_numbers("documents_BT", documents_BT)
+                _check_numbers("key_documents_BS", key_documents_BS)
         return cls(
             window, causal, sinks, positions_BT, documents_BT, key_positions_BS, key_documents_BS, layout
         )
@@ -297,11 +306,20 @@ class Visibility:
         Raises:
             ValueError: for a bad window.
         """
-        return replace(self, window=check_window(window), _of_window={})
+        return replace(self, window=window, _of_window={})
 
     def prepare(self, batch: int) -> Self:
-        """Make now what kernels read of the documents of `batch` rows, such as on the CPU; returns self."""
+        """Make now what kernels read of the documents of `batch` rows, such as on the CPU; returns self.
+
+        Raises:
+            ValueError: for a number of rows below 1, and documents of more or fewer rows that are not one.
+        """
+        if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
+            raise ValueError(f"batch={batch!r}: a whole number from 1 on is allowed; try batch=1")
         if self.documents is not None and not self.separate_keys:
+            rows = self.documents.shape[0]
+            if rows not in (1, batch):
+                raise ValueError(f"batch={batch}: documents_BT has {rows} rows; try batch={rows}")
             tokens, device = self.documents.shape[1], self.documents.device
             if not self.sinks:
                 self.bounds(tokens, tokens, device)
@@ -672,8 +690,7 @@ def _inspect(documents_BT: Tensor | None, positions_BT: Tensor | None) -> Layout
             (goes_on_BT & (previous_BT != index_T - 1)).sum(),
         ]
     ).tolist()
-    if lowest < PADDING:
-        raise ValueError(f"documents_BT holds {lowest}: numbers from 0 on and -1 for padding are allowed")
+    _check_lowest("documents_BT", lowest)
     if decreases:
         raise ValueError(
             f"documents_BT decreases at {_place(decreases_BT)}: "
@@ -688,6 +705,16 @@ def _inspect(documents_BT: Tensor | None, positions_BT: Tensor | None) -> Layout
     return Layout(runs, longest, bool(padded), bool(gaps)) if given else None
 
 
+def _check_numbers(name: str, documents_BT: Tensor) -> None:
+    if documents_BT.numel() and not documents_BT.is_meta:
+        _check_lowest(name, int(documents_BT.min()))
+
+
+def _check_lowest(name: str, lowest: int) -> None:
+    if lowest < PADDING:
+        raise ValueError(f"{name} holds {lowest}: numbers from 0 on and -1 for padding are allowed")
+
+
 def _for_training(tensor: Tensor | None) -> Tensor | None:
     """The tensor, or a copy of it where it was made in inference mode."""
     if tensor is None or torch.compiler.is_compiling() or not tensor.is_inference():
@@ -700,9 +727,8 @@ def _place(wrong_BT: Tensor) -> str:
     return f"row {row}, token {column}"
 
 
-def _check_matrix(name: str, tensor: object, *dtypes: torch.dtype) -> None:
-    if not isinstance(tensor, Tensor):
-        raise ValueError(f"{name} is a {type(tensor).__name__}: a torch tensor is allowed")
+def _check_matrix(name: str, tensor: Tensor, *dtypes: torch.dtype) -> None:
+    check_dense(name, tensor)
     if tensor.dim() != 2:
         raise ValueError(
             f"{name} has shape {tuple(tensor.shape)}: two dimensions [batch, tokens] are allowed"
