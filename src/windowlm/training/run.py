@@ -40,6 +40,7 @@ from windowlm.training.checkpoint_io import AtomicCheckpointIO
 from windowlm.training.checkpoint_writer import CheckpointWriter
 from windowlm.training.closing_screen import print_closing_screen
 from windowlm.training.compilation import forget_compiled, hidden_states, is_compiled
+from windowlm.training.determinism import set_determinism
 from windowlm.training.device import choose_device
 from windowlm.training.failed_writes import UNWRITABLE, FailedWrites, unwritable
 from windowlm.training.float8 import check_float8
@@ -135,6 +136,7 @@ class TrainingRun:
         self.console = Console(width=None, quiet=not processes.leads)
         self.folder = RunFolder(invocation.output_dir)
         self.start: Start = find_start(config, invocation.output_dir)
+        set_determinism(config.trainer.deterministic)
         self.device = choose_device(config, processes.place.local_rank)
         self.work = SharedWork.of(config, processes, self.device)
         check_float8(config, self.device)
