@@ -60,6 +60,7 @@ from windowlm.training.requeue import requeue
 from windowlm.training.resuming import read_newest
 from windowlm.training.run_ahead import RunAhead
 from windowlm.training.run_folder import DAMAGED, DIFF, RunFolder, Start, find_start, record_of
+from windowlm.training.run_lock import RunLock
 from windowlm.training.schedule import Budget, WindowWarmup
 from windowlm.training.sharded_model import whole_state
 from windowlm.training.shared_work import SharedWork
@@ -135,6 +136,7 @@ class TrainingRun:
         self.invocation = invocation
         self.console = Console(width=None, quiet=not processes.leads)
         self.folder = RunFolder(invocation.output_dir)
+        self.lock = RunLock(invocation.output_dir)
         self.start: Start = find_start(config, invocation.output_dir)
         set_determinism(config.trainer.deterministic)
         self.device = choose_device(config, processes.place.local_rank)
@@ -181,6 +183,8 @@ class TrainingRun:
         except BaseException:
             self._end("stopped" if self.signals.received is not None else "failed")
             raise
+        finally:
+            self.lock.release()
 
     def _run(self) -> int:
         config = self.config
@@ -305,9 +309,28 @@ class TrainingRun:
 
     def _begin(self, data: PreparedData, step: int) -> None:
         """Write what the run is, cut its metrics back to ``step``, and start logging."""
+        self.processes.leader_alone(self._take_folder)
         if self.processes.leads:
             self._write_beginning(data, step)
         self.processes.wait()
+
+    def _take_folder(self) -> None:
+        """Keep other processes out of the folder, which must still be as it was when this one began.
+
+        Raises:
+            UserError: another process writes it, or did so meanwhile.
+        """
+        self.folder.path.mkdir(parents=True, exist_ok=True)
+        self.lock.take()
+        try:
+            changed = find_start(self.config, self.folder.path) != self.start
+        except ConfigError:
+            changed = True
+        if changed:
+            raise UserError(
+                f"run_dir={self.folder.path}: another process has written it since this one began; start "
+                "again"
+            )
 
     def _write_beginning(self, data: PreparedData, step: int) -> None:
         config = self.config
@@ -317,7 +340,6 @@ class TrainingRun:
             "device": device_name(self.device),
             "prepared_data": data.summary(),
         }
-        self.folder.path.mkdir(parents=True, exist_ok=True)
         if self.start.continues and self.start.origin is None:
             # A damaged state must not take the place of the good one before it when the next is saved.
             for path in self._damaged_checkpoints():
