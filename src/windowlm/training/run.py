@@ -354,6 +354,8 @@ class TrainingRun:
         self.folder.write_config(config)
         if difference := code_difference():
             write_atomically(self.folder.path / DIFF, difference)
+        else:
+            (self.folder.path / DIFF).unlink(missing_ok=True)
         self.begun = self.has_begun = True
         log = MetricsLog(self.folder.metrics)
         rows = log.cut_back(step) if self.start.continues else []
