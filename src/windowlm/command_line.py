@@ -384,7 +384,7 @@ def _list_for_group(
         place = merged[2] or merged[1]
         return ConfigError(
             f"{place}: a list and a group of settings cannot be merged; give the whole list on the command "
-            "line, or in an option of conf/model",
+            "line, in an option of conf/model, or in an experiment with defaults: [/rotary_as_list, _self_]",
             key=place,
         )
     return None
