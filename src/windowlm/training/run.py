@@ -109,7 +109,8 @@ def train(config: TrainConfig, invocation: Invocation) -> int:
             status = INTERRUPTED
     # A signal counts even where a library swallowed its exception and the run came to its end.
     interrupted = status == INTERRUPTED or signals.received is not None
-    if signals.requeues and status == INTERRUPTED:
+    # Once, and by the process that has written what the run leaves: SLURM ends the job's processes for it.
+    if signals.requeues and status == INTERRUPTED and processes.leads:
         requeue()
     if interrupted and invocation.sweep_dir is not None:
         raise SystemExit(INTERRUPTED)
