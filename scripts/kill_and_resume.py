@@ -30,6 +30,7 @@ from typing import Any
 
 import torch
 from offline_wandb import history_differences
+from out_argument import out_folder
 from synthetic_text import BYTES, write_text
 
 from windowlm.atomic_write import json_bytes, write_atomically
@@ -129,7 +130,7 @@ def main() -> int:
         "--dropout", type=float, default=0.2, help="on attention weights, which only some backends have"
     )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, metavar="FOLDER", help="write kill_and_resume.json")
+    parser.add_argument("--out", type=out_folder, metavar="FOLDER", help="write kill_and_resume.json")
     options = parser.parse_args()
     for case in options.cases:
         if tuple(case.split(",")) not in itertools.product(*ALLOWED):
