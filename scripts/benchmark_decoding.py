@@ -26,6 +26,7 @@ import torch
 from benchmark_attention import circumstances, one_line, version_of
 from benchmark_training import SHAPES, shape_of
 from measure_streaming import text_tokens
+from out_argument import out_folder
 from rich.console import Console
 from rich.table import Table
 from training_entrants import Shape, mistral_config
@@ -81,8 +82,10 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if cuda else "cpu")
     parser.add_argument("--precision", choices=DTYPES, default="bf16-true" if cuda else "32-true")
     parser.add_argument("--entrants", nargs="+", choices=entrants, default=entrants)
-    parser.add_argument("--out", type=Path, metavar="FOLDER", help="write decoding.json")
+    parser.add_argument("--out", type=out_folder, metavar="FOLDER", help="write decoding.json")
     options = parser.parse_args()
+    if options.device == "cuda" and not cuda:
+        parser.error("--device cuda: this machine shows no CUDA GPU; try --device cpu")
     for name in ("prompt", "tokens", "rounds"):
         if getattr(options, name) < 1:
             parser.error(f"--{name} {getattr(options, name)}: a number from 1 on is allowed")

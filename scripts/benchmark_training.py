@@ -34,6 +34,7 @@ from typing import Any, Protocol, get_args
 
 import torch
 from benchmark_attention import PIPED_WIDTH, circumstances, one_line, sensors_of
+from out_argument import out_folder
 from rich.console import Console
 from rich.table import Table
 from synthetic_text import write_text
@@ -184,7 +185,9 @@ def parse_options() -> argparse.Namespace:
     )
     parser.add_argument("--threads", type=int, help="of the CPU")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, metavar="FOLDER", help="write training.json and training.png")
+    parser.add_argument(
+        "--out", type=out_folder, metavar="FOLDER", help="write training.json and training.png"
+    )
     options = parser.parse_args()
     check_options(options, parser, cuda)
     return options

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import scipy
+from out_argument import out_file
 
 from windowlm.atomic_write import json_bytes, write_atomically
 from windowlm.evaluation.bootstrap_t import bootstrap_t
@@ -61,7 +62,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--simulations", type=int, default=1_000)
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--out", type=out_file)
     options = parser.parse_args()
     if options.simulations < 1:
         parser.error("--simulations: at least 1; try --simulations 1000")

@@ -2,18 +2,19 @@
 
 python scripts/kill_and_resume.py
 python scripts/kill_and_resume.py --cases adamw,32-true,0,none muon,bf16-true,changed,wandb --kills 3
+python scripts/kill_and_resume.py --device cuda --deterministic --cases adamw,bf16-mixed,2,none --kills 5
 
 A case is an optimizer, a precision, how many processes load data, and a logger; `changed` draws how many
 at each start. Every start is a process of its own. It is killed by SIGKILL: at a random time; a random while
 after a step, a backward pass, a validation or the evaluation began; or exactly at a place where something is
 half done, such as a checkpoint half written, its renames half made, a row of metrics half written, or a step
 taken and not yet counted. A run that is finished is compared with one that nothing disturbed, and what W&B
-holds of it, offline, with its own metrics; another one is started until the kills are spent. Dropout and
-gradient accumulation are on.
+holds of it, offline, with its own metrics; another one is started until the kills are spent. Gradient
+accumulation is on, and dropout unless it is set to 0.
 """
 
 import argparse
-import json
+import itertools
 import os
 import random
 import select
@@ -29,12 +30,16 @@ from typing import Any
 
 import torch
 from offline_wandb import history_differences
+from out_argument import out_folder
 from synthetic_text import BYTES, write_text
 
+from windowlm.atomic_write import json_bytes, write_atomically
 from windowlm.command_line import Invocation
 from windowlm.config import TrainConfig, check_config
+from windowlm.errors import UserError, exit_status
 from windowlm.training import checkpoint_io, metrics_log, run, wandb_run
 from windowlm.training.lightning_module import LanguageModelModule
+from windowlm.training.peak_flops import device_name
 from windowlm.training.provenance import provenance
 from windowlm.training.same_run import differences
 
@@ -46,6 +51,12 @@ CASES = (
     "muon,bf16-true,changed,none",
     "muon,bf16-mixed,changed,none",
     "adamw,32-true,changed,wandb",
+)
+ALLOWED = (
+    ("adamw", "muon"),
+    ("32-true", "bf16-mixed", "bf16-true", "16-mixed"),
+    ("0", "2", "4", "changed"),
+    ("none", "wandb"),
 )
 STEPS = 24
 # Longest while, in seconds, between the beginning of a phase and the kill.
@@ -112,10 +123,25 @@ def main() -> int:
     parser.add_argument("--cases", nargs="+", default=CASES, metavar="OPTIMIZER,PRECISION,WORKERS,LOGGER")
     parser.add_argument("--kills", type=int, default=20, help="in each case")
     parser.add_argument("--steps", type=int, default=STEPS, help="of each run")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--deterministic", action="store_true", help="trainer.deterministic, for a GPU")
+    parser.add_argument("--compile", choices=["auto", "on", "off"], default="auto", help="trainer.compile")
+    parser.add_argument(
+        "--dropout", type=float, default=0.2, help="on attention weights, which only some backends have"
+    )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, metavar="FOLDER", help="write kill_and_resume.json")
+    parser.add_argument("--out", type=out_folder, metavar="FOLDER", help="write kill_and_resume.json")
     options = parser.parse_args()
-    # Processes are forked, which only one thread survives.
+    for case in options.cases:
+        if tuple(case.split(",")) not in itertools.product(*ALLOWED):
+            choices = "; ".join(" or ".join(names) for names in ALLOWED)
+            parser.error(f"--cases {case}: four words are allowed: {choices}; try --cases {CASES[0]}")
+    if not 0 <= options.dropout < 1:
+        parser.error(f"--dropout {options.dropout}: from 0 up to but not including 1 is allowed")
+    for name in ("kills", "steps"):
+        if (number := getattr(options, name)) < 1:
+            parser.error(f"--{name} {number}: a number from 1 on is allowed; try --{name} 20")
+    # Processes are forked, which only one thread survives, and no use of a GPU.
     torch.set_num_threads(1)
     torch.set_num_interop_threads(1)
     with tempfile.TemporaryDirectory() as folder:
@@ -123,7 +149,7 @@ def main() -> int:
         reports = [Campaign(case, Path(folder, case), options, draw).report() for case in options.cases]
     report = {
         **provenance(),
-        "device": "cpu",
+        "device": device_name(torch.device(options.device)),
         "command": " ".join(["python", *sys.argv]),
         "kills": sum(len(case["kills"]) for case in reports),
         "runs": sum(case["runs"] for case in reports),
@@ -132,8 +158,7 @@ def main() -> int:
     }
     print(f"{report['kills']} kills, {report['runs']} runs, {report['different']} differences")
     if options.out is not None:
-        options.out.mkdir(parents=True, exist_ok=True)
-        (options.out / "kill_and_resume.json").write_text(json.dumps(report, indent=1) + "\n")
+        write_atomically(options.out / "kill_and_resume.json", json_bytes(report))
     return 1 if report["different"] else 0
 
 
@@ -156,9 +181,14 @@ class Campaign:
         write_text(folder / "text", BYTES, 20_000, 0)
 
     def report(self) -> dict[str, Any]:
-        """Kill until the kills are spent and the last run is finished."""
+        """Kill until the kills are spent and the last run is finished.
+
+        Raises:
+            UserError: a run that nothing disturbs does not end well, as on a device that is not there.
+        """
         started = time.monotonic()
-        assert self.start("undisturbed", None) == 0, (self.folder / "undisturbed.txt").read_text()
+        if self.start("undisturbed", None) != 0:
+            raise UserError(f"{self.case}: {(self.folder / 'undisturbed.txt').read_text()[-2000:]}")
         self.seconds = time.monotonic() - started
         kills: list[dict[str, Any]] = []
         found: list[str] = []
@@ -228,7 +258,7 @@ class Campaign:
         """Train the small run in this process."""
         shape = {"layers": 1, "dim": 16, "heads": 2, "kv_heads": 1, "head_dim": 8, "feed_forward_dim": 16}
         values = {
-            "model": {**shape, "window": 8, "attention_dropout": 0.2},
+            "model": {**shape, "window": 8, "attention_dropout": self.options.dropout},
             "data": {
                 "name": "text",
                 "path": str(self.folder / "text"),
@@ -247,7 +277,9 @@ class Campaign:
                 "validate_every_n_steps": 5,
                 "log_every_n_steps": 3,
                 "progress_bar": "off",
-                "device": "cpu",
+                "device": self.options.device,
+                "deterministic": self.options.deterministic,
+                "compile": self.options.compile,
             },
             "checkpoint": {"every_n_steps": 2},
             "evaluation": {"max_targets": 64, "context_lengths": [2, 16]},
@@ -292,4 +324,4 @@ def arrange(moment: Moment, call: int, share: float, begins: int) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_status(main))

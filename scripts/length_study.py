@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 
 from evaluation_argument import add_evaluation_argument
+from out_argument import out_folder
 from rich.console import Console
 
 from windowlm.atomic_write import json_bytes, write_atomically
@@ -34,7 +35,7 @@ def main() -> int:
     parser.add_argument("folder", metavar="FOLDER", type=Path)
     add_evaluation_argument(parser, default=None, required=True, help="folder in each run")
     parser.add_argument("--base", metavar="CELL", help="compare with; default: full attention at its best")
-    parser.add_argument("--out", type=Path, default=Path("docs/results/length_study"))
+    parser.add_argument("--out", type=out_folder, default=Path("docs/results/length_study"))
     parser.add_argument("--page", type=Path, help="default: README.md in the folder of --out")
     given = parser.parse_args()
     answer = answer_of(given.folder, given.evaluation, given.base)

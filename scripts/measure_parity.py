@@ -22,6 +22,7 @@ from typing import Any
 import torch
 import transformers
 from benchmark_attention import circumstances
+from out_argument import out_file
 from torch import nn
 
 from windowlm import load
@@ -58,7 +59,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--out", type=Path, help="JSON file")
+    parser.add_argument("--out", type=out_file, help="JSON file")
     out = parser.parse_args().out
     torch.set_float32_matmul_precision("highest")
     figures: dict[str, Any] = circumstances(torch.device("cpu"), ["torch", "transformers"])

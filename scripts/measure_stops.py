@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from out_argument import out_folder
 from synthetic_text import BYTES, write_text
 
 from windowlm.training.checkpoint_io import damage
@@ -50,8 +51,10 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", choices=[case[0] for case in CASES], help="one kind of stop (default: all)")
-    parser.add_argument("--out", type=Path, metavar="FOLDER", help="write stops.json")
+    parser.add_argument("--out", type=out_folder, metavar="FOLDER", help="write stops.json")
     options = parser.parse_args()
+    if options.repeats < 1:
+        parser.error(f"--repeats {options.repeats}: a number from 1 on is allowed; try --repeats 2")
     draw = random.Random(options.seed)
     with tempfile.TemporaryDirectory() as scratch:
         (Path(scratch) / "text").mkdir()

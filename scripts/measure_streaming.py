@@ -24,9 +24,10 @@ from typing import Any
 
 import torch
 from benchmark_attention import circumstances
+from out_argument import out_folder
 
 from windowlm.attention.kv_cache import KVCache
-from windowlm.bundle import load
+from windowlm.bundle import device_named, load
 from windowlm.errors import exit_status
 from windowlm.model.config import ModelConfig
 from windowlm.model.cost import model_cost
@@ -47,8 +48,12 @@ def main() -> int:
     parser.add_argument("--stream", type=int, default=1_000_000, help="tokens that stream through")
     parser.add_argument("--chunk", type=int, default=256, help="tokens a chunk of the stream")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--out", type=Path, help="folder of streaming.json")
+    parser.add_argument("--out", type=out_folder, help="folder of streaming.json")
     options = parser.parse_args()
+    for name in ("window", "greedy", "stream", "chunk"):
+        if (number := getattr(options, name)) < 1:
+            parser.error(f"--{name} {number}: a number from 1 on is allowed")
+    device = device_named(options.device)
     torch.set_float32_matmul_precision("highest")
     if options.checkpoint is None:
         torch.manual_seed(0)
@@ -57,7 +62,7 @@ def main() -> int:
     else:
         bundle = load(options.checkpoint)
         model, tokenizer = bundle.model, bundle.tokenizer
-    model = model.to(options.device).eval()
+    model = model.to(device).eval()
     tokens_1T = text_tokens(tokenizer, max(options.greedy, options.stream), options.device)
     with torch.no_grad():
         report: dict[str, Any] = {

@@ -22,6 +22,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from out_argument import out_file
+
 from tests.evaluation import test_known_answers as known
 from tests.evaluation.fakes import ReachModel, UniformModel
 from tests.study.oracles import FACTS, InductionModel, PeriodModel, letters, scored
@@ -45,7 +47,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--out", type=out_file)
     options = parser.parse_args()
     with torch.no_grad():
         rows = [row for proof in PROOFS for row in proof()]

@@ -10,17 +10,18 @@ trainer.max_skipped_steps allows it, the weights are of so many steps later, whi
 
 import argparse
 import contextlib
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from windowlm.bundle import device_named
 from windowlm.config import TrainConfig, check_config
 from windowlm.data.packing import UNSCORED
 from windowlm.errors import UserError, exit_status
 from windowlm.evaluation.precision import AUTOCAST_DTYPES, WEIGHT_DTYPES
+from windowlm.json_text import parse_json
 from windowlm.model.decoder import Decoder
 from windowlm.training.checkpoint_io import AtomicCheckpointIO
 from windowlm.training.device_batch import visibilities_on
@@ -29,6 +30,18 @@ from windowlm.training.linear_cross_entropy import head_loss
 from windowlm.training.non_finite import REPLAY_FORMAT
 
 MOST_SHOWN = 10
+# Of a replay, as `windowlm.training.non_finite` writes it.
+KEYS: dict[str, type] = {
+    "step": int,
+    "later_steps": int,
+    "first_batch": int,
+    "learning_rate": float,
+    "seed": int,
+    "batches": list,
+    "vocabulary_size": int,
+    "model": dict,
+}
+BATCH_KEYS = {"tokens_BT", "targets_BT", "documents_BT", "positions_BT"}
 
 
 def main() -> int:
@@ -38,14 +51,26 @@ def main() -> int:
     )
     parser.add_argument("replay", type=Path, help="file in the folder replay of a run")
     parser.add_argument("--precision", choices=sorted(WEIGHT_DTYPES), help="default: the run's")
-    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
+    parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
+    device = device_named(options.device)
     content = AtomicCheckpointIO().load_checkpoint(options.replay)
-    if content.get("format") != REPLAY_FORMAT:
-        raise UserError(f"{options.replay}: is no replay of this version; give a file of RUN_DIR/replay")
+    foreign = f"{options.replay}: is no replay of this version; give a file of RUN_DIR/replay"
+    if not isinstance(content, dict) or content.get("format") != REPLAY_FORMAT:
+        raise UserError(foreign)
+    if wrong := [name for name, kind in KEYS.items() if not isinstance(content.get(name), kind)]:
+        raise UserError(f"{foreign} (its {wrong[0]} is missing or of another kind)")
+    if not all(isinstance(batch, dict) and batch.keys() >= BATCH_KEYS for batch in content["batches"]):
+        raise UserError(f"{foreign} (a batch lacks one of {', '.join(sorted(BATCH_KEYS))})")
     config = read_config(options.replay.parent.parent / "config.json")
     precision = options.precision or config.precision
-    lines = replay(content, config, precision, options.device)
+    model = Decoder(config.model, content["vocabulary_size"])
+    try:
+        model.load_state_dict(content["model"])
+    except (RuntimeError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"{foreign}, beside the config.json of its run: {reason}") from None
+    lines = replay(model, content, config, precision, device)
     print("\n".join(lines))
     return 0
 
@@ -57,15 +82,15 @@ def read_config(path: Path) -> TrainConfig:
         UserError: they cannot be read.
     """
     try:
-        return check_config(TrainConfig, json.loads(path.read_text(encoding="utf-8")))
+        return check_config(TrainConfig, parse_json(path.read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read: {error}; keep the file in its run's folder") from None
 
 
-def replay(content: dict[str, Any], config: TrainConfig, precision: str, device: torch.device) -> list[str]:
+def replay(
+    model: Decoder, content: dict[str, Any], config: TrainConfig, precision: str, device: torch.device
+) -> list[str]:
     """What happened in the step, as lines for the screen."""
-    model = Decoder(config.model, content["vocabulary_size"])
-    model.load_state_dict(content["model"])
     for parameter in model.parameters():
         parameter.data = parameter.data.to(WEIGHT_DTYPES[precision])
     model = model.to(device).train()

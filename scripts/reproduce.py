@@ -19,12 +19,14 @@ from typing import Any
 from windowlm.command_line import Invocation
 from windowlm.config import TrainConfig, check_config
 from windowlm.errors import UserError, exit_status
+from windowlm.evaluation.result_files import RESULT_NAME
 from windowlm.json_text import parse_json
+from windowlm.model_folder import WEIGHTS_NAME
 from windowlm.training.device import choose_device
 from windowlm.training.peak_flops import device_name
 from windowlm.training.provenance import provenance
 from windowlm.training.run import train
-from windowlm.training.run_folder import DIFF, RunFolder
+from windowlm.training.run_folder import DIFF, LAST, RunFolder
 from windowlm.training.same_run import differences
 
 PLACES = ("git_commit", "python", "machine", "versions", "device")
@@ -42,6 +44,9 @@ def main() -> int:
     record = folder.read_record()
     if record.get("status") != "finished":
         raise UserError(f"{options.run}: holds no finished run; finish it with resume=auto, or give another")
+    for needed in (folder.checkpoints / LAST, folder.model / WEIGHTS_NAME, folder.evaluation / RESULT_NAME):
+        if not needed.is_file():
+            raise UserError(f"{needed}: is gone, so that nothing can be compared with it; give a whole run")
     config = read_config(folder.config)
     if config.trainer.max_steps is None and config.trainer.max_tokens is None:
         print("note: the budget was in seconds, so another run takes other steps", file=sys.stderr)

@@ -35,7 +35,7 @@ def main() -> int:
     given, settings = parser.parse_known_args()
     if wrong := [word for word in settings if "=" not in word or word.startswith("-")]:
         parser.error(f"{wrong[0]}: not a setting of the form key=value")
-    if given.seconds is not None and given.seconds <= 0:
+    if given.seconds is not None and not given.seconds > 0:
         parser.error("--seconds: above 0; try --seconds 540")
     if (place := own_place()).size > 1:
         if place.speaks:

@@ -21,6 +21,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from out_argument import out_folder
 from synthetic_text import BYTES, write_text
 from torch._dynamo.utils import counters
 
@@ -73,8 +74,13 @@ def main() -> int:
     parser.add_argument("--settle", type=int, default=500, help="steps before memory must be flat")
     parser.add_argument("--layouts", type=int, default=1000, help="of documents, for the compiled model")
     parser.add_argument("--workers", type=int, default=0)
-    parser.add_argument("--out", type=Path, metavar="FOLDER", help="write soak.json")
+    parser.add_argument("--out", type=out_folder, metavar="FOLDER", help="write soak.json")
     options = parser.parse_args()
+    for name, least in (("steps", 1), ("settle", 0), ("layouts", 1), ("workers", 0)):
+        if (number := getattr(options, name)) < least:
+            parser.error(f"--{name} {number}: a number from {least} on is allowed")
+    if options.settle > options.steps:
+        parser.error(f"--settle {options.settle}: at most {options.steps} is allowed, the number of --steps")
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as scratch:
         seen = soak(Path(scratch), options)

@@ -76,7 +76,13 @@ CHOICES = (
     "checkpoint.on_failed_write",
     "model.activation",
 )
-SWITCHES = ("model.output_gate", "model.learned_sinks", "data.document_masking", "plan")
+SWITCHES = (
+    "model.output_gate",
+    "model.learned_sinks",
+    "data.document_masking",
+    "trainer.deterministic",
+    "plan",
+)
 
 
 def settings() -> Iterator[BadInput]:

@@ -1,5 +1,7 @@
 """Files that are whole."""
 
+import os
+
 import pytest
 
 from windowlm.atomic_write import json_bytes, write_atomically
@@ -24,3 +26,20 @@ def test_what_json_cannot_say_is_refused(number):
     assert json_bytes({"name": "größe"}).decode() == '{\n "name": "größe"\n}\n'
     with pytest.raises(ValueError, match="not JSON compliant"):
         json_bytes({"loss": number})
+
+
+def test_what_was_written_and_renamed_is_synced_with_the_names_above_it(tmp_path, monkeypatch):
+    synced = []
+
+    def watched(descriptor):
+        synced.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+
+    monkeypatch.setattr(os, "fsync", watched)
+    path = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    write_atomically(path, b"state")
+    assert synced == [
+        str(tmp_path),
+        str(tmp_path / "run"),
+        str(path.with_name(f".last.ckpt.partial-{os.getpid()}")),
+        str(path.parent),
+    ]

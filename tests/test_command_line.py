@@ -349,6 +349,8 @@ def own_conf(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monke
     (folder / "model" / "mine.yaml").write_text(f"{written}rotary: [{{base: 100}}, null]\n")
     text = "# @package _global_\nmodel:\n  rotary: [{base: 100}, null]\n"
     (folder / "experiment" / "mine.yaml").write_text(text)
+    listed = text.replace("model:", "defaults: [/rotary_as_list, _self_, override /model: small]\nmodel:")
+    (folder / "experiment" / "listed.yaml").write_text(listed)
     monkeypatch.setitem(globals(), "CONF", folder)
     return folder
 
@@ -360,11 +362,16 @@ def test_a_list_of_a_yaml_is_taken_or_replaced_whole(
     assert run(recorder, "model=mine") == 0
     assert run(recorder, "model=mine", "model.rotary=null") == 0
     assert run(recorder, "model=mine", "model.rotary=[{base: 7}]") == 0
+    assert run(recorder, "experiment=listed") == 0
+    assert run(recorder, "experiment=listed", "model.rotary={base: 8}") == 2
+    assert "a list and a group of settings cannot be merged" in capsys.readouterr().err
     assert [config.model.rotary for config, _ in recorder.calls] == [
         [RotaryConfig(base=100.0), None],
         None,
         [RotaryConfig(base=7.0)],
+        [RotaryConfig(base=100.0), None],
     ]
+    assert recorder.calls[-1][0].model.dim == 512
     for words, message in [
         (["model=mine", "model.rotary.base=5"], "model.rotary.base=5: there is a list above it"),
         (["model=mine", "model.rotary.scaling.kind=ntk"], "kind=ntk: there is a list above it"),

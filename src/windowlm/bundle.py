@@ -4,6 +4,7 @@
 ``sequence_length``, ``source_identity``, ``tokenizer_identity``, ``data``, ``tokenizer`` and ``training``.
 """
 
+import re
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -19,6 +20,7 @@ from windowlm.errors import UserError
 from windowlm.interchange.adapter import TransformersModel, load_any_causal_model
 from windowlm.interchange.config_in import ARCHITECTURES, read_foreign_config
 from windowlm.interchange.weights_in import check_finite, check_shape, foreign_decoder, weight_files
+from windowlm.model.config import ModelConfig
 from windowlm.model.cost import model_cost
 from windowlm.model.decoder import Decoder
 from windowlm.model_folder import CONFIG_NAME, WEIGHTS_NAME, ModelFolder, find_model_folder, own_shape
@@ -26,6 +28,7 @@ from windowlm.tokenization.tokenizer import Tokenizer
 from windowlm.tokenization.transformers_files import read_transformers_files
 
 FORMAT = 1
+_LAYER = re.compile(r"blocks\.(\d+)\.")
 UNKNOWN_SOURCE = "unknown"  # of models that others trained
 _JSON_NAMES: dict[type, str] = {dict: "an object", int: "a whole number", str: "a text"}
 _CONFIG_KEYS: dict[str, type] = {
@@ -129,8 +132,7 @@ def _load(found: ModelFolder, device: str | torch.device) -> Bundle:
             f"{folder}: the tokenizer has {tokenizer.vocabulary_size} tokens and config.json says "
             f"vocabulary_size={config['vocabulary_size']}; the files are of different models"
         )
-    model = Decoder(shape, tokenizer.vocabulary_size)
-    _load_weights(model, folder / WEIGHTS_NAME)
+    model = _decoder(shape, tokenizer.vocabulary_size, folder / WEIGHTS_NAME)
     return Bundle(model.to(device).eval(), tokenizer, config, folder)
 
 
@@ -174,6 +176,8 @@ def _checked_config(folder: ModelFolder) -> dict[str, Any]:
             raise UserError(f"{path}: the key {key} is missing")
         if not isinstance(config[key], kind):
             raise UserError(f"{path}: {key}={config[key]!r}: must be {_JSON_NAMES[kind]}")
+        if kind is int and not 1 <= config[key] < 2**31:
+            raise UserError(f"{path}: {key}={config[key]}: must lie between 1 and 2,147,483,647")
     return config
 
 
@@ -227,13 +231,22 @@ def foreign_tokenizer(folder: ModelFolder) -> Tokenizer:
         raise UserError(f"{folder.path}: its tokenizer cannot be read: {error}") from None
 
 
-def _load_weights(model: Decoder, path: Path) -> None:
+def _decoder(shape: ModelConfig, vocabulary_size: int, path: Path) -> Decoder:
+    """The model with the weights of a file, compared with it before anything of the model's size is made."""
     try:
         state = load_file(path)
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path}: not a readable safetensors file: {error}") from None
-    expected = model.state_dict()
-    written = {name for name, _ in model.named_parameters()} | {name for name, _ in model.named_buffers()}
+    layers = len({found[1] for name in state if (found := _LAYER.match(name))})
+    if layers != shape.layers:
+        raise UserError(
+            f"{path}: holds the weights of {layers} layers and config.json asks for {shape.layers}; the "
+            "files are of different models"
+        )
+    with torch.device("meta"):
+        outline = Decoder(shape, vocabulary_size)
+    expected = outline.state_dict()
+    written = {name for name, _ in (*outline.named_parameters(), *outline.named_buffers())}
     for name in sorted(written & expected.keys()):
         if name not in state:
             raise UserError(f"{path}: the tensor {name} is missing; config.json is of another model")
@@ -242,7 +255,9 @@ def _load_weights(model: Decoder, path: Path) -> None:
             raise UserError(f"{path}: the model has no tensor {name}; config.json is of another model")
         check_shape(f"{path}: {name}", tensor.shape, expected[name].shape)
         check_finite(f"{path}: {name}", tensor)
+    model = Decoder(shape, vocabulary_size)
     model.load_state_dict(state, strict=False)
+    return model
 
 
 def _untied(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -20,13 +20,15 @@ from typing import Any, Generic
 
 from windowlm.command_words import corrected, for_hydra, key_of, made_room, refuse_settings_of_no_group
 from windowlm.config import Config, ConfigError, Setting, check_config, settings_of, unknown_key_error
-from windowlm.errors import USAGE_ERROR, UserError, exit_status
+from windowlm.errors import USAGE_ERROR, UserError, exit_status, memory_as_a_mistake
 from windowlm.parallel.launcher import launch
 from windowlm.parallel.place import own_place
 from windowlm.unbegun_runs import UnbegunRuns, free_name
 
 # How OmegaConf says that a list stands where a group was, or a group where a list was.
 MERGED_WITH_LIST = re.compile(r"(?:In '(\S+)': .*\n)?Cannot merge \w+ with \w+\s+full_key: (\S*)")
+# Where there are fewer cores.
+MOST_PROCESSES = 16
 STATE_FOLDER = ".hydra"
 SWEEP_RECORD = "multirun.yaml"
 # The check before the start could not see what these bring in.
@@ -163,6 +165,12 @@ def _run(command: Command[Any], started: str, script: Path, conf: Path, words: l
                 f"{count}: the launcher started {place.local_size} processes on this machine; leave it at 1 "
                 "there",
             )
+        most = max(MOST_PROCESSES, os.cpu_count() or 1)
+        if count > most and place.size == 1:
+            raise _one_process(
+                command,
+                f"{count}: at most {most} processes are started on a machine of {os.cpu_count()} cores",
+            )
         if count > 1 and place.size == 1:
             return launch(count, [sys.executable, str(script), *words], command.saved)
         if command.fixes_run_dir:
@@ -253,6 +261,9 @@ def _check(command: Command[Any], conf: Path, overrides: list[str], *, sweep: bo
             raise _explain(error, command, conf, overrides) from None
         finally:
             GlobalHydra.instance().clear()
+    if not folders:
+        empty = next((word for word in overrides if "range(" in word or word.endswith("=")), "-m")
+        raise ConfigError(f"{empty}: the sweep has no run; give each setting a value at least")
     if len(set(folders)) > 1:
         raise ConfigError(
             f"run_dir: under -m it is the one folder of all runs, not {', '.join(map(str, folders))}",
@@ -384,7 +395,7 @@ def _list_for_group(
         place = merged[2] or merged[1]
         return ConfigError(
             f"{place}: a list and a group of settings cannot be merged; give the whole list on the command "
-            "line, or in an option of conf/model",
+            "line, in an option of conf/model, or in an experiment with defaults: [/rotary_as_list, _self_]",
             key=place,
         )
     return None
@@ -448,7 +459,7 @@ def _hand_to_hydra(
         started = True
         own = runs.run(invocation.output_dir, runtime.output_subdir) if runs is not None else nullcontext()
         try:
-            with own:
+            with own, memory_as_a_mistake():
                 statuses.append(command.task(check_config(command.config_type, values), invocation))
         except UserError as error:
             if invocation.sweep_dir is None:

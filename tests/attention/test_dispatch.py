@@ -58,6 +58,7 @@ def test_auto_takes_the_fastest_that_can_and_says_why_it_passed_over_others(
         ({"sink_logits": False}, {"sink_logits": True}, "no learned sinks"),
         ({"logit_cap": False}, {"logit_cap": True}, "no cap on the logits"),
         ({"gradients": False}, {"gradients": True}, "no gradients"),
+        ({"deterministic": False}, {"deterministic": True}, "no gradients that are the same"),
         ({"gaps": False}, {"documents": True, "gaps": True}, "no padding inside documents"),
         ({"missing": "it needs the package flash-attn-4"}, {}, "needs the package flash-attn-4"),
         ({"head_dim_multiple": 8}, {"head_dim": 20}, "multiples of 8, not 20"),

@@ -1,5 +1,6 @@
 """What only a GPU can show of training: it never waits for the device, and fast paths equal the plain one."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from tests.conftest import start_script
 from windowlm.data.packing import UNSCORED
 from windowlm.model.config import ModelConfig
 from windowlm.model.cost import model_cost
@@ -161,3 +163,26 @@ def test_the_loss_in_pieces_errs_no_more_than_twice_as_much(
     for wanted, usual, got in zip(exact, plain, ours, strict=True):
         assert (got - wanted).norm() <= 2 * (usual - wanted).norm() + 1e-6 * wanted.norm()
     torch.compiler.reset()
+
+
+# The first is compiled, with the kernels that a GPU takes by itself; the second has dropout, float16's loss
+# scale and workers.
+@pytest.mark.parametrize(
+    ("case", "words"),
+    [
+        ("muon,bf16-mixed,0,none", ("--kills", "3", "--compile", "on", "--dropout", "0")),
+        ("adamw,16-mixed,2,none", ("--kills", "2", "--compile", "off")),
+    ],
+)
+def test_killed_runs_end_equal_bit_for_bit_on_a_gpu(
+    case: str, words: tuple[str, ...], tmp_path: Path
+) -> None:
+    # A fresh interpreter, as no process that has used a GPU can be forked.
+    done = start_script(
+        "scripts/kill_and_resume.py", "--device", "cuda", "--deterministic", "--cases", case, "--steps", "12",
+        *words, "--out", str(tmp_path), cwd=tmp_path, timeout=600,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    report = json.loads((tmp_path / "kill_and_resume.json").read_text())
+    assert report["different"] == 0
+    assert len(report["cases"][0]["kills"]) == int(words[1])

@@ -8,6 +8,7 @@ import signal
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning.pytorch as pl
@@ -17,11 +18,13 @@ from offline_wandb import history_differences, read_offline_run
 
 from tests.training.runs import begin, record, rows, steps_saved
 from windowlm.bundle import load
-from windowlm.config import ConfigError
+from windowlm.command_line import Invocation
+from windowlm.config import ConfigError, TrainConfig
 from windowlm.errors import UserError
 from windowlm.training import run
 from windowlm.training.lightning_module import LanguageModelModule
 from windowlm.training.non_finite import NonFiniteError
+from windowlm.training.signals import Signals
 
 Start = Callable[..., int]
 
@@ -142,6 +145,28 @@ def test_a_job_of_slurm_saves_after_its_step_and_goes_back_to_the_queue(
     assert start("run") == 0
     assert rows(folder) == rows(uninterrupted)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bin", "calls", "hpc_ckpt_1.ckpt", "run"]
+
+
+@pytest.mark.parametrize(("leads", "asked"), [(True, 1), (False, 0)])
+def test_of_several_processes_one_gives_the_job_back(
+    leads: bool, asked: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    calls: list[None] = []
+    place = SimpleNamespace(size=2, leads=leads)
+
+    class Stopped:
+        def __init__(self, config: object, invocation: object, signals: Signals, processes: object) -> None:
+            signals.requeues = True
+
+        def execute(self) -> int:
+            return 75
+
+    monkeypatch.setattr(run.Processes, "join", lambda: place)
+    monkeypatch.setattr(run, "TrainingRun", Stopped)
+    monkeypatch.setattr(run, "requeue", lambda: calls.append(None))
+    invocation = Invocation(output_dir=tmp_path, sweep_dir=None, command="python train.py")
+    assert run.train(TrainConfig(run_dir="run"), invocation) == 75
+    assert len(calls) == asked
 
 
 def test_a_stop_is_saved_without_a_validation(
@@ -486,6 +511,31 @@ def test_a_run_with_every_schedule_goes_on_bit_by_bit(
     average = saved["windowlm"]["average"][0]
     assert not torch.equal(last.float(), average)
     assert torch.equal(one["embedding.weight"], average.to(last.dtype))
+
+
+ROTARY = [{"base": 100.0}, None, {"scaling": {"kind": "yarn", "factor": 2.0, "original_length": 32}}]
+
+
+def test_a_run_with_rotary_settings_of_each_layer_goes_on_and_is_read_with_them(
+    start: Start, before: Callable[..., None], tmp_path: Path
+) -> None:
+    model = {"layers": 4, "rotary": ROTARY}
+    assert start("whole", model=model) == 0
+    before("training_step", 2, lambda _: send(signal.SIGINT))
+    assert start("cut", model=model) == 75
+    with pytest.raises(ConfigError, match=r"model\.rotary=.*100") as refused:
+        start("cut", model={**model, "rotary": [{"base": 200.0}, None]})
+    assert refused.value.key is not None
+    assert refused.value.key.startswith("model.rotary")
+    assert start("cut", model=model) == 0
+    assert rows(tmp_path / "cut") == rows(tmp_path / "whole")
+    one, other = (load(tmp_path / name).model for name in ("cut", "whole"))
+    assert all(torch.equal(value, other.state_dict()[name]) for name, value in one.state_dict().items())
+    kinds = one.config.layer_rotaries()
+    assert [kind and kind.base for kind in kinds] == [100.0, None, 10_000.0, 100.0]
+    assert kinds[2] is not None
+    assert kinds[2].scaling is not None
+    assert kinds[2].scaling.kind == "yarn"
 
 
 def test_a_finished_run_with_an_average_is_evaluated_again_alike(start: Start, tmp_path: Path) -> None:

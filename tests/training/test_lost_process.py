@@ -113,3 +113,30 @@ def test_the_launcher_ends_those_that_do_not_end_by_themselves(monkeypatch: pyte
     started = time.monotonic()
     assert launch(2, [sys.executable, "-c", stubborn], "") == 5
     assert time.monotonic() - started < 30
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="of Linux alone")
+def test_processes_are_told_to_end_where_their_launcher_is_killed(tmp_path: Path) -> None:
+    told = (
+        "import os, pathlib, signal, sys, time\n"
+        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))\n"
+        "name = f'{os.environ[\"RANK\"]}.pid'\n"
+        "pathlib.Path(name).write_text(str(os.getpid()))\n"
+        "time.sleep(120)"
+    )
+    launches = "import sys; from windowlm.parallel.launcher import launch; launch(2, sys.argv[1:], '')"
+    launcher = subprocess.Popen(
+        [sys.executable, "-c", launches, sys.executable, "-c", told],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(PROJECT / "src")},
+    )
+    deadline = time.monotonic() + SECONDS_TO_END
+    while len(written := [path for path in tmp_path.glob("*.pid") if path.read_text()]) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    launcher.kill()
+    launcher.wait()
+    left = {int(path.read_text()) for path in written}
+    while any(Path(f"/proc/{process}").exists() for process in left):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)

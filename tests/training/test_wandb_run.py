@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.training.runs import begin
 from windowlm.config import TrainConfig
 from windowlm.errors import UserError
 from windowlm.training.wandb_run import WandbRun, choose_mode
@@ -50,6 +51,26 @@ def test_online_without_a_key_names_who_asked_for_it(monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("WANDB_MODE", "online")
     with pytest.raises(UserError, match="WANDB_MODE=online: no W&B key"):
         choose_mode("auto")
+
+
+def test_what_is_no_key_is_refused_and_not_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "part of a key")
+    with pytest.raises(
+        UserError, match=r"logger\.mode=online: W&B takes the configured key for none"
+    ) as refused:
+        choose_mode("online")
+    assert "part of a key" not in str(refused.value)
+
+
+@pytest.mark.parametrize("setting", [{"mode": "online"}, {"mode": "auto"}])
+def test_a_run_that_wandb_would_refuse_leaves_nothing_behind(
+    setting: dict[str, str], documents: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "online")
+    with pytest.raises(UserError, match="no W&B key is configured"):
+        begin(tmp_path / "run", documents, tmp_path / "cache", logger={"kind": "wandb", **setting})
+    assert not (tmp_path / "run").exists()
+    assert not (tmp_path / "cache").exists()
 
 
 def test_an_unknown_variable_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

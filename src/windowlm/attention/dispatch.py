@@ -105,6 +105,7 @@ def attention(
         sink_logits=sink_logits_H is not None,
         logit_cap=logit_cap is not None,
         gradients=torch.is_grad_enabled() and any(tensor.requires_grad for tensor in scored),
+        deterministic=torch.are_deterministic_algorithms_enabled(),
     )
     choice = choose_backend(backend, request)
     _report(choice.name, choice.reason, request.device)

@@ -7,6 +7,8 @@ from windowlm.setting_text import setting_text
 
 DataName = Literal["stdlib", "text", "pg19", "wikitext-103", "enwik8", "tinystories", "fineweb-edu"]
 
+MOST_WORKERS = 256
+
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
@@ -74,6 +76,8 @@ class DataConfig:
             value = getattr(self, field)
             if value is not None and value < smallest:
                 raise ValueError(f"{field}={value!r}: at least {smallest}; try {field}={good}")
+        if self.workers > MOST_WORKERS:
+            raise ValueError(f"workers={self.workers}: at most {MOST_WORKERS}; try workers=4")
         for field in ("validation_fraction", "test_fraction"):
             value = getattr(self, field)
             if not 0 < value < 0.5:

@@ -219,6 +219,8 @@ def _settings(folder: Path) -> dict[str, Any]:
         return {}
     try:
         content = parse_json(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         raise UserError(f"{path}: not JSON: {error}") from None
-    return flattened(content) if isinstance(content, dict) else {}
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: not the settings of a run, but {type(content).__name__}")
+    return flattened(content)

@@ -271,7 +271,10 @@ def evaluate_checkpoint(
 
 def _check_writable(folder: Path) -> None:
     """Raise UserError, before the work, where a folder cannot be made or written."""
-    nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    try:
+        nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    except OSError as error:  # as of a name that is too long
+        raise UserError(f"output_dir={folder}: {error.strerror}; give a folder that can be written") from None
     if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
         reason = "may not be written" if nearest.is_dir() else "is a file"
         raise UserError(f"output_dir={folder}: {nearest} {reason}; give a folder that can be written")

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import math
 import re
 import shlex
 from collections.abc import Mapping, Sequence
@@ -109,8 +110,13 @@ def _is_complete(result: LengthResult) -> bool:
     Raises:
         KeyError, TypeError: it does not.
     """
-    rows = [row["bits_per_byte"] for row in result["rows"] if row["context_length"] > 0]
-    documents = [document["document_hash"] for document in result["documents"] if dict(document["nats"])]
+    rows = [row for row in result["rows"] if row["context_length"] > 0]
+    documents = [document for document in result["documents"] if document["document_hash"]]
+    measured = ("bits_per_byte", "nats", "targets", "bytes")
+    numbers: list[object] = [row[name] for row in rows for name in measured]  # type: ignore[literal-required]
+    numbers += [nats for document in documents for nats in dict(document["nats"]).values()]
+    if not all(isinstance(number, int | float) and math.isfinite(number) for number in numbers):
+        return False
     return result["format"] == FORMAT and bool(result["targets_hash"] and rows and documents)
 
 

@@ -15,6 +15,7 @@ from windowlm.bundle import Bundle, device_named, load
 from windowlm.errors import UserError
 from windowlm.generation.config import SamplingConfig
 from windowlm.generation.generate import Generation, Generator
+from windowlm.json_text import parse_json
 
 STANDARD_INPUT = "-"
 RESULT_KEYS = ("text", "tokens", "prompt_tokens", "ended_by", "bits_per_byte")
@@ -93,7 +94,7 @@ def _prompt_lines(path: str) -> list[dict[str, Any]]:
         if not line.strip():
             continue
         try:
-            given = json.loads(line)
+            given = parse_json(line)
         except ValueError as error:
             raise UserError(f"prompts_file: {name}, line {number}: not JSON: {error}") from None
         if not isinstance(given, dict) or not isinstance(given.get("prompt"), str) or not given["prompt"]:

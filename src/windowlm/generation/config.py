@@ -3,6 +3,9 @@
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+# The draws of all of them are made before the first.
+MOST_NEW_TOKENS = 100_000_000
+
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingConfig:
@@ -49,9 +52,10 @@ class SamplingConfig:
         Raises:
             ValueError: a value out of range.
         """
-        if self.max_new_tokens < 1:
+        if not 1 <= self.max_new_tokens <= MOST_NEW_TOKENS:
             raise ValueError(
-                f"max_new_tokens={self.max_new_tokens}: must be at least 1; try max_new_tokens=256"
+                f"max_new_tokens={self.max_new_tokens}: must lie between 1 and {MOST_NEW_TOKENS:,}; try "
+                "max_new_tokens=256"
             )
         if not self.temperature >= 0:
             raise ValueError(

@@ -62,7 +62,8 @@ def export_to_transformers(
         The content of config.json.
 
     Raises:
-        UserError: ``out`` exists, or no architecture of transformers can express the model.
+        UserError: ``out`` exists or cannot be written, or no architecture of transformers can express the
+            model.
     """
     check_out(out)
     config = transformers_config(
@@ -72,6 +73,21 @@ def export_to_transformers(
         end_of_document=tokenizer.end_of_document,
     )
     weights = exported_weights(model)
+    try:
+        _write(out, tokenizer, config, card, weights, pictures or {})
+    except OSError as error:
+        raise UserError(f"out={out}: cannot be written: {error.strerror or error}") from None
+    return config
+
+
+def _write(
+    out: Path,
+    tokenizer: Tokenizer,
+    config: dict[str, Any],
+    card: str,
+    weights: dict[str, torch.Tensor],
+    pictures: Mapping[str, bytes],
+) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
     partial.mkdir()
@@ -80,7 +96,7 @@ def export_to_transformers(
         for name, content in {
             CONFIG_NAME: json_bytes(config),
             CARD_NAME: card.encode(),
-            **(pictures or {}),
+            **pictures,
         }.items():
             (partial / name).write_bytes(content)
         save_file(weights, partial / WEIGHTS_NAME, {"format": "pt"})
@@ -89,9 +105,9 @@ def export_to_transformers(
         _sync(partial)
         check_out(out)
         partial.rename(out)
+        _sync(out.parent)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return config
 
 
 def exported_weights(model: Decoder) -> dict[str, torch.Tensor]:

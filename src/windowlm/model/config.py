@@ -12,6 +12,9 @@ LONGEST_NGRAM = 16
 LARGEST_WINDOW = 2**31 - 1  # positions are 32-bit on some backends
 Activation = Literal["swiglu", "relu_squared"]
 
+# Beyond these a slip of the finger would be counted through, layer by layer and head by head.
+MOST_LAYERS, LARGEST_SIZE = 10_000, 2**24
+
 
 @dataclass(frozen=True, kw_only=True)
 class NgramEmbeddingsConfig:
@@ -126,6 +129,9 @@ class ModelConfig:
         for name in ("layers", "dim", "heads", "kv_heads", "head_dim", "feed_forward_dim"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: must be at least 1; try {name}=1")
+            most = MOST_LAYERS if name == "layers" else LARGEST_SIZE
+            if getattr(self, name) > most:
+                raise ValueError(f"{name}={getattr(self, name)}: must be at most {most}; try {name}={most}")
         if self.heads % self.kv_heads:
             divisors = [n for n in range(1, self.heads + 1) if self.heads % n == 0]
             nearest = min(divisors, key=lambda n: abs(n - self.kv_heads))

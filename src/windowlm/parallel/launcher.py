@@ -1,5 +1,6 @@
 """Start a command as several processes of this machine, and end all when one fails; loads no torch."""
 
+import ctypes
 import os
 import signal
 import socket
@@ -58,7 +59,9 @@ def launch(count: int, command: Sequence[str], saved: str) -> int:
         for rank in range(count):
             own = {**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)}
             # In a group of their own, so that a terminal's Ctrl-C reaches them once.
-            processes.append(subprocess.Popen(command, env=own, process_group=0))
+            processes.append(
+                subprocess.Popen(command, env=own, process_group=0, preexec_fn=_end_with_the_launcher)
+            )
         return _watched(processes, saved)
     finally:
         for process in processes:
@@ -98,6 +101,15 @@ def _watched(processes: list[subprocess.Popen[bytes]], saved: str) -> int:
         )
         return 1
     return max(process.poll() or 0 for process in processes)
+
+
+def _end_with_the_launcher() -> None:
+    """Have this process told to save and end where the launcher is killed, which could not tell it.
+
+    Linux alone has that: prctl's PR_SET_PDEATHSIG.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)
 
 
 def _free_port() -> int:

@@ -30,6 +30,7 @@ def chosen_backends(config: TrainConfig, device: torch.device) -> list[str]:
             dropout=model.attention_dropout,
             sink_logits=model.learned_sinks,
             logit_cap=model.logit_cap is not None,
+            deterministic=config.trainer.deterministic,
         )
         evaluation = replace(
             training,

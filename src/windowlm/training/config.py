@@ -114,6 +114,8 @@ class TrainerConfig:
         device: ``auto`` takes a GPU where there is one.
         devices: processes that ``python train.py`` starts on this machine, each with a GPU of its own where
             there are GPUs; under ``torchrun`` and ``srun`` these say how many there are.
+        deterministic: the same bits in every run, and after every resume, on a GPU too, by slower algorithms;
+            a run on a CPU is so in any case.
         accumulate_batches: batches per optimizer step.
         validate_every_n_steps: steps between two validations; null validates up to eight times a run, as
             often as a tenth of its work pays for, and at its end.
@@ -140,6 +142,7 @@ class TrainerConfig:
     max_time: float | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
     devices: int = 1
+    deterministic: bool = False
     accumulate_batches: int = 1
     validate_every_n_steps: int | None = None
     max_skipped_steps: int = 0

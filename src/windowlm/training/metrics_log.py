@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from windowlm.atomic_write import write_atomically
+from windowlm.atomic_write import sync_folder, write_atomically
 from windowlm.errors import UserError
 from windowlm.evaluation.result_files import csv_of_rows
 from windowlm.json_text import parse_json
@@ -36,6 +36,7 @@ class MetricsLog:
         self.path = path
         self.writes = writes
         self._unwritten: list[bytes] = []
+        self._name_synced = False
 
     def append(self, row: dict[str, Any]) -> None:
         """Write one row; it is in the file when this returns.
@@ -70,6 +71,9 @@ class MetricsLog:
                     content = content[file.write(content) :]
                 if sync:
                     os.fsync(file.fileno())
+                    if not self._name_synced:
+                        sync_folder(self.path.parent)
+                        self._name_synced = True
             except OSError:
                 file.truncate(length)
                 raise

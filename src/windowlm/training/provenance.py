@@ -1,19 +1,36 @@
 """Where a run came from: git state, versions, machine."""
 
+import os
 import platform
 import subprocess
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+CODE = (":/src", ":/conf", ":/train.py", ":/scripts")
+OF_CODE = (".py", ".yaml")  # of new files: no others, which may hold anything
+# Whatever the user's own git is set to show.
+AS_A_PATCH = (
+    "--no-color",
+    "--no-ext-diff",
+    "--no-textconv",
+    "--binary",
+    "--src-prefix=a/",
+    "--dst-prefix=b/",
+)
+GIT = ("git", "-c", "core.quotepath=true")
+QUIET: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "timeout": 10}
 RECORDED_PACKAGES = ("windowlm", "torch", "lightning", "tokenizers", "datasets", "numpy")
 
 
 def provenance() -> dict[str, Any]:
-    """Commit and whether files differ from it (None outside a repository), and versions."""
+    """Commit and whether files differ from it (None outside of a clone of the project), and versions."""
+    commit = changed = None
+    if _is_clone():
+        commit, changed = _git("rev-parse", "HEAD"), _git("status", "--porcelain")
     return {
-        "git_commit": _git("rev-parse", "HEAD"),
-        "git_changed_files": (_git("status", "--porcelain") or "").splitlines(),
+        "git_commit": None if commit is None else commit.decode().strip(),
+        "git_changed_files": (changed or b"").decode(errors="replace").splitlines(),
         "python": platform.python_version(),
         "machine": platform.platform(),
         "versions": {name: version(name) for name in RECORDED_PACKAGES},
@@ -21,21 +38,32 @@ def provenance() -> dict[str, Any]:
 
 
 def code_difference() -> bytes:
-    """What ``git diff`` says of the project's code; nothing where it is as committed, or in no repository."""
-    return (_git("diff", "--no-color", "HEAD", "--", ":/src", ":/conf", ":/train.py") or "").encode()
+    """What `git apply` takes to make the project's code of its commit what it is, new files included.
+
+    Nothing where it is as committed, and outside of a clone.
+    """
+    if not _is_clone():
+        return b""
+    parts = [_git("diff", *AS_A_PATCH, "HEAD", "--", *CODE) or b""]
+    new = _git("ls-files", "-z", "--full-name", "--others", "--exclude-standard", "--", *CODE) or b""
+    for name in map(os.fsdecode, sorted(new.split(b"\0"))):
+        if name.endswith(OF_CODE):
+            # With two files the status says whether they differ.
+            parts.append(_git("diff", *AS_A_PATCH, "--no-index", "--", "/dev/null", name, most=1) or b"")
+    return b"".join(parts)
 
 
-def _git(*arguments: str) -> str | None:
+def _is_clone() -> bool:
+    """Whether git tracks this file: an installed package may lie within a repository of something else."""
+    return _git("ls-files", "--error-unmatch", "--", os.path.abspath(__file__)) is not None
+
+
+def _git(*arguments: str, most: int = 0) -> bytes | None:
+    """What git says in the top folder of the clone; None where its status is above ``most``."""
+    folder = Path(__file__).parent
     try:
-        done = subprocess.run(
-            ["git", *arguments],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=10,
-            check=True,
-        )
+        top = subprocess.run([*GIT, "rev-parse", "--show-toplevel"], cwd=folder, check=True, **QUIET).stdout
+        done = subprocess.run([*GIT, *arguments], cwd=os.fsdecode(top.rstrip(b"\n")), check=False, **QUIET)
     except (OSError, subprocess.SubprocessError):
         return None
-    return done.stdout.rstrip()
+    return done.stdout if done.returncode <= most else None

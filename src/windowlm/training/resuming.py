@@ -1,14 +1,40 @@
 """Which checkpoint a run goes on from: the newest that is whole, if its state is that of the run."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from windowlm.config import ConfigError
 from windowlm.errors import UserError
 from windowlm.training.checkpoint_io import AtomicCheckpointIO, DamagedCheckpointError
 from windowlm.training.lightning_module import STATE, LanguageModelModule
+
+KINDS: dict[str, type | tuple[type, ...]] = {
+    STATE: dict,
+    "state_dict": dict,
+    "optimizer_states": list,
+    "lr_schedulers": list,
+    "callbacks": dict,
+    "loops": dict,
+    "DocumentDataModule": dict,
+    "epoch": int,
+    "global_step": int,
+    "pytorch-lightning_version": str,
+}
+KINDS_OF_STATE: dict[str, type | tuple[type, ...]] = {
+    "identities": dict,
+    "batches_trained": int,
+    "seconds_trained": (int, float),
+    "validation_loss": float,
+    "validation_bits_per_byte": float,
+    "train_sums": dict,
+    "visible_pairs": int,
+    "skipped_steps": int,
+}
+KINDS_OF_CALLBACKS: dict[str, type | tuple[type, ...]] = {"MetricsWriter": dict, "CheckpointWriter": dict}
 
 
 def read_newest(paths: Sequence[Path], module: LanguageModelModule) -> tuple[Path, dict[str, Any]]:
@@ -47,11 +73,44 @@ def read_checkpoint(path: Path, module: LanguageModelModule) -> dict[str, Any]:
         UserError: there is none.
     """
     saved = AtomicCheckpointIO().load_checkpoint(path)
-    if STATE not in saved or "identities" not in saved[STATE]:
-        raise ConfigError(f"resume: {path} was not written by this version of windowlm", key="resume")
+    _check_kinds(saved, path)
     _check_shapes(module, saved["state_dict"], path)
     _check_identities(module, saved[STATE]["identities"], path)
     return saved
+
+
+def _check_kinds(saved: Any, path: Path) -> None:
+    """Refuse a file of other things: its hash tells damage alone, and may be right in anybody's file."""
+    wrong = _of_another_kind(saved, KINDS, "")
+    if not wrong:
+        wrong = [
+            *_of_another_kind(saved[STATE], KINDS_OF_STATE, f"{STATE}."),
+            *_of_another_kind(saved["callbacks"], KINDS_OF_CALLBACKS, "callbacks."),
+            *_of_another_kind(saved["DocumentDataModule"], {"next_batch": int}, "DocumentDataModule."),
+            *(
+                f"state_dict.{name}"
+                for name, value in saved["state_dict"].items()
+                if not torch.is_tensor(value)
+            ),
+        ]
+    if not wrong:
+        counts = {
+            f"{STATE}.batches_trained": saved[STATE]["batches_trained"],
+            "DocumentDataModule.next_batch": saved["DocumentDataModule"]["next_batch"],
+        }
+        wrong = [name for name, count in counts.items() if not 0 <= count < 2**62]
+    if wrong:
+        raise ConfigError(
+            f"resume: {path} was not written by this version of windowlm: {wrong[0]} is missing or of "
+            "another kind",
+            key="resume",
+        )
+
+
+def _of_another_kind(content: Any, kinds: Mapping[str, type | tuple[type, ...]], place: str) -> list[str]:
+    if not isinstance(content, dict):
+        return [place.rstrip(".") or "its content"]
+    return [f"{place}{name}" for name, kind in kinds.items() if not isinstance(content.get(name), kind)]
 
 
 def _check_shapes(module: LanguageModelModule, saved: dict[str, Any], path: Path) -> None:

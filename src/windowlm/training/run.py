@@ -40,6 +40,7 @@ from windowlm.training.checkpoint_io import AtomicCheckpointIO
 from windowlm.training.checkpoint_writer import CheckpointWriter
 from windowlm.training.closing_screen import print_closing_screen
 from windowlm.training.compilation import forget_compiled, hidden_states, is_compiled
+from windowlm.training.determinism import set_determinism
 from windowlm.training.device import choose_device
 from windowlm.training.failed_writes import UNWRITABLE, FailedWrites, unwritable
 from windowlm.training.float8 import check_float8
@@ -59,12 +60,13 @@ from windowlm.training.requeue import requeue
 from windowlm.training.resuming import read_newest
 from windowlm.training.run_ahead import RunAhead
 from windowlm.training.run_folder import DAMAGED, DIFF, RunFolder, Start, find_start, record_of
+from windowlm.training.run_lock import RunLock
 from windowlm.training.schedule import Budget, WindowWarmup
 from windowlm.training.sharded_model import whole_state
 from windowlm.training.shared_work import SharedWork
 from windowlm.training.signals import Interrupted, Signals
 from windowlm.training.stopping import INTERRUPTED, Stopping
-from windowlm.training.wandb_run import WandbRun
+from windowlm.training.wandb_run import WandbRun, check_mode
 
 MOST_VALIDATIONS = 8
 # A validation reads forward only, a third of the work of training on the same tokens.
@@ -107,7 +109,8 @@ def train(config: TrainConfig, invocation: Invocation) -> int:
             status = INTERRUPTED
     # A signal counts even where a library swallowed its exception and the run came to its end.
     interrupted = status == INTERRUPTED or signals.received is not None
-    if signals.requeues and status == INTERRUPTED:
+    # Once, and by the process that has written what the run leaves: SLURM ends the job's processes for it.
+    if signals.requeues and status == INTERRUPTED and processes.leads:
         requeue()
     if interrupted and invocation.sweep_dir is not None:
         raise SystemExit(INTERRUPTED)
@@ -134,7 +137,9 @@ class TrainingRun:
         self.invocation = invocation
         self.console = Console(width=None, quiet=not processes.leads)
         self.folder = RunFolder(invocation.output_dir)
+        self.lock = RunLock(invocation.output_dir)
         self.start: Start = find_start(config, invocation.output_dir)
+        set_determinism(config.trainer.deterministic)
         self.device = choose_device(config, processes.place.local_rank)
         self.work = SharedWork.of(config, processes, self.device)
         check_float8(config, self.device)
@@ -152,6 +157,8 @@ class TrainingRun:
         self.checkpoint: Path | None = None
         self.begun = self.has_begun = False
         self.wandb_run: WandbRun | None = None
+        if config.logger.kind == "wandb":
+            processes.leader_alone(lambda: check_mode(config.logger.mode))
         # Nothing is written before all have looked at the folder.
         processes.wait()
 
@@ -179,6 +186,8 @@ class TrainingRun:
         except BaseException:
             self._end("stopped" if self.signals.received is not None else "failed")
             raise
+        finally:
+            self.lock.release()
 
     def _run(self) -> int:
         config = self.config
@@ -303,9 +312,28 @@ class TrainingRun:
 
     def _begin(self, data: PreparedData, step: int) -> None:
         """Write what the run is, cut its metrics back to ``step``, and start logging."""
+        self.processes.leader_alone(self._take_folder)
         if self.processes.leads:
             self._write_beginning(data, step)
         self.processes.wait()
+
+    def _take_folder(self) -> None:
+        """Keep other processes out of the folder, which must still be as it was when this one began.
+
+        Raises:
+            UserError: another process writes it, or did so meanwhile.
+        """
+        self.folder.path.mkdir(parents=True, exist_ok=True)
+        self.lock.take()
+        try:
+            changed = find_start(self.config, self.folder.path) != self.start
+        except ConfigError:
+            changed = True
+        if changed:
+            raise UserError(
+                f"run_dir={self.folder.path}: another process has written it since this one began; start "
+                "again"
+            )
 
     def _write_beginning(self, data: PreparedData, step: int) -> None:
         config = self.config
@@ -315,7 +343,6 @@ class TrainingRun:
             "device": device_name(self.device),
             "prepared_data": data.summary(),
         }
-        self.folder.path.mkdir(parents=True, exist_ok=True)
         if self.start.continues and self.start.origin is None:
             # A damaged state must not take the place of the good one before it when the next is saved.
             for path in self._damaged_checkpoints():
@@ -330,6 +357,8 @@ class TrainingRun:
         self.folder.write_config(config)
         if difference := code_difference():
             write_atomically(self.folder.path / DIFF, difference)
+        else:
+            (self.folder.path / DIFF).unlink(missing_ok=True)
         self.begun = self.has_begun = True
         log = MetricsLog(self.folder.metrics)
         rows = log.cut_back(step) if self.start.continues else []

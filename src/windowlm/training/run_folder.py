@@ -55,8 +55,11 @@ SHARED_WITH_ORIGIN = (
 # How the code differed from its commit, as git says it.
 DIFF = "changes.diff"
 
-# What Hydra may have written into a folder before its run began.
-WRITTEN_BEFORE_A_RUN = re.compile(r"\.hydra(-\d+)?|train\.log|\.run\.json\.partial-\d+")
+# Empty, and locked by the process that writes the folder.
+LOCK = ".lock"
+
+# What may have been written into a folder before its run began, by Hydra and by a run that was killed.
+WRITTEN_BEFORE_A_RUN = re.compile(r"\.hydra(-\d+)?|train\.log|\.lock|\.run\.json\.partial-\d+")
 WRITTEN_BESIDE_RUNS = re.compile(
     r"\d+|scored\.json|multirun\.yaml|(comparison|settings).*\.(csv|png|html|json)|ablation\.(json|png)"
 )

@@ -128,6 +128,11 @@ class WandbRun:
         return sorted(self.folder.glob(f"wandb/offline-run-*-{self.id}"))
 
 
+def check_mode(asked: Literal["auto", "online", "offline"]) -> None:
+    """Refuse, before a run begins, what its W&B run would be refused for; see `choose_mode`."""
+    choose_mode(asked)
+
+
 def choose_mode(asked: Literal["auto", "online", "offline"]) -> Mode:
     """``online``, ``offline`` or ``disabled``.
 
@@ -136,7 +141,7 @@ def choose_mode(asked: Literal["auto", "online", "offline"]) -> Mode:
             offline without one.
 
     Raises:
-        UserError: online without a key, or an unknown ``WANDB_MODE``.
+        UserError: online without a key or with one that cannot be one, or an unknown ``WANDB_MODE``.
     """
     import wandb
 
@@ -151,7 +156,14 @@ def choose_mode(asked: Literal["auto", "online", "offline"]) -> Mode:
         return mode
     # Without the mode, W&B would look at WANDB_MODE instead of for a key.
     wandb.setup(settings=wandb.Settings(silent=True, mode="online"))
-    has_key = wandb.login(prompt=False, verify=False)
+    try:
+        has_key = wandb.login(prompt=False, verify=False)
+    except (wandb.Error, ValueError):
+        # What W&B says of a key may hold some of it.
+        raise UserError(
+            f"{asker}: W&B takes the configured key for none (WANDB_API_KEY, or that of `wandb login`); mend "
+            "it, or set logger.mode=offline"
+        ) from None
     if mode == "online" and not has_key:
         raise UserError(f"{asker}: no W&B key is configured; run `wandb login`, or set logger.mode=offline")
     return "online" if has_key else "offline"

@@ -27,6 +27,7 @@ class Request:
     sink_logits: bool = False
     logit_cap: bool = False
     gradients: bool = True
+    deterministic: bool = False
     torch_version: tuple[int, int] = (int(MAJOR), int(MINOR))
 
 
@@ -35,8 +36,9 @@ class Capabilities:
     """What a backend supports; None means no limit.
 
     `missing` says what it needs and does not find; `compute_capability` is the least of a CUDA device;
-    `more_keys` are keys before the first query, in order; `torch_versions` are the oldest and the newest
-    that it is known to work with (None: it asks no more of torch than what stays).
+    `more_keys` are keys before the first query, in order; `deterministic` says whether gradients
+    are the same to the bit each time where torch is told to be deterministic; `torch_versions` are the oldest
+    and the newest that it is known to work with (None: it asks no more of torch than what stays).
     """
 
     purpose: str
@@ -57,6 +59,7 @@ class Capabilities:
     sink_logits: bool = False
     logit_cap: bool = False
     gradients: bool
+    deterministic: bool = True
     torch_versions: tuple[tuple[int, int], tuple[int, int] | None] = (OLDEST_TORCH, NEWEST_TORCH)
 
     def runs_on(self, device: str) -> bool:
@@ -97,6 +100,11 @@ class Capabilities:
             (request.sink_logits, self.sink_logits, "learned sinks"),
             (request.logit_cap, self.logit_cap, "cap on the logits"),
             (request.gradients, self.gradients, "gradients"),
+            (
+                request.deterministic and request.gradients,
+                self.deterministic,
+                "gradients that are the same to the bit each time",
+            ),
         ):
             if wanted and not supported:
                 return f"it has no {feature}"

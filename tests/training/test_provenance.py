@@ -1,0 +1,73 @@
+"""What a run tells of its code."""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from windowlm.training import provenance as module
+from windowlm.training.provenance import code_difference, provenance
+
+pytestmark = pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
+
+
+def git(folder: Path, *arguments: str) -> str:
+    identity = ("-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false")
+    done = subprocess.run(
+        ["git", *identity, *arguments], cwd=folder, capture_output=True, text=True, check=True
+    )
+    return done.stdout
+
+
+@pytest.fixture
+def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A repository that tracks the file that asks, and one whose last lines are blank."""
+    folder = tmp_path / "clone"
+    own = folder / "src" / "windowlm" / "training" / "provenance.py"
+    own.parent.mkdir(parents=True)
+    own.write_text("first\n\n\n")
+    git(folder, "init", "-q")
+    git(folder, "config", "diff.noprefix", "true")
+    git(folder, "config", "color.diff", "always")
+    git(folder, "add", ".")
+    git(folder, "commit", "-q", "-m", "all")
+    monkeypatch.setattr(module, "__file__", str(own))
+    return folder
+
+
+def test_the_difference_makes_the_committed_code_what_it_was(clone: Path, tmp_path: Path) -> None:
+    assert code_difference() == b""
+    own = clone / "src" / "windowlm" / "training" / "provenance.py"
+    own.write_text("changed\n\n\n")
+    (own.parent / "größe.py").write_bytes(b"caf\xe9 = 1")
+    (own.parent / "empty.py").touch()
+    (own.parent / "key.txt").write_text("secret")
+    (clone / "notes.py").write_text("not of the project's code")
+    (tmp_path / "changes.diff").write_bytes(code_difference())
+    git(tmp_path, "clone", "-q", str(clone), "other")
+    git(tmp_path / "other", "apply", str(tmp_path / "changes.diff"))
+    there = tmp_path / "other" / "src" / "windowlm" / "training"
+    for name in ("provenance.py", "größe.py", "empty.py"):
+        assert (there / name).read_bytes() == (own.parent / name).read_bytes()
+    assert sorted(path.name for path in there.iterdir()) == ["empty.py", "größe.py", "provenance.py"]
+
+
+def test_a_clone_says_its_commit_and_changed_files(clone: Path) -> None:
+    (clone / "new.txt").touch()
+    said = provenance()
+    assert said["git_commit"] == git(clone, "rev-parse", "HEAD").strip()
+    assert said["git_changed_files"] == ["?? new.txt"]
+
+
+def test_the_repository_of_something_else_is_not_told_of(
+    clone: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installed = clone / "environment" / "windowlm" / "training" / "provenance.py"
+    installed.parent.mkdir(parents=True)
+    installed.touch()
+    (clone / "src" / "theirs.py").write_text("password = 1")
+    monkeypatch.setattr(module, "__file__", str(installed))
+    assert provenance()["git_commit"] is None
+    assert provenance()["git_changed_files"] == []
+    assert code_difference() == b""
