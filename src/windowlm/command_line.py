@@ -168,12 +168,15 @@ def _run(command: Command[Any], started: str, script: Path, conf: Path, words: l
         if command.fixes_run_dir:
             if place.rank == 0:
                 runs = _in_new_folder(name) if folder == name else UnbegunRuns(folder, SWEEP_RECORD)
+                agreed = _agreed(runs.folder)
                 if folder == name:
-                    overrides[-1] = f"run_dir={_agreed(runs.folder)}"
+                    overrides[-1] = f"run_dir={agreed}"
                 overrides += _keep_old_state(folder, sweep=known.multirun)
             else:
+                # Also where the name is given: Hydra would make a folder that the leader has removed.
+                agreed = _agreed(folder)
                 if folder == name:
-                    overrides[-1] = f"run_dir={_agreed(folder)}"
+                    overrides[-1] = f"run_dir={agreed}"
                 # The leader alone writes Hydra's record.
                 overrides.append("hydra.output_subdir=null")
     return _hand_to_hydra(

@@ -32,7 +32,13 @@ from windowlm.evaluation.result import LengthResult, RunFacts
 from windowlm.evaluation.result_files import RESULT_NAME
 from windowlm.model.cost import model_cost
 from windowlm.model.decoder import Decoder
-from windowlm.parallel.processes import LostProcessError, Processes, is_loss, leave_after_loss
+from windowlm.parallel.processes import (
+    LostProcessError,
+    Processes,
+    is_loss,
+    leave_after_loss,
+    tell_of_loss,
+)
 from windowlm.training import COMMAND_STARTED
 from windowlm.training.backends import chosen_backends
 from windowlm.training.calibration import calibrate
@@ -107,7 +113,7 @@ def train(config: TrainConfig, invocation: Invocation) -> int:
             status = INTERRUPTED
     # A signal counts even where a library swallowed its exception and the run came to its end.
     interrupted = status == INTERRUPTED or signals.received is not None
-    if signals.requeues and status == INTERRUPTED:
+    if signals.requeues and status == INTERRUPTED and processes.leads:
         requeue()
     if interrupted and invocation.sweep_dir is not None:
         raise SystemExit(INTERRUPTED)
@@ -170,9 +176,12 @@ class TrainingRun:
             raise UserError(
                 f"{error.filename or 'a file'}: {error.strerror}; mend this and start again"
             ) from None
-        except (RuntimeError, LostProcessError):
+        except (RuntimeError, LostProcessError) as error:
             # A signal to all has ended the other processes, and the workers that load data, as well.
             if self.signals.received is not None:
+                if self.processes.size > 1 and not self.processes.leads and is_loss(error):
+                    # The signal may be a launcher's, to those that are left of a run without its leader.
+                    tell_of_loss(_what_is_saved(self.folder.path))
                 return self._stopped(self.signals.received)
             self._end("failed")
             raise
