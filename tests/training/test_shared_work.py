@@ -18,6 +18,8 @@ from windowlm.parallel.processes import Processes
 from windowlm.training.shared_work import SharedWork
 
 KINDS = ("ddp", "fsdp2", "context")
+COMPILED = ("ddp compiled", "fsdp2 compiled", "context compiled")
+CHECKPOINTED = ("fsdp2 checkpointed", "context checkpointed", "context compiled checkpointed")
 STEPS = 20
 LOSSES = ("train_loss", "validation_loss", "train_bits_per_byte", "validation_bits_per_byte")
 RUN: dict[str, Any] = {
@@ -39,6 +41,14 @@ def run_all(rank: int, base: Path, texts: Path, cache: Path) -> list[int]:
     for kind in KINDS:
         shared = {"parallel": {"kind": kind}}
         statuses.append(begin(base / kind, texts, cache, **settings(**shared)))
+    for name in (*COMPILED, *CHECKPOINTED):
+        kind, *words = name.split()
+        shared = settings(parallel={"kind": kind})
+        shared["trainer"]["activation_checkpointing"] = "checkpointed" in words
+        shared["trainer"]["compile"] = "on" if "compiled" in words else "off"
+        # Graphs cut into their two passes; kernels would take minutes.
+        with torch.compiler.set_stance("default", force_backend="aot_eager_decomp_partition"):
+            statuses.append(begin(base / name, texts, cache, **shared))
     half = settings(parallel={"kind": "fsdp2"})
     half["trainer"]["max_time"] = 1e-9
     statuses.append(begin(base / "from two to one", texts, cache, **half))
@@ -57,13 +67,13 @@ def runs(documents: Path, made_once: MakeOnce) -> Path:
         half["trainer"]["max_time"] = 1e-9
         assert begin(base / "from one to two", documents, cache, **half) == 75
         first, second = run_in_processes(2, run_all, base, documents, cache)
-        assert first == second == [0, 0, 0, 75, 0]
+        assert first == second == [*[0] * len((*KINDS, *COMPILED, *CHECKPOINTED)), 75, 0]
         assert begin(base / "from two to one", documents, cache, **settings()) == 0
 
     return made_once("shared work", make)
 
 
-@pytest.mark.parametrize("name", [*KINDS, "from one to two", "from two to one"])
+@pytest.mark.parametrize("name", [*KINDS, *COMPILED, *CHECKPOINTED, "from one to two", "from two to one"])
 def test_the_loss_curve_is_that_of_one_process(runs: Path, name: str) -> None:
     alone, shared = rows(runs / "one"), rows(runs / name)
     assert [row["step"] for row in shared] == [row["step"] for row in alone]

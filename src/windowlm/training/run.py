@@ -150,10 +150,12 @@ class TrainingRun:
             compiled=self.compiled,
             float8=config.precision == "fp8",
             activation_memory_budget=config.trainer.activation_memory_budget,
+            activation_checkpointing=config.trainer.activation_checkpointing,
             whole_graph=self.work.whole_graph,
         )
         self.loss = head_loss(config.trainer.loss, config.precision, compiled=self.compiled)
-        chosen_backends(config, self.device)  # refuses one that cannot serve the run
+        # Refuses one that cannot serve the run.
+        chosen_backends(config, self.device, cut=self.work.context is not None)
         self.budget = Budget.of(config.trainer)
         self.checkpoint: Path | None = None
         self.begun = self.has_begun = False
@@ -393,7 +395,7 @@ class TrainingRun:
 
     def _plan(self, module: LanguageModelModule, data: PreparedData, data_module: DocumentDataModule) -> Plan:
         config = self.config
-        batch = self.work.measured_part(next(iter(data_module.train_dataloader())))
+        batch = next(iter(data_module.train_dataloader()))
         if not config.data.document_masking:
             batch = {name: batch[name] for name in ("tokens_BT", "targets_BT")}
         return Plan(
@@ -417,10 +419,12 @@ class TrainingRun:
                     loss=self.loss,
                     optimizer=config.optimizer,
                     window_limits=module.window_warmup.limits if self.compiled else (),
+                    work=self.work,
                 )
             ),
             budget=self.budget,
             run_dir=self.folder.path,
+            cut=self.work.context is not None,
         )
 
     def _fit(
