@@ -6,6 +6,7 @@ from types import FunctionType
 from typing import Any
 
 import torch
+import torch._dynamo.config as dynamo
 import torch._functorch.config as partitioning
 from torch import Tensor
 
@@ -70,8 +71,12 @@ def hidden_states(
         again = activation_checkpointing and torch.is_grad_enabled()
         if not compiled:
             return _hidden(decoder, tokens_BT, visibilities, again)
-        # Read when a graph is cut into its passes, which is within its first call.
-        with partitioning.patch(activation_memory_budget=activation_memory_budget):
+        # Read when a graph is cut into its passes, which is within its first call. Within DDP's forward torch
+        # would cut it into buckets as well, but not one that calibration compiled before.
+        with (
+            partitioning.patch(activation_memory_budget=activation_memory_budget),
+            dynamo.patch(optimize_ddp=False),
+        ):
             states_BTD: Tensor = _compiled_hidden(windows, whole_graph)(
                 decoder, tokens_BT, visibilities, again
             )
@@ -96,7 +101,7 @@ def _compiled_hidden(windows: tuple[int | None, ...], whole_graph: bool) -> Any:
     """A function of their own for windows, as torch makes a symbol of a number that varies between the calls
     of one function, which it knows by name and place: kernels would then be compiled for no window at all.
     """
-    torch._dynamo.config.fail_on_recompile_limit_hit = True
+    dynamo.fail_on_recompile_limit_hit = True
     name = "_".join(["hidden", *(str(window).lower() for window in windows)])
     of_windows = FunctionType(_hidden.__code__.replace(co_name=name), globals(), name)
     return torch.compile(of_windows, fullgraph=whole_graph)
