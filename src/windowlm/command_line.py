@@ -8,6 +8,7 @@ import difflib
 import os
 import re
 import shlex
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
@@ -154,10 +155,17 @@ def _run(command: Command[Any], started: str, script: Path, conf: Path, words: l
             command.check(configs, folder, known.multirun)
         place = own_place()
         count = 1 if command.devices is None else max(map(attrgetter(command.devices), configs))
-        if count > 1 and known.multirun and given.get("hydra/launcher", "basic") != "basic":
+        launcher = given.get("hydra/launcher", "basic")
+        if known.multirun and launcher.endswith("slurm") and shutil.which("srun") is None:
+            raise ConfigError(
+                f"hydra/launcher={launcher}: this machine has no srun, with which jobs reach SLURM",
+                key="hydra/launcher",
+                correction="hydra/launcher=jobs_local",
+            )
+        if count > 1 and known.multirun and launcher != "basic":
             raise _one_process(
                 command,
-                f"{count}: a job of hydra/launcher={given['hydra/launcher']} is one process; allowed is 1",
+                f"{count}: a job of hydra/launcher={launcher} is one process; allowed is 1",
             )
         if count > 1 and place.size > 1 and count != place.local_size:
             raise _one_process(
@@ -176,12 +184,15 @@ def _run(command: Command[Any], started: str, script: Path, conf: Path, words: l
         if command.fixes_run_dir:
             if place.rank == 0:
                 runs = _in_new_folder(name) if folder == name else UnbegunRuns(folder, SWEEP_RECORD)
+                agreed = _agreed(runs.folder)
                 if folder == name:
-                    overrides[-1] = f"run_dir={_agreed(runs.folder)}"
+                    overrides[-1] = f"run_dir={agreed}"
                 overrides += _keep_old_state(folder, sweep=known.multirun)
             else:
+                # Also where the name is given: Hydra would make a folder that the leader has removed.
+                agreed = _agreed(folder)
                 if folder == name:
-                    overrides[-1] = f"run_dir={_agreed(folder)}"
+                    overrides[-1] = f"run_dir={agreed}"
                 # The leader alone writes Hydra's record.
                 overrides.append("hydra.output_subdir=null")
     return _hand_to_hydra(

@@ -2,8 +2,18 @@
 
 import json
 
+import pytest
+
 from tests.conftest import PROJECT
-from windowlm.parallel.scaling_model import Layer, Machine, gathered_bytes, halo_bytes, table
+from windowlm.parallel.scaling_model import (
+    Layer,
+    Machine,
+    gathered_bytes,
+    halo_bytes,
+    long_table,
+    memory_bytes,
+    table,
+)
 
 PAGE = (PROJECT / "docs" / "scaling.md").read_text(encoding="utf-8")
 COUNTED = json.loads((PROJECT / "docs" / "results" / "halo_bytes.json").read_text(encoding="utf-8"))
@@ -35,3 +45,16 @@ def test_the_model_counts_the_largest_share_that_was_counted() -> None:
         received = [min(layer.window - 1, rank * part) for rank in range(processes)]
         assert halo_bytes(layer, tokens, processes) == layer.key_value_bytes * max(received)
         assert gathered_bytes(layer, tokens, processes) * processes == row["gathering_all"]
+
+
+SPEED = Layer(dim=768, heads=12, kv_heads=4, head_dim=64, feed_forward_dim=2048)
+
+
+def test_the_table_of_memory_is_that_of_the_model_and_fits_what_one_gpu_took() -> None:
+    lengths = (65_536, 1), (131_072, 1), (131_072, 2), (1 << 20, 1), (1 << 20, 2), (1 << 20, 4), (1 << 20, 8)
+    assert long_table(SPEED, 12, 32_768, lengths) in PAGE
+    measured = json.loads((PROJECT / "docs/results/training_h100/bf16_mixed.json").read_text())["rows"]
+    (peak,) = (row["peak_memory_bytes"] for row in measured if row["entrant"] == "windowlm loop")
+    said = memory_bytes(SPEED, 12, 32_768, 65_536, checkpointed=False)
+    assert said == pytest.approx(peak, rel=0.05)
+    assert f"{peak / 1e9:.1f} GB were measured" in PAGE

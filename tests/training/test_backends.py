@@ -49,6 +49,24 @@ def test_the_options_of_the_attention_count(
         chosen_backends(TrainConfig(run_dir="run", model=model), CPU)
 
 
+@pytest.mark.parametrize(
+    ("option", "flag", "feature"),
+    [
+        ({}, "more_keys", "it has no more keys than queries"),
+        ({"attention_sinks": 2}, "separate_keys", "it has no keys with positions of their own"),
+    ],
+)
+def test_a_part_of_a_sequence_needs_a_backend_that_takes_the_keys_of_others(
+    monkeypatch: pytest.MonkeyPatch, option: dict[str, object], flag: str, feature: str
+) -> None:
+    monkeypatch.setattr(banded, "CAPABILITIES", replace(banded.CAPABILITIES, **{flag: False}))
+    model = ModelConfig(backend="banded", **option)  # type: ignore[arg-type]
+    config = TrainConfig(run_dir="run", model=model, data=DataConfig(document_masking=False))
+    assert chosen_backends(config, CPU)
+    with pytest.raises(ConfigError, match=rf"{feature}.*\(training\)"):
+        chosen_backends(config, CPU, cut=True)
+
+
 def test_sinks_do_not_limit_the_backends_of_full_layers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(banded, "CAPABILITIES", replace(banded.CAPABILITIES, sinks=False))
     model = ModelConfig(window=[8, None], attention_sinks=2)

@@ -154,3 +154,36 @@ def test_a_run_compiles_nothing_that_its_calibration_did_not(precision: Precisio
             assert counters["stats"]["unique_graphs"] == graphs
             expected_BTD = model.hidden(tokens_BT, visibilities=visibilities)
         torch.testing.assert_close(hidden_BTD, expected_BTD, rtol=0.1, atol=0.1)
+
+
+@pytest.mark.usefixtures("no_kernels")
+@pytest.mark.parametrize("compiled", [False, True])
+def test_checkpointed_activations_are_the_inputs_of_blocks_and_gradients_stay(compiled: bool) -> None:
+    forget_compiled()
+    torch.manual_seed(0)
+    shape = ModelConfig(
+        layers=3,
+        dim=16,
+        heads=2,
+        kv_heads=1,
+        head_dim=8,
+        feed_forward_dim=64,
+        window=[8, None],
+        value_embeddings=1,
+        embedding_residual=True,
+    )
+    model = Decoder(shape, 20).double()
+    tokens_BT = torch.randint(20, (2, 64))
+    kept, outcomes = [], []
+    for checkpointing in (False, True):
+        model.zero_grad()
+        hidden = hidden_states(model, compiled=compiled, activation_checkpointing=checkpointing)
+        with Kept() as by_graph:
+            hidden_BTD = hidden(tokens_BT, visibilities=model.visibilities())
+        hidden_BTD.square().sum().backward()  # type: ignore[no-untyped-call]
+        kept.append(sum(by_graph.bytes.values()))
+        outcomes.append([hidden_BTD.detach(), *(parameter.grad for parameter in model.blocks.parameters())])
+        with torch.no_grad():
+            assert torch.equal(hidden(tokens_BT, visibilities=model.visibilities()), hidden_BTD)
+    assert kept[1] < kept[0] / 2
+    torch.testing.assert_close(outcomes[1], outcomes[0], rtol=1e-12, atol=1e-14)

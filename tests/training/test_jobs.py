@@ -48,3 +48,12 @@ def test_a_job_is_one_process(small_run: tuple[str, ...], tmp_path: Path) -> Non
     assert done.returncode == 2
     assert "a job of hydra/launcher=jobs_local is one process" in done.stderr
     assert not (tmp_path / "sweep").exists()
+
+
+def test_jobs_of_slurm_where_there_is_none_are_refused(small_run: tuple[str, ...], tmp_path: Path) -> None:
+    words = ("-m", *small_run, "seed=0,1", "hydra/launcher=jobs_slurm", f"run_dir={tmp_path / 'sweep'}")
+    done = run_script("train.py", *words, cwd=tmp_path, environment={"PATH": str(tmp_path)})
+    assert done.returncode == 2
+    assert "hydra/launcher=jobs_slurm: this machine has no srun" in done.stderr
+    assert "hydra/launcher=jobs_local" in done.stderr.partition("try: ")[2]
+    assert not (tmp_path / "sweep").exists()

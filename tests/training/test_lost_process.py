@@ -35,21 +35,25 @@ def processes_of(parent: int) -> dict[str, int]:
     return found
 
 
-def test_a_killed_process_ends_all_with_one_message_and_the_run_goes_on(
-    small_run: tuple[str, ...], tmp_path: Path
-) -> None:
-    folder = tmp_path / "run"
-    common = (*small_run, f"run_dir={folder}", "trainer.device=cpu", "trainer.validate_every_n_steps=10")
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+
+
+def send_to_one(
+    folder: Path, rank: str, number: signal.Signals, *words: str, launcher: tuple[str, ...] = (), **extra: str
+) -> tuple[int, str, str]:
+    """Status, screen and errors of two processes, one of which gets a signal once a state is saved."""
+    devices = () if launcher else ("trainer.devices=2",)
     running = subprocess.Popen(
         [
             sys.executable,
+            *launcher,
             str(PROJECT / "train.py"),
-            *common,
-            "trainer.devices=2",
+            *words,
+            *devices,
             "trainer.max_steps=1000000",
         ],
-        cwd=tmp_path,
-        env={**os.environ, "HOME": str(tmp_path), "WANDB_MODE": "offline"},
+        cwd=folder.parent,
+        env={**os.environ, "HOME": str(folder.parent), "WANDB_MODE": "offline", **extra},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -59,13 +63,25 @@ def test_a_killed_process_ends_all_with_one_message_and_the_run_goes_on(
         while not (folder / "checkpoints" / "last.ckpt").exists() and time.monotonic() < deadline:
             assert running.poll() is None, running.communicate()
             time.sleep(0.1)
-        # One run for both.
-        assert len(list(folder.glob("wandb/offline-run-*"))) == 1
-        os.kill(processes_of(running.pid)["1"], signal.SIGKILL)
-        _, errors = running.communicate(timeout=SECONDS_TO_END)
+        os.kill(processes_of(running.pid)[rank], number)
+        screen, errors = running.communicate(timeout=SECONDS_TO_END)
     finally:
+        # A launcher that is killed leaves its processes.
+        for process in processes_of(running.pid).values():
+            os.kill(process, signal.SIGKILL)
         running.kill()
-    assert running.returncode == 1
+    return running.returncode, screen, errors
+
+
+def test_a_killed_process_ends_all_with_one_message_and_the_run_goes_on(
+    small_run: tuple[str, ...], tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    common = (*small_run, f"run_dir={folder}", "trainer.device=cpu", "trainer.validate_every_n_steps=10")
+    status, _, errors = send_to_one(folder, "1", signal.SIGKILL, *common)
+    # One run for both.
+    assert len(list(folder.glob("wandb/offline-run-*"))) == 1
+    assert status == 1
     assert errors.splitlines() == [
         "error: process 1 of 2 was ended by SIGKILL, and with it all others; resume=auto goes on from the "
         "last checkpoint"
@@ -77,6 +93,45 @@ def test_a_killed_process_ends_all_with_one_message_and_the_run_goes_on(
     assert finished.returncode == 0, finished.stderr
     assert record(folder)["status"] == "finished"
     assert rows(folder)[-1]["step"] == step + 10
+
+
+def test_one_of_those_that_are_left_tells_of_a_leader_that_was_killed_under_torchrun(
+    small_run: tuple[str, ...], tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    words = (*small_run, f"run_dir={folder}", "trainer.device=cpu", "trainer.validate_every_n_steps=10")
+    status, _, errors = send_to_one(
+        folder, "0", signal.SIGKILL, *words, "logger=none", launcher=TORCHRUN, OMP_NUM_THREADS="1"
+    )
+    assert status == 1
+    # The rest is torchrun's own report.
+    assert [line for line in errors.splitlines() if line.startswith("error: ")] == [
+        "error: another process of this run has ended; resume=auto goes on from the last checkpoint"
+    ]
+
+
+def test_a_signal_to_one_process_saves_one_state_and_gives_the_job_back_once(
+    small_run: tuple[str, ...], tmp_path: Path
+) -> None:
+    folder, calls = tmp_path / "run", tmp_path / "calls"
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "scontrol").write_text(f'#!/bin/sh\necho "$@" >> {calls}\n')
+    (tmp_path / "bin" / "scontrol").chmod(0o755)
+    words = (*small_run, f"run_dir={folder}", "trainer.device=cpu", "trainer.validate_every_n_steps=10")
+    status, screen, errors = send_to_one(
+        folder,
+        "1",
+        signal.SIGUSR1,
+        *words,
+        "logger=none",
+        SLURM_JOB_ID="4711",
+        PATH=f"{tmp_path / 'bin'}:{os.environ['PATH']}",
+    )
+    assert status == 75, errors
+    assert screen.count("the state is saved, resume=auto goes on") == 1
+    assert calls.read_text() == "requeue 4711\n"
+    assert record(folder)["status"] == "stopped"
+    assert steps_saved(folder) >= 10
 
 
 def test_a_mistake_in_the_settings_is_told_once(small_run: tuple[str, ...], tmp_path: Path) -> None:

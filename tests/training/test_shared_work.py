@@ -11,6 +11,7 @@ import torch
 from tests.conftest import MakeOnce
 from tests.parallel.processes import run_in_processes
 from tests.training.runs import begin, record, rows
+from windowlm.bundle import load
 from windowlm.config import ConfigError, TrainConfig, check_config
 from windowlm.parallel.launcher import LAUNCHED
 from windowlm.parallel.place import Place, own_place
@@ -18,6 +19,13 @@ from windowlm.parallel.processes import Processes
 from windowlm.training.shared_work import SharedWork
 
 KINDS = ("ddp", "fsdp2", "context")
+COMPILED = ("ddp compiled", "fsdp2 compiled", "context compiled")
+CHECKPOINTED = (
+    "ddp compiled checkpointed",
+    "fsdp2 checkpointed",
+    "context checkpointed",
+    "context compiled checkpointed",
+)
 STEPS = 20
 LOSSES = ("train_loss", "validation_loss", "train_bits_per_byte", "validation_bits_per_byte")
 RUN: dict[str, Any] = {
@@ -31,14 +39,24 @@ def settings(**changes: Any) -> dict[str, Any]:
     return {**{name: dict(group) for name, group in RUN.items()}, **changes}
 
 
+def settings_of(name: str) -> dict[str, Any]:
+    """Of a run by its name: how work is shared, whether it is compiled and activations are checkpointed."""
+    kind, *words = name.split()
+    made = settings() if kind == "one" else settings(parallel={"kind": kind})
+    made["trainer"]["activation_checkpointing"] = "checkpointed" in words
+    made["trainer"]["compile"] = "on" if "compiled" in words else "off"
+    return made
+
+
 def run_all(rank: int, base: Path, texts: Path, cache: Path) -> list[int]:
     """Each kind, and half a run of each that another number of processes finishes."""
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
     os.environ |= {"TORCHELASTIC_RUN_ID": "test", LAUNCHED: "1"}
     statuses = []
-    for kind in KINDS:
-        shared = {"parallel": {"kind": kind}}
-        statuses.append(begin(base / kind, texts, cache, **settings(**shared)))
+    # Graphs cut into their two passes; kernels would take minutes.
+    with torch.compiler.set_stance("default", force_backend="aot_eager_decomp_partition"):
+        for name in (*KINDS, *COMPILED, *CHECKPOINTED):
+            statuses.append(begin(base / name, texts, cache, **settings_of(name)))
     half = settings(parallel={"kind": "fsdp2"})
     half["trainer"]["max_time"] = 1e-9
     statuses.append(begin(base / "from two to one", texts, cache, **half))
@@ -57,13 +75,13 @@ def runs(documents: Path, made_once: MakeOnce) -> Path:
         half["trainer"]["max_time"] = 1e-9
         assert begin(base / "from one to two", documents, cache, **half) == 75
         first, second = run_in_processes(2, run_all, base, documents, cache)
-        assert first == second == [0, 0, 0, 75, 0]
+        assert first == second == [*[0] * len((*KINDS, *COMPILED, *CHECKPOINTED)), 75, 0]
         assert begin(base / "from two to one", documents, cache, **settings()) == 0
 
     return made_once("shared work", make)
 
 
-@pytest.mark.parametrize("name", [*KINDS, "from one to two", "from two to one"])
+@pytest.mark.parametrize("name", [*KINDS, *COMPILED, *CHECKPOINTED, "from one to two", "from two to one"])
 def test_the_loss_curve_is_that_of_one_process(runs: Path, name: str) -> None:
     alone, shared = rows(runs / "one"), rows(runs / name)
     assert [row["step"] for row in shared] == [row["step"] for row in alone]
@@ -96,6 +114,13 @@ def test_a_checkpoint_has_the_form_of_one_process(runs: Path, name: str) -> None
     for number, wanted in of_one["state"].items():
         for key, tensor in wanted.items():
             assert of_two["state"][number][key].shape == tensor.shape
+
+
+@pytest.mark.parametrize("name", ["one", *KINDS])
+def test_the_saved_model_has_the_weights_of_the_checkpoint(runs: Path, name: str) -> None:
+    saved = torch.load(runs / name / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    for key, weight in load(runs / name).model.state_dict().items():
+        assert torch.equal(weight, saved[f"model.{key}"])
 
 
 def test_a_place_is_what_the_launcher_says() -> None:

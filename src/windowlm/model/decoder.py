@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from windowlm.attention.config import RotaryConfig
 from windowlm.attention.kv_cache import KVCache, LayerCache
@@ -165,8 +166,13 @@ class Decoder(nn.Module):
         *,
         visibilities: Visibilities | None = None,
         cache: KVCache | StepCache | None = None,
+        checkpoint_activations: bool = False,
     ) -> torch.Tensor:
-        """Final normed states ``[B, T, D]``, for callers that apply the head in pieces."""
+        """Final normed states ``[B, T, D]``, for callers that apply the head in pieces.
+
+        Where activations are checkpointed the backward pass finds the inputs of the blocks alone, and
+        computes each block again (Chen et al. 2016, arXiv:1604.06174).
+        """
         behind_BT = seen = None
         if cache is not None:
             if positions_BT is not None or visibilities is not None:
@@ -192,13 +198,17 @@ class Decoder(nn.Module):
             )
         values_BTE = [table(tokens_BT) for table in self.value_embeddings]
         for layer, (block, table) in enumerate(zip(self.blocks, self.value_tables, strict=True)):
-            hidden_BTD = block(
+            of_layer = (
                 hidden_BTD,
                 None if visibilities is None else visibilities[self.layer_windows[layer]],
                 None if table is None else values_BTE[table],
                 embedded_BTD,
                 None if cache is None else cache.layers[layer],
             )
+            if checkpoint_activations:
+                hidden_BTD = checkpoint(block, *of_layer, use_reentrant=False)
+            else:
+                hidden_BTD = block(*of_layer)
         output_BTD: torch.Tensor = self.final_norm(hidden_BTD)
         return output_BTD
 

@@ -42,7 +42,7 @@ def launch(count: int, command: Sequence[str], saved: str) -> int:
         "WORLD_SIZE": str(count),
         "LOCAL_WORLD_SIZE": str(count),
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(_free_port()),
+        "MASTER_PORT": str(free_port()),
         "GROUP_RANK": "0",
         # By this Lightning knows that its processes were started.
         "TORCHELASTIC_RUN_ID": f"windowlm-{os.getpid()}",
@@ -112,7 +112,8 @@ def _end_with_the_launcher() -> None:
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         port: int = listening.getsockname()[1]

@@ -155,15 +155,32 @@ ALONE = Processes()
 
 
 def leave_after_loss(saved: str) -> NoReturn:
-    """End a process whose others are gone, with one message of the leader; our own launcher gives its own."""
-    if LAUNCHED in os.environ:
-        _leave(LOST, "")
-    _leave(LOST, f"error: another process of this run has ended; {saved}")
+    """End a process whose others are gone, with one message of all; our own launcher gives its own."""
+    tell_of_loss(saved)
+    _leave(LOST)
+
+
+def tell_of_loss(saved: str) -> None:
+    """Say that another process has ended, if this one is to: the first that wants to, or else the leader.
+
+    Args:
+        saved: what the message says about the work so far.
+    """
+    if LAUNCHED not in os.environ and _is_first_to_tell():
+        print(f"error: another process of this run has ended; {saved}", file=sys.stderr)
+
+
+def _is_first_to_tell() -> bool:
+    # What `torchrun` keeps for its processes outlives each of them; otherwise it ends with the leader.
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        with suppress(RuntimeError, ValueError):
+            return dist.distributed_c10d._get_default_store().add("windowlm told of a loss", 1) == 1
+    return own_place().rank == 0
 
 
 @contextmanager
 def ending_together(processes: Processes, saved: str) -> Iterator[None]:
-    """Within it a lost process, SIGINT or SIGTERM ends this one at once, with one message of the leader.
+    """Within it a lost process, SIGINT or SIGTERM ends this one at once, with one message of all.
 
     A launcher sends SIGTERM to those that are left when one has failed, and a terminal SIGINT to all.
 
@@ -176,7 +193,9 @@ def ending_together(processes: Processes, saved: str) -> Iterator[None]:
         return
 
     def leave(number: int, frame: FrameType | None) -> None:
-        _leave(128 + number, f"stopped: {signal.Signals(number).name} received; {saved}")
+        if processes.leads:
+            print(f"stopped: {signal.Signals(number).name} received; {saved}", file=sys.stderr)
+        _leave(128 + number)
 
     before = {number: signal.signal(number, leave) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -190,10 +209,8 @@ def ending_together(processes: Processes, saved: str) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _leave(status: int, message: str) -> NoReturn:
+def _leave(status: int) -> NoReturn:
     """Exit without the end of the libraries, which would wait for the others as they shut down."""
-    if message and own_place().rank == 0:
-        print(message, file=sys.stderr)
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError):
             stream.flush()

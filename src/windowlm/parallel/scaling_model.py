@@ -89,6 +89,25 @@ def state_bytes(layer: Layer, gpus: int, *, sharded: bool) -> float:
     return STATE_BYTES * layer.parameters / (gpus if sharded else 1)
 
 
+def kept_bytes(layer: Layer, layers: int, tokens: int, *, checkpointed: bool) -> int:
+    """Activations that wait for the backward pass on a GPU with so many tokens.
+
+    Of a layer compiled training keeps the input, the stream after attention, the norms of both, queries,
+    keys, values, attention's output and the two products before the activation. Checkpointed it keeps the
+    input of each layer, and of the one that is computed again all.
+    """
+    within = 4 * layer.dim + 2 * (layer.heads + layer.kv_heads) * layer.head_dim + 2 * layer.feed_forward_dim
+    numbers = layers * layer.dim + within if checkpointed else layers * within
+    return layer.number_bytes * tokens * numbers
+
+
+def memory_bytes(layer: Layer, layers: int, vocabulary_size: int, tokens: int, *, checkpointed: bool) -> int:
+    """Most that a GPU holds in a step: states, what is kept, and as much as one layer keeps for gradients."""
+    states = STATE_BYTES * (layers * layer.parameters + vocabulary_size * layer.dim)
+    kept = kept_bytes(layer, layers, tokens, checkpointed=checkpointed)
+    return states + kept + kept_bytes(layer, 1, tokens, checkpointed=False)
+
+
 def halo_is_hidden(layer: Layer, machine: Machine, tokens: int, gpus: int) -> bool:
     """Whether the queries that need no others' keys take longer than the keys take to arrive."""
     near = max(tokens // gpus - (layer.window - 1), 0)
@@ -120,4 +139,16 @@ def table(layer: Layer, machine: Machine, *, tokens: int, tokens_a_gpu: int, gpu
             "yes" if halo_is_hidden(layer, machine, tokens, count) else "no",
         )
         rows.append(f"| {count:,} | {' | '.join(numbers)} |")
+    return "\n".join(rows)
+
+
+def long_table(layer: Layer, layers: int, vocabulary_size: int, cases: tuple[tuple[int, int], ...]) -> str:
+    """A Markdown table of memory a GPU, for one sequence of so many tokens over so many GPUs."""
+    rows = ["| T | GPUs | all activations GB | inputs of blocks alone GB |", "|---|---|---|---|"]
+    for tokens, gpus in cases:
+        both = (
+            memory_bytes(layer, layers, vocabulary_size, tokens // gpus, checkpointed=checkpointed) / 1e9
+            for checkpointed in (False, True)
+        )
+        rows.append(f"| {tokens:,} | {gpus:,} | {' | '.join(f'{each:.1f}' for each in both)} |")
     return "\n".join(rows)

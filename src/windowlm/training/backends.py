@@ -10,8 +10,13 @@ from windowlm.config import ConfigError, TrainConfig
 from windowlm.evaluation.precision import compute_dtype
 
 
-def chosen_backends(config: TrainConfig, device: torch.device) -> list[str]:
+def chosen_backends(config: TrainConfig, device: torch.device, *, cut: bool = False) -> list[str]:
     """Each distinct choice over the layers, with its reason, as training makes it.
+
+    Args:
+        config: settings.
+        device: of the run.
+        cut: whether sequences are cut over processes, whose parts are calls with others' keys.
 
     Raises:
         ConfigError: the backend cannot serve the training, or the evaluation in its own precision.
@@ -27,6 +32,8 @@ def chosen_backends(config: TrainConfig, device: torch.device) -> list[str]:
             window=window,
             sinks=sinks,
             documents=config.data.document_masking,
+            more_keys=cut and not config.data.document_masking and not sinks,
+            separate_keys=cut and sinks > 0,
             dropout=model.attention_dropout,
             sink_logits=model.learned_sinks,
             logit_cap=model.logit_cap is not None,
@@ -36,6 +43,8 @@ def chosen_backends(config: TrainConfig, device: torch.device) -> list[str]:
             training,
             dtype=compute_dtype(config.evaluation.precision),
             documents=True,
+            more_keys=False,
+            separate_keys=False,
             dropout=0.0,
             gradients=False,
         )

@@ -16,10 +16,10 @@ from windowlm.evaluation.precision import WEIGHT_DTYPES
 from windowlm.model.decoder import Decoder
 from windowlm.training.compilation import HiddenStates, hidden_states
 from windowlm.training.config import OptimizerConfig, Precision
-from windowlm.training.device_batch import visibilities_on
 from windowlm.training.linear_cross_entropy import HeadLoss, linear_cross_entropy
 from windowlm.training.optimizer import build_optimizer
 from windowlm.training.peak_memory import peak_memory_bytes, reset_peak_memory
+from windowlm.training.shared_work import SharedWork
 
 # A mean and a mean square of each number in float32, and a copy of the weights where they are narrower.
 ADAMW_BYTES, MASTER_BYTES = 8, 4
@@ -52,8 +52,11 @@ def calibrate(
     loss: HeadLoss = linear_cross_entropy,
     optimizer: OptimizerConfig | None = None,
     window_limits: Sequence[int | None] = (),
+    work: SharedWork | None = None,
 ) -> Calibration:
     """Run one batch three times on a copy of ``model``: once to warm up, twice for time.
+
+    Processes that share sequences run it together; others each for itself, with a whole model.
 
     What is compiled or loaded here the run finds at hand, also that of each limit of windows, and the
     optimizer's kernels.
@@ -67,16 +70,18 @@ def calibrate(
         loss: of head and targets.
         optimizer: its settings, for its memory and to take a step at last; None for AdamW, without a step.
         window_limits: most keys that a window shows in the stages of the run, where these are to be compiled.
+        work: how several processes share it; None for one alone.
     """
+    work = work or SharedWork()
     gc.collect()
     reset_peak_memory(device)
     copied = copy.deepcopy(model).to(device)
     copied = copied.to(WEIGHT_DTYPES[precision])
     of_limits = {
-        limit: visibilities_on(copied, batch, device, limit)
+        limit: work.visibilities(copied, batch, device, limit)
         for limit in dict.fromkeys((*window_limits, None))
     }
-    batch = {name: tensor.to(device) for name, tensor in batch.items()}
+    batch = {name: tensor.to(device) for name, tensor in work.own_tokens(batch).items()}
     hidden = states_of(copied)
 
     def summed_loss(window_limit: int | None = None) -> torch.Tensor:

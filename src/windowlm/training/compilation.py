@@ -6,6 +6,7 @@ from types import FunctionType
 from typing import Any
 
 import torch
+import torch._dynamo.config as dynamo
 import torch._functorch.config as partitioning
 from torch import Tensor
 
@@ -39,6 +40,7 @@ def hidden_states(
     compiled: bool = False,
     float8: bool = False,
     activation_memory_budget: float = 1.0,
+    activation_checkpointing: bool = False,
     whole_graph: bool = True,
 ) -> HiddenStates:
     """``model.hidden``, compiled or not; the model itself stays as it is, for checkpoints and evaluation.
@@ -51,11 +53,14 @@ def hidden_states(
         float8: whether the blocks multiply in float8.
         activation_memory_budget: of compiled graphs, in (0, 1]: the share that is kept for the backward pass
             of what torch would keep by itself.
+        activation_checkpointing: whether the inputs of blocks alone are kept, see `Decoder.hidden`.
         whole_graph: False where processes exchange tensors within the model, which no graph holds.
     """
     if not compiled and not float8:
         # Looked up in each call: a model that is shared by processes gets another.
-        return lambda *tokens, **seen: model.hidden(*tokens, **seen)
+        return lambda *tokens, **seen: model.hidden(
+            *tokens, **seen, checkpoint_activations=activation_checkpointing and torch.is_grad_enabled()
+        )
     views = [] if float8 else [model]
 
     def hidden(tokens_BT: Tensor, *, visibilities: Visibilities) -> Tensor:
@@ -63,11 +68,18 @@ def hidden_states(
             views.append(float8_view(model))
         decoder = views[0] if views[0] is model else views[0].train(model.training)
         windows = tuple(visibility.window for visibility in visibilities.values())
+        again = activation_checkpointing and torch.is_grad_enabled()
         if not compiled:
-            return _hidden(decoder, tokens_BT, visibilities)
-        # Read when a graph is cut into its passes, which is within its first call.
-        with partitioning.patch(activation_memory_budget=activation_memory_budget):
-            states_BTD: Tensor = _compiled_hidden(windows, whole_graph)(decoder, tokens_BT, visibilities)
+            return _hidden(decoder, tokens_BT, visibilities, again)
+        # Read when a graph is cut into its passes, which is within its first call. Within DDP's forward torch
+        # would cut it into buckets as well, but not one that calibration compiled before.
+        with (
+            partitioning.patch(activation_memory_budget=activation_memory_budget),
+            dynamo.patch(optimize_ddp=False),
+        ):
+            states_BTD: Tensor = _compiled_hidden(windows, whole_graph)(
+                decoder, tokens_BT, visibilities, again
+            )
         return states_BTD
 
     return hidden
@@ -78,8 +90,10 @@ def forget_compiled() -> None:
     torch._dynamo.reset()
 
 
-def _hidden(model: Decoder, tokens_BT: Tensor, visibilities: Visibilities) -> Tensor:
-    return model.hidden(tokens_BT, visibilities=visibilities)
+def _hidden(
+    model: Decoder, tokens_BT: Tensor, visibilities: Visibilities, checkpoint_activations: bool
+) -> Tensor:
+    return model.hidden(tokens_BT, visibilities=visibilities, checkpoint_activations=checkpoint_activations)
 
 
 @cache
@@ -87,7 +101,7 @@ def _compiled_hidden(windows: tuple[int | None, ...], whole_graph: bool) -> Any:
     """A function of their own for windows, as torch makes a symbol of a number that varies between the calls
     of one function, which it knows by name and place: kernels would then be compiled for no window at all.
     """
-    torch._dynamo.config.fail_on_recompile_limit_hit = True
+    dynamo.fail_on_recompile_limit_hit = True
     name = "_".join(["hidden", *(str(window).lower() for window in windows)])
     of_windows = FunctionType(_hidden.__code__.replace(co_name=name), globals(), name)
     return torch.compile(of_windows, fullgraph=whole_graph)

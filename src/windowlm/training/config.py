@@ -127,6 +127,8 @@ class TrainerConfig:
         compile: compile the model for training; ``auto`` does on a GPU.
         activation_memory_budget: of compiled training, above 0 and at most 1: the share of the activations
             that is kept for the backward pass, the rest being computed again; 1 is the fastest.
+        activation_checkpointing: keep the inputs of the blocks alone, and compute each block again in the
+            backward pass: a third more work, for sequences whose activations would not fit.
         window_warmup: keys that windows show at most when training begins; the limit doubles in equal shares
             of ``window_warmup_fraction`` until it reaches the largest window (as in modded-nanogpt). Layers
             without a window stay without. Validation sees whole windows. Null for none.
@@ -150,6 +152,7 @@ class TrainerConfig:
     loss: Literal["auto", "pieces", "whole"] = "auto"
     compile: Literal["auto", "on", "off"] = "auto"
     activation_memory_budget: float = 1.0
+    activation_checkpointing: bool = False
     window_warmup: int | None = None
     window_warmup_fraction: float = 0.5
     progress_bar: Literal["auto", "on", "off"] = "auto"
@@ -182,6 +185,12 @@ class TrainerConfig:
             raise ValueError(
                 f"activation_memory_budget={self.activation_memory_budget}: a share above 0 and at most 1; "
                 "try activation_memory_budget=0.5"
+            )
+        if self.activation_checkpointing and self.activation_memory_budget < 1:
+            raise ValueError(
+                f"activation_memory_budget={self.activation_memory_budget}: activation_checkpointing=true "
+                "keeps the inputs of blocks alone, of which no share is left out; try "
+                "activation_memory_budget=1"
             )
         for name in ("max_seconds", "max_time"):
             value = getattr(self, name)

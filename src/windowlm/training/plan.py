@@ -31,6 +31,7 @@ class Plan:
         calibration: one batch, measured.
         budget: what it may use.
         run_dir: where results go.
+        cut: whether sequences are cut over processes.
     """
 
     config: TrainConfig
@@ -40,6 +41,7 @@ class Plan:
     calibration: Calibration
     budget: Budget
     run_dir: Path
+    cut: bool = False
 
     @property
     def tokens_per_step(self) -> int:
@@ -102,7 +104,7 @@ def plan_table(plan: Plan) -> Table:
                 f"receptive field {reach}",
             ]
         ),
-        "backend": ", ".join(chosen_backends(config, plan.device)),
+        "backend": ", ".join(chosen_backends(config, plan.device, cut=plan.cut)),
         "KV cache": f"{cost.kv_cache_bytes_per_token:,} bytes a token; {cached}",
         "FLOPs": f"{cost.flops_per_token / 1e6:,.1f} million a token, forward and backward",
         "device": device_name(plan.device)

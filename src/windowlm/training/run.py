@@ -32,7 +32,13 @@ from windowlm.evaluation.result import LengthResult, RunFacts
 from windowlm.evaluation.result_files import RESULT_NAME
 from windowlm.model.cost import model_cost
 from windowlm.model.decoder import Decoder
-from windowlm.parallel.processes import LostProcessError, Processes, is_loss, leave_after_loss
+from windowlm.parallel.processes import (
+    LostProcessError,
+    Processes,
+    is_loss,
+    leave_after_loss,
+    tell_of_loss,
+)
 from windowlm.training import COMMAND_STARTED
 from windowlm.training.backends import chosen_backends
 from windowlm.training.calibration import calibrate
@@ -149,10 +155,12 @@ class TrainingRun:
             compiled=self.compiled,
             float8=config.precision == "fp8",
             activation_memory_budget=config.trainer.activation_memory_budget,
+            activation_checkpointing=config.trainer.activation_checkpointing,
             whole_graph=self.work.whole_graph,
         )
         self.loss = head_loss(config.trainer.loss, config.precision, compiled=self.compiled)
-        chosen_backends(config, self.device)  # refuses one that cannot serve the run
+        # Refuses one that cannot serve the run.
+        chosen_backends(config, self.device, cut=self.work.context is not None)
         self.budget = Budget.of(config.trainer)
         self.checkpoint: Path | None = None
         self.begun = self.has_begun = False
@@ -177,9 +185,12 @@ class TrainingRun:
             raise UserError(
                 f"{error.filename or 'a file'}: {error.strerror}; mend this and start again"
             ) from None
-        except (RuntimeError, LostProcessError):
+        except (RuntimeError, LostProcessError) as error:
             # A signal to all has ended the other processes, and the workers that load data, as well.
             if self.signals.received is not None:
+                if self.processes.size > 1 and not self.processes.leads and is_loss(error):
+                    # The signal may be a launcher's, to those that are left of a run without its leader.
+                    tell_of_loss(_what_is_saved(self.folder.path))
                 return self._stopped(self.signals.received)
             self._end("failed")
             raise
@@ -413,7 +424,7 @@ class TrainingRun:
 
     def _plan(self, module: LanguageModelModule, data: PreparedData, data_module: DocumentDataModule) -> Plan:
         config = self.config
-        batch = self.work.measured_part(next(iter(data_module.train_dataloader())))
+        batch = next(iter(data_module.train_dataloader()))
         if not config.data.document_masking:
             batch = {name: batch[name] for name in ("tokens_BT", "targets_BT")}
         return Plan(
@@ -437,10 +448,12 @@ class TrainingRun:
                     loss=self.loss,
                     optimizer=config.optimizer,
                     window_limits=module.window_warmup.limits if self.compiled else (),
+                    work=self.work,
                 )
             ),
             budget=self.budget,
             run_dir=self.folder.path,
+            cut=self.work.context is not None,
         )
 
     def _fit(

@@ -103,13 +103,6 @@ class SharedWork:
             name: self.context.shard(value) if name in BY_TOKEN else value for name, value in batch.items()
         }
 
-    def measured_part(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """What is measured before the run: sequences of the length of this process's part."""
-        if self.context is None:
-            return batch
-        length = self.context.shard_length(batch["tokens_BT"].shape[1])
-        return {name: value[:, :length] for name, value in batch.items() if name in BY_TOKEN}
-
     def visibilities(
         self, model: Decoder, shown: dict[str, Any], device: torch.device, window_limit: int | None
     ) -> Visibilities:

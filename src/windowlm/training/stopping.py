@@ -85,8 +85,10 @@ class Stopping(pl.Callback):
         """The leader's clock, and whether any process wants to stop."""
         if self.processes.size == 1:
             return seconds, self._wants_to_stop()
-        told = torch.tensor([seconds if self.processes.leads else 0.0, self._wants_to_stop()]).double()
-        clock, wants_to_stop = self.processes.largest(told).tolist()
+        own = [seconds if self.processes.leads else 0.0, self._wants_to_stop(), self.signals.requeues]
+        told = self.processes.largest(torch.tensor(own, dtype=torch.float64))
+        clock, wants_to_stop, requeues = told.tolist()
+        self.signals.requeues = bool(requeues)
         if wants_to_stop and self.reason is None:
             self.reason = "another process of the run received a signal"
         return clock, bool(wants_to_stop)

@@ -1,0 +1,296 @@
+"""Measure a training step on one GPU, and on several by ddp, fsdp2 and context beside the peers of context.
+
+python scripts/benchmark_scaling.py --out docs/results/scaling_h100
+python scripts/benchmark_scaling.py --entrants 'one long' context gather 'all-to-all over heads'
+python scripts/benchmark_scaling.py --device cpu --shape tiny --lengths 256 1024 4096
+
+Each entrant trains the model of the shape in processes of its own, one after the other. `one`, ddp and fsdp2
+take the tokens of a step of the shape in each process. `one long`, `context` and the peers take one sequence
+of the second length together, `context longest` one of the third; the latter and `context checkpointed` keep
+the inputs of blocks alone and compute the rest again. `torch ring` attends to all earlier tokens, as it has
+no window. All are bare loops (`scaling_entrants.py`).
+
+Bytes are those of keys, values, queries and outputs that all processes together send in the forward pass of a
+step. Memory is that of the process with most of it. A shape is as in `benchmark_training.py`.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from benchmark_attention import PIPED_WIDTH, circumstances
+from benchmark_training import PACKAGES, SHAPES, last_words, shape_of
+from context_peers import FULL, PEERS
+from rich.console import Console
+from rich.table import Table
+from scaling_entrants import ALONE, CONTEXT, DDP, FSDP2, Job
+from training_entrants import Shape
+
+from windowlm.evaluation.precision import compute_dtype
+from windowlm.parallel.launcher import free_port
+
+SCRIPT = Path(__file__).with_name("scaling_entrants.py")
+SHORT, LONG, LONGEST = range(3)
+SECONDS_BETWEEN_LOOKS = 0.05
+
+
+@dataclass(frozen=True)
+class Entrant:
+    """How the work is shared, of sequences of which length, and whether activations are checkpointed."""
+
+    share: str
+    length: int
+    checkpointed: bool = False
+
+
+ENTRANTS = {
+    "one": Entrant(ALONE, SHORT),
+    "ddp": Entrant(DDP, SHORT),
+    "fsdp2": Entrant(FSDP2, SHORT),
+    "one long": Entrant(ALONE, LONG),
+    "context": Entrant(CONTEXT, LONG),
+    **{name: Entrant(name, LONG) for name in PEERS},
+    "context checkpointed": Entrant(CONTEXT, LONG, checkpointed=True),
+    "context longest": Entrant(CONTEXT, LONGEST, checkpointed=True),
+}
+
+
+def main() -> int:
+    """Run the command; 2 is the status of a user's mistake."""
+    options = parse_options()
+    console = Console(width=None if sys.stdout.isatty() else PIPED_WIDTH)
+    facts = {"processes": options.processes, "lengths": options.lengths, "precision": options.precision}
+    report: dict[str, Any] = {**circumstances(options.device, PACKAGES), **facts, **asdict(options.shape)}
+    report["rows"] = rows = []
+    for name in options.entrants:
+        rows.append(row := measured(name, options))
+        said = row["problem"] or f"{row['tokens_per_second']:,.0f} tokens/s, {row['wall_s']:.0f} s in all"
+        console.print(f"{name}: {said}", style="dim", markup=False, highlight=False)
+        report["compared"] = compared({row["entrant"]: row for row in rows})
+        if options.out is not None:
+            options.out.mkdir(parents=True, exist_ok=True)
+            text = json.dumps(report, indent=1) + "\n"
+            (options.out / "scaling.json").write_text(text, encoding="utf-8")
+    console.print(table_of(report))
+    for comparison in report["compared"]:
+        console.print(comparison, markup=False, highlight=False)
+    return int(any(row["problem"] for row in rows))
+
+
+def parse_options() -> argparse.Namespace:
+    """Read the command line, with defaults that fit the device."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    cuda = torch.cuda.is_available()
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if cuda else "cpu")
+    parser.add_argument("--processes", type=int, default=2, help="of the entrants that share")
+    parser.add_argument(
+        "--shape", default="speed" if cuda else "tiny", help=f"{', '.join(SHAPES)} or numbers"
+    )
+    parser.add_argument(
+        "--lengths",
+        nargs=3,
+        type=int,
+        metavar="T",
+        help="short, long and longest; default: 8192 131072 1048576",
+    )
+    parser.add_argument("--entrants", nargs="+", metavar="NAME", help=f"{', '.join(ENTRANTS)}; default: all")
+    parser.add_argument("--precision", choices=["32-true", "bf16-mixed"])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=4, help="of one round; slow entrants take one")
+    parser.add_argument(
+        "--warmup", type=int, default=5, help="steps before the first round; slow entrants take two"
+    )
+    parser.add_argument("--limit", type=float, default=120.0, help="seconds that an entrant may take")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="write scaling.json")
+    options = parser.parse_args()
+    on_gpu = options.device == "cuda"
+    if on_gpu and torch.cuda.device_count() < options.processes:
+        parser.error(
+            f"--processes {options.processes}: this machine shows {torch.cuda.device_count()} GPUs; try "
+            "--device cpu, or fewer"
+        )
+    options.shape = shape_of(options.shape, parser)
+    options.lengths = options.lengths or ([8192, 131_072, 1_048_576] if on_gpu else [256, 1024, 4096])
+    options.precision = options.precision or ("bf16-mixed" if on_gpu else "32-true")
+    for option, least in {"processes": 2, "rounds": 1, "steps": 1, "warmup": 1}.items():
+        if (value := getattr(options, option)) < least:
+            parser.error(f"--{option} {value}: a number from {least} on is allowed")
+    for length in options.lengths[LONG:]:
+        if length % options.processes:
+            good = -(-length // options.processes) * options.processes
+            parser.error(
+                f"--lengths {length}: {options.processes} processes share a sequence, and a multiple of "
+                f"{options.processes} is allowed; try {good}"
+            )
+    options.entrants = options.entrants or list(ENTRANTS)
+    for name in options.entrants:
+        if name not in ENTRANTS:
+            parser.error(f"--entrants {name}: {', '.join(ENTRANTS)} are allowed")
+    options.device = torch.device("cuda:0" if on_gpu else "cpu")
+    return options
+
+
+def measured(name: str, options: argparse.Namespace) -> dict[str, Any]:
+    """The row of an entrant, whose `problem` says why it has no figures."""
+    entrant = ENTRANTS[name]
+    shape = shape_of_entrant(entrant, options)
+    processes = 1 if entrant.share == ALONE else options.processes
+    slow = entrant.length == LONGEST or entrant.share in FULL
+    job = Job(
+        share=entrant.share,
+        shape=asdict(shape),
+        precision=options.precision,
+        device=options.device.type,
+        seed=options.seed,
+        warmup=min(options.warmup, 2) if slow else options.warmup,
+        rounds=options.rounds,
+        steps=1 if slow else options.steps,
+        activation_checkpointing=entrant.checkpointed,
+    )
+    started = time.monotonic()
+    answer, problem = answer_of(job, processes, options.limit)
+    row = {"entrant": name, "share": entrant.share, "processes": processes, "problem": problem}
+    row |= {"sequence_length": shape.sequence_length, "wall_s": time.monotonic() - started}
+    if answer is None:
+        return row
+    by_rows = entrant.share in (ALONE, DDP, FSDP2)
+    tokens = shape.tokens * (processes if by_rows else 1)
+    seconds = statistics.median(answer["rounds_s"])
+    row |= {**answer, "step_s": seconds, "tokens_per_step": tokens, "tokens_per_second": tokens / seconds}
+    if entrant.share == CONTEXT:
+        row["formula_bytes"] = halo_bytes(shape, processes, compute_dtype(options.precision).itemsize)
+    return row
+
+
+def shape_of_entrant(entrant: Entrant, options: argparse.Namespace) -> Shape:
+    """The shape of one process's batch, or of the one sequence that all share."""
+    length = options.lengths[entrant.length]
+    tokens = options.shape.tokens_per_step if entrant.length == SHORT else length
+    return replace(options.shape, sequence_length=length, tokens_per_step=tokens)
+
+
+def halo_bytes(shape: Shape, processes: int, number_bytes: int) -> int:
+    """What all processes send forward for one row, as docs/scaling.md states it."""
+    each = 2 * shape.kv_heads * shape.head_dim * number_bytes
+    part = shape.sequence_length // processes
+    return shape.layers * each * sum(min(shape.window - 1, rank * part) for rank in range(processes))
+
+
+def answer_of(job: Job, processes: int, limit: float) -> tuple[dict[str, Any] | None, str | None]:
+    """What the leader of the job's processes measured, or why there is nothing."""
+    with tempfile.TemporaryDirectory(prefix="benchmark-scaling-") as name:
+        folders = [Path(name) / str(rank) for rank in range(processes)]
+        port = str(free_port())
+        started: list[subprocess.Popen[bytes]] = []
+        try:
+            for rank, folder in enumerate(folders):
+                folder.mkdir()
+                place = {
+                    "RANK": rank,
+                    "LOCAL_RANK": rank,
+                    "WORLD_SIZE": processes,
+                    "LOCAL_WORLD_SIZE": processes,
+                }
+                environment = {key: str(value) for key, value in place.items()} if processes > 1 else {}
+                environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+                with (folder / "answer").open("w") as answer, (folder / "log").open("w") as log:
+                    command = [sys.executable, str(SCRIPT), json.dumps(asdict(job))]
+                    started.append(
+                        subprocess.Popen(
+                            command, env={**os.environ, **environment}, cwd=folder, stdout=answer, stderr=log
+                        )
+                    )
+            deadline = time.monotonic() + limit
+            while any(process.poll() is None for process in started):
+                failed = [rank for rank, process in enumerate(started) if process.poll()]
+                if failed:
+                    return None, last_words(folders[failed[0]])
+                if time.monotonic() > deadline:
+                    return None, f"not finished after --limit {limit:g} seconds"
+                time.sleep(SECONDS_BETWEEN_LOOKS)
+            text = (folders[0] / "answer").read_text()
+            return (json.loads(text), None) if text else (None, last_words(folders[0]))
+        finally:
+            for process in started:
+                if process.poll() is None:
+                    process.kill()
+                process.wait()
+
+
+def compared(rows: dict[str, dict[str, Any]]) -> list[str]:
+    """The ratios that the rows are measured for, in words."""
+    rows = {name: row for name, row in rows.items() if not row["problem"]}
+
+    def pace(name: str, base: str) -> str:
+        return f"{rows[name]['tokens_per_second'] / rows[base]['tokens_per_second']:.3f} times the tokens/s"
+
+    def share(name: str, base: str, key: str) -> str:
+        return f"{rows[name][key] / rows[base][key]:.3f} of the"
+
+    said = []
+    for name, base in (("ddp", "one"), ("fsdp2", "one"), ("context", "one long")):
+        if {name, base} <= rows.keys():
+            said.append(
+                f"{name}: {pace(name, base)} of {base}, {share(name, base, 'peak_memory_bytes')} memory a "
+                f"process, {share(name, base, 'state_bytes')} weights, gradients and optimizer state"
+            )
+    for name in PEERS:
+        if {name, "context"} <= rows.keys():
+            said.append(
+                f"context: {pace('context', name)} of {name}, "
+                f"{share('context', name, 'bytes_sent_forward')} bytes"
+            )
+    if {"context longest", "context checkpointed"} <= rows.keys():
+        said.append(
+            f"context longest: {pace('context longest', 'context checkpointed')} of context checkpointed"
+        )
+    return said
+
+
+def table_of(report: dict[str, Any]) -> Table:
+    """The rows for the terminal."""
+    table = Table(
+        title=f"{report['processes']} processes, {report['device']}, {report['precision']}, window "
+        f"{report['window']:,}",
+        caption=f"*: all earlier tokens ({', '.join(FULL)}); MB: sent forward by all in a step",
+        title_justify="left",
+        caption_justify="left",
+    )
+    table.add_column("")
+    for heading in ("T", "tokens/s", "step ms", "peak GiB", "state GiB", "MB", "formula MB", "loss"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("note", overflow="fold")
+    for row in report["rows"]:
+
+        def shown(key: str, pattern: str, unit: float = 1.0, row: dict[str, Any] = row) -> str:
+            return pattern.format(row[key] / unit) if row.get(key) is not None else ""
+
+        table.add_row(
+            row["entrant"] + ("*" if row["share"] in FULL else ""),
+            f"{row['sequence_length']:,}",
+            shown("tokens_per_second", "{:,.0f}"),
+            shown("step_s", "{:,.1f}", 1e-3),
+            shown("peak_memory_bytes", "{:.2f}", 2**30),
+            shown("state_bytes", "{:.3f}", 2**30),
+            shown("bytes_sent_forward", "{:,.3f}", 1e6),
+            shown("formula_bytes", "{:,.3f}", 1e6),
+            shown("loss", "{:.4f}"),
+            row["problem"] or "",
+        )
+    return table
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,122 @@
+"""The command ``python scripts/benchmark_scaling.py`` on CPUs, and the peers of context beside the halo."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from tests.conftest import PROJECT, run_script
+from tests.parallel.processes import run_in_processes
+from windowlm.attention.dispatch import attention
+from windowlm.parallel.context_group import ContextGroup
+from windowlm.parallel.sequence_shard import shard_visibilities
+
+SCRIPT = "scripts/benchmark_scaling.py"
+SHAPE = "32,2,4,2,8,32,300,8,32,64"
+FEW = ("--device", "cpu", "--shape", SHAPE, "--lengths", "32", "64", "128", "--rounds", "2", "--steps", "1")
+TOKENS, WINDOW, HEADS, KV_HEADS, HEAD_DIM = 48, 9, 4, 2, 8
+
+
+def test_entrants_share_one_model_and_are_compared(tmp_path: Path) -> None:
+    entrants = ["fsdp2", "one long", "context", "gather", "torch ring"]
+    done = run_script(
+        SCRIPT,
+        *FEW,
+        *("--warmup", "1", "--limit", "600", "--entrants", *entrants, "--out", str(tmp_path / "out")),
+        cwd=tmp_path,
+        timeout=1200,
+    )
+    report = json.loads((tmp_path / "out" / "scaling.json").read_text())
+    rows = {row["entrant"]: row for row in report["rows"]}
+    assert list(rows) == entrants
+    # What cannot run here is a row that says why, and the status tells of it.
+    assert done.returncode == 1
+    assert "kernels of a GPU" in rows.pop("torch ring")["problem"]
+    assert {row["problem"] for row in rows.values()} == {None}
+    one, context, gather = (rows[name] for name in ("one long", "context", "gather"))
+    for row in (context, gather):
+        assert row["loss"] == pytest.approx(one["loss"], abs=1e-5)
+        assert row["tokens_per_second"] == pytest.approx(64 / row["step_s"])
+    assert rows["fsdp2"]["state_bytes"] == pytest.approx(one["state_bytes"] / 2, rel=0.01)
+    assert rows["fsdp2"]["tokens_per_step"] == 128
+    assert context["bytes_sent_forward"] == context["bytes_sent_backward"] == context["formula_bytes"] > 0
+    # Two layers, all keys and values of two heads of 8 numbers to one other process.
+    assert gather["bytes_sent_forward"] == 2 * 64 * 2 * 2 * 8 * 4
+    paces, bytes_ = report["compared"]
+    assert paces.startswith("context: ")
+    assert "1.000 of the weights, gradients and optimizer state" in paces
+    assert bytes_.endswith("of gather, 0.109 of the bytes")
+
+
+def compare(rank: int, names: list[str]) -> dict[str, tuple[float, float, int]]:
+    """Largest difference of outputs and gradients from the halo's, and bytes sent forward."""
+    sys.path.insert(0, str(PROJECT / "scripts"))
+    from context_peers import PEERS
+
+    group = ContextGroup(dist.group.WORLD)
+    (halo,) = shard_visibilities({WINDOW: 0}, group, 2, TOKENS).values()
+    found = {}
+    for name in names:
+        outcomes: list[list[torch.Tensor]] = []
+        own_L = PEERS[name].own_tokens(group, TOKENS, torch.device("cpu"))
+        # torch has no backward pass of it on a CPU.
+        trains = name != "torch flex"
+        for visibility in (halo, PEERS[name].of(group, WINDOW, own_L)):
+            torch.manual_seed(rank)
+            tensors = [
+                torch.randn(2, len(own_L), heads, HEAD_DIM, dtype=torch.float64).requires_grad_(trains)
+                for heads in (HEADS, KV_HEADS, KV_HEADS)
+            ]
+            group.bytes_sent = 0
+            output = visibility.attend(attention, *tensors)
+            forward = group.bytes_sent
+            if trains:
+                (output * torch.randn_like(output)).sum().backward()  # type: ignore[no-untyped-call]
+            outcomes.append([output.detach(), *(t.grad for t in tensors if t.grad is not None)])
+        differences = [float((one - other).abs().max()) for one, other in zip(*outcomes, strict=True)]
+        found[name] = differences[0], max(differences), forward
+    return found
+
+
+def test_peers_attend_as_the_halo_does_and_send_more() -> None:
+    names = ["gather", "all-to-all over heads", "torch flex"]
+    token, number = 2, 8
+    for found in run_in_processes(2, compare, names):
+        for output, all_of_it, _ in found.values():
+            assert output < 1e-12
+            assert all_of_it < 1e-12
+        rows = token * TOKENS // 2
+        gathered = rows * 2 * KV_HEADS * HEAD_DIM * number
+        assert found["gather"][2] == found["torch flex"][2] == gathered
+        # Half of queries, keys, values and outputs.
+        assert found["all-to-all over heads"][2] == rows * (2 * HEADS + 2 * KV_HEADS) * HEAD_DIM * number / 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--entrants", "magic"], "--entrants magic: one, ddp"),
+        (["--processes", "1"], "--processes 1: a number from 2 on"),
+        (["--lengths", "32", "33", "64"], "--lengths 33: 2 processes share a sequence"),
+        (["--device", "cuda", "--processes", "99"], "this machine shows"),
+    ],
+)
+def test_mistakes_end_with_status_2(
+    arguments: list[str],
+    complaint: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.syspath_prepend(str(PROJECT / "scripts"))
+    import benchmark_scaling
+
+    defaults: list[Any] = ["--device", "cpu", "--shape", SHAPE]
+    monkeypatch.setattr(sys, "argv", [SCRIPT, *defaults, *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        benchmark_scaling.main()
+    assert stopped.value.code == 2
+    assert complaint in capsys.readouterr().err

@@ -1,0 +1,87 @@
+"""Losses of 50 steps by two processes in each way of sharing beside those of one, as a line of JSON.
+
+`python -m tests.training.shared_curves`
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tests.conftest import write_documents
+from tests.parallel.processes import run_in_processes
+from tests.training.runs import begin, rows
+from tests.training.test_shared_work import CHECKPOINTED, COMPILED, KINDS, settings_of
+from windowlm.parallel.launcher import LAUNCHED
+
+STEPS = 50
+COLUMNS = ("train_loss", "validation_loss", "gradient_norm")
+
+
+def of_steps(name: str) -> dict[str, Any]:
+    """Settings of a run, each of whose steps is logged."""
+    made = settings_of(name)
+    made["trainer"] |= {"max_steps": STEPS, "log_every_n_steps": 1}
+    return made
+
+
+def run(rank: int, base: Path, texts: Path, names: tuple[str, ...]) -> list[int]:
+    """The runs of two processes."""
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    os.environ |= {"TORCHELASTIC_RUN_ID": "test", LAUNCHED: "1"}
+    with (
+        redirect_stdout(sys.stderr),
+        torch.compiler.set_stance("default", force_backend="aot_eager_decomp_partition"),
+    ):
+        return [begin(base / name, texts, base / "cache", **of_steps(name)) for name in names]
+
+
+def main() -> int:
+    """Train and compare."""
+    started = time.perf_counter()
+    names = (*KINDS, *COMPILED, *CHECKPOINTED)
+    with tempfile.TemporaryDirectory() as folder:
+        base = Path(folder)
+        texts = write_documents(base / "texts")
+        with redirect_stdout(sys.stderr):
+            assert begin(base / "one", texts, base / "cache", **of_steps("one")) == 0
+        statuses = run_in_processes(2, run, base, texts, names)
+        assert statuses == [[0] * len(names)] * 2
+        alone = rows(base / "one")
+        largest: dict[str, dict[str, float]] = {}
+        for name in names:
+            shared = rows(base / name)
+            assert [row["step"] for row in shared] == [row["step"] for row in alone]
+            largest[name] = {
+                column: max(
+                    abs(found[column] - wanted[column])
+                    for wanted, found in zip(alone, shared, strict=True)
+                    if column in wanted
+                )
+                for column in COLUMNS
+            }
+    git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    report = {
+        "command": "python -m tests.training.shared_curves",
+        "commit": subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip() or None,
+        "steps": STEPS,
+        "processes": 2,
+        "first_loss": alone[0]["train_loss"],
+        "last_loss": [row["train_loss"] for row in alone if "train_loss" in row][-1],
+        "largest_difference": largest,
+        "seconds": round(time.perf_counter() - started, 1),
+        "torch": torch.__version__,
+    }
+    print(json.dumps(report))
+    return int(any(of_one["train_loss"] > 1e-5 for of_one in largest.values()))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
