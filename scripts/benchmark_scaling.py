@@ -254,7 +254,7 @@ def compared(rows: dict[str, dict[str, Any]]) -> list[str]:
             )
     if {"context longest", "context checkpointed"} <= rows.keys():
         said.append(
-            f"context longest: {pace('context longest', 'context recomputing')} of context checkpointed"
+            f"context longest: {pace('context longest', 'context checkpointed')} of context checkpointed"
         )
     return said
 
