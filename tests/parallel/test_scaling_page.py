@@ -58,3 +58,11 @@ def test_the_table_of_memory_is_that_of_the_model_and_fits_what_one_gpu_took() -
     said = memory_bytes(SPEED, 12, 32_768, 65_536, checkpointed=False)
     assert said == pytest.approx(peak, rel=0.05)
     assert f"{peak / 1e9:.1f} GB were measured" in PAGE
+
+
+def test_the_curves_of_two_processes_are_those_of_one() -> None:
+    curves = json.loads((PROJECT / "docs" / "results" / "shared_curves.json").read_text(encoding="utf-8"))
+    differences = [of_one["train_loss"] for of_one in curves["largest_difference"].values()]
+    assert curves["steps"] == 50
+    assert len(differences) == 10
+    assert f"are those of one to {max(differences):.1e}".replace("e-0", "e-") in PAGE

@@ -52,6 +52,20 @@ def test_entrants_share_one_model_and_are_compared(tmp_path: Path) -> None:
     assert bytes_.endswith("of gather, 0.109 of the bytes")
 
 
+def test_every_comparison_is_told_of_the_rows_that_have_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(PROJECT / "scripts"))
+    from benchmark_scaling import ENTRANTS, compared
+
+    numbers = {"peak_memory_bytes": 2, "state_bytes": 4, "bytes_sent_forward": 8, "problem": None}
+    rows = {name: {**numbers, "tokens_per_second": 100.0 + number} for number, name in enumerate(ENTRANTS)}
+    said = compared(rows)
+    names = ["ddp", "fsdp2", *["context"] * 5, "context longest"]
+    assert [sentence.partition(":")[0] for sentence in said] == names
+    assert said[0].startswith("ddp: 1.010 times the tokens/s of one, 1.000 of the memory a process")
+    rows["context"]["problem"] = "it failed"
+    assert len(compared(rows)) == 3
+
+
 def compare(rank: int, names: list[str]) -> dict[str, tuple[float, float, int]]:
     """Largest difference of outputs and gradients from the halo's, and bytes sent forward."""
     sys.path.insert(0, str(PROJECT / "scripts"))
