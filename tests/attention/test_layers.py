@@ -276,7 +276,10 @@ def test_inputs_that_do_not_fit_are_refused() -> None:
         (hidden_BTD.to("meta"), "hidden_BTD is .* on meta, the layer .* on cpu"),
         (hidden_BTD.tolist(), "hidden_BTD is a list"),
         (hidden_BTD.to_sparse(), "hidden_BTD is sparse or nested"),
-        (torch.nested.nested_tensor([hidden_BTD[0], hidden_BTD[0, :3]]), "hidden_BTD is sparse or nested"),
+        (
+            torch.nested.nested_tensor([hidden_BTD[0], hidden_BTD[0, :3]], layout=torch.jagged),
+            "hidden_BTD is sparse or nested",
+        ),
         (hidden_BTD[:0], r"hidden_BTD has shape \(0, 12, 16\): sizes from 1 on"),
         (hidden_BTD[:, :0], r"hidden_BTD has shape \(1, 0, 16\): sizes from 1 on"),
     ):

@@ -118,7 +118,7 @@ def test_bad_batches_are_refused_with_the_argument_named() -> None:
         Visibility.build(window=2, positions_BT=torch.tensor([[0, 1, 0, 1]]))
     for sparse in (
         documents_BT.to_sparse(),
-        torch.nested.nested_tensor([documents_BT[0], documents_BT[0, :1]]),
+        torch.nested.nested_tensor([documents_BT[0], documents_BT[0, :1]], layout=torch.jagged),
     ):
         with pytest.raises(ValueError, match="documents_BT is sparse or nested"):
             Visibility.build(window=2, documents_BT=sparse)

@@ -54,8 +54,12 @@ def test_what_others_cannot_say_is_refused() -> None:
         conventions.to_local_attention(1)
     with pytest.raises(ValueError, match="sees from 5 to 8 keys"):
         conventions.from_local_attention(4)
-    with pytest.raises(ValueError, match="a mask in which 3 queries see"):
+    with pytest.raises(ValueError, match="a mask in which 3 queries see 1, 2, 1 keys: a window shows"):
         from_mask(torch.tensor([[True, False, False], [True, True, False], [False, False, True]]))
+    with pytest.raises(
+        ValueError, match=r"a mask in which 90 queries see 0, 1, 2, 3, 4, 5, 6, 7, \.\.\. keys: "
+    ):
+        from_mask(torch.ones(90, 90, dtype=torch.bool).tril(-1))
     with pytest.raises(ValueError, match="sliding_window=0"):
         conventions.from_transformers(0)
 

@@ -187,11 +187,11 @@ class RotaryEmbedding(nn.Module):
     def _check_rotation(self, heads_BTHD: Tensor, rotation: Rotation) -> None:
         if not isinstance(rotation, Rotation):
             raise ValueError(f"rotation is a {type(rotation).__name__}: what rotation() returns is allowed")
-        batch, sizes = heads_BTHD.shape[0], (heads_BTHD.shape[1], self.rotated // 2)
+        batch, sizes = heads_BTHD.shape[0], [heads_BTHD.shape[1], self.rotated // 2]
         for name, table_BTF in zip(("cosine", "sine"), rotation, strict=True):
             check_dense(f"rotation.{name}", table_BTF)
             fits = table_BTF.dim() == 3 and table_BTF.dtype == torch.float32
-            if not fits or table_BTF.shape[0] not in (1, batch) or table_BTF.shape[1:] != sizes:
+            if not fits or table_BTF.shape[0] not in (1, batch) or list(table_BTF.shape[1:]) != sizes:
                 raise ValueError(
                     f"rotation.{name} has shape {tuple(table_BTF.shape)} and dtype {table_BTF.dtype}: "
                     f"{(batch, *sizes)} or {(1, *sizes)} and float32 are allowed "

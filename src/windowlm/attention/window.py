@@ -318,7 +318,8 @@ class Visibility:
             raise ValueError(f"batch={batch!r}: a whole number from 1 on is allowed; try batch=1")
         if self.documents is not None and not self.separate_keys:
             rows = self.documents.shape[0]
-            if rows not in (1, batch):
+            # Not `in`: torch.compile of 2.11 takes a number for unequal to its symbol.
+            if rows != 1 and rows != batch:
                 raise ValueError(f"batch={batch}: documents_BT has {rows} rows; try batch={rows}")
             tokens, device = self.documents.shape[1], self.documents.device
             if not self.sinks:

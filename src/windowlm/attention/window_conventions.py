@@ -17,6 +17,7 @@ from torch import Tensor
 from .window import check_causal, check_window, reach, within_window
 
 UNLIMITED = -1
+SHOWN_QUERIES = 8
 MaskMod = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
@@ -200,8 +201,9 @@ def from_mask(visible_TT: Tensor) -> Window:
         for window in (None, *range(1, tokens)):
             if torch.equal(within_window(distance_TT, window, causal), visible_TT):
                 return Window(window, causal)
+    counts = ", ".join(map(str, visible_TT[:SHOWN_QUERIES].sum(1).tolist()))
     raise ValueError(
-        f"a mask in which {tokens} queries see {visible_TT.sum(1).tolist()} keys: "
+        f"a mask in which {tokens} queries see {counts}{', ...' if tokens > SHOWN_QUERIES else ''} keys: "
         "a window shows each query the same keys around it"
     )
 
