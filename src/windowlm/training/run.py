@@ -477,6 +477,7 @@ class TrainingRun:
             self.folder.checkpoints,
             config.checkpoint.every_n_steps,
             validates_after,
+            write_metrics=metrics.write_rows,
             save_model=lambda: self._save_model(module, data),
             failed_writes=failed_writes,
         )
