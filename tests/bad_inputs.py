@@ -34,7 +34,7 @@ class BadInput:
         said: what the message must hold.
         make: writes files into the working folder, which holds `books/` with good text and `run/`, a finished
             run.
-        command: train, evaluate or compare.
+        command: train, or the name of a script.
     """
 
     name: str
@@ -111,6 +111,24 @@ def settings() -> Iterator[BadInput]:
         (("model.window=[0]",), "model.window"),
         (("model.window=9999999999999999999999",), "model.window"),
         (("model.dim=0",), "model.dim"),
+        (("model.dim=1000000000000",), "model.dim=1000000000000: must be at most"),
+        (("model.dim=16777216", "model.feed_forward_dim=16777216"), "not enough memory"),
+        (("model.layers=1000000000",), "model.layers=1000000000: must be at most"),
+        (("model.heads=1000000000000", "model.kv_heads=7"), "model.heads=1000000000000"),
+        (("data.batch_size=1000000000000",), "data.batch_size=1000000000000"),
+        (("data.sequence_length=1000000000000000", "data.batch_size=1"), "data.sequence_length"),
+        (("trainer.devices=1000",), "trainer.devices=1000: at most"),
+        (("data.workers=100000",), "data.workers=100000: at most"),
+        (("model.rotary=[]",), "model.rotary"),
+        (("model.rotary=[3]",), "model.rotary"),
+        (("model.rotary=[[]]",), "model.rotary"),
+        (("model.rotary=abc",), "model.rotary"),
+        (("model.rotary=[{base: -1}]",), "model.rotary[0].base=-1"),
+        (("model.rotary=[null,{bse: 3}]",), "model.rotary[1].bse"),
+        (("model.rotary=[{base: 10000},x]",), "model.rotary"),
+        (("model.rotary=[{scaling: {kind: yarn}}]",), "model.rotary[0].scaling"),
+        (("model.window=[[1]]",), "model.window"),
+        (("model.window=[1,x]",), "model.window"),
         (("model.attention_dropout=1",), "model.attention_dropout"),
         (("model.rotary.base=-1",), "model.rotary.base"),
         (("model.rotary.fraction=2",), "model.rotary"),
@@ -168,6 +186,8 @@ def command_lines() -> Iterator[BadInput]:
         (("resume=books",), "resume"),
         (("resume=nowhere",), "resume"),
         (("-m", "run_dir=books", "seed=1,2"), "run_dir"),
+        (("-m", "seed=range(0,0)"), "seed=range(0,0): the sweep has no run"),
+        (("-m", "seed=1,1x"), "seed"),
     ):
         yield BadInput(" ".join(words).replace("\x00", "NUL"), words, said)
 
@@ -374,6 +394,37 @@ def in_json(path: str, **values: Any) -> Make:
     return change(path, lambda before: json.dumps({**json.loads(before), **values}).encode())
 
 
+Edit = Callable[[dict[str, Any]], Any]
+# What somebody may have changed in a state before hashing it again.
+STATES: tuple[tuple[str, Edit, str], ...] = (
+    *((f"without {name}", lambda state, name=name: state.pop(name), name) for name in (
+        "state_dict", "optimizer_states", "callbacks", "loops", "lr_schedulers", "DocumentDataModule",
+        "pytorch-lightning_version", "windowlm", "global_step",
+    )),
+    *((f"{name} of a number", lambda state, name=name: state.update({name: 3}), name) for name in (
+        "state_dict", "optimizer_states", "callbacks", "loops", "windowlm", "DocumentDataModule",
+    )),
+    ("weights of numbers", lambda state: state["state_dict"].update({"a": 3}), "state_dict.a"),
+    ("callbacks of others", lambda state: state.update(callbacks={"x": 3}), "callbacks.MetricsWriter"),
+    ("batches of text", lambda state: state["windowlm"].update(batches_trained="x"), "batches_trained"),
+    ("no batches", lambda state: state["windowlm"].pop("batches_trained"), "batches_trained"),
+    ("fewer batches", lambda state: state["windowlm"].update(batches_trained=-5), "batches_trained"),
+    ("endless batches", lambda state: state["windowlm"].update(batches_trained=2**70), "batches_trained"),
+    ("sums of a number", lambda state: state["windowlm"].update(train_sums=3), "train_sums"),
+    ("no identities", lambda state: state["windowlm"].update(identities=3), "identities"),
+    ("next batch", lambda state: state["DocumentDataModule"].update(next_batch=-3), "next_batch"),
+)  # fmt: skip
+
+
+def edited(edit: Edit) -> Callable[[bytes], bytes]:
+    def content(before: bytes) -> bytes:
+        state = torch.load(io.BytesIO(before), weights_only=True)
+        edit(state)
+        return signed(saved(state))
+
+    return content
+
+
 def checkpoints() -> Iterator[BadInput]:
     """Runs whose state or model is damaged, foreign, or would run code."""
     states: tuple[tuple[str, Callable[[bytes], bytes]], ...] = (
@@ -395,6 +446,9 @@ def checkpoints() -> Iterator[BadInput]:
             ("run_dir=new", "resume=run", "trainer.max_steps=9"),
         ):
             yield BadInput(f"state {name}, {words[1]}", words, "resume", both_states(content))
+    for name, edit, said in STATES:
+        words = ("run_dir=run", "resume=auto", "trainer.max_steps=9")
+        yield BadInput(f"state {name}", words, said, both_states(edited(edit)))
     for name, content in (
         ("empty", b""),
         ("text", b"{"),
@@ -446,10 +500,19 @@ def checkpoints() -> Iterator[BadInput]:
         (("checkpoint=run", "evaluation.context_lengths=[100000]"), "evaluation.context_lengths"),
         (("checkpoint=run", "evaluation.split=train"), "evaluation.split"),
         (("checkpoint=run", "output_dir=books/a.txt"), "books/a.txt"),
+        (("checkpoint=run", f"output_dir={'n' * 300}"), "File name too long"),
+        (("checkpoint=run", "devices=0"), "devices"),
+        (("checkpoint=run", "devices=1000"), "devices=1000: at most"),
+        (("checkpoint=run", "device=nope"), "device=nope"),
+        (("checkpoint=run", "study.measures=[none]"), "study.measures"),
+        (("checkpoint=run", "data.only=none.json"), "none.json"),
+        (("checkpoint=run", "evaluation.context_lengths=[64,64]"), "evaluation.context_lengths"),
         (("checkpoint=run", "model.window=3"), "model.window"),
         (("checkpoint=run", "data.path=tiny.txt"), "tiny.txt|evaluation|data.path"),
     ):
-        yield BadInput(f"evaluate {' '.join(words)}", words, said, bytes_of(b"a", "tiny.txt"), "evaluate")
+        yield BadInput(
+            f"evaluate {' '.join(words)[:80]}", words, said, bytes_of(b"a", "tiny.txt"), "evaluate"
+        )
 
 
 def foreign(**files: Any) -> Make:
@@ -548,14 +611,213 @@ def results() -> Iterator[BadInput]:
         ("rows", b'{"format": 1, "rows": 3, "documents": 3}'),
         ("cells", b'{"format": 1, "rows": [3], "documents": [3]}'),
     ):
-        yield BadInput(f"result {name}", ("run", "run"), "length.json", change(result, content), "compare")
+        yield BadInput(
+            f"result {name}", ("run", "run"), "length.json", change(result, content), "compare_runs"
+        )
     for words in (("run",), ("books",), ("nowhere",), ("books/a.txt",), ("run", "books"), ("run", "nowhere")):
-        yield BadInput(f"compare {' '.join(words)}", words, words[-1], command="compare")
+        yield BadInput(f"compare {' '.join(words)}", words, words[-1], command="compare_runs")
+
+
+def in_result(change_of: Callable[[Any], Any]) -> Make:
+    def changed(before: bytes) -> bytes:
+        content = json.loads(before)
+        change_of(content)
+        return json.dumps(content).encode()
+
+    return change("run/evaluation/length.json", changed)
+
+
+def in_shape(**values: Any) -> Make:
+    """Other entries in the shape of the run's model."""
+
+    def changed(before: bytes) -> bytes:
+        content = json.loads(before)
+        return json.dumps({**content, "model": {**content["model"], **values}}).encode()
+
+    return change("run/model/config.json", changed)
+
+
+def without(path: str) -> Make:
+    return lambda folder: shutil.rmtree(folder / path)
+
+
+def replay_of(content: bytes) -> Make:
+    def make(folder: Path) -> None:
+        (folder / "run" / "replay").mkdir()
+        (folder / "run" / "replay" / "step_1.ckpt").write_bytes(content)
+
+    return make
+
+
+def generated() -> Iterator[BadInput]:
+    """Prompts and samplings that cannot be, and models of another shape than their weights."""
+    for name, content, said in (
+        ("empty", b"", "holds no prompts"),
+        ("broken", b'{"prompt": "a"}\n{"prompt"', "line 2"),
+        ("deep", b"[" * 100_000, "line 1"),
+        ("number", b'{"prompt": 3}\n', "line 1"),
+        ("no prompt", b'{"text": "a"}\n', "line 1"),
+        ("lone", b'{"prompt": "\\ud800"}\n', "prompt 1"),
+        ("utf16", "{}".encode("utf-16"), "no UTF-8 text"),
+    ):
+        words = ("checkpoint=run", "prompts_file=x.jsonl")
+        yield BadInput(f"prompts {name}", words, said, bytes_of(content, "x.jsonl"), "generate")
+    for word, said in (
+        ("prompt_file=none.txt", "prompt_file=none.txt"),
+        ("prompt_file=books", "prompt_file=books"),
+        ("prompts_file=books", "prompts_file=books"),
+        ("prompt_file=latin1.txt", "latin1.txt: no UTF-8 text"),
+        (os.fsdecode(b"prompt=\xff"), "UTF-8"),
+    ):
+        make = bytes_of("caf\xe9".encode("latin1"), "latin1.txt")
+        yield BadInput(f"generate {word!r}", ("checkpoint=run", word), said, make, "generate")
+    for word in (
+        "temperature=-1",
+        "temperature=nan",
+        "top_p=2",
+        "top_k=0",
+        "min_p=-1",
+        "repetition_penalty=0",
+        "max_new_tokens=0",
+        "max_new_tokens=99999999999999999999999",
+        "device=tpu",
+        "device=cuda:99",
+        "stop=['']",
+        "stop=3",
+        "batch_size=0",
+        "precision=16-mixed",
+        "seed=-1",
+        "seed=99999999999999999999999",
+    ):
+        words = ("checkpoint=run", "prompt=abc", word)
+        yield BadInput(f"generate {word}", words, word.partition("=")[0], command="generate")
+    for name, make, said in (
+        ("no tokens", in_json("run/model/config.json", sequence_length=-5), "sequence_length=-5"),
+        ("endless", in_json("run/model/config.json", sequence_length=10**30), "sequence_length=1"),
+        ("rotary text", in_shape(rotary={"base": "x"}), "model.rotary"),
+        ("rotary empty", in_shape(rotary=[]), "model.rotary|rotary="),
+        ("rotary number", in_shape(rotary=[3]), "model.rotary"),
+        ("window text", in_shape(window="a"), "model.window"),
+        ("wide", in_shape(dim=10**7), "has shape"),
+        ("deep", in_shape(layers=5000), "the weights of 1 layers and config.json asks for 5000"),
+        ("no layers", in_shape(layers=-1), "layers=-1"),
+        ("three heads", in_shape(heads=3), "has shape|heads"),
+        ("fed", in_shape(feed_forward_dim=10**7), "has shape"),
+        ("backend", in_shape(backend="none"), "model.backend"),
+        ("buckets", in_shape(ngram_embeddings={"orders": [2], "buckets": 10**15}), "buckets|tensor"),
+    ):
+        yield BadInput(f"shape {name}", ("checkpoint=run", "prompt=a"), said, make, "generate")
+
+
+def exported() -> Iterator[BadInput]:
+    """Exports of nothing and to nowhere."""
+    for words, said in (
+        (("checkpoint=run", "to=onnx", "out=new"), "to=onnx"),
+        (("checkpoint=run", "to=transformers", "out=books"), "out=books"),
+        (("checkpoint=run", "to=transformers", "out=books/a.txt"), "out=books/a.txt"),
+        (("checkpoint=run", "to=transformers", "out=books/a.txt/x"), "books/a.txt"),
+        (("checkpoint=run", "to=transformers", f"out={'n' * 300}"), "cannot be written"),
+        (("checkpoint=run", "to=transformers"), "out"),
+        (("checkpoint=nowhere", "to=transformers", "out=new"), "checkpoint=nowhere"),
+        (("checkpoint=books", "to=transformers", "out=new"), "checkpoint=books"),
+    ):
+        yield BadInput(f"export {' '.join(words)[:80]}", words, said, command="export")
+
+
+def commands() -> Iterator[BadInput]:
+    """What scripts beside those of Hydra cannot take, said before their work."""
+    whole = {
+        "format": 1, "step": 1, "later_steps": 0, "first_batch": 0, "learning_rate": 1.0, "seed": 0,
+        "batches": [], "vocabulary_size": 256, "model": {},
+    }  # fmt: skip
+    replay = "run/replay/step_1.ckpt"
+    for name, value, said in (
+        ("pickle", pickled(), "step_1.ckpt"),
+        ("torn", signed(saved({"format": 1})), "its step is missing"),
+        ("list", signed(saved([1])), "is no replay"),
+        ("of nothing", signed(saved(whole)), "Missing key"),
+        ("batch", signed(saved({**whole, "batches": [{"tokens_BT": 3}]})), "a batch lacks"),
+    ):
+        yield BadInput(f"replay {name}", (replay,), said, replay_of(value), "replay_batch")
+    for words, said in (
+        (("nowhere",), "nowhere"),
+        (("run/checkpoints/last.ckpt",), "is no replay"),
+        (("run/checkpoints/last.ckpt", "--device", "nope"), "device=nope"),
+    ):
+        yield BadInput(f"replay {' '.join(words)}", words, said, command="replay_batch")
+    for part in ("run/checkpoints", "run/model", "run/evaluation"):
+        yield BadInput(f"reproduce without {part}", ("run",), "is gone", without(part), "reproduce")
+    for path, content in (("config.json", b"[" * 100_000), ("run.json", b"{")):
+        yield BadInput(f"reproduce {path}", ("run",), path, change(f"run/{path}", content), "reproduce")
+    for path in ("nowhere", "books"):
+        yield BadInput(f"reproduce {path}", (path,), path, command="reproduce")
+    for content in (b"[1]", b"[" * 100_000):
+        make_record = bytes_of(content, "scored.json")
+        yield BadInput(f"scored {content[:3]!r}", (".",), "scored.json", make_record, "score_runs")
+    for words in ((".", "--seconds", "nan"), (".", "--seconds", "0"), (".", "words"), ("nowhere",)):
+        yield BadInput(f"score {' '.join(words)}", words, words[-2] if "--seconds" in words else words[-1],
+                       command="score_runs")  # fmt: skip
+    rows: tuple[tuple[str, Callable[[Any], Any]], ...] = (
+        ("text", lambda content: content["rows"][0].update(bits_per_byte="a")),
+        ("nothing", lambda content: content["rows"][0].update(nats=None)),
+        ("without length", lambda content: content["rows"][0].pop("context_length")),
+        ("documents", lambda content: content.update(documents=[])),
+        ("format", lambda content: content.update(format=99)),
+        ("document", lambda content: content["documents"][0].update(nats={"16": "a"})),
+    )
+    for name, edit in rows:
+        yield BadInput(f"cell {name}", ("run", "run"), "length.json", in_result(edit), "compare_runs")
+    for script in ("compare_runs", "compare_settings", "ablation_table"):
+        make_list = change("run/config.json", b"[]")
+        yield BadInput(f"{script} of no settings", (".",), "run/config.json", make_list, script)
+    for script in ("compare_settings", "ablation_table"):
+        for path in ("nowhere", "books"):
+            yield BadInput(f"{script} {path}", (path,), path, command=script)
+    study = ("length_study", (".", "--evaluation", "evaluation", "--out", "books/a.txt"), "books/a.txt")
+    words_of: tuple[tuple[str, tuple[str, ...], str], ...] = (
+        study,
+        ("length_study", (".",), "--evaluation"),
+        ("compare_runs", ("run", "run", "--evaluation", "a/b"), "--evaluation"),
+        ("show_attention", ("window=0",), "window"),
+        ("show_attention", ("documents=[5,8]", "sequence_length=12"), "documents"),
+        ("show_attention", ("output_file=none/x.png",), "output_file"),
+        ("show_attention", ("sequence_length=1000000000",), "sequence_length"),
+        ("harness_task", ("run", "none.txt", "32", "new"), "none.txt"),
+        ("harness_task", ("run", "books/a.txt", "0", "new"), "CONTEXT_LENGTH"),
+        ("benchmark_attention", ("--rounds", "0"), "--rounds"),
+        ("benchmark_attention", ("--shapes", "Z"), "--shapes"),
+        ("benchmark_attention", ("--out", "books/a.txt"), "books/a.txt"),
+        ("benchmark_layer", ("--layers", "0"), "--layers"),
+        ("benchmark_decoding", ("--tokens", "0"), "--tokens"),
+        ("benchmark_decoding", ("--out", "books/a.txt"), "books/a.txt"),
+        ("benchmark_training", ("--shape", "abc"), "--shape"),
+        ("benchmark_training", ("--out", "books/a.txt"), "books/a.txt"),
+        ("measure_streaming", ("--chunk", "0"), "--chunk"),
+        ("measure_streaming", ("--greedy", "0"), "--greedy"),
+        ("measure_streaming", ("--checkpoint", "nowhere"), "nowhere"),
+        ("measure_streaming", ("--out", "books/a.txt"), "books/a.txt"),
+        ("measure_parity", ("--out", "books/a.txt/x"), "books/a.txt"),
+        ("prove_evaluator", ("--out", "books/a.txt/x"), "books/a.txt"),
+        ("interval_coverage", ("--simulations", "0"), "--simulations"),
+        ("interval_coverage", ("--out", "books/a.txt/x"), "books/a.txt"),
+        ("measure_stops", ("--repeats", "0"), "--repeats"),
+        ("soak", ("--steps", "0"), "--steps"),
+        ("soak", ("--settle", "100000"), "--settle"),
+        ("kill_and_resume", ("--cases", "abc"), "--cases abc"),
+        ("kill_and_resume", ("--cases", "adamw,32,0,none"), "--cases adamw,32,0,none"),
+        ("kill_and_resume", ("--kills", "-1"), "--kills"),
+        ("kill_and_resume", ("--out", "books/a.txt"), "books/a.txt"),
+    )
+    for script, words, said in words_of:
+        yield BadInput(f"{script} {' '.join(words)}", words, said, command=script)
 
 
 def bad_inputs() -> list[BadInput]:
     """All of them."""
-    kinds = (settings, command_lines, data_files, tokenizers, checkpoints, other_models, results)
+    kinds = (
+        settings, command_lines, data_files, tokenizers, checkpoints, other_models, results, generated,
+        exported, commands,
+    )  # fmt: skip
     return [entry for kind in kinds for entry in kind()]
 
 

@@ -13,7 +13,6 @@ from tests.bad_inputs import BadInput, bad_inputs
 from tests.conftest import PROJECT, SMALL_RUN, write_documents
 from windowlm.command_line import Command, main
 from windowlm.config import EvaluateConfig, TrainConfig
-from windowlm.errors import exit_status
 from windowlm.evaluation.own_settings import with_own_settings
 from windowlm.training.initial_model import adopt_initial_model
 from windowlm.training.run_folder import check_run_folder
@@ -42,10 +41,12 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(command: str, words: list[str]) -> int:
     """The command in this process."""
-    if command == "compare":
-        sys.argv = ["compare_runs.py", *words]
-        compare = runpy.run_path(str(PROJECT / "scripts" / "compare_runs.py"))["main"]
-        return exit_status(compare)
+    if command not in SCRIPTS:
+        script = str(PROJECT / "scripts" / f"{command}.py")
+        sys.argv = [script, *words]
+        with pytest.raises(SystemExit) as left:
+            runpy.run_path(script, run_name="__main__")
+        return int(left.value.code or 0)
     task = runpy.run_path(str(SCRIPTS[command]))[command]
     if command == "train":
         made = Command(
@@ -55,9 +56,16 @@ def run(command: str, words: list[str]) -> int:
             check=check_run_folder,
             adopt=adopt_initial_model,
             fixes_run_dir=True,
+            devices="trainer.devices",
         )
     else:
-        made = Command(name="evaluate", config_type=EvaluateConfig, task=task, complete=with_own_settings)
+        made = Command(
+            name="evaluate",
+            config_type=EvaluateConfig,
+            task=task,
+            complete=with_own_settings,
+            devices="devices",
+        )
     return main(made, SCRIPTS[command], CONF, words)
 
 

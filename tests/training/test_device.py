@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from windowlm.config import ConfigError, TrainConfig, check_config
+from windowlm.errors import UserError
 from windowlm.evaluation.config import EvaluationConfig
-from windowlm.training.device import choose_device
+from windowlm.training.device import check_room, choose_device
 
 
 @pytest.mark.parametrize("key", ["precision", "evaluation.precision"])
@@ -51,3 +52,15 @@ def test_a_gpu_is_named_by_its_number_as_lightning_demands(
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
     assert choose_device(TrainConfig(run_dir="run"), number) == torch.device("cuda", chosen)
+
+
+def test_a_model_that_the_machine_cannot_hold_is_refused_before_it_is_made(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("os.sysconf", {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 2**18}.__getitem__)
+    check_room(2**26, torch.device("cpu"))
+    with pytest.raises(
+        UserError, match=r"67,108,865 parameters take 1\.0 GiB at least, and this machine has 1"
+    ):
+        check_room(2**26 + 1, torch.device("cpu"))
+    check_room(2**28, torch.device("cuda"))

@@ -6,16 +6,22 @@ import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from tests.training.runs import begin, record, rows, steps_saved
 from windowlm.errors import UserError
+from windowlm.parallel.processes import ALONE
 from windowlm.training import checkpoint_io, metrics_log, run
 from windowlm.training.checkpoint_io import damage
+from windowlm.training.checkpoint_writer import CheckpointWriter
+from windowlm.training.failed_writes import FailedWrites
 from windowlm.training.lightning_module import LanguageModelModule
+from windowlm.training.non_finite import NonFiniteWatch
 from windowlm.training.run_folder import RunFolder
+from windowlm.training.run_lock import RunLock
 
 Start = Callable[..., int]
 EVERY_STEP = {"every_n_steps": 1}
@@ -206,6 +212,49 @@ def test_the_end_of_a_run_must_be_written(
     assert steps_saved(tmp_path / "run") == 5
 
 
+def test_metrics_that_cannot_be_written_keep_every_process_out_of_the_save(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told: list[OSError] = []
+
+    def leader_alone(work: Callable[[], None]) -> None:
+        try:
+            work()
+        except OSError as error:  # as the others would get it
+            told.append(error)
+            raise
+
+    def full() -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    module = SimpleNamespace(
+        require_finite_weights=lambda: None,
+        processes=SimpleNamespace(leader_alone=leader_alone),
+        spent=lambda: SimpleNamespace(steps=3),
+        finished=False,
+    )
+    trainer = SimpleNamespace(should_stop=False, save_checkpoint=lambda _: pytest.fail("others wait in it"))
+    writer = CheckpointWriter(
+        tmp_path, 1, lambda _: False, write_metrics=full, save_model=full,
+        failed_writes=FailedWrites("go_on", tmp_path),
+    )  # fmt: skip
+    writer._save(trainer, module, "last.ckpt")  # type: ignore[arg-type]
+    assert len(told) == 1
+    assert "the state of step 3" in capsys.readouterr().err
+
+
+def test_a_step_that_is_not_finite_makes_no_vanished_folder_anew(tmp_path: Path) -> None:
+    watch = NonFiniteWatch(tmp_path / "gone" / "replay", most=0)
+    module = SimpleNamespace(
+        processes=ALONE, spent=lambda: SimpleNamespace(steps=1), accumulate_batches=1, seed=0,
+        model=SimpleNamespace(vocabulary_size=2, state_dict=dict),
+    )  # fmt: skip
+    watch._of = SimpleNamespace(optimizers=[SimpleNamespace(state_dict=dict)]), module  # type: ignore[assignment]
+    step = SimpleNamespace(number=1, learning_rate=0.1, batches=[])
+    assert "gone is gone" in watch._save(step, needed=True)  # type: ignore[arg-type]
+    assert not (tmp_path / "gone").exists()
+
+
 @pytest.mark.parametrize("policy", ["stop", "go_on"])
 def test_a_folder_that_vanishes_is_said_and_not_made_anew(
     policy: str, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -266,10 +315,12 @@ def test_a_folder_mounted_read_only_stops_the_run(
 
     with monkeypatch.context() as patch:
         patch.setattr(LanguageModelModule, "training_step", freezing)
+        # The kernel refuses to do so on request while a file is open for writing; a failing disk asks nobody.
+        patch.setattr(RunLock, "take", lambda self: None)
         with pytest.raises(UserError, match="Read-only file system"):
             start(folder, checkpoint=EVERY_STEP)
-        with pytest.raises(UserError, match="Read-only file system"):
-            start(folder, checkpoint=EVERY_STEP)
+    with pytest.raises(UserError, match="Read-only file system"):
+        start(folder, checkpoint=EVERY_STEP)
     assert steps_saved(folder) == 3
     subprocess.run(["mount", "-o", "remount,rw", str(small_disk)], check=True)
     assert start(folder, checkpoint=EVERY_STEP) == 0

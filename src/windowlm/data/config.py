@@ -8,6 +8,7 @@ from windowlm.setting_text import setting_text
 DataName = Literal["stdlib", "text", "pg19", "wikitext-103", "enwik8", "tinystories", "fineweb-edu"]
 
 MOST_WORKERS = 256
+MOST_TOKENS_OF_A_BATCH = 2**28
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +79,14 @@ class DataConfig:
                 raise ValueError(f"{field}={value!r}: at least {smallest}; try {field}={good}")
         if self.workers > MOST_WORKERS:
             raise ValueError(f"workers={self.workers}: at most {MOST_WORKERS}; try workers=4")
+        if self.batch_size * self.sequence_length > MOST_TOKENS_OF_A_BATCH:
+            good = max(MOST_TOKENS_OF_A_BATCH // self.sequence_length, 1)
+            field, good = ("batch_size", good) if self.batch_size > 1 else ("sequence_length", 1024)
+            raise ValueError(
+                f"{field}={getattr(self, field)}: batch_size={self.batch_size} sequences of "
+                f"sequence_length={self.sequence_length} tokens are more than {MOST_TOKENS_OF_A_BATCH:,} in "
+                f"a batch; try {field}={good}"
+            )
         for field in ("validation_fraction", "test_fraction"):
             value = getattr(self, field)
             if not 0 < value < 0.5:

@@ -24,6 +24,8 @@ class CheckpointWriter(pl.Callback):
         folder: where ``last.ckpt`` and ``best.ckpt`` go.
         every_n_steps: steps between two saves.
         validates_after: tells whether a validation is known to be due after this step.
+        write_metrics: writes the rows that a checkpoint must not be without. Lightning would do it within its
+            save, where a failure of the leader alone would leave the other processes waiting for it.
         save_model: writes the weights in the form that is read without Lightning.
         failed_writes: what follows when a save fails.
 
@@ -36,12 +38,14 @@ class CheckpointWriter(pl.Callback):
         folder: Path,
         every_n_steps: int,
         validates_after: Callable[[int], bool],
+        write_metrics: Callable[[], None],
         save_model: Callable[[], None],
         failed_writes: FailedWrites,
     ) -> None:
         self.folder = folder
         self.every_n_steps = every_n_steps
         self.validates_after = validates_after
+        self.write_metrics = write_metrics
         self.save_model = save_model
         self.failed_writes = failed_writes
         self.best_bits_per_byte = math.inf
@@ -76,7 +80,7 @@ class CheckpointWriter(pl.Callback):
         module.require_finite_weights()
         processes = module.processes
         try:
-            processes.leader_alone(self.failed_writes.require_folder)
+            processes.leader_alone(self._prepare)
             trainer.save_checkpoint(self.folder / name)
             self._raise_failure(trainer, processes)
             if name == LAST:
@@ -85,6 +89,10 @@ class CheckpointWriter(pl.Callback):
             step = module.spent().steps
             is_last = name == LAST and (trainer.should_stop or module.finished)
             self.failed_writes.report(f"the state of step {step:,} ({name})", error, is_last=is_last)
+
+    def _prepare(self) -> None:
+        self.failed_writes.require_folder()
+        self.write_metrics()
 
     def _raise_failure(self, trainer: pl.Trainer, processes: Processes) -> None:
         """Raise on all processes what kept the leader from saving."""

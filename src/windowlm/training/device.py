@@ -1,8 +1,14 @@
 """The device of a run."""
 
+import os
+
 import torch
 
 from windowlm.config import ConfigError, TrainConfig
+from windowlm.errors import UserError
+
+# Of a parameter in float32: itself, and in training its gradient and the optimizer's two running means.
+BYTES_MADE, BYTES_TRAINED = 4, 16
 
 
 def choose_device(config: TrainConfig, number: int = 0) -> torch.device:
@@ -37,3 +43,19 @@ def choose_device(config: TrainConfig, number: int = 0) -> torch.device:
         if number:
             torch.cuda.set_device(device)
     return device
+
+
+def check_room(parameters: int, device: torch.device) -> None:
+    """Refuse a model that this machine cannot hold before it is made, as the system may kill what asks.
+
+    Raises:
+        UserError: saying what it would take.
+    """
+    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    needed = parameters * (BYTES_TRAINED if device.type == "cpu" else BYTES_MADE)
+    if needed > there:
+        raise UserError(
+            f"model: not enough memory: {parameters:,} parameters take {needed / 2**30:,.1f} GiB at least, "
+            f"and this machine has {there / 2**30:,.1f}; try model=tiny, or a smaller model.dim, "
+            "model.feed_forward_dim or model.layers"
+        )

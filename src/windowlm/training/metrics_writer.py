@@ -90,14 +90,22 @@ class MetricsWriter(pl.Callback):
         Raises:
             OSError: they cannot be, and no checkpoint may be saved without them.
         """
-        self._write_due(wait=True)
-        self.metrics_log.write_all(sync=True)
+        self.write_rows()
         return {
             "row_elapsed": time.monotonic() - self._row_started,
             "waited": self._waited,
             "tokens_at_row": self._tokens_at_row,
             "losses": self._spikes.state(),
         }
+
+    def write_rows(self) -> None:
+        """Have all rows so far on the disk.
+
+        Raises:
+            OSError: they cannot be written.
+        """
+        self._write_due(wait=True)
+        self.metrics_log.write_all(sync=True)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on with that row."""

@@ -153,6 +153,9 @@ class NonFiniteWatch(pl.Callback):
             "model": module.model.state_dict(),
             "optimizer": trainer.optimizers[0].state_dict(),
         }
+        if not self.folder.parent.is_dir():
+            # A new one in its place would look like a run.
+            return f"Its batch could not be saved: {self.folder.parent} is gone."
         try:
             AtomicCheckpointIO().save_checkpoint(content, path)
         except OSError as error:

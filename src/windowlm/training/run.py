@@ -47,7 +47,7 @@ from windowlm.training.checkpoint_writer import CheckpointWriter
 from windowlm.training.closing_screen import print_closing_screen
 from windowlm.training.compilation import forget_compiled, hidden_states, is_compiled
 from windowlm.training.determinism import set_determinism
-from windowlm.training.device import choose_device
+from windowlm.training.device import check_room, choose_device
 from windowlm.training.failed_writes import UNWRITABLE, FailedWrites, unwritable
 from windowlm.training.float8 import check_float8
 from windowlm.training.given_settings import given_settings
@@ -278,6 +278,8 @@ class TrainingRun:
 
     def _module(self, data: PreparedData) -> LanguageModelModule:
         config = self.config
+        cost = model_cost(config.model, data.tokenizer.vocabulary_size, config.data.sequence_length, 4)
+        check_room(cost.parameters, self.device)
         model = Decoder(config.model, data.tokenizer.vocabulary_size)
         if config.model.init_from is not None and not self.start.checkpoints:
             load_initial_weights(model, data.tokenizer, config.model.init_from)
@@ -490,6 +492,7 @@ class TrainingRun:
             self.folder.checkpoints,
             config.checkpoint.every_n_steps,
             validates_after,
+            write_metrics=metrics.write_rows,
             save_model=lambda: self._save_model(module, data),
             failed_writes=failed_writes,
         )
