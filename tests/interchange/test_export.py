@@ -267,6 +267,6 @@ def test_a_failure_on_the_way_leaves_nothing(tmp_path: Path, monkeypatch: pytest
         raise OSError("no space left on device")
 
     monkeypatch.setattr("windowlm.interchange.export.save_file", full)
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(UserError, match="cannot be written: no space"):
         exported(tmp_path, random_decoder())
     assert list(tmp_path.iterdir()) == []

@@ -211,7 +211,7 @@ BAD: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "an unknown weight": ("qwen2", config(model_type="llama"), "has no weight model.layers.0.self_attn"),
     "weights of more layers": ("llama", config(num_hidden_layers=3), "of 4 layers and config.json asks"),
     "more layers than can be": ("llama", config(num_hidden_layers=10**9), "num_hidden_layers=1000000000"),
-    "a size that fits nowhere": ("llama", config(intermediate_size=10**15), "and config.json asks for"),
+    "a size that fits nowhere": ("llama", config(intermediate_size=10**15), "must be at most 16777216"),
     "rows that fit nowhere": ("llama", config(vocab_size=10**12), "and config.json asks for"),
     "a weight that is NaN": ("llama", weight(Q_PROJ, nan), "q_proj.weight holds NaN"),
     "two heads": (
