@@ -10,6 +10,7 @@ dimension, F features, N processes.
 """
 
 import contextlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Self
@@ -24,12 +25,12 @@ from torch.autograd.function import once_differentiable
 from torch.distributed.device_mesh import init_device_mesh
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from windowlm.attention.window import Visibility
+from windowlm.attention.window import Visibility, reach
 from windowlm.parallel.context_group import ContextGroup
 
 
 @dataclass(frozen=True, eq=False)
-class Peer(Visibility):
+class Peer(Visibility, ABC):
     """One process's part of a sequence without documents, padding or sinks.
 
     Attributes:
@@ -61,6 +62,7 @@ class Peer(Visibility):
         assert self.group is not None
         return self.exchange(self.group, attention, query_BTHD, key_BTKD, value_BTKD, **options)
 
+    @abstractmethod
     def exchange(
         self,
         group: ContextGroup,
@@ -71,7 +73,6 @@ class Peer(Visibility):
         **options: Any,
     ) -> Tensor:
         """What `attend` does, which the compiler leaves alone, as it leaves the halo exchange."""
-        raise NotImplementedError
 
 
 class Gather(Peer):
@@ -89,7 +90,7 @@ class Gather(Peer):
         """Attention of the own queries."""
         assert self.window is not None
         end = (group.rank + 1) * query_BLHD.shape[1]
-        first = max(end - query_BLHD.shape[1] - (self.window - 1), 0)
+        first = max(end - query_BLHD.shape[1] - reach(self.window, causal=True)[0], 0)
         key_BTKD, value_BTKD = gathered(group, key_BLKD, value_BLKD)
         reached = Visibility.build(window=self.window)
         return attention(query_BLHD, key_BTKD[:, first:end], value_BTKD[:, first:end], reached, **options)

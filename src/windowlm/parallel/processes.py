@@ -121,7 +121,7 @@ class Processes:
         self.wait()
         return result
 
-    def leader_alone(self, work: Callable[[], None]) -> None:
+    def leader_alone(self, work: Callable[[], object]) -> None:
         """Let the leader do it; where that fails, all raise its exception."""
         failure: Exception | None = None
         if self.leads:

@@ -72,7 +72,7 @@ from windowlm.training.sharded_model import whole_state
 from windowlm.training.shared_work import SharedWork
 from windowlm.training.signals import Interrupted, Signals
 from windowlm.training.stopping import INTERRUPTED, Stopping
-from windowlm.training.wandb_run import WandbRun, check_mode
+from windowlm.training.wandb_run import WandbRun, choose_mode
 
 MOST_VALIDATIONS = 8
 # A validation reads forward only, a third of the work of training on the same tokens.
@@ -166,7 +166,8 @@ class TrainingRun:
         self.begun = self.has_begun = False
         self.wandb_run: WandbRun | None = None
         if config.logger.kind == "wandb":
-            processes.leader_alone(lambda: check_mode(config.logger.mode))
+            # Refuses before the run begins what its W&B run would be refused for.
+            processes.leader_alone(lambda: choose_mode(config.logger.mode))
         # Nothing is written before all have looked at the folder.
         processes.wait()
 

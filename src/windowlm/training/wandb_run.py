@@ -128,11 +128,6 @@ class WandbRun:
         return sorted(self.folder.glob(f"wandb/offline-run-*-{self.id}"))
 
 
-def check_mode(asked: Literal["auto", "online", "offline"]) -> None:
-    """Refuse, before a run begins, what its W&B run would be refused for; see `choose_mode`."""
-    choose_mode(asked)
-
-
 def choose_mode(asked: Literal["auto", "online", "offline"]) -> Mode:
     """``online``, ``offline`` or ``disabled``.
 
