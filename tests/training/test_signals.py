@@ -1,7 +1,9 @@
 import multiprocessing
 import os
 import signal
+import sys
 import time
+from collections.abc import Callable
 from typing import NoReturn
 
 import pytest
@@ -69,3 +71,26 @@ def test_a_forked_process_takes_no_notice() -> None:
             send(signal.SIGINT)
             os._exit(7)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+
+
+class Finalized:
+    def __init__(self, end: Callable[[], object]) -> None:
+        self.end = end
+
+    def __del__(self) -> None:
+        self.end()
+
+
+def test_a_signal_that_falls_into_a_finalizer_is_noted_and_not_printed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    printed: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: printed.append(unraisable.exc_type))
+    before = sys.unraisablehook
+    with Signals() as signals:
+        Finalized(lambda: signal.raise_signal(signal.SIGTERM))
+        Finalized(lambda: {}["missing"])
+        with pytest.raises(Interrupted, match="SIGTERM received"):
+            signals.check()
+    assert printed == [KeyError]
+    assert sys.unraisablehook is before

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+import sys
 from contextlib import suppress
 from types import FrameType, TracebackType
 from typing import Any, NoReturn, Self
@@ -27,6 +28,8 @@ class Signals:
     Where ``deferred`` is set the first signal is only noted, and whoever set it ends the work in an orderly
     way; elsewhere it raises ``Interrupted`` at once. A second SIGINT leaves at once in any case. Processes
     that are forked meanwhile take no notice: Ctrl-C reaches them too, and it is their parent who ends them.
+    Python cannot raise from a finalizer that a signal falls into, and would print a traceback; the signal is
+    noted all the same, and the next ``check`` raises.
 
     Attributes:
         received: what to tell the user about the first signal; None before it.
@@ -40,8 +43,10 @@ class Signals:
         self.deferred = False
         self._process = os.getpid()
         self._before: dict[int, Any] = {}
+        self._unraisable_before = sys.unraisablehook
 
     def __enter__(self) -> Self:
+        self._unraisable_before, sys.unraisablehook = sys.unraisablehook, self._pass_over
         self._before = {number: signal.getsignal(number) for number in WATCHED}
         self.take()
         return self
@@ -52,6 +57,7 @@ class Signals:
         for number, handler in self._before.items():
             # None is one that was not set by Python, and cannot be set again.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        sys.unraisablehook = self._unraisable_before
 
     def take(self) -> None:
         """Install the handlers; again where somebody else has installed others."""
@@ -62,6 +68,10 @@ class Signals:
         """Raise ``Interrupted`` if a signal has come."""
         if self.received is not None:
             raise Interrupted(self.received)
+
+    def _pass_over(self, unraisable: "sys.UnraisableHookArgs") -> None:
+        if not isinstance(unraisable.exc_value, Interrupted):
+            self._unraisable_before(unraisable)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._process:
