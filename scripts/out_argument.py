@@ -1,19 +1,16 @@
 """The option `--out` of scripts that write a report: where it can be written is known before the work."""
 
 import argparse
-import os
 from pathlib import Path
+
+from windowlm.atomic_write import obstacle
 
 
 def out_folder(text: str) -> Path:
     """A folder that is there and can be written, or can be made."""
     folder = Path(text)
-    try:
-        nearest = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-    except OSError as error:
-        raise argparse.ArgumentTypeError(f"{text}: {error.strerror}") from None
-    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
-        raise argparse.ArgumentTypeError(f"{text}: {nearest} is no folder that can be written")
+    if (reason := obstacle(folder)) is not None:
+        raise argparse.ArgumentTypeError(f"{text}: {reason}; give a folder that can be written")
     return folder
 
 

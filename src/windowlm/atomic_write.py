@@ -33,16 +33,27 @@ def write_atomically(
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
-    sync_folder(path.parent)
+    sync_path(path.parent)
 
 
-def sync_folder(folder: Path) -> None:
-    """Wait until the names in a folder are on the disk, which syncing the files does not promise."""
-    opened = os.open(folder, os.O_RDONLY)
+def sync_path(path: Path) -> None:
+    """Wait until what a file holds is on the disk, or the names in a folder, which files do not promise."""
+    opened = os.open(path, os.O_RDONLY)
     try:
         os.fsync(opened)
     finally:
         os.close(opened)
+
+
+def obstacle(folder: Path) -> str | None:
+    """Why a folder cannot be made or written, to be known before the work for it; None where it can."""
+    try:
+        nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    except OSError as error:  # as of a name that is too long
+        return error.strerror
+    if not nearest.is_dir():
+        return f"{nearest} is a file"
+    return None if os.access(nearest, os.W_OK | os.X_OK) else f"{nearest} cannot be written"
 
 
 def _make_folder(folder: Path) -> None:
@@ -51,7 +62,7 @@ def _make_folder(folder: Path) -> None:
     if folder.parent != folder:
         _make_folder(folder.parent)
     folder.mkdir(exist_ok=True)
-    sync_folder(folder.parent)
+    sync_path(folder.parent)
 
 
 def json_bytes(value: Any) -> bytes:

@@ -16,7 +16,7 @@ from einops import rearrange
 from torch import Tensor
 
 from .kv_cache import Chunk, KVCache, LayerCache, Slots
-from .window import PADDING, Visibility
+from .window import PADDING, Places, Visibility
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,6 +111,7 @@ class StepSlots:
         self.visibility: Visibility = SeenSlots()
         self.positions_BS, self.documents_BS = slots.positions_BS, slots.documents_BS
         self._chunk: Chunk | None = None
+        self._shown = Visibility(window=slots.window, sinks=slots.sinks)
         self._slot_1 = place.column
         self._slots_1S = torch.arange(size, device=place.column.device)[None]
 
@@ -138,11 +139,10 @@ class StepSlots:
             in_ring_B1 = documents_BT.masked_fill(position_B1 < self.sinks, PADDING)
         self.extend(self.positions_BS, position_B1.expand_as(documents_BT))
         self.extend(self.documents_BS, documents_BT, in_ring_B1)
-        near_BS = position_B1 >= self.positions_BS
-        if self.window is not None:
-            near_BS = near_BS & (position_B1 - self.positions_BS < self.window)
-            near_BS = near_BS | (self.positions_BS < self.sinks)
-        self.visibility = SeenSlots(seen=near_BS & (self.documents_BS == documents_BT))
+        seen_B1S = self._shown.between(
+            Places(position_B1, self.positions_BS, documents_BT, self.documents_BS)
+        )
+        self.visibility = SeenSlots(seen=seen_B1S[:, 0])
 
     def extend(
         self,

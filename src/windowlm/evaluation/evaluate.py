@@ -1,7 +1,6 @@
 """The evaluation as a run and ``scripts/evaluate.py`` call it: score, write the files, return the result."""
 
 import logging
-import os
 import shlex
 import time
 from collections.abc import Mapping
@@ -13,6 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from windowlm.atomic_write import obstacle
 from windowlm.bundle import ScorableModel, check_tokenizer, device_named, load_scorable
 from windowlm.data.token_store import TokenSplit
 from windowlm.errors import UserError
@@ -249,7 +249,8 @@ def evaluate_checkpoint(
     if not checkpoint.is_dir():
         run = Path("runs", str(checkpoint).replace("/", "--"))
     folder = run / evaluation_name(data) if output_dir is None else output_dir
-    _check_writable(folder)
+    if (reason := obstacle(folder)) is not None:
+        raise UserError(f"output_dir={folder}: {reason}; give a folder that can be written")
     result, earlier, losses, sections = _evaluate(
         bundle.model, documents, bundle.tokenizer.token_bytes_V, evaluation, facts, folder, processes
     )
@@ -267,14 +268,3 @@ def evaluate_checkpoint(
         evaluation=evaluation,
         folder=folder,
     )
-
-
-def _check_writable(folder: Path) -> None:
-    """Raise UserError, before the work, where a folder cannot be made or written."""
-    try:
-        nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    except OSError as error:  # as of a name that is too long
-        raise UserError(f"output_dir={folder}: {error.strerror}; give a folder that can be written") from None
-    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
-        reason = "may not be written" if nearest.is_dir() else "is a file"
-        raise UserError(f"output_dir={folder}: {nearest} {reason}; give a folder that can be written")

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from windowlm.atomic_write import json_bytes
+from windowlm.atomic_write import json_bytes, obstacle, sync_path
 from windowlm.errors import UserError
 from windowlm.interchange.config_out import transformers_config
 from windowlm.interchange.weight_names import transformers_name
@@ -34,9 +34,8 @@ def check_out(out: Path) -> None:
         raise UserError(
             f"out={out}: it exists, and an export overwrites nothing; give a folder that does not"
         )
-    nearest = next(path for path in out.absolute().parents if path.exists())
-    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
-        raise UserError(f"out={out}: {nearest} cannot be written; give a folder that can")
+    if (reason := obstacle(out.absolute().parent)) is not None:
+        raise UserError(f"out={out}: cannot be written: {reason}; give another folder")
 
 
 def export_to_transformers(
@@ -101,11 +100,11 @@ def _write(
             (partial / name).write_bytes(content)
         save_file(weights, partial / WEIGHTS_NAME, {"format": "pt"})
         for file in partial.iterdir():
-            _sync(file)
-        _sync(partial)
+            sync_path(file)
+        sync_path(partial)
         check_out(out)
         partial.rename(out)
-        _sync(out.parent)
+        sync_path(out.parent)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -129,11 +128,3 @@ def _norm_scale(config: ModelConfig) -> float:
     """
     own = torch.finfo(torch.float32).eps if config.qk_norm_epsilon is None else config.qk_norm_epsilon
     return math.sqrt(config.norm_epsilon / own)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

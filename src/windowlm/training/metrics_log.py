@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from windowlm.atomic_write import sync_folder, write_atomically
+from windowlm.atomic_write import sync_path, write_atomically
 from windowlm.errors import UserError
 from windowlm.evaluation.result_files import csv_of_rows
 from windowlm.json_text import parse_json
@@ -72,7 +72,7 @@ class MetricsLog:
                 if sync:
                     os.fsync(file.fileno())
                     if not self._name_synced:
-                        sync_folder(self.path.parent)
+                        sync_path(self.path.parent)
                         self._name_synced = True
             except OSError:
                 file.truncate(length)
