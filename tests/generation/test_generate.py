@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -179,8 +180,8 @@ def test_the_range_of_positions_follows_scaling_and_layers_without_positions(tmp
     assert position_range(bundle_of(tmp_path / "windows")) is None
 
 
-def assert_same_tokens_compiled(bundle: Bundle, prompts: list[str]) -> None:
-    settings = SamplingConfig(max_new_tokens=12, stop_at_end=False, temperature=0)
+def assert_same_tokens_compiled(bundle: Bundle, prompts: list[str], **given: Any) -> None:
+    settings = SamplingConfig(max_new_tokens=12, stop_at_end=False, **given)
     compiled = Generator(bundle, settings, compiled=True).batch(prompts)
     assert [result.tokens for result in compiled] == [
         result.tokens for result in Generator(bundle, settings).batch(prompts)
@@ -189,7 +190,9 @@ def assert_same_tokens_compiled(bundle: Bundle, prompts: list[str]) -> None:
 
 def test_compiled_steps_choose_the_same_tokens(bundle: Bundle) -> None:
     torch.compiler.reset()
-    assert_same_tokens_compiled(bundle, PROMPTS[1:2])
+    sampling = {"temperature": 2.0, "top_k": 50, "top_p": 0.9, "min_p": 0.01}
+    penalty = {"repetition_penalty": 1.5, "repetition_window": 5}
+    assert_same_tokens_compiled(bundle, PROMPTS, **sampling, **penalty)
 
 
 def test_the_pace_leaves_out_what_compiling_took(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -207,7 +210,7 @@ def test_steps_are_compiled_once_for_rows_alike_and_once_for_others(
     graphs = CompileCounter()
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=graphs))
     for prompts in (PROMPTS, PROMPTS[1:2], PROMPTS, PROMPTS[2:3]):
-        assert_same_tokens_compiled(bundle, prompts)
+        assert_same_tokens_compiled(bundle, prompts, temperature=0)
     assert graphs.frame_count == 2
 
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from windowlm.generation.config import SamplingConfig
-from windowlm.generation.sampling import NO_TOKEN, next_tokens, row_draws
+from windowlm.generation.sampling import next_tokens, row_draws
+from windowlm.generation.token_choice import NO_TOKEN, Occurrences, TokenChoice
 
 LOGITS = torch.tensor([2.0, -1.0, 0.5, 1.5, -0.5, 2.0, 0.0])
 
@@ -14,9 +15,9 @@ LOGITS = torch.tensor([2.0, -1.0, 0.5, 1.5, -0.5, 2.0, 0.0])
 def shares(draws: int = 20_000, earlier: list[int] | None = None, **settings: object) -> list[float]:
     """How often each token is chosen, draws spread evenly over [0, 1)."""
     draws_B = torch.arange(draws, dtype=torch.float64) / draws
-    earlier_BT = None if earlier is None else torch.tensor([earlier]).expand(draws, -1)
     config = SamplingConfig(**settings)  # type: ignore[arg-type]
-    chosen_B = next_tokens(LOGITS.expand(draws, -1), draws_B, config, earlier_BT)
+    earlier_BT = torch.tensor([earlier or [NO_TOKEN]]).expand(draws, -1)
+    chosen_B = TokenChoice(config, draws_B[:, None], earlier_BT, len(LOGITS))(LOGITS.expand(draws, -1)).tokens
     return (torch.bincount(chosen_B, minlength=len(LOGITS)) / draws).tolist()
 
 
@@ -57,6 +58,29 @@ def test_a_repetition_window_counts_the_last_tokens_alone() -> None:
     near = shares(earlier=[5, 3, 0, 1], repetition_penalty=2.0, repetition_window=2)
     assert near == shares(earlier=[0, 1], repetition_penalty=2.0)
     assert near != shares(earlier=[5, 3, 0, 1], repetition_penalty=2.0)
+
+
+@pytest.mark.parametrize("window", [None, 1, 3, 7])
+def test_occurrences_are_counted_in_the_last_tokens_whatever_came_before(window: int | None) -> None:
+    text = torch.randint(5, (2, 20), generator=torch.Generator().manual_seed(0))
+    text[1, :4] = NO_TOKEN
+    for prompt in (1, 3, 10):
+        occurrences = Occurrences(text[:, :prompt], 5, window)
+        for length in range(prompt, 20):
+            last = text[:, max(0, length - window) if window else 0 : length]
+            counts = [[int((row == token).sum()) for token in range(5)] for row in last]
+            assert occurrences.counts.tolist() == counts
+            occurrences.add(text[:, length])
+
+
+def test_nats_are_those_of_the_model_whatever_the_settings() -> None:
+    draws_BT = torch.full((1, 2), 0.999, dtype=torch.float64)
+    config = SamplingConfig(temperature=3.0, top_k=4, repetition_penalty=2.0)
+    choose = TokenChoice(config, draws_BT, torch.tensor([[2]]), len(LOGITS))
+    for _ in range(2):
+        chosen = choose(LOGITS[None])
+        wanted = -LOGITS.double().log_softmax(-1)[chosen.tokens]
+        torch.testing.assert_close(chosen.nats, wanted)
 
 
 def test_draws_depend_on_seed_and_prompt_and_begin_alike() -> None:

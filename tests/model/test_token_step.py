@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounter
 
+from tests.model.step_logits import Logits
 from tests.model.test_streaming import LAYERS, LENGTH, assert_same, drawn, each_layers, packed
 from tests.model.test_switches import tokens
 from windowlm.attention.step_cache import StepCache
@@ -23,7 +24,7 @@ def stepped(
     cache = model.new_cache(tokens_BT.shape[1])
     model(tokens_BT[:, :prompt], None if documents_BT is None else documents_BT[:, :prompt], cache=cache)
     assert holds_sinks(cache)
-    step = TokenStep(model, cache, len(tokens_BT), compiled=False)
+    step = TokenStep(model, cache, len(tokens_BT), Logits(), compiled=False)
     return torch.stack([step(tokens_B).clone() for tokens_B in tokens_BT[:, prompt:].T], 1)
 
 
@@ -61,7 +62,7 @@ def test_a_step_is_one_graph_whatever_the_column(rows_differ: bool) -> None:
     model, tokens_BT = drawn(LAYERS["all"]).double(), tokens(4, LENGTH)
     documents_BT = packed() if rows_differ else None
     graphs = CompileCounter()
-    compiled = torch.compile(token_step.logits_after, fullgraph=True, dynamic=False, backend=graphs)
+    compiled = torch.compile(token_step.outcome_after, fullgraph=True, dynamic=False, backend=graphs)
     with torch.no_grad():
         whole_BTV = model(tokens_BT, documents_BT)
         cache = model.new_cache(LENGTH)
@@ -69,7 +70,7 @@ def test_a_step_is_one_graph_whatever_the_column(rows_differ: bool) -> None:
         step = StepCache(cache)
         got = []
         for tokens_B in tokens_BT[:, PROMPT:].T:
-            got.append(compiled(model, tokens_B[:, None].contiguous(), step))
+            got.append(compiled(model, tokens_B[:, None].contiguous(), step, Logits()))
             step.place.step()
     assert graphs.frame_count == 1
     assert_same(torch.stack(got, 1), whole_BTV[:, PROMPT:])
@@ -85,7 +86,7 @@ def test_a_cache_that_could_grow_or_is_full_is_refused() -> None:
             model(tokens_BT, cache=cache)
         with pytest.raises(ValueError, match="without capacity"):
             StepCache(growing)
-        step = TokenStep(model, bounded, 1, compiled=False)
+        step = TokenStep(model, bounded, 1, Logits(), compiled=False)
         step(tokens_BT[:, 0])
         with pytest.raises(ValueError, match="full"):
             step(tokens_BT[:, 0])

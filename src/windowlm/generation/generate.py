@@ -21,8 +21,9 @@ from windowlm.bundle import Bundle
 from windowlm.deferred_numbers import DeferredNumbers
 from windowlm.errors import UserError
 from windowlm.generation.config import SamplingConfig
-from windowlm.generation.sampling import NO_TOKEN, next_tokens, row_draws
+from windowlm.generation.sampling import row_draws
 from windowlm.generation.text_stream import TextStream
+from windowlm.generation.token_choice import NO_TOKEN, Chosen, TokenChoice
 from windowlm.generation.token_step import TokenStep, capacity_of_steps, holds_sinks
 
 # Tokens of the prompts that one call reads at most, so that memory does not grow with their length.
@@ -181,6 +182,7 @@ class Generator:
         alike = all(len(ids) == longest for ids in encoded)
         draws = [row_draws(settings.seed, first + row, settings.max_new_tokens) for row in range(len(rows))]
         draws_BT = torch.stack(draws).to(self._device)
+        choose = TokenChoice(settings, draws_BT, earlier_BT, model.vocabulary_size)
         capacity = longest + settings.max_new_tokens
         cache = model.new_cache(capacity_of_steps(capacity) if self.compiled else capacity)
         started = self._working_time()
@@ -189,25 +191,20 @@ class Generator:
             chunk = slice(start, start + size)
             documents = None if alike else documents_BT[:, chunk].to(self._device)
             hidden_BTD = model.hidden(tokens_BT[:, chunk].to(self._device), documents, cache=cache)
-        logits_BV = model.head(hidden_BTD[:, -1])
-        go_on = self._next_logits(cache, len(rows))
+        chosen = choose(model.head(hidden_BTD[:, -1]))
+        go_on = self._continuation(cache, len(rows), choose)
         for step in range(settings.max_new_tokens):
-            logits_BV = logits_BV.double()
-            chosen_B = next_tokens(logits_BV, draws_BT[:, step], settings, earlier_BT)
-            nats_B = -logits_BV.log_softmax(-1).gather(1, chosen_B[:, None])[:, 0]
-            numbers = DeferredNumbers([chosen_B, nats_B])
-            if settings.repetition_penalty != 1:
-                earlier_BT = torch.cat([earlier_BT, chosen_B[:, None]], 1)
+            numbers = DeferredNumbers(chosen)
             goes_on, waits = step + 1 < settings.max_new_tokens, not numbers.arrived
             if goes_on and waits:
-                logits_BV = go_on(chosen_B)
+                chosen = go_on(chosen.tokens)
             read = numbers.read()
-            chosen, nats = [int(number) for number in read[: len(rows)]], read[len(rows) :]
+            tokens, nats = [int(number) for number in read[: len(rows)]], read[len(rows) :]
             now = self._working_time()
             self._count(rows, started, now, encoded if step == 0 else None)
             started = now
             pieces = [
-                row.add(*token) for row, token in zip(rows, zip(chosen, nats, strict=True), strict=True)
+                row.add(*token) for row, token in zip(rows, zip(tokens, nats, strict=True), strict=True)
             ]
             if all(row.ended_by is not None for row in rows):
                 self.results = [row.result() for row in rows]
@@ -215,30 +212,29 @@ class Generator:
                 return
             yield pieces
             if goes_on and not waits:
-                logits_BV = go_on(chosen_B)
+                chosen = go_on(chosen.tokens)
 
-    def _next_logits(self, cache: KVCache, batch: int) -> Callable[[Tensor], Tensor]:
-        """What gives the logits [B, V] behind one more token of each row."""
+    def _continuation(self, cache: KVCache, batch: int, choose: TokenChoice) -> Callable[[Tensor], Chosen]:
+        """What takes one more token of each row and chooses the next."""
         model = self.bundle.model
-        token_step: TokenStep | None = None
+        token_step: TokenStep[Chosen] | None = None
 
-        def go_on(tokens_B: Tensor) -> Tensor:
+        def go_on(tokens_B: Tensor) -> Chosen:
             nonlocal token_step
             if self.compiled and token_step is None and holds_sinks(cache):
-                token_step = self._token_step(cache, batch)
+                token_step = self._token_step(cache, batch, choose)
             if token_step is not None:
                 return token_step(tokens_B)
-            logits_BV: Tensor = model.head(model.hidden(tokens_B[:, None], cache=cache)[:, -1])
-            return logits_BV
+            return choose(model.head(model.hidden(tokens_B[:, None], cache=cache)[:, -1]))
 
         return go_on
 
-    def _token_step(self, cache: KVCache, batch: int) -> TokenStep:
+    def _token_step(self, cache: KVCache, batch: int, choose: TokenChoice) -> TokenStep[Chosen]:
         from torch._inductor.exc import InvalidCxxCompiler  # with it comes the compiler, which takes seconds
 
         started = time.perf_counter()
         try:
-            step = TokenStep(self.bundle.model, cache, batch)
+            step = TokenStep(self.bundle.model, cache, batch, choose)
         except InvalidCxxCompiler:
             raise UserError(
                 "compile=true: torch finds no C++ compiler on this machine; try compile=false"

@@ -1,6 +1,6 @@
 """The next token of each row: logits bent by the settings, then one draw of the row's own.
 
-Shapes: B batch, T tokens so far, V vocabulary.
+Shapes: B batch, T tokens, V vocabulary.
 """
 
 import hashlib
@@ -9,8 +9,6 @@ import torch
 from torch import Tensor
 
 from windowlm.generation.config import SamplingConfig
-
-NO_TOKEN = -1
 
 
 def row_draws(seed: int, prompt: int, tokens: int) -> Tensor:
@@ -28,7 +26,7 @@ def row_draws(seed: int, prompt: int, tokens: int) -> Tensor:
 
 
 def next_tokens(
-    logits_BV: Tensor, draws_B: Tensor, settings: SamplingConfig, earlier_BT: Tensor | None = None
+    logits_BV: Tensor, draws_B: Tensor, settings: SamplingConfig, occurred_BV: Tensor | None = None
 ) -> Tensor:
     """Choose the next token of each row, int64 ``[B]``.
 
@@ -36,12 +34,14 @@ def next_tokens(
         logits_BV: of the next token.
         draws_B: a uniform number in [0, 1) for each row.
         settings: temperature, filters, repetition penalty.
-        earlier_BT: tokens that the penalty counts, `NO_TOKEN` for padding; may be left away without penalty.
+        occurred_BV: bool, what the penalty makes less probable; may be left away without penalty.
     """
     logits_BV = logits_BV.double()
     if settings.repetition_penalty != 1:
-        assert earlier_BT is not None
-        logits_BV = _penalized(logits_BV, earlier_BT, settings)
+        assert occurred_BV is not None
+        penalty = settings.repetition_penalty
+        bent_BV = torch.where(logits_BV > 0, logits_BV / penalty, logits_BV * penalty)
+        logits_BV = torch.where(occurred_BV, bent_BV, logits_BV)
     if settings.temperature == 0:
         return logits_BV.argmax(-1)
     probabilities_BV = _kept(logits_BV / settings.temperature, settings).softmax(-1)
@@ -50,17 +50,6 @@ def next_tokens(
     chosen_B1 = torch.searchsorted(sums_BV, draws_B[:, None] * sums_BV[:, -1:], right=True)
     last_possible_B1 = probabilities_BV.shape[-1] - 1 - (probabilities_BV > 0).int().flip(-1).argmax(-1, True)
     return torch.minimum(chosen_B1, last_possible_B1)[:, 0]
-
-
-def _penalized(logits_BV: Tensor, earlier_BT: Tensor, settings: SamplingConfig) -> Tensor:
-    if settings.repetition_window is not None:
-        earlier_BT = earlier_BT[:, -settings.repetition_window :]
-    vocabulary, penalty = logits_BV.shape[-1], settings.repetition_penalty
-    # Padding falls into a column of its own, which is cut off.
-    occurred = torch.zeros(len(logits_BV), vocabulary + 1, dtype=torch.bool, device=logits_BV.device)
-    occurred.scatter_(1, earlier_BT.where(earlier_BT != NO_TOKEN, vocabulary), True)
-    bent_BV = torch.where(logits_BV > 0, logits_BV / penalty, logits_BV * penalty)
-    return torch.where(occurred[:, :vocabulary], bent_BV, logits_BV)
 
 
 def _kept(logits_BV: Tensor, settings: SamplingConfig) -> Tensor:

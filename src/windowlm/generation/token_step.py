@@ -1,4 +1,4 @@
-"""The logits after one more token of each row, compiled; a GPU replays it as one graph.
+"""One more token of each row and what follows from its logits, compiled; a GPU replays it as one graph.
 
 A model of some hundred million parameters reads its weights in a tenth of the time that the host needs to
 launch the kernels of its layers one by one.
@@ -6,8 +6,10 @@ launch the kernels of its layers one by one.
 Shapes: B batch, V vocabulary.
 """
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import chain
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -21,7 +23,18 @@ SLOTS_MULTIPLE = 1024
 # Of one process, by batch, capacity and dtype.
 MOST_COMPILED = 64
 WARM_UPS = 3
-LogitsAfter = Callable[[Decoder, Tensor, StepCache], Tensor]
+Outcome = TypeVar("Outcome")
+OutcomeOut = TypeVar("OutcomeOut", covariant=True)
+
+
+class Finish(Protocol[OutcomeOut]):
+    """What is made of the logits of a step, in tensors of fixed shape."""
+
+    def __call__(self, logits_BV: Tensor) -> OutcomeOut:
+        """The outcome of logits [B, V]."""
+
+    def moving_state(self) -> Iterator[Tensor]:
+        """What a call changes."""
 
 
 def capacity_of_steps(tokens: int) -> int:
@@ -34,31 +47,34 @@ def holds_sinks(cache: KVCache) -> bool:
     return cache.tokens >= max(1, *(slots.sinks for slots in cache.slots.values()))
 
 
-class TokenStep:
-    """Takes one token a row and gives the logits of the next; the logits are overwritten by the next call.
+class TokenStep(Generic[Outcome]):
+    """Takes one token a row and gives what follows from its logits, which the next call overwrites.
 
     Args:
         model: in evaluation mode, on the backend "auto".
         cache: what it has read so far, with a capacity; it is spent.
         batch: B.
+        finish: what follows; compiled and replayed with the model.
         compiled: False for the slow twin.
 
     Raises:
         ValueError: as ``StepCache``.
     """
 
-    def __init__(self, model: Decoder, cache: KVCache, batch: int, *, compiled: bool = True) -> None:
-        self.model, self.cache = model, StepCache(cache)
+    def __init__(
+        self, model: Decoder, cache: KVCache, batch: int, finish: Finish[Outcome], *, compiled: bool = True
+    ) -> None:
+        self.model, self.cache, self.finish = model, StepCache(cache), finish
         self._tokens_B1 = torch.zeros(batch, 1, dtype=torch.int64, device=self.cache.place.column.device)
-        self._logits_after: LogitsAfter = logits_after
+        self._after: Any = outcome_after
         self._graph: torch.cuda.CUDAGraph | None = None
-        self._logits_BV: Tensor
+        self._outcome: Outcome
         if compiled:
             self._compile()
 
     @torch.no_grad()
-    def __call__(self, tokens_B: Tensor) -> Tensor:
-        """Logits ``[B, V]`` after these tokens.
+    def __call__(self, tokens_B: Tensor) -> Outcome:
+        """The outcome behind these tokens.
 
         Raises:
             ValueError: the cache has no room for them.
@@ -67,30 +83,35 @@ class TokenStep:
         self._tokens_B1.copy_(tokens_B[:, None])
         if self._graph is not None:
             self._graph.replay()
-            return self._logits_BV
+            return self._outcome
         return self._step()
 
-    def _step(self) -> Tensor:
-        logits_BV = self._logits_after(self.model, self._tokens_B1, self.cache)
+    def _step(self) -> Outcome:
+        outcome: Outcome = self._after(self.model, self._tokens_B1, self.cache, self.finish)
         self.cache.place.step()
-        return logits_BV
+        return outcome
 
     @torch.no_grad()
     def _compile(self) -> None:
-        """Compile the step, on a GPU record it, and put back what that moved on.
-
-        The slot that it wrote meanwhile is the one that the next token writes.
-        """
-        kept = [(state, state.clone()) for state in self.cache.moving_state()]
         on_gpu = self._tokens_B1.is_cuda
         # Products with one row become sums, kernels that are fused with what stands around them.
         given: dict[str, Any] = {"options": {"coordinate_descent_tuning": True}} if on_gpu else {}
-        self._logits_after = torch.compile(logits_after, fullgraph=True, dynamic=False, **given)
+        self._after = torch.compile(outcome_after, fullgraph=True, dynamic=False, **given)
         with torch._dynamo.config.patch(recompile_limit=MOST_COMPILED, fail_on_recompile_limit_hit=True):
             if on_gpu:
                 self._record()
             else:
-                self._step()
+                with self._put_back():
+                    self._step()
+
+    @contextmanager
+    def _put_back(self) -> Iterator[None]:
+        """Undo what a step moves on. The slot that it writes is the one that the next token writes; a second
+        step would write one that the next token sees.
+        """
+        moving = chain(self.cache.moving_state(), self.finish.moving_state())
+        kept = [(state, state.clone()) for state in moving]
+        yield
         for state, before in kept:
             state.copy_(before)
 
@@ -99,15 +120,15 @@ class TokenStep:
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             for _ in range(WARM_UPS):
-                self._step()
+                with self._put_back():
+                    self._step()
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            self._logits_BV = self._step()
+            self._outcome = self._step()
         self._graph = graph
 
 
-def logits_after(model: Decoder, tokens_B1: Tensor, cache: StepCache) -> Tensor:
-    """Logits ``[B, V]`` behind one token of each row; `cache.place.step` is up to the caller."""
-    logits_BV: Tensor = model.head(model.hidden(tokens_B1, cache=cache)[:, -1])
-    return logits_BV
+def outcome_after(model: Decoder, tokens_B1: Tensor, cache: StepCache, finish: Finish[Outcome]) -> Outcome:
+    """What follows from the logits behind one token of each row; `cache.place.step` is up to the caller."""
+    return finish(model.head(model.hidden(tokens_B1, cache=cache)[:, -1]))
