@@ -11,7 +11,7 @@ from windowlm.errors import UserError
 from windowlm.model.config import ModelConfig
 from windowlm.model.decoder import Decoder
 from windowlm.training.calibration import calibrate
-from windowlm.training.compilation import forget_compiled, hidden_states, is_compiled
+from windowlm.training.compilation import forget_compiled, hidden_states, is_compiled, replays_graphs
 from windowlm.training.config import Precision, TrainerConfig
 from windowlm.training.device_batch import visibilities_on
 
@@ -30,6 +30,28 @@ def test_only_a_gpu_compiles_unless_told() -> None:
 def test_a_memory_budget_without_compilation_is_refused(compile: Any, device: str) -> None:
     with pytest.raises(UserError, match=r"activation_memory_budget=0.5: .* try trainer.compile=on"):
         is_compiled(TrainerConfig(compile=compile, activation_memory_budget=0.5), torch.device(device))
+
+
+@pytest.mark.parametrize(
+    ("compile", "device", "processes"),
+    [("auto", "cpu", 1), ("on", "cpu", 1), ("off", "cuda", 1), ("on", "cuda", 2)],
+)
+def test_graphs_are_replayed_of_compiled_training_on_one_gpu(
+    compile: Any, device: str, processes: int
+) -> None:
+    place = torch.device(device), processes
+    assert not replays_graphs(TrainerConfig(compile=compile, cuda_graphs="auto"), *place)
+    with pytest.raises(UserError, match=r"^trainer.cuda_graphs=on: .* try trainer.cuda_graphs=auto$"):
+        replays_graphs(TrainerConfig(compile=compile, cuda_graphs="on"), *place)
+
+
+def test_graphs_are_replayed_of_one_batch_a_step() -> None:
+    one_gpu = torch.device("cuda"), 1
+    assert not replays_graphs(TrainerConfig(), *one_gpu)
+    assert replays_graphs(TrainerConfig(cuda_graphs="auto"), *one_gpu)
+    assert not replays_graphs(TrainerConfig(cuda_graphs="auto", accumulate_batches=2), *one_gpu)
+    with pytest.raises(ValueError, match=r"^cuda_graphs=on: .* try accumulate_batches=1$"):
+        TrainerConfig(cuda_graphs="on", accumulate_batches=2)
 
 
 class Kept:

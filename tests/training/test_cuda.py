@@ -78,9 +78,12 @@ class NoWaiting(pl.Callback):
     on_exception = on_train_end  # type: ignore[assignment]
 
 
+@pytest.mark.parametrize("cuda_graphs", [False, True])
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
 @pytest.mark.parametrize("precision", ["bf16-true", "bf16-mixed"])
-def test_training_never_waits_for_the_device(tmp_path: Path, precision: Any, kind: Any) -> None:
+def test_training_never_waits_for_the_device(
+    tmp_path: Path, precision: Any, kind: Any, cuda_graphs: bool
+) -> None:
     torch._dynamo.utils.counters.clear()
     model = Decoder(SHAPE, VOCABULARY)
     module = LanguageModelModule(
@@ -92,7 +95,7 @@ def test_training_never_waits_for_the_device(tmp_path: Path, precision: Any, kin
         batch_size=BATCH,
         accumulate_batches=1,
         seed=0,
-        hidden_states=hidden_states(model, compiled=True),
+        hidden_states=hidden_states(model, compiled=True, cuda_graphs=cuda_graphs),
         loss=head_loss("auto", precision, compiled=True),
     )
     cost = model_cost(SHAPE, VOCABULARY, LENGTH, 2)
@@ -117,20 +120,24 @@ def test_training_never_waits_for_the_device(tmp_path: Path, precision: Any, kin
     torch.compiler.reset()
 
 
+@pytest.mark.parametrize("cuda_graphs", [False, True])
 @pytest.mark.parametrize("packed", [False, True])
-def test_the_compiled_decoder_computes_the_same(packed: bool) -> None:
+def test_the_compiled_decoder_computes_the_same(packed: bool, cuda_graphs: bool) -> None:
     torch.manual_seed(0)
     model = Decoder(SHAPE, VOCABULARY).to(CUDA, torch.bfloat16)
     exact = Decoder(SHAPE, VOCABULARY).to(CUDA)
     exact.load_state_dict({name: value.float() for name, value in model.state_dict().items()})
-    batch = draw(0) if packed else {"tokens_BT": draw(0)["tokens_BT"]}
     outcomes = []
     for decoder, compiled in ((exact, False), (model, False), (model, True)):
-        decoder.zero_grad()
-        visibilities = visibilities_on(decoder, batch, CUDA)
-        hidden = hidden_states(decoder, compiled=compiled)
-        hidden_BTD = hidden(batch["tokens_BT"].to(CUDA), visibilities=visibilities)
-        hidden_BTD.float().square().mean().backward()  # type: ignore[no-untyped-call]
+        hidden = hidden_states(decoder, compiled=compiled, cuda_graphs=compiled and cuda_graphs)
+        # A graph is recorded by the second call and replayed by the fourth, which has another batch.
+        for number in range(4):
+            drawn = draw(number)
+            batch = drawn if packed else {"tokens_BT": drawn["tokens_BT"]}
+            visibilities = visibilities_on(decoder, batch, CUDA)
+            hidden_BTD = hidden(batch["tokens_BT"].to(CUDA), visibilities=visibilities)
+            decoder.zero_grad()
+            hidden_BTD.float().square().mean().backward()  # type: ignore[no-untyped-call]
         gradients = [p.grad.float() for p in decoder.parameters() if p.grad is not None]
         outcomes.append([hidden_BTD.detach().float(), *gradients])
     for wanted, plain, fast in zip(*outcomes, strict=True):

@@ -131,6 +131,7 @@ def _forward_backward(model: Decoder, summed_loss: Callable[[], torch.Tensor], p
     started = _now(device)
     with _forward_context(precision, device):
         summed = summed_loss()
+    model.zero_grad()
     summed.backward()  # type: ignore[no-untyped-call]
     return _now(device) - started
 

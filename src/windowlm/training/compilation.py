@@ -10,6 +10,7 @@ import torch._dynamo.config as dynamo
 import torch._functorch.config as partitioning
 from torch import Tensor
 
+from windowlm.attention.rotary import RotaryEmbedding
 from windowlm.errors import UserError
 from windowlm.model.decoder import Decoder, Visibilities
 from windowlm.training.config import TrainerConfig
@@ -34,6 +35,21 @@ def is_compiled(settings: TrainerConfig, device: torch.device) -> bool:
     return compiled
 
 
+def replays_graphs(settings: TrainerConfig, device: torch.device, processes: int) -> bool:
+    """Whether a run replays its passes as graphs of kernels.
+
+    Raises:
+        UserError: it is asked for and cannot.
+    """
+    possible = device.type == "cuda" and processes == 1 and is_compiled(settings, device)
+    if settings.cuda_graphs == "on" and not possible:
+        raise UserError(
+            f"trainer.cuda_graphs=on: it is for compiled training on one GPU, and here trainer.compile="
+            f"{settings.compile}, device {device.type}, processes {processes}; try trainer.cuda_graphs=auto"
+        )
+    return settings.cuda_graphs != "off" and possible and settings.accumulate_batches == 1
+
+
 def hidden_states(
     model: Decoder,
     *,
@@ -41,6 +57,7 @@ def hidden_states(
     float8: bool = False,
     activation_memory_budget: float = 1.0,
     activation_checkpointing: bool = False,
+    cuda_graphs: bool = False,
     whole_graph: bool = True,
 ) -> HiddenStates:
     """``model.hidden``, compiled or not; the model itself stays as it is, for checkpoints and evaluation.
@@ -54,6 +71,7 @@ def hidden_states(
         activation_memory_budget: of compiled graphs, in (0, 1]: the share that is kept for the backward pass
             of what torch would keep by itself.
         activation_checkpointing: whether the inputs of blocks alone are kept, see `Decoder.hidden`.
+        cuda_graphs: of compiled graphs on a GPU: replay each pass as one graph of kernels.
         whole_graph: False where processes exchange tensors within the model, which no graph holds.
     """
     if not compiled and not float8:
@@ -62,6 +80,7 @@ def hidden_states(
             *tokens, **seen, checkpoint_activations=activation_checkpointing and torch.is_grad_enabled()
         )
     views = [] if float8 else [model]
+    frequencies_kept: list[bool] = []
 
     def hidden(tokens_BT: Tensor, *, visibilities: Visibilities) -> Tensor:
         if not views:  # not before the model is on its device and in its dtype
@@ -71,15 +90,20 @@ def hidden_states(
         again = activation_checkpointing and torch.is_grad_enabled()
         if not compiled:
             return _hidden(decoder, tokens_BT, visibilities, again)
+        if cuda_graphs and not frequencies_kept:
+            # They are kept for later calls, which memory of a graph that is recorded cannot be.
+            frequencies_kept.append(True)
+            for layer in decoder.modules():
+                if isinstance(layer, RotaryEmbedding):
+                    layer.rotation(tokens_BT.new_zeros(1, 1))
         # Read when a graph is cut into its passes, which is within its first call. Within DDP's forward torch
         # would cut it into buckets as well, but not one that calibration compiled before.
         with (
             partitioning.patch(activation_memory_budget=activation_memory_budget),
             dynamo.patch(optimize_ddp=False),
         ):
-            states_BTD: Tensor = _compiled_hidden(windows, whole_graph)(
-                decoder, tokens_BT, visibilities, again
-            )
+            compiled_hidden = _compiled_hidden(windows, whole_graph, cuda_graphs)
+            states_BTD: Tensor = compiled_hidden(decoder, tokens_BT, visibilities, again)
         return states_BTD
 
     return hidden
@@ -97,11 +121,11 @@ def _hidden(
 
 
 @cache
-def _compiled_hidden(windows: tuple[int | None, ...], whole_graph: bool) -> Any:
+def _compiled_hidden(windows: tuple[int | None, ...], whole_graph: bool, cuda_graphs: bool) -> Any:
     """A function of their own for windows, as torch makes a symbol of a number that varies between the calls
     of one function, which it knows by name and place: kernels would then be compiled for no window at all.
     """
     dynamo.fail_on_recompile_limit_hit = True
     name = "_".join(["hidden", *(str(window).lower() for window in windows)])
     of_windows = FunctionType(_hidden.__code__.replace(co_name=name), globals(), name)
-    return torch.compile(of_windows, fullgraph=whole_graph)
+    return torch.compile(of_windows, fullgraph=whole_graph, options={"triton.cudagraphs": cuda_graphs})

@@ -129,6 +129,8 @@ class TrainerConfig:
             that is kept for the backward pass, the rest being computed again; 1 is the fastest.
         activation_checkpointing: keep the inputs of the blocks alone, and compute each block again in the
             backward pass: a third more work, for sequences whose activations would not fit.
+        cuda_graphs: of compiled training on one GPU, with one batch a step: replay the kernels of each pass
+            as one graph, where the host is too slow to launch them one by one; ``auto`` does where it can be.
         window_warmup: keys that windows show at most when training begins; the limit doubles in equal shares
             of ``window_warmup_fraction`` until it reaches the largest window (as in modded-nanogpt). Layers
             without a window stay without. Validation sees whole windows. Null for none.
@@ -153,6 +155,7 @@ class TrainerConfig:
     compile: Literal["auto", "on", "off"] = "auto"
     activation_memory_budget: float = 1.0
     activation_checkpointing: bool = False
+    cuda_graphs: Literal["auto", "on", "off"] = "off"
     window_warmup: int | None = None
     window_warmup_fraction: float = 0.5
     progress_bar: Literal["auto", "on", "off"] = "auto"
@@ -191,6 +194,11 @@ class TrainerConfig:
                 f"activation_memory_budget={self.activation_memory_budget}: activation_checkpointing=true "
                 "keeps the inputs of blocks alone, of which no share is left out; try "
                 "activation_memory_budget=1"
+            )
+        if self.cuda_graphs == "on" and self.accumulate_batches > 1:
+            raise ValueError(
+                f"cuda_graphs=on: accumulate_batches={self.accumulate_batches} would add to gradients that "
+                "the next batch overwrites; try accumulate_batches=1"
             )
         for name in ("max_seconds", "max_time"):
             value = getattr(self, name)

@@ -45,7 +45,7 @@ from windowlm.training.calibration import calibrate
 from windowlm.training.checkpoint_io import AtomicCheckpointIO
 from windowlm.training.checkpoint_writer import CheckpointWriter
 from windowlm.training.closing_screen import print_closing_screen
-from windowlm.training.compilation import forget_compiled, hidden_states, is_compiled
+from windowlm.training.compilation import forget_compiled, hidden_states, is_compiled, replays_graphs
 from windowlm.training.determinism import set_determinism
 from windowlm.training.device import check_room, choose_device
 from windowlm.training.failed_writes import UNWRITABLE, FailedWrites, unwritable
@@ -156,6 +156,7 @@ class TrainingRun:
             float8=config.precision == "fp8",
             activation_memory_budget=config.trainer.activation_memory_budget,
             activation_checkpointing=config.trainer.activation_checkpointing,
+            cuda_graphs=replays_graphs(config.trainer, self.device, processes.size),
             whole_graph=self.work.whole_graph,
         )
         self.loss = head_loss(config.trainer.loss, config.precision, compiled=self.compiled)
