@@ -5,6 +5,7 @@ Shapes: N tokens of any leading dimensions, D input, O outputs of all maps toget
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +15,35 @@ from torch import Tensor, nn
 FEW_TOKENS = 32
 
 
-def project_jointly(hidden_ND: Tensor, layers: Sequence[nn.Linear]) -> tuple[Tensor, ...]:
+class JointWeights(NamedTuple):
+    """Weights of several layers beside each other in memory.
+
+    Attributes:
+        weight: [O, D].
+        bias: [O], or None.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+
+
+@torch.no_grad()
+def lay_side_by_side(layers: Sequence[nn.Linear]) -> JointWeights:
+    """Move the weights of the layers into one tensor, of which each layer's own become a part."""
+    joint = _put_together(layers)
+    start = 0
+    for layer in layers:
+        part = slice(start, start + layer.out_features)
+        layer.weight.data = joint.weight[part]
+        if joint.bias is not None:
+            layer.bias.data = joint.bias[part]
+        start = part.stop
+    return joint
+
+
+def project_jointly(
+    hidden_ND: Tensor, layers: Sequence[nn.Linear], joint: JointWeights | None = None
+) -> tuple[Tensor, ...]:
     """Apply each layer to the input; outputs may be views of one tensor.
 
     The weights stay apart, as optimizers and checkpoints want them, and are put together for the product. On
@@ -28,17 +57,23 @@ def project_jointly(hidden_ND: Tensor, layers: Sequence[nn.Linear]) -> tuple[Ten
     Args:
         hidden_ND: [..., D].
         layers: of D inputs each, all with biases or all without.
+        joint: what `lay_side_by_side` made of them; the product is then one in any case.
 
     Returns:
         [..., outputs of the layer] for each layer.
     """
+    if joint is None:
+        few_tokens = not torch.is_grad_enabled() and math.prod(hidden_ND.shape[:-1]) <= FEW_TOKENS
+        joinable = hidden_ND.device.type == "cpu" and all(type(layer) is nn.Linear for layer in layers)
+        if few_tokens or not joinable:
+            return tuple(layer(hidden_ND) for layer in layers)
+        joint = _put_together(layers)
+    outputs_NO = F.linear(hidden_ND, joint.weight, joint.bias)
+    return torch.split(outputs_NO, [layer.out_features for layer in layers], dim=-1)
+
+
+def _put_together(layers: Sequence[nn.Linear]) -> JointWeights:
     biases: list[Tensor] = [layer.bias for layer in layers if layer.bias is not None]
     assert len(biases) in (0, len(layers))
-    few_tokens = not torch.is_grad_enabled() and math.prod(hidden_ND.shape[:-1]) <= FEW_TOKENS
-    joinable = hidden_ND.device.type == "cpu" and all(type(layer) is nn.Linear for layer in layers)
-    if few_tokens or not joinable:
-        return tuple(layer(hidden_ND) for layer in layers)
     weight_OD = torch.cat([layer.weight for layer in layers])
-    bias_O = torch.cat(biases) if biases else None
-    outputs_NO = F.linear(hidden_ND, weight_OD, bias_O)
-    return torch.split(outputs_NO, [layer.out_features for layer in layers], dim=-1)
+    return JointWeights(weight_OD, torch.cat(biases) if biases else None)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from .config import BACKENDS, RotaryConfig, is_number
 from .dense_tensor import check_dense
 from .dispatch import attention, check_dropout, check_logit_cap, check_visibility
-from .joint_projection import project_jointly
+from .joint_projection import JointWeights, lay_side_by_side, project_jointly
 from .kv_cache import LayerCache
 from .rotary import RotaryEmbedding, Rotation
 from .short_convolution import ShortConvolution, check_taps
@@ -135,6 +135,7 @@ class SlidingWindowAttention(nn.Module):
         self.query_norm = nn.RMSNorm(dim_head, eps=qk_norm_epsilon) if qk_norm else None
         self.key_norm = nn.RMSNorm(dim_head, eps=qk_norm_epsilon) if qk_norm else None
         self.sink_logits = nn.Parameter(torch.empty(heads)) if learned_sinks else None
+        self._joint_weights: JointWeights | None = None
         self.gate = nn.Linear(dim, heads, bias=False) if gate else None
         self.value_shares = nn.Parameter(torch.empty(2)) if value_embedding else None
         self.convolutions = None
@@ -156,6 +157,13 @@ class SlidingWindowAttention(nn.Module):
             nn.init.zeros_(self.sink_logits)
         if self.value_shares is not None:
             nn.init.constant_(self.value_shares, 2**-0.5)
+
+    def join_projections(self) -> None:
+        """Keep the weights of queries, keys and values in one tensor from now on, for one product.
+
+        Whoever gives the layer other weights, or another dtype or device, must call it again.
+        """
+        self._joint_weights = lay_side_by_side((self.query, self.key, self.value))
 
     def extra_repr(self) -> str:
         """Say what `print(model)` would not show."""
@@ -210,7 +218,9 @@ class SlidingWindowAttention(nn.Module):
             visibility.check_call(batch, tokens, tokens, hidden_BTD.device)
         query_BTHD, key_BTKD, value_BTKD = (
             rearrange(projected, "b t (h d) -> b t h d", d=self.dim_head)
-            for projected in project_jointly(hidden_BTD, (self.query, self.key, self.value))
+            for projected in project_jointly(
+                hidden_BTD, (self.query, self.key, self.value), self._joint_weights
+            )
         )
         if self.convolutions is not None:
             behind_BT = (

@@ -4,7 +4,7 @@
 count is a tensor, each layer reads all of its slots, and a mask says which of them hold what is seen.
 
 Shapes: B batch (a leading 1 stands for any), 1 the token of a row, S slots or sinks, E earlier tokens,
-H query heads, K key-value heads, G query heads of a key-value head, D head dimension.
+H query heads, K key-value heads, D head dimension.
 """
 
 from collections.abc import Callable, Iterator
@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from einops import rearrange
 from torch import Tensor
 
 from .kv_cache import Chunk, KVCache, LayerCache, Slots
+from .step_attention import attend_one
 from .window import PADDING, Places, Visibility
 
 
@@ -53,47 +53,6 @@ class SeenSlots(Visibility):
             )
         assert self.seen is not None
         return attend_one(query_BTHD, key_BTKD, value_BTKD, self.seen, sink_logits_H, logit_cap)
-
-
-def attend_one(
-    query_B1HD: Tensor,
-    key_BSKD: Tensor,
-    value_BSKD: Tensor,
-    seen_BS: Tensor,
-    sink_logits_H: Tensor | None = None,
-    logit_cap: float | None = None,
-) -> Tensor:
-    """Softmax attention of one query a row over the slots that it sees, at least one; [B, 1, H, D].
-
-    Scores and softmax are at least float32. On a GPU the products are written as sums, which torch.compile
-    makes kernels of that read keys and values once, in their own dtype; on a CPU they are matrix products.
-    """
-    kv_heads = key_BSKD.shape[2]
-    wide = torch.promote_types(query_B1HD.dtype, torch.float32)
-    query_BKGD = rearrange(query_B1HD.to(wide), "b 1 (k g) d -> b k g d", k=kv_heads)
-    query_BKGD = query_BKGD * query_BKGD.shape[-1] ** -0.5
-    key_BKSD, value_BKSD = key_BSKD.transpose(1, 2).to(wide), value_BSKD.transpose(1, 2).to(wide)
-    as_sums = query_B1HD.device.type != "cpu"
-    if as_sums:
-        score_BKGS = (query_BKGD[:, :, :, None] * key_BKSD[:, :, None]).sum(-1)
-    else:
-        score_BKGS = query_BKGD @ key_BKSD.mT
-    if logit_cap is not None:
-        score_BKGS = logit_cap * torch.tanh(score_BKGS / logit_cap)
-    score_BKGS = score_BKGS.masked_fill(~seen_BS[:, None, None], -torch.inf)
-    if sink_logits_H is None:
-        weight_BKGS = score_BKGS.softmax(-1)
-    else:
-        # One more key, of a score of its own and no value.
-        sink_BKG1 = rearrange(sink_logits_H.to(wide), "(k g) -> 1 k g 1", k=kv_heads)
-        sink_BKG1 = sink_BKG1.expand(len(score_BKGS), -1, -1, -1)
-        weight_BKGS = torch.cat([score_BKGS, sink_BKG1], -1).softmax(-1)[..., :-1]
-    if as_sums:
-        mixed_BKGD = (weight_BKGS[..., None] * value_BKSD[:, :, None]).sum(-2)
-    else:
-        mixed_BKGD = weight_BKGS @ value_BKSD
-    output_B1HD: Tensor = rearrange(mixed_BKGD, "b k g d -> b 1 (k g) d").to(query_B1HD.dtype)
-    return output_B1HD
 
 
 class StepSlots:

@@ -6,6 +6,7 @@ launch the kernels of its layers one by one.
 Shapes: B batch, V vocabulary.
 """
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import chain
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from windowlm.attention.kv_cache import KVCache
 from windowlm.attention.step_cache import StepCache
-from windowlm.model.decoder import Decoder
+from windowlm.model.decoder import Block, Decoder
 
 # A capacity of these many slots or a multiple: each other number would be compiled anew.
 SLOTS_MULTIPLE = 1024
@@ -51,7 +52,8 @@ class TokenStep(Generic[Outcome]):
     """Takes one token a row and gives what follows from its logits, which the next call overwrites.
 
     Args:
-        model: in evaluation mode, on the backend "auto".
+        model: in evaluation mode, on the backend "auto"; the weights that share an input come to lie beside
+            each other, as parts of one tensor.
         cache: what it has read so far, with a capacity; it is spent.
         batch: B.
         finish: what follows; compiled and replayed with the model.
@@ -64,7 +66,7 @@ class TokenStep(Generic[Outcome]):
     def __init__(
         self, model: Decoder, cache: KVCache, batch: int, finish: Finish[Outcome], *, compiled: bool = True
     ) -> None:
-        self.model, self.cache, self.finish = model, StepCache(cache), finish
+        self.model, self.cache, self.finish = joined_view(model), StepCache(cache), finish
         self._tokens_B1 = torch.zeros(batch, 1, dtype=torch.int64, device=self.cache.place.column.device)
         self._after: Any = outcome_after
         self._graph: torch.cuda.CUDAGraph | None = None
@@ -127,6 +129,17 @@ class TokenStep(Generic[Outcome]):
         with torch.cuda.graph(graph):
             self._outcome = self._step()
         self._graph = graph
+
+
+def joined_view(model: Decoder) -> Decoder:
+    """The same model on the same parameters, whose products that share an input are one."""
+    shared = {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())}
+    view: Decoder = copy.deepcopy(model, shared)
+    for block in view.blocks:
+        assert isinstance(block, Block)
+        block.attention.join_projections()
+        block.feed_forward.join_projections()
+    return view
 
 
 def outcome_after(model: Decoder, tokens_B1: Tensor, cache: StepCache, finish: Finish[Outcome]) -> Outcome:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from windowlm.attention.joint_projection import project_jointly
+from windowlm.attention.joint_projection import JointWeights, lay_side_by_side, project_jointly
 from windowlm.model.config import Activation
 
 
@@ -26,13 +26,20 @@ class FeedForward(nn.Module):
         self.gate = nn.Linear(dim, hidden_dim, bias=False) if activation == "swiglu" else None
         self.up = nn.Linear(dim, hidden_dim, bias=False)
         self.down = nn.Linear(hidden_dim, dim, bias=False)
+        self._joint_weights: JointWeights | None = None
+
+    def join_projections(self) -> None:
+        """Keep the weights of gate and up in one tensor, as `SlidingWindowAttention.join_projections`."""
+        if self.gate is not None:
+            self._joint_weights = lay_side_by_side((self.gate, self.up))
 
     def forward(self, hidden_BTD: torch.Tensor) -> torch.Tensor:
         """Apply the network to each position on its own."""
         if self.gate is None:
             activated_BTF = _computed_again(_relu_squared, self.up(hidden_BTD))
         else:
-            activated_BTF = _computed_again(_gated_silu, *project_jointly(hidden_BTD, (self.gate, self.up)))
+            projected = project_jointly(hidden_BTD, (self.gate, self.up), self._joint_weights)
+            activated_BTF = _computed_again(_gated_silu, *projected)
         output_BTD: torch.Tensor = self.down(activated_BTF)
         return output_BTD
 
