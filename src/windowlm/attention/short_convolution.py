@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .computed_again import computed_again
+
 
 def check_taps(taps: object) -> None:
     """Raise ValueError unless it is None or a whole number from 2 on."""
@@ -56,16 +58,23 @@ class ShortConvolution(nn.Module):
         Returns:
             [B, T, H, D] in the dtype of `channels_BTHD`.
         """
-        tokens, earlier = channels_BTHD.shape[1], 0
-        longer_BSHD = channels_BTHD
-        if earlier_BEHD is not None:
-            earlier = earlier_BEHD.shape[1]
-            longer_BSHD = torch.cat([earlier_BEHD, channels_BTHD], 1)
-        # Under autocast the channels are narrower than the weights.
-        own_HD, *earlier_HD = self.weight_CHD.to(channels_BTHD.dtype)
-        mixed_BTHD: Tensor = channels_BTHD * own_HD
-        for distance, weight_HD in enumerate(earlier_HD, 1):
-            shifted_BTHD = F.pad(longer_BSHD, (0, 0, 0, 0, distance, 0))[:, earlier : earlier + tokens]
-            there_BT11 = (behind_BT >= distance)[..., None, None]
-            mixed_BTHD = mixed_BTHD + torch.where(there_BT11, shifted_BTHD * weight_HD, 0.0)
-        return mixed_BTHD
+        # Each shifted copy would be kept for the gradient of its weight.
+        return computed_again(_convolved, channels_BTHD, self.weight_CHD, behind_BT, earlier_BEHD)
+
+
+def _convolved(
+    channels_BTHD: Tensor, weight_CHD: Tensor, behind_BT: Tensor, earlier_BEHD: Tensor | None
+) -> Tensor:
+    tokens, earlier = channels_BTHD.shape[1], 0
+    longer_BSHD = channels_BTHD
+    if earlier_BEHD is not None:
+        earlier = earlier_BEHD.shape[1]
+        longer_BSHD = torch.cat([earlier_BEHD, channels_BTHD], 1)
+    # Under autocast the channels are narrower than the weights.
+    own_HD, *earlier_HD = weight_CHD.to(channels_BTHD.dtype)
+    mixed_BTHD: Tensor = channels_BTHD * own_HD
+    for distance, weight_HD in enumerate(earlier_HD, 1):
+        shifted_BTHD = F.pad(longer_BSHD, (0, 0, 0, 0, distance, 0))[:, earlier : earlier + tokens]
+        there_BT11 = (behind_BT >= distance)[..., None, None]
+        mixed_BTHD = mixed_BTHD + torch.where(there_BT11, shifted_BTHD * weight_HD, 0.0)
+    return mixed_BTHD

@@ -3,13 +3,11 @@
 Shape letters: B batch, T sequence, D model width, F hidden width.
 """
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 
+from windowlm.attention.computed_again import computed_again
 from windowlm.attention.joint_projection import JointWeights, lay_side_by_side, project_jointly
 from windowlm.model.config import Activation
 
@@ -36,10 +34,10 @@ class FeedForward(nn.Module):
     def forward(self, hidden_BTD: torch.Tensor) -> torch.Tensor:
         """Apply the network to each position on its own."""
         if self.gate is None:
-            activated_BTF = _computed_again(_relu_squared, self.up(hidden_BTD))
+            activated_BTF = computed_again(_relu_squared, self.up(hidden_BTD))
         else:
             projected = project_jointly(hidden_BTD, (self.gate, self.up), self._joint_weights)
-            activated_BTF = _computed_again(_gated_silu, *projected)
+            activated_BTF = computed_again(_gated_silu, *projected)
         output_BTD: torch.Tensor = self.down(activated_BTF)
         return output_BTD
 
@@ -50,11 +48,3 @@ def _gated_silu(gate_BTF: torch.Tensor, up_BTF: torch.Tensor) -> torch.Tensor:
 
 def _relu_squared(up_BTF: torch.Tensor) -> torch.Tensor:
     return F.relu(up_BTF).square()
-
-
-def _computed_again(activation: Callable[..., torch.Tensor], *inputs_BTF: torch.Tensor) -> torch.Tensor:
-    """The activation; a compiled backward pass, which reads its inputs anyway, computes it there again."""
-    if not torch.compiler.is_compiling():
-        return activation(*inputs_BTF)
-    activated_BTF: torch.Tensor = checkpoint(activation, *inputs_BTF, use_reentrant=False)
-    return activated_BTF
