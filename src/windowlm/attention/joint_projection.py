@@ -42,14 +42,18 @@ def lay_side_by_side(layers: Sequence[nn.Linear]) -> JointWeights:
 
 
 def project_jointly(
-    hidden_ND: Tensor, layers: Sequence[nn.Linear], joint: JointWeights | None = None
+    hidden_ND: Tensor,
+    layers: Sequence[nn.Linear],
+    joint: JointWeights | None = None,
+    *,
+    outputs_kept: bool = False,
 ) -> tuple[Tensor, ...]:
     """Apply each layer to the input; outputs may be views of one tensor.
 
     The weights stay apart, as optimizers and checkpoints want them, and are put together for the product. On
     a CPU one wide product is faster than several narrow ones, and the input's gradient need not be summed
-    over them. On a GPU it gains nothing at the sizes of training, and a part, as a view of it, keeps the
-    whole alive until the backward pass.
+    over them. On a GPU a part, as a view of it, keeps the whole alive until the backward pass, so that there
+    the product is one only where all outputs are kept anyway.
 
     One by one are applied a few tokens without gradients, as in generation, and layers of another kind, such
     as those that multiply in float8.
@@ -58,13 +62,15 @@ def project_jointly(
         hidden_ND: [..., D].
         layers: of D inputs each, all with biases or all without.
         joint: what `lay_side_by_side` made of them; the product is then one in any case.
+        outputs_kept: whether the backward pass needs them all.
 
     Returns:
         [..., outputs of the layer] for each layer.
     """
     if joint is None:
         few_tokens = not torch.is_grad_enabled() and math.prod(hidden_ND.shape[:-1]) <= FEW_TOKENS
-        joinable = hidden_ND.device.type == "cpu" and all(type(layer) is nn.Linear for layer in layers)
+        joinable = outputs_kept or hidden_ND.device.type == "cpu"
+        joinable = joinable and all(type(layer) is nn.Linear for layer in layers)
         if few_tokens or not joinable:
             return tuple(layer(hidden_ND) for layer in layers)
         joint = _put_together(layers)

@@ -219,7 +219,10 @@ class SlidingWindowAttention(nn.Module):
         query_BTHD, key_BTKD, value_BTKD = (
             rearrange(projected, "b t (h d) -> b t h d", d=self.dim_head)
             for projected in project_jointly(
-                hidden_BTD, (self.query, self.key, self.value), self._joint_weights
+                hidden_BTD,
+                (self.query, self.key, self.value),
+                self._joint_weights,
+                outputs_kept=self.convolutions is not None,
             )
         )
         if self.convolutions is not None:
