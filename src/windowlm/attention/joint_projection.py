@@ -5,7 +5,6 @@ Shapes: N tokens of any leading dimensions, D input, O outputs of all maps toget
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,28 +14,20 @@ from torch import Tensor, nn
 FEW_TOKENS = 32
 
 
-class JointWeights(NamedTuple):
-    """Weights of several layers beside each other in memory.
-
-    Attributes:
-        weight: [O, D].
-        bias: [O], or None.
-    """
-
-    weight: Tensor
-    bias: Tensor | None
+# Weights [O, D] and biases [O], or None, of several layers one after the other.
+JointWeights = tuple[Tensor, Tensor | None]
 
 
 @torch.no_grad()
 def lay_side_by_side(layers: Sequence[nn.Linear]) -> JointWeights:
     """Move the weights of the layers into one tensor, of which each layer's own become a part."""
-    joint = _put_together(layers)
+    weight_OD, bias_O = joint = _put_together(layers)
     start = 0
     for layer in layers:
         part = slice(start, start + layer.out_features)
-        layer.weight.data = joint.weight[part]
-        if joint.bias is not None:
-            layer.bias.data = joint.bias[part]
+        layer.weight.data = weight_OD[part]
+        if bias_O is not None:
+            layer.bias.data = bias_O[part]
         start = part.stop
     return joint
 
@@ -74,7 +65,7 @@ def project_jointly(
         if few_tokens or not joinable:
             return tuple(layer(hidden_ND) for layer in layers)
         joint = _put_together(layers)
-    outputs_NO = F.linear(hidden_ND, joint.weight, joint.bias)
+    outputs_NO = F.linear(hidden_ND, *joint)
     return torch.split(outputs_NO, [layer.out_features for layer in layers], dim=-1)
 
 
@@ -82,4 +73,4 @@ def _put_together(layers: Sequence[nn.Linear]) -> JointWeights:
     biases: list[Tensor] = [layer.bias for layer in layers if layer.bias is not None]
     assert len(biases) in (0, len(layers))
     weight_OD = torch.cat([layer.weight for layer in layers])
-    return JointWeights(weight_OD, torch.cat(biases) if biases else None)
+    return weight_OD, torch.cat(biases) if biases else None

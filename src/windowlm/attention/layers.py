@@ -6,7 +6,6 @@ Shapes: B batch, T tokens, H query heads, K key-value heads, D head dimension, E
 from typing import Any
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 
 from .config import BACKENDS, RotaryConfig, is_number
@@ -217,7 +216,7 @@ class SlidingWindowAttention(nn.Module):
             visibility = self._visibility(hidden_BTD, mask, visibility)
             visibility.check_call(batch, tokens, tokens, hidden_BTD.device)
         query_BTHD, key_BTKD, value_BTKD = (
-            rearrange(projected, "b t (h d) -> b t h d", d=self.dim_head)
+            projected.view(batch, tokens, -1, self.dim_head)
             for projected in project_jointly(
                 hidden_BTD,
                 (self.query, self.key, self.value),
@@ -236,7 +235,7 @@ class SlidingWindowAttention(nn.Module):
         mixed_BTHD = self.mix(query_BTHD, key_BTKD, value_BTKD, visibility, positions_BT, cache)
         if self.gate is not None:
             mixed_BTHD = mixed_BTHD * self.gate(hidden_BTD).sigmoid()[..., None]
-        mixed: Tensor = self.output(rearrange(mixed_BTHD, "b t h d -> b t (h d)"))
+        mixed: Tensor = self.output(mixed_BTHD.flatten(-2))
         return mixed
 
     def mix(

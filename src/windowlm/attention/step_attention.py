@@ -7,7 +7,6 @@ key-value head, D head dimension, P parts of the slots.
 from importlib.util import find_spec
 
 import torch
-from einops import rearrange
 from torch import Tensor
 
 from .operator import Operator
@@ -64,8 +63,9 @@ def attend_one_by_products(
     """The same in matrix products."""
     kv_heads = key_BSKD.shape[2]
     wide = torch.promote_types(query_B1HD.dtype, torch.float32)
-    query_BKGD = rearrange(query_B1HD.to(wide), "b 1 (k g) d -> b k g d", k=kv_heads)
-    query_BKGD = query_BKGD * query_BKGD.shape[-1] ** -0.5
+    batch, _, heads, head_dim = query_B1HD.shape
+    query_BKGD = query_B1HD.to(wide).reshape(batch, kv_heads, -1, head_dim)
+    query_BKGD = query_BKGD * head_dim**-0.5
     key_BKSD, value_BKSD = key_BSKD.transpose(1, 2).to(wide), value_BSKD.transpose(1, 2).to(wide)
     score_BKGS = query_BKGD @ key_BKSD.mT
     if logit_cap is not None:
@@ -75,10 +75,10 @@ def attend_one_by_products(
         weight_BKGS = score_BKGS.softmax(-1)
     else:
         # One more key, of a score of its own and no value.
-        sink_BKG1 = rearrange(sink_logits_H.to(wide), "(k g) -> 1 k g 1", k=kv_heads)
+        sink_BKG1 = sink_logits_H.to(wide).view(1, kv_heads, -1, 1)
         sink_BKG1 = sink_BKG1.expand(len(score_BKGS), -1, -1, -1)
         weight_BKGS = torch.cat([score_BKGS, sink_BKG1], -1).softmax(-1)[..., :-1]
-    output_B1HD: Tensor = rearrange(weight_BKGS @ value_BKSD, "b k g d -> b 1 (k g) d")
+    output_B1HD: Tensor = (weight_BKGS @ value_BKSD).reshape(batch, 1, heads, head_dim)
     return output_B1HD.to(query_B1HD.dtype)
 
 
