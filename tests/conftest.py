@@ -1,5 +1,6 @@
 """Documents to train on, and one finished run that many tests look at."""
 
+import copy
 import fcntl
 import gc
 import os
@@ -9,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
@@ -104,6 +106,34 @@ def script_environment(home: Path) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("WANDB", "HYDRA"))}
     caches = {"HOME": str(home), "XDG_CACHE_HOME": cache_home()}
     return {**kept, **caches, "COLUMNS": "120", "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture(autouse=True, scope="session")
+def read_once() -> Iterator[None]:
+    """Have Hydra parse each YAML once, which it does at every composition, and compose twice a command.
+
+    It composes a third time to learn its mode, which is that of the command line: no YAML sets one.
+    """
+    from hydra._internal.core_plugins.file_config_source import FileConfigSource
+    from hydra._internal.core_plugins.importlib_resources_config_source import ImportlibResourcesConfigSource
+    from hydra._internal.hydra import Hydra
+
+    results: dict[tuple[str, str], Any] = {}
+
+    def reading(read: Callable[..., Any]) -> Callable[..., Any]:
+        def load_config(self: Any, config_path: str) -> Any:
+            key = (self.path, config_path)
+            if key not in results:
+                results[key] = read(self, config_path)
+            return copy.deepcopy(results[key])
+
+        return load_config
+
+    with pytest.MonkeyPatch.context() as patch:
+        for source in (FileConfigSource, ImportlibResourcesConfigSource):
+            patch.setattr(source, "load_config", reading(source.load_config))
+        patch.setattr(Hydra, "get_mode", lambda *_, **__: None)
+        yield
 
 
 @pytest.fixture
