@@ -16,10 +16,12 @@ import hypothesis
 import pytest
 import torch
 
-from tests.forked_processes import cache_home, run_forked
+from tests.forked_processes import cache_home, leave_unsynced, run_forked
 
 # Tensors here are tiny: more threads only wait for one another, and long where cores are shared.
 torch.set_num_threads(1)
+
+leave_unsynced()
 
 # Draws of minutes, for pytest --hypothesis-profile=long; other tests are run as they are.
 hypothesis.settings.register_profile("short", deadline=None)

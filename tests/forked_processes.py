@@ -18,6 +18,9 @@ from unittest import mock
 
 PROJECT = Path(__file__).parents[1]
 PRELOADED = (
+    # A run on W&B imports the second, which takes seconds once much else is imported.
+    "wandb",
+    "wandb.sdk.launch.inputs.internal",
     "altair",
     "datasets",
     "hydra.main",
@@ -58,6 +61,11 @@ def start_server() -> None:
         forkserver.ensure_running()
 
 
+def leave_unsynced() -> None:
+    """Do not wait for the disk: without a sync too, what is written outlives the process."""
+    os.fsync = lambda descriptor: None
+
+
 def run_forked(
     script: Path,
     arguments: tuple[str, ...],
@@ -86,6 +94,7 @@ def run_forked(
 def _run(
     script: Path, arguments: tuple[str, ...], cwd: Path, environment: dict[str, str], streams: list[Path]
 ) -> None:
+    leave_unsynced()
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(cwd)
