@@ -107,7 +107,8 @@ def script_environment(home: Path) -> dict[str, str]:
     """The environment of a script that finds nothing of the user's."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("WANDB", "HYDRA"))}
     caches = {"HOME": str(home), "XDG_CACHE_HOME": cache_home()}
-    return {**kept, **caches, "COLUMNS": "120", "OMP_NUM_THREADS": "1"}
+    one_thread = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    return {**kept, **caches, **one_thread, "COLUMNS": "120"}
 
 
 @pytest.fixture(autouse=True, scope="session")
