@@ -14,12 +14,8 @@ from typing import Any
 
 import hypothesis
 import pytest
-import torch
 
 from tests.forked_processes import cache_home, leave_unsynced, run_forked
-
-# Tensors here are tiny: more threads only wait for one another, and long where cores are shared.
-torch.set_num_threads(1)
 
 leave_unsynced()
 
@@ -60,6 +56,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_collection_finish() -> None:
     """Leave what was imported out of later collections of garbage: runs ask for one before they measure."""
+    import torch  # which the process that hands out tests does without
+
+    # Tensors here are tiny: more threads only wait for one another, and long where cores are shared.
+    torch.set_num_threads(1)
     gc.collect()
     gc.freeze()
 
@@ -142,6 +142,8 @@ def read_once() -> Iterator[None]:
 @pytest.fixture
 def no_kernels() -> Iterator[None]:
     """Compile graphs, cut into their two passes, and no kernels, which takes minutes on a CPU."""
+    import torch
+
     with torch.compiler.set_stance("default", force_backend="aot_eager_decomp_partition"):
         yield
 

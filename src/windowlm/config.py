@@ -344,9 +344,10 @@ def check_config(config_type: type[Config], values: Mapping[str, Any]) -> Config
     """
     from pydantic import ValidationError
 
+    kind: type = config_type
     try:
         # JSON mode: strict there still takes an object for a dataclass and a list for a tuple.
-        config: Config = _adapter(config_type).validate_json(json.dumps(values), strict=True)
+        config: Config = _adapter(kind).validate_json(json.dumps(values), strict=True)
     except ValidationError as error:
         raise _first_error(config_type, error.errors(), values) from None
     for key, value in flattened(values).items():
