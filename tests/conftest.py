@@ -1,5 +1,6 @@
 """Documents to train on, and one finished run that many tests look at."""
 
+import copy
 import fcntl
 import gc
 import os
@@ -9,15 +10,14 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
-import torch
 
-from tests.forked_processes import cache_home, run_forked
+from tests.forked_processes import cache_home, leave_unsynced, run_forked
 
-# Tensors here are tiny: more threads only wait for one another, and long where cores are shared.
-torch.set_num_threads(1)
+leave_unsynced()
 
 # Draws of minutes, for pytest --hypothesis-profile=long; other tests are run as they are.
 hypothesis.settings.register_profile("short", deadline=None)
@@ -56,6 +56,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_collection_finish() -> None:
     """Leave what was imported out of later collections of garbage: runs ask for one before they measure."""
+    import torch  # which the process that hands out tests does without
+
+    # Tensors here are tiny: more threads only wait for one another, and long where cores are shared.
+    torch.set_num_threads(1)
     gc.collect()
     gc.freeze()
 
@@ -103,12 +107,43 @@ def script_environment(home: Path) -> dict[str, str]:
     """The environment of a script that finds nothing of the user's."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("WANDB", "HYDRA"))}
     caches = {"HOME": str(home), "XDG_CACHE_HOME": cache_home()}
-    return {**kept, **caches, "COLUMNS": "120", "OMP_NUM_THREADS": "1"}
+    one_thread = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    return {**kept, **caches, **one_thread, "COLUMNS": "120"}
+
+
+@pytest.fixture(autouse=True, scope="session")
+def read_once() -> Iterator[None]:
+    """Have Hydra parse each YAML once, which it does at every composition, and compose twice a command.
+
+    It composes a third time to learn its mode, which is that of the command line: no YAML sets one.
+    """
+    from hydra._internal.core_plugins.file_config_source import FileConfigSource
+    from hydra._internal.core_plugins.importlib_resources_config_source import ImportlibResourcesConfigSource
+    from hydra._internal.hydra import Hydra
+
+    results: dict[tuple[str, str], Any] = {}
+
+    def reading(read: Callable[..., Any]) -> Callable[..., Any]:
+        def load_config(self: Any, config_path: str) -> Any:
+            key = (self.path, config_path)
+            if key not in results:
+                results[key] = read(self, config_path)
+            return copy.deepcopy(results[key])
+
+        return load_config
+
+    with pytest.MonkeyPatch.context() as patch:
+        for source in (FileConfigSource, ImportlibResourcesConfigSource):
+            patch.setattr(source, "load_config", reading(source.load_config))
+        patch.setattr(Hydra, "get_mode", lambda *_, **__: None)
+        yield
 
 
 @pytest.fixture
 def no_kernels() -> Iterator[None]:
     """Compile graphs, cut into their two passes, and no kernels, which takes minutes on a CPU."""
+    import torch
+
     with torch.compiler.set_stance("default", force_backend="aot_eager_decomp_partition"):
         yield
 

@@ -12,6 +12,7 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
+from functools import cache
 from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from windowlm.attention.picture import AttentionPicture
@@ -341,12 +342,12 @@ def check_config(config_type: type[Config], values: Mapping[str, Any]) -> Config
     Raises:
         ConfigError: first unknown key, wrong type, value out of range or number that is not finite.
     """
-    from pydantic import TypeAdapter, ValidationError
+    from pydantic import ValidationError
 
-    adapter: TypeAdapter[Config] = TypeAdapter(config_type)
+    kind: type = config_type
     try:
         # JSON mode: strict there still takes an object for a dataclass and a list for a tuple.
-        config = adapter.validate_json(json.dumps(values), strict=True)
+        config: Config = _adapter(kind).validate_json(json.dumps(values), strict=True)
     except ValidationError as error:
         raise _first_error(config_type, error.errors(), values) from None
     for key, value in flattened(values).items():
@@ -360,6 +361,14 @@ def check_config(config_type: type[Config], values: Mapping[str, Any]) -> Config
                 correction=None if good is None else f"{key}={setting_text(good)}",
             )
     return config
+
+
+@cache
+def _adapter(config_type: type) -> Any:
+    """Pydantic's `TypeAdapter` of the dataclass; making one takes longer than the check."""
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(config_type)
 
 
 def _first_error(config_type: type, errors: list[Any], values: Mapping[str, Any]) -> ConfigError:

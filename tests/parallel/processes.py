@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 
-from tests.forked_processes import forking_context
+from tests.forked_processes import forking_context, leave_unsynced
 
 LOOPBACK = "127.0.0.1"
 
@@ -71,6 +71,7 @@ def _begin(
     with (folder / f"process {rank}").open("w") as errors:
         os.dup2(errors.fileno(), 2)
     torch.set_num_threads(1)
+    leave_unsynced()
     address = f"tcp://{LOOPBACK}:{port}"
     dist.init_process_group("gloo", init_method=address, rank=rank, world_size=count)
     try:

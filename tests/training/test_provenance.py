@@ -30,6 +30,8 @@ def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     git(folder, "init", "-q")
     git(folder, "config", "diff.noprefix", "true")
     git(folder, "config", "color.diff", "always")
+    git(folder, "config", "diff.relative", "true")
+    (folder / "train.py").write_text("above the file that asks\n")
     git(folder, "add", ".")
     git(folder, "commit", "-q", "-m", "all")
     monkeypatch.setattr(module, "__file__", str(own))
@@ -40,6 +42,7 @@ def test_the_difference_makes_the_committed_code_what_it_was(clone: Path, tmp_pa
     assert code_difference() == b""
     own = clone / "src" / "windowlm" / "training" / "provenance.py"
     own.write_text("changed\n\n\n")
+    (clone / "train.py").write_text("changed\n")
     (own.parent / "größe.py").write_bytes(b"caf\xe9 = 1")
     (own.parent / "empty.py").touch()
     (own.parent / "key.txt").write_text("secret")
@@ -48,6 +51,7 @@ def test_the_difference_makes_the_committed_code_what_it_was(clone: Path, tmp_pa
     git(tmp_path, "clone", "-q", str(clone), "other")
     git(tmp_path / "other", "apply", str(tmp_path / "changes.diff"))
     there = tmp_path / "other" / "src" / "windowlm" / "training"
+    assert (tmp_path / "other" / "train.py").read_bytes() == b"changed\n"
     for name in ("provenance.py", "größe.py", "empty.py"):
         assert (there / name).read_bytes() == (own.parent / name).read_bytes()
     assert sorted(path.name for path in there.iterdir()) == ["empty.py", "größe.py", "provenance.py"]

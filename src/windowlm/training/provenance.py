@@ -10,6 +10,7 @@ from typing import Any
 CODE = (":/src", ":/conf", ":/train.py", ":/scripts")
 OF_CODE = (".py", ".yaml")  # of new files: no others, which may hold anything
 # Whatever the user's own git is set to show.
+GIT = ("git", "-c", "core.quotepath=true", "-c", "diff.relative=false")
 AS_A_PATCH = (
     "--no-color",
     "--no-ext-diff",
@@ -18,7 +19,6 @@ AS_A_PATCH = (
     "--src-prefix=a/",
     "--dst-prefix=b/",
 )
-GIT = ("git", "-c", "core.quotepath=true")
 QUIET: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "timeout": 10}
 RECORDED_PACKAGES = ("windowlm", "torch", "lightning", "tokenizers", "datasets", "numpy")
 
@@ -46,10 +46,14 @@ def code_difference() -> bytes:
         return b""
     parts = [_git("diff", *AS_A_PATCH, "HEAD", "--", *CODE) or b""]
     new = _git("ls-files", "-z", "--full-name", "--others", "--exclude-standard", "--", *CODE) or b""
-    for name in map(os.fsdecode, sorted(new.split(b"\0"))):
-        if name.endswith(OF_CODE):
+    names = [name for name in map(os.fsdecode, sorted(new.split(b"\0"))) if name.endswith(OF_CODE)]
+    if names:
+        # The name in the patch is the one that is given.
+        top = os.fsdecode((_git("rev-parse", "--show-toplevel") or b".").rstrip(b"\n"))
+        for name in names:
             # With two files the status says whether they differ.
-            parts.append(_git("diff", *AS_A_PATCH, "--no-index", "--", "/dev/null", name, most=1) or b"")
+            compared = ("--no-index", "--", "/dev/null", name)
+            parts.append(_git("diff", *AS_A_PATCH, *compared, folder=top, most=1) or b"")
     return b"".join(parts)
 
 
@@ -58,12 +62,10 @@ def _is_clone() -> bool:
     return _git("ls-files", "--error-unmatch", "--", os.path.abspath(__file__)) is not None
 
 
-def _git(*arguments: str, most: int = 0) -> bytes | None:
-    """What git says in the top folder of the clone; None where its status is above ``most``."""
-    folder = Path(__file__).parent
+def _git(*arguments: str, folder: str | None = None, most: int = 0) -> bytes | None:
+    """What git says in a folder, that of this file by default; None where its status is above ``most``."""
     try:
-        top = subprocess.run([*GIT, "rev-parse", "--show-toplevel"], cwd=folder, check=True, **QUIET).stdout
-        done = subprocess.run([*GIT, *arguments], cwd=os.fsdecode(top.rstrip(b"\n")), check=False, **QUIET)
+        done = subprocess.run([*GIT, *arguments], cwd=folder or Path(__file__).parent, check=False, **QUIET)
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout if done.returncode <= most else None

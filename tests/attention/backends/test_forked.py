@@ -1,11 +1,13 @@
 """Processes that are forked after their parent computed attention with several threads."""
 
 import os
-import subprocess
-import sys
 import textwrap
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
+
+from tests.conftest import run_script
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 
@@ -34,20 +36,21 @@ def in_child(work):
 """
 
 
-def run(program: str) -> None:
-    """In a process of its own, as pytest has threads and one process for many tests."""
-    done = subprocess.run(
-        [sys.executable, "-c", COMMON + textwrap.dedent(program)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+@pytest.fixture
+def run(tmp_path: Path) -> Callable[[str], None]:
+    """Run a program in a process of its own, as pytest has threads and one process for many tests."""
+
+    def in_process(program: str) -> None:
+        script = tmp_path / "program.py"
+        script.write_text(COMMON + textwrap.dedent(program))
+        done = run_script(str(script), cwd=tmp_path, timeout=120)
+        assert done.returncode == 0, done.stderr
+
+    return in_process
 
 
 @pytest.mark.parametrize("first", [0, 3])
-def test_a_child_computes_after_its_parent_did(first: int) -> None:
+def test_a_child_computes_after_its_parent_did(first: int, run: Callable[[str], None]) -> None:
     run(
         f"""
         WAYS[{first}]()
@@ -63,7 +66,7 @@ def test_a_child_computes_after_its_parent_did(first: int) -> None:
     )
 
 
-def test_a_child_of_a_parent_that_used_no_threads_keeps_them() -> None:
+def test_a_child_of_a_parent_that_used_no_threads_keeps_them(run: Callable[[str], None]) -> None:
     run(
         """
         def work():
@@ -76,7 +79,7 @@ def test_a_child_of_a_parent_that_used_no_threads_keeps_them() -> None:
     )
 
 
-def test_a_child_does_not_wait_for_what_a_thread_of_its_parent_holds() -> None:
+def test_a_child_does_not_wait_for_what_a_thread_of_its_parent_holds(run: Callable[[str], None]) -> None:
     run(
         """
         WAYS[0]()
@@ -96,7 +99,7 @@ def test_a_child_does_not_wait_for_what_a_thread_of_its_parent_holds() -> None:
     )
 
 
-def test_workers_of_a_data_loader_compute_attention() -> None:
+def test_workers_of_a_data_loader_compute_attention(run: Callable[[str], None]) -> None:
     run(
         """
         WAYS[1]()
