@@ -27,17 +27,18 @@ class JointWeights(NamedTuple):
     bias: Tensor | None
 
 
-@torch.no_grad()
 def lay_side_by_side(layers: Sequence[nn.Linear]) -> JointWeights:
     """Move the weights of the layers into one tensor, of which each layer's own become a part."""
-    joint = _put_together(layers)
-    start = 0
-    for layer in layers:
-        part = slice(start, start + layer.out_features)
-        layer.weight.data = joint.weight[part]
-        if joint.bias is not None:
-            layer.bias.data = joint.bias[part]
-        start = part.stop
+    # The weights may be trained later, which those of inference mode refuse.
+    with torch.inference_mode(False), torch.no_grad():
+        joint = _put_together(layers)
+        start = 0
+        for layer in layers:
+            part = slice(start, start + layer.out_features)
+            layer.weight.data = joint.weight[part]
+            if joint.bias is not None:
+                layer.bias.data = joint.bias[part]
+            start = part.stop
     return joint
 
 
