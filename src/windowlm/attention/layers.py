@@ -170,7 +170,8 @@ class SlidingWindowAttention(nn.Module):
         """Say what `print(model)` would not show."""
         return (
             f"heads={self.heads}, kv_heads={self.kv_heads}, window_size={self.window_size}, "
-            f"causal={self.causal}, dropout={self.dropout}, backend={self.backend}"
+            f"causal={self.causal}, sinks={self.sinks}, learned_sinks={self.sink_logits is not None}, "
+            f"logit_cap={self.logit_cap}, dropout={self.dropout}, backend={self.backend}"
         )
 
     def forward(
