@@ -41,6 +41,15 @@ def tables(section: str) -> list[list[dict[str, str]]]:
     return found
 
 
+def test_the_example_runs_and_gives_the_shapes_that_it_says() -> None:
+    page = (DOCS / "attention-backends.md").read_text()
+    (example,) = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    claim = re.compile(r"^(\w.*)  # (\[[\d, ]+\])$", re.MULTILINE)
+    checked, claims = claim.subn(r"assert [*(\1).shape] == \2", example)
+    assert claims == 2
+    exec(checked, {})
+
+
 def test_the_ratios_beside_the_peers_are_those_of_the_results() -> None:
     rows_of, (plain, packed, _) = measured(), tables("Speed on a GPU")[1:]
     for documents, table in ((False, plain), (True, packed)):

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from windowlm.attention.backends import flex
+from windowlm.attention.joint_projection import lay_side_by_side
 from windowlm.attention.layers import SlidingWindowAttention
 from windowlm.attention.window import Visibility
 
@@ -56,3 +57,20 @@ def test_block_masks_of_inference_mode_are_not_kept_as_such() -> None:
     with torch.inference_mode():
         blocks = flex.block_mask(Visibility.build(window=20), heads_BTHD, heads_BTHD)
     assert not blocks.kv_indices.is_inference()
+
+
+@pytest.mark.parametrize("made_within", [False, True])
+def test_weights_that_inference_mode_lays_side_by_side_can_be_trained(made_within: bool) -> None:
+    with torch.inference_mode(made_within):
+        layers = [torch.nn.Linear(6, outputs) for outputs in (3, 5)]
+    kept = [layer.weight.clone() for layer in layers]
+    with torch.inference_mode():
+        weight_OD, _ = lay_side_by_side(layers)
+    assert torch.equal(weight_OD, torch.cat(kept))
+    assert not weight_OD.is_inference()
+    if not made_within:
+        optimizer = torch.optim.SGD([layer.weight for layer in layers], lr=1.0)
+        layers[0](torch.randn(2, 6, requires_grad=True)).sum().backward()
+        optimizer.step()
+        assert not torch.equal(weight_OD[:3], kept[0])
+        assert torch.equal(weight_OD[3:], kept[1])

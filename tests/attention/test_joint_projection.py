@@ -1,5 +1,8 @@
+from typing import Any
+
 import pytest
 import torch
+from torch.nn.utils import prune
 
 from windowlm.attention.joint_projection import FEW_TOKENS, lay_side_by_side, project_jointly
 
@@ -31,3 +34,36 @@ def test_layers_side_by_side_in_memory_compute_the_same_and_stay_apart(bias: boo
     assert not weight_OD[3:8].any()
     assert weight_OD[:3].all()
     assert weight_OD[8:].all()
+
+
+def test_layers_side_by_side_in_memory_are_trained_all_the_same() -> None:
+    layers = [torch.nn.Linear(6, outputs) for outputs in (3, 5)]
+    joint = lay_side_by_side(layers)
+    torch.cat(project_jointly(torch.randn(2, 3, 6), layers, joint), -1).sum().backward()
+    assert all(weight.grad is not None for layer in layers for weight in layer.parameters())
+
+
+def test_hooks_of_a_layer_are_called() -> None:
+    layers, called = [torch.nn.Linear(6, outputs, bias=False) for outputs in (3, 5)], []
+
+    def remember(layer: torch.nn.Module, *_: Any) -> None:
+        called.append(layer)
+
+    for register in ("forward_pre", "forward", "full_backward_pre", "full_backward"):
+        handle = getattr(layers[1], f"register_{register}_hook")(remember)
+        hidden_BTD = torch.randn(2, 3, 6, requires_grad=True)
+        torch.cat(project_jointly(hidden_BTD, layers), -1).sum().backward()
+        handle.remove()
+        assert called.pop() is layers[1]
+        assert not called
+
+
+def test_a_pruned_layer_is_trained() -> None:
+    layers = [torch.nn.Linear(6, outputs, bias=False) for outputs in (3, 5)]
+    prune.random_unstructured(layers[0], "weight", 0.5)
+    for _ in range(2):
+        torch.cat(project_jointly(torch.randn(2, 3, 6), layers), -1).sum().backward()
+        with torch.no_grad():
+            layers[0].weight_orig += 1
+    hidden_BTD = torch.randn(2, 3, 6)
+    torch.testing.assert_close(project_jointly(hidden_BTD, layers)[0], layers[0](hidden_BTD))

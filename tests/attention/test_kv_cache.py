@@ -95,6 +95,17 @@ def test_a_step_refuses_what_it_would_not_honour(options: dict[str, Any]) -> Non
             layer(hidden_BTD[:, :1], cache=steps.layers[0])
 
 
+def test_a_step_refuses_gradients() -> None:
+    layer, hidden_BTD, cache = SlidingWindowAttention(16, 2, 8, 4, 0.0), torch.randn(2, 3, 16), KVCache([4])
+    with torch.no_grad():
+        cache.advance(2, 3, CPU)
+        layer(hidden_BTD, cache=cache.layers[0])
+    steps = StepCache(cache)
+    steps.advance(2, 1, CPU)
+    with pytest.raises(ValueError, match="a KV cache carries no gradients"):
+        layer(hidden_BTD[:, :1], cache=steps.layers[0])
+
+
 def test_a_cache_refuses_keys_of_other_sizes() -> None:
     hidden_BTD = torch.randn(2, 3, 16)
     first = SlidingWindowAttention(16, 2, 8, 4, 0.0)

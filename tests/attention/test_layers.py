@@ -147,7 +147,14 @@ def test_a_graph_without_autocast_switches_none_off(window: int | None, options:
     assert not [node.target for node in graph.graph.nodes if "autocast" in str(node.target)]
 
 
-ALL_OPTIONS = {"sinks": 2, "learned_sinks": True, "gate": True, "logit_cap": 5.0, "qk_norm": True}
+ALL_OPTIONS = {
+    "sinks": 2,
+    "learned_sinks": True,
+    "gate": True,
+    "logit_cap": 5.0,
+    "qk_norm": True,
+    "short_convolution": 3,
+}
 
 
 @pytest.mark.parametrize("window", [5, None])
@@ -157,6 +164,8 @@ def test_the_layer_with_all_options_compiles_into_one_graph_and_equals_the_refer
     torch.manual_seed(0)
     layer = SlidingWindowAttention(16, 4, 8, window, dropout=0.0, kv_heads=2, **ALL_OPTIONS)
     torch.nn.init.normal_(layer.sink_logits)
+    for convolution in layer.convolutions.values():
+        torch.nn.init.normal_(convolution.weight_CHD)
     hidden_BTD = torch.randn(1, 40, 16)
     torch._dynamo.reset()
     results = []

@@ -87,3 +87,22 @@ def test_kernels_are_as_exact_as_products_in_their_dtype(dtype: torch.dtype, par
         # Rounded once at the end, and weights once before the product with values.
         allowed = 4 * torch.finfo(dtype).eps * float(value_BSKD[~hidden_BS].abs().max())
         torch.testing.assert_close(got_BHD.double(), exact_B1HD[:, 0], rtol=0, atol=allowed)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_slots_may_lie_further_apart_than_32_bits_count() -> None:
+    slots, apart = 200, 2**24
+    memory = torch.empty(slots * apart, dtype=torch.float16, device="cuda")
+    key_BSKD, value_BSKD = (
+        memory[start:].as_strided((1, slots, 1, 16), (slots * apart, apart, 16, 1)) for start in (0, 32)
+    )
+    query_B1HD = torch.randn(1, 1, 2, 16, dtype=torch.float16, device="cuda")
+    key_BSKD.copy_(torch.randn(key_BSKD.shape))
+    value_BSKD.copy_(torch.randn(value_BSKD.shape))
+    seen_BS = torch.ones(1, slots, dtype=torch.bool, device="cuda")
+    torch.testing.assert_close(
+        attend_one_by_kernels(query_B1HD[:, 0], key_BSKD, value_BSKD, seen_BS),
+        attend_one_by_products(query_B1HD, key_BSKD, value_BSKD, seen_BS)[:, 0],
+        rtol=0,
+        atol=4e-3,
+    )

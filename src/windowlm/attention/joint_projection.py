@@ -12,23 +12,22 @@ from torch import Tensor, nn
 
 # Up to here, putting the weights together costs more than one wide product saves.
 FEW_TOKENS = 32
-
-
 # Weights [O, D] and biases [O], or None, of several layers one after the other.
 JointWeights = tuple[Tensor, Tensor | None]
 
 
-@torch.no_grad()
 def lay_side_by_side(layers: Sequence[nn.Linear]) -> JointWeights:
     """Move the weights of the layers into one tensor, of which each layer's own become a part."""
-    weight_OD, bias_O = joint = _put_together(layers)
-    start = 0
-    for layer in layers:
-        part = slice(start, start + layer.out_features)
-        layer.weight.data = weight_OD[part]
-        if bias_O is not None:
-            layer.bias.data = bias_O[part]
-        start = part.stop
+    # The weights may be trained later, which those of inference mode refuse.
+    with torch.inference_mode(False), torch.no_grad():
+        weight_OD, bias_O = joint = _put_together(layers)
+        start = 0
+        for layer in layers:
+            part = slice(start, start + layer.out_features)
+            layer.weight.data = weight_OD[part]
+            if bias_O is not None:
+                layer.bias.data = bias_O[part]
+            start = part.stop
     return joint
 
 
@@ -46,27 +45,34 @@ def project_jointly(
     over them. On a GPU a part, as a view of it, keeps the whole alive until the backward pass, so that there
     the product is one only where all outputs are kept anyway.
 
-    One by one are applied a few tokens without gradients, as in generation, and layers of another kind, such
-    as those that multiply in float8.
+    One by one are applied a few tokens without gradients, as in generation, and layers that are more than a
+    weight: of another kind, such as those that multiply in float8, and with hooks, such as those of pruning.
 
     Args:
         hidden_ND: [..., D].
         layers: of D inputs each, all with biases or all without.
-        joint: what `lay_side_by_side` made of them; the product is then one in any case.
+        joint: what `lay_side_by_side` made of them; without gradients the product is then one in any case.
         outputs_kept: whether the backward pass needs them all.
 
     Returns:
         [..., outputs of the layer] for each layer.
     """
-    if joint is None:
+    # What lies side by side is no parameter, and would keep gradients from those that are.
+    if joint is None or torch.is_grad_enabled():
         few_tokens = not torch.is_grad_enabled() and math.prod(hidden_ND.shape[:-1]) <= FEW_TOKENS
         joinable = outputs_kept or hidden_ND.device.type == "cpu"
-        joinable = joinable and all(type(layer) is nn.Linear for layer in layers)
+        joinable = joinable and all(map(_is_its_weight, layers))
         if few_tokens or not joinable:
             return tuple(layer(hidden_ND) for layer in layers)
         joint = _put_together(layers)
     outputs_NO = F.linear(hidden_ND, *joint)
     return torch.split(outputs_NO, [layer.out_features for layer in layers], dim=-1)
+
+
+def _is_its_weight(layer: nn.Linear) -> bool:
+    """Whether calling the layer is the product with its weight and nothing else."""
+    hooks = (layer._forward_pre_hooks, layer._forward_hooks, layer._backward_pre_hooks, layer._backward_hooks)
+    return type(layer) is nn.Linear and not any(hooks)
 
 
 def _put_together(layers: Sequence[nn.Linear]) -> JointWeights:

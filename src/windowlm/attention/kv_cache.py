@@ -69,6 +69,12 @@ class Chunk:
         return prepared
 
 
+def check_no_gradients(key_BTKD: Tensor, value_BTKD: Tensor) -> None:
+    """Raise ValueError where gradients of keys or values are recorded."""
+    if torch.is_grad_enabled() and (key_BTKD.requires_grad or value_BTKD.requires_grad):
+        raise ValueError("a KV cache carries no gradients: call the layers under torch.no_grad()")
+
+
 class Slots:
     """Which tokens the slots of layers of one window hold, and what a chunk may see of them.
 
@@ -266,8 +272,7 @@ class LayerCache:
                 that the layer has read before or one after a chunk that it has not, and for keys of other
                 sizes than those before.
         """
-        if torch.is_grad_enabled() and (key_BTKD.requires_grad or value_BTKD.requires_grad):
-            raise ValueError("a KV cache carries no gradients: call the layers under torch.no_grad()")
+        check_no_gradients(key_BTKD, value_BTKD)
         self._check_goes_on(key_BTKD)
         dtype = key_BTKD.dtype if self.dtype is None else self.dtype
         if dtype != key_BTKD.dtype:

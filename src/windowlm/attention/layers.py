@@ -160,7 +160,8 @@ class SlidingWindowAttention(nn.Module):
     def join_projections(self) -> None:
         """Keep the weights of queries, keys and values in one tensor from now on, for one product.
 
-        Whoever gives the layer other weights, or another dtype or device, must call it again.
+        The product is one where no gradients are recorded. Whoever gives the layer other weights, or another
+        dtype or device, must call it again.
         """
         self._joint_weights = lay_side_by_side((self.query, self.key, self.value))
 
@@ -168,7 +169,8 @@ class SlidingWindowAttention(nn.Module):
         """Say what `print(model)` would not show."""
         return (
             f"heads={self.heads}, kv_heads={self.kv_heads}, window_size={self.window_size}, "
-            f"causal={self.causal}, dropout={self.dropout}, backend={self.backend}"
+            f"causal={self.causal}, sinks={self.sinks}, learned_sinks={self.sink_logits is not None}, "
+            f"logit_cap={self.logit_cap}, dropout={self.dropout}, backend={self.backend}"
         )
 
     def forward(
@@ -186,7 +188,8 @@ class SlidingWindowAttention(nn.Module):
         Args:
             hidden_BTD: [B, T, dim].
             mask: bool [B, T], True where there is a token, False for padding.
-            positions_BT: whole-number positions for the rotation, default 0 .. T-1.
+            positions_BT: [B or 1, T], whole-number positions for the rotation; None for those of the
+                visibility, or 0 .. T-1.
             visibility: built once a batch and shared by layers of one window, or of a smaller one, which
                 shows less; without it the layer builds its own from `mask`.
             value_embedding_BTE: [B, T, kv_heads * dim_head], what is mixed with the values.
@@ -416,7 +419,7 @@ def _check_positions(positions_BT: Tensor, hidden_BTD: Tensor) -> None:
     if not whole or positions_BT.shape not in ((1, tokens), (batch, tokens)):
         raise ValueError(
             f"positions_BT has shape {tuple(positions_BT.shape)} and dtype {positions_BT.dtype}: "
-            f"{(batch, tokens)} and whole numbers (int32 or int64) are allowed"
+            f"{(batch, tokens)} or {(1, tokens)} and whole numbers (int32 or int64) are allowed"
         )
     _check_device("positions_BT", positions_BT, hidden_BTD)
 

@@ -42,6 +42,10 @@ class ShortConvolution(nn.Module):
         nn.init.zeros_(self.weight_CHD)
         nn.init.ones_(self.weight_CHD[0])
 
+    def extra_repr(self) -> str:
+        """Say how far back it reads, for `print(model)`."""
+        return f"taps={self.taps}"
+
     @property
     def taps(self) -> int:
         """Tokens read, the own one included."""

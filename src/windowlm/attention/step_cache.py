@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .kv_cache import Chunk, KVCache, LayerCache, Slots
+from .kv_cache import Chunk, KVCache, LayerCache, Slots, check_no_gradients
 from .step_attention import attend_one
 from .window import PADDING, Places, Visibility
 
@@ -152,7 +152,12 @@ class StepLayer:
         self.tails = _step_tails(layer)
 
     def extend(self, key_B1KD: Tensor, value_B1KD: Tensor) -> tuple[Tensor, Tensor]:
-        """All slots of keys and values [B, S, K, D], the token's own written."""
+        """All slots of keys and values [B, S, K, D], the token's own written.
+
+        Raises:
+            ValueError: where gradients are recorded.
+        """
+        check_no_gradients(key_B1KD, value_B1KD)
         _, key_BSKD = self.slots.extend(self.key_BSKD, key_B1KD)
         _, value_BSKD = self.slots.extend(self.value_BSKD, value_B1KD)
         return key_BSKD, value_BSKD

@@ -35,14 +35,16 @@ def step_kernel(
     begin = part * slots_a_part
     end = tl.minimum(begin + slots_a_part, S)
     for start in tl.range(begin, end, N, num_stages=3):
-        slot_N = start + tl.arange(0, N)
+        place_N = tl.arange(0, N)
+        slot_N = start + place_N
         exists_N = slot_N < end
         seen_N = tl.load(seen_ptr + batch * seen_b + slot_N, mask=exists_N, other=0) != 0
         wanted_ND = exists_N[:, None] & (dim_D[None, :] < D)
-        keys = key_ptr + batch * key_b + kv_head * key_h + slot_N[:, None] * key_s + dim_D[None, :]
-        key_ND = tl.load(keys, mask=wanted_ND, other=0.0)
-        values = value_ptr + batch * value_b + kv_head * value_h + slot_N[:, None] * value_s + dim_D[None, :]
-        value_ND = tl.load(values, mask=wanted_ND, other=0.0)
+        # The slots of a long text are more numbers than 32 bits can count.
+        keys = key_ptr + batch * key_b + kv_head * key_h + tl.cast(start, tl.int64) * key_s
+        key_ND = tl.load(keys + place_N[:, None] * key_s + dim_D[None, :], mask=wanted_ND, other=0.0)
+        values = value_ptr + batch * value_b + kv_head * value_h + tl.cast(start, tl.int64) * value_s
+        value_ND = tl.load(values + place_N[:, None] * value_s + dim_D[None, :], mask=wanted_ND, other=0.0)
         score_RN = tl.dot(query_RD, tl.trans(key_ND), input_precision="ieee") * scale
         if CAPPED:
             # cap * tanh(score / cap)
