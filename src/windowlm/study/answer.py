@@ -14,7 +14,7 @@ from windowlm.evaluation.comparison import Run, runs_in
 from windowlm.evaluation.equivalence import MARGIN
 from windowlm.evaluation.report import COLORS, png
 from windowlm.json_text import parse_json
-from windowlm.study.author_values import ALL_FAR, FAR_REPEATS, LOSS, SAVED, Figure, author_values
+from windowlm.study.author_values import ALL_FAR, FAR_REPEATS, LOSS, RIGHT, SAVED, Figure, author_values
 from windowlm.study.cell_names import cell_names, window_name
 from windowlm.study.comparison_page import run_costs
 from windowlm.study.setting_comparison import SettingClaim, compare_settings, evaluated_cells
@@ -118,6 +118,8 @@ def main_rows(answer: Answer) -> list[dict[str, Any]]:
             if figure.measure.endswith(SAVED):
                 kind = figure.measure.split()[0]
                 row[f"saved_{kind}_{figure.order}"] = cell.means[figure]
+            if figure.measure == RIGHT:
+                row[f"right_of_ten_{figure.order}"] = cell.means[figure]
         rows.append(row)
     return rows
 
@@ -161,6 +163,7 @@ def plots(answer: Answer) -> dict[str, bytes]:
         ("far_repeats.png", FAR_REPEATS, "nats a byte of far repeats"),
         ("pasted_random.png", f"random {SAVED}", "nats a byte saved, random spans"),
         ("pasted_natural.png", f"natural {SAVED}", "nats a byte saved, natural text"),
+        ("forced_choice.png", RIGHT, "share right of ten"),
     ):
         values = [
             {"cell": cell.name, "x": figure.order, "y": value}
