@@ -1,13 +1,15 @@
 """Take the results of a study's finished runs to another machine, without their weights.
 
-python scripts/pack_runs.py pack FOLDER OUT [--part-mebibytes 15] [--losses PATTERN]
+python scripts/pack_runs.py pack FOLDER OUT [--part-mebibytes 15] [--numbers | --losses PATTERN]
 python scripts/pack_runs.py unpack OUT FOLDER
 
 FOLDER holds the runs, also in folders below; OUT gets an archive of their settings, metrics, evaluations and
 measures, in parts of at most so many MiB. Where it is unpacked, `train.py` and `scripts/score_runs.py` pass
-over these runs, and `scripts/length_study.py` reads them. Nothing that is there is overwritten. With
-`--losses` the archive holds nothing but the nats of single targets of the runs whose names below FOLDER are
-like the pattern, such as 'main/*'.
+over these runs, and `scripts/length_study.py` reads them. Nothing that is there is overwritten.
+
+With `--numbers` pages and pictures are left out, which are nine tenths of it. With `--losses` the archive
+holds nothing but the nats of single targets of the runs whose names below FOLDER are like the pattern, such
+as 'main/*'.
 """
 
 import argparse
@@ -33,7 +35,9 @@ def main() -> int:
     packing.add_argument("folder", metavar="FOLDER", type=Path)
     packing.add_argument("out", metavar="OUT", type=out_folder)
     packing.add_argument("--part-mebibytes", metavar="N", type=_positive, default=15)
-    packing.add_argument("--losses", metavar="PATTERN", help="of the names of runs")
+    kinds = packing.add_mutually_exclusive_group()
+    kinds.add_argument("--numbers", action="store_true", help="leave pages and pictures out")
+    kinds.add_argument("--losses", metavar="PATTERN", help="of the names of runs")
     unpacking = commands.add_parser("unpack", help="add its runs to a folder")
     unpacking.add_argument("out", metavar="OUT", type=Path)
     unpacking.add_argument("folder", metavar="FOLDER", type=out_folder)
@@ -41,7 +45,13 @@ def main() -> int:
     if given.command == "pack":
         if not given.folder.is_dir():
             raise UserError(f"{given.folder}: there is no such folder; give the folder of the runs")
-        count, parts = pack_runs(given.folder, given.out, given.part_mebibytes * MEBIBYTE, given.losses)
+        count, parts = pack_runs(
+            given.folder,
+            given.out,
+            given.part_mebibytes * MEBIBYTE,
+            numbers=given.numbers,
+            losses_of=given.losses,
+        )
         print(f"{count} finished runs in")
         for part in parts:
             print(f"  {shlex.quote(str(part))}, {part.stat().st_size / MEBIBYTE:.1f} MiB")

@@ -86,12 +86,22 @@ def test_what_goes_on_elsewhere_is_added_and_nothing_is_overwritten(runs, tmp_pa
     assert files_in(there) == before
 
 
+def test_pages_and_pictures_may_be_left_out(runs, tmp_path):
+    write(runs / "main" / "0", {"evaluation/report.html": "page", "evaluation/length.png": "picture"})
+    pack_runs(runs, tmp_path / "packed", 1 << 20)
+    unpack_runs(tmp_path / "packed", tmp_path / "there")
+    pack_runs(runs, tmp_path / "packed", 1 << 20, numbers=True)
+    unpack_runs(tmp_path / "packed", tmp_path / "elsewhere")
+    missing = {f"main/0/evaluation/{name}" for name in ("report.html", "length.png")}
+    assert files_in(tmp_path / "there").keys() - files_in(tmp_path / "elsewhere").keys() == missing
+
+
 def test_losses_are_packed_by_themselves_for_the_runs_that_are_named(runs, tmp_path):
-    assert pack_runs(runs, tmp_path / "packed", 1 << 20, "main/[1-9]")[0] == 1
+    assert pack_runs(runs, tmp_path / "packed", 1 << 20, losses_of="main/[1-9]")[0] == 1
     unpack_runs(tmp_path / "packed", tmp_path / "there")
     assert files_in(tmp_path / "there") == {f"main/1/{LOSSES}": "main/1"}
     with pytest.raises(UserError, match=r"no finished run with losses\.parquet whose name is like x"):
-        pack_runs(runs, tmp_path / "packed", 1 << 20, "x")
+        pack_runs(runs, tmp_path / "packed", 1 << 20, losses_of="x")
 
 
 def test_parts_are_no_larger_than_asked_for_and_all_are_needed(runs, tmp_path):

@@ -280,9 +280,8 @@ def _against_base(
 
 
 def _sentences(cells: Sequence[Cell], claims: Sequence[SettingClaim]) -> dict[str, list[str]]:
-    base = cells[0]
     return {
-        "Is the rival at its best?": _gate(base),
+        "Is the rival at its best?": _gate(cells),
         "Which windows are equal to full attention, and what do they lose?": _equal(cells, claims),
         "How much of the quarrel is the rotary base?": _rotary(cells, claims),
         "What does a hybrid win back?": _hybrid(cells, claims),
@@ -341,16 +340,18 @@ def _by_author(cell: Cell, context_length: int) -> dict[str, float]:
     return {author: float(np.mean([own[author] for own in each])) for author in each[0]}
 
 
-def _gate(base: Cell) -> list[str]:
+def _gate(cells: Sequence[Cell]) -> list[str]:
+    """What each cell with full attention saves, the base first."""
     found = []
-    for distance, least in GATE:
-        saved = base.mean(f"random {SAVED}", f"{distance:,} bytes back")
-        if saved is not None:
-            verdict = "met" if saved >= least else "missed"
-            found.append(
-                f"{base.name} saves {saved:.3f} nats a byte on random spans {distance:,} bytes back; the "
-                f"gate, {least:g}, is {verdict}."
-            )
+    for cell in cells:
+        for distance, least in GATE:
+            saved = cell.mean(f"random {SAVED}", f"{distance:,} bytes back")
+            if cell.window == "full" and saved is not None:
+                verdict = "met" if saved >= least else "missed"
+                found.append(
+                    f"{cell.name} saves {saved:.3f} nats a byte on random spans {distance:,} bytes back; the "
+                    f"gate, {least:g}, is {verdict}."
+                )
     return found or ["The gate was not measured: no random spans at its distances."]
 
 

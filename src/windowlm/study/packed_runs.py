@@ -24,6 +24,7 @@ SCORED = "scored.json"  # what scripts/score_runs.py has scored, beside the runs
 PART = re.compile(rf"{re.escape(NAME)}\.(\d+)-of-(\d+)")
 WEIGHTS = ("*.safetensors", "*.ckpt")
 LEFT_OUT = ("checkpoints", UNFINISHED)
+PAGES = (".html", ".png")
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Unpacked:
 
 
 def pack_runs(
-    folder: Path, out: Path, part_bytes: int, losses_of: str | None = None
+    folder: Path, out: Path, part_bytes: int, *, numbers: bool = False, losses_of: str | None = None
 ) -> tuple[int, list[Path]]:
     """Write an archive of the finished runs of a folder, cut into parts.
 
@@ -53,6 +54,7 @@ def pack_runs(
         folder: of the runs, also in folders below.
         out: folder of the parts, which is made.
         part_bytes: largest size of a part.
+        numbers: whether pages and pictures are left out.
         losses_of: pattern of the runs' names below ``folder``: the nats of the single targets of these runs
             are packed instead, and nothing else.
 
@@ -67,6 +69,8 @@ def pack_runs(
         names = {run: run.relative_to(folder).as_posix() for run in finished}
         finished = [run for run in finished if fnmatch.fnmatchcase(names[run], losses_of)]
     files = [file for run in finished for file in _files(run, losses=losses_of is not None)]
+    if numbers:
+        files = [file for file in files if file.suffix not in PAGES]
     if not files:
         which = "" if losses_of is None else f" with losses.parquet whose name is like {losses_of}"
         raise UserError(f"{folder}: holds no finished run{which}")
