@@ -22,6 +22,10 @@ def evaluate(config: EvaluateConfig, invocation: Invocation) -> int:
 
     processes = Processes.join()
     with ending_together(processes, SAVED):
+        if config.wandb:
+            from windowlm.training.finished_wandb_run import check_wandb_run
+
+            processes.leader_alone(lambda: check_wandb_run(Path(config.checkpoint)))
         evaluated = evaluate_checkpoint(
             Path(config.checkpoint),
             data=config.data.given(),
@@ -32,7 +36,26 @@ def evaluate(config: EvaluateConfig, invocation: Invocation) -> int:
         )
         if processes.leads:
             run_study(evaluated, config.study)
+            if config.wandb:
+                log_evaluations(Path(config.checkpoint))
     return 0
+
+
+def log_evaluations(run: Path) -> None:
+    """Log every evaluation of a run to its W&B run, and say how an offline one is uploaded."""
+    from windowlm.evaluation.result_files import OWN_EVALUATION, PLOT_NAME, RESULT_NAME, read_result
+    from windowlm.study.measure_files import STUDY_FOLDER, measures_in
+    from windowlm.training.finished_wandb_run import open_wandb_run
+
+    wandb_run = open_wandb_run(run)
+    for folder in sorted(path.parent for path in run.glob(f"{OWN_EVALUATION}*/{RESULT_NAME}")):
+        wandb_run.log_length(read_result(run, folder.name), folder / PLOT_NAME, folder.name)
+        for measured in measures_in(folder):
+            plot = folder / STUDY_FOLDER / f"{measured['measure']}.png"
+            wandb_run.log_table(f"{folder.name}/{measured['measure']}", measured["rows"], plot)
+    wandb_run.finish(0)
+    if (command := wandb_run.sync_command()) is not None:
+        print(command)
 
 
 if __name__ == "__main__":

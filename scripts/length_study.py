@@ -88,8 +88,8 @@ def markdown(
         "# The length study: what was found",
         "",
         f"Made from [length_study.json]({place}/length_study.json) by `{command}`. Differences are against "
-        f"{answer.base}; intervals hold 95%, over authors and training seeds where a cell has two or more, "
-        "and over authors alone where it has one.",
+        f"{answer.base} unless another is named; intervals hold 95%, over authors and training seeds where a "
+        "cell has two or more, and over authors alone where it has one.",
         "",
         "| " + " | ".join(name.replace("_", " ") for name in columns) + " |",
         "|" + "---|" * len(columns),

@@ -72,7 +72,8 @@ def history_by_step(read: dict[str, Any]) -> dict[int, list[dict[str, Any]]]:
     by_step: dict[int, list[dict[str, Any]]] = {}
     for row in read["history"]:
         own = {name: row[name] for name in row if not name.startswith(("_", "evaluation/"))}
-        by_step.setdefault(row["_step"], []).append(own)
+        if own:  # evaluations have steps of their own behind the last
+            by_step.setdefault(row["_step"], []).append(own)
     return by_step
 
 

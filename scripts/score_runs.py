@@ -5,7 +5,8 @@ python scripts/score_runs.py FOLDER [--seconds 540] [key=value ...]
 The settings are those of `scripts/evaluate.py`, which is called for one run after the other; its option
 `checkpoint` is set here, and `devices=N` shares the scoring of each run among processes. After `--seconds`
 the run at hand is stopped, with what it has scored kept, and the status is 75: the same command goes on. Runs
-that were scored with the same settings are passed over.
+that were scored with the same settings are passed over, also where their weights are no more; others without
+weights are named at the end, with status 1.
 """
 
 import argparse
@@ -18,6 +19,7 @@ from windowlm.atomic_write import json_bytes, write_atomically
 from windowlm.errors import USAGE_ERROR, UserError, exit_status
 from windowlm.evaluation.comparison import runs_in
 from windowlm.json_text import parse_json
+from windowlm.model_folder import IN_RUN, WEIGHTS_NAME
 from windowlm.parallel.place import own_place
 
 UNFINISHED = 75
@@ -44,10 +46,14 @@ def main() -> int:
     deadline = None if given.seconds is None else time.monotonic() + given.seconds
     record = given.folder / RECORD
     scored: dict[str, list[str]] = read_record(record)
-    finished = [run.folder for run in runs_in(given.folder) if (run.folder / "model").is_dir()]
+    finished = [run.folder for run in runs_in(given.folder) if (run.folder / IN_RUN).is_dir()]
+    without_weights = []
     for number, folder in enumerate(finished, start=1):
         name = str(folder.relative_to(given.folder))
         if scored.get(name) == settings:
+            continue
+        if not (folder / IN_RUN / WEIGHTS_NAME).is_file():
+            without_weights.append(name)
             continue
         print(f"{number} of {len(finished)}: {folder}", flush=True)
         status = evaluate(folder, settings, deadline)
@@ -58,7 +64,12 @@ def main() -> int:
             return USAGE_ERROR if status == USAGE_ERROR else 1
         scored[name] = settings
         write_atomically(record, json_bytes(scored))
-    print(f"{len(finished)} runs are scored")
+    print(f"{len(finished) - len(without_weights)} runs are scored")
+    if without_weights:
+        print(
+            f"error: not scored so, and without weights here: {', '.join(without_weights)}", file=sys.stderr
+        )
+        return 1
     return 0
 
 

@@ -370,10 +370,15 @@ def test_cells_of_the_length_study_have_as_many_parameters_where_that_is_said() 
 
     def parameters(cell: str) -> int:
         words = (f"cell={cell}", *COMPANIONS["cell", cell])
-        return model_cost(check_config(TrainConfig, composed(*words)).model, 256, 8192, 2).parameters
+        config = check_config(TrainConfig, composed(*words))
+        vocabulary = 256 if config.tokenizer.kind == "bytes" else config.tokenizer.vocabulary_size
+        return model_cost(config.model, vocabulary, 8192, 2).parameters
 
     plain = parameters("window_512")
     assert plain == parameters("full") == parameters("hybrid_128") == parameters("kv_heads_8") == 41_170_944
     assert parameters("kv_heads_1") == pytest.approx(plain, rel=0.002)
+    assert parameters("full_bpe") == parameters("window_128_bpe") == parameters("window_512_bpe")
+    assert parameters("full_bpe") == pytest.approx(plain, rel=0.002)
     page = (CONF.parent / "docs" / "length-study.md").read_text(encoding="utf-8")
-    assert all(f"{count:,}" in page for count in (plain, parameters("kv_heads_1"), parameters("kv_heads_8")))
+    counts = [parameters(cell) for cell in ("window_512", "kv_heads_1", "kv_heads_8", "full_bpe")]
+    assert all(f"{count:,}" in page for count in counts)

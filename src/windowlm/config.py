@@ -149,6 +149,7 @@ class EvaluateConfig:
             used; ``torchrun`` and ``srun`` start their own.
         output_dir: folder of the results; null is ``evaluation`` in the run's folder, or
             ``evaluation_NAME`` for other data.
+        wandb: whether all evaluations of the run, with their measures, go to its W&B run as well.
     """
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
@@ -160,12 +161,18 @@ class EvaluateConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     devices: int = 1
     output_dir: str | None = None
+    wandb: bool = False
 
     def __post_init__(self) -> None:
         if self.devices < 1:
             raise ValueError(f"devices={self.devices}: must be at least 1; try devices=1")
         if self.output_dir is not None and not self.output_dir.strip():
             raise ValueError(f"output_dir={self.output_dir}: a folder, or null; try output_dir=null")
+        if self.output_dir is not None and self.wandb:
+            raise ValueError(
+                f"wandb=true: output_dir={self.output_dir} is not in the run, whose evaluations go to W&B; "
+                "try wandb=false"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,6 +25,13 @@ def test_counts_below_one_are_refused(name):
         EvaluationConfig(**{name: 0})
 
 
+@pytest.mark.parametrize("name", ["max_targets", "max_targets_per_document", "bytes_per_author"])
+def test_targets_of_another_evaluation_need_no_budget(name):
+    budget = {"max_targets": None, name: 5}
+    with pytest.raises(ValueError, match=rf"^{name}=5: targets=a\.json says what .*; try {name}=null$"):
+        EvaluationConfig(targets="a.json", **budget)
+
+
 def test_the_settings_load_without_torch_and_numpy():
     code = "import sys, windowlm.evaluation.config; print({'torch', 'numpy', 'pydantic'} & set(sys.modules))"
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "set()"

@@ -193,3 +193,13 @@ def test_a_damaged_earlier_result_is_kept_and_not_overwritten(run):
     evaluate(run)
     assert (run / "evaluation" / "earlier" / "001" / "length.json").read_text() == "{"
     assert read_result(run)["rows"]
+
+
+def test_the_targets_of_another_evaluation_are_scored_again(run, tmp_path):
+    first = evaluate(run, evaluation=EvaluationConfig(context_lengths=[8, 16], max_targets=200))
+    targets = str(run / "evaluation" / "targets.json")
+    confined = EvaluationConfig(context_lengths=[4, 8], max_targets=None, targets=targets)
+    again = evaluate(run, evaluation=confined, output_dir=tmp_path / "again")
+    assert again["targets_hash"] == again["targets_within"] == first["targets_hash"]
+    assert first["targets_within"] is None
+    assert again["rows"][1]["nats"] == pytest.approx(first["rows"][0]["nats"], rel=1e-6)

@@ -27,6 +27,7 @@ def test_of_other_data_every_target_is_scored_in_float32_and_in_no_split(tmp_pat
     settings = {
         "max_targets": 7,
         "max_targets_per_document": 3,
+        "targets": "targets.json",
         "precision": "bf16-true",
         "context_lengths": [64],
     }
@@ -35,6 +36,8 @@ def test_of_other_data_every_target_is_scored_in_float32_and_in_no_split(tmp_pat
     whole = {
         "max_targets": None,
         "max_targets_per_document": None,
+        "bytes_per_author": None,
+        "targets": None,
         "precision": "32-true",
         "context_lengths": [64],
     }

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from windowlm.errors import UserError
 from windowlm.evaluation.targets import (
     ScoredWindow,
     TargetRegion,
@@ -12,6 +13,8 @@ from windowlm.evaluation.targets import (
     choose_targets,
     naive_windows,
     protocol_windows,
+    read_byte_ranges,
+    targets_in_bytes,
 )
 
 from .fakes import MemoryDocuments, one_byte_each, random_documents
@@ -124,3 +127,67 @@ def test_other_targets_have_another_hash(change):
 def test_windows_that_do_not_tile_the_targets_are_found_out(windows):
     with pytest.raises((AssertionError, StopIteration)):
         assert_tiled([TargetRegion(0, "hash", 4, 10, 4, 10)], windows)
+
+
+class OfText(MemoryDocuments):
+    """Documents that are known by their text, whatever the tokens."""
+
+    def __init__(self, documents, texts):
+        super().__init__(documents)
+        self.texts = texts
+
+    def document_hash(self, document):
+        return self.texts[document]
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    sizes=st.lists(st.integers(1, 4), min_size=12, max_size=60),
+    context=st.integers(1, 8),
+    budget=st.integers(1, 40),
+)
+def test_tokens_within_the_bytes_of_another_evaluation_are_its_targets(sizes, context, budget):
+    byte_count = sum(sizes)
+    if byte_count <= 32:
+        return
+    by_bytes = OfText([np.ones(byte_count, dtype=int)], ["a"])
+    given_set = choose_targets(by_bytes, one_byte_each(), 32, budget)
+    token_bytes_V = np.arange(5)
+    found = targets_in_bytes(OfText([sizes], ["a"]), token_bytes_V, min(context, 8), given_set.byte_ranges)
+    (region,) = given_set.regions
+    inside, at = [], 0
+    for token, size in enumerate(sizes):
+        if at >= region.first_byte and at + size <= region.end_byte:
+            inside.append((token, at, at + size))
+        at += size
+    assert found.within == given_set.hash
+    assert found.target_count == len(inside)
+    for each in found.regions:
+        assert (each.first, each.first_byte) == inside[0][:2]
+        assert (each.end - 1, each.end_byte) == inside[-1][::2]
+        assert region.end_byte - 3 <= each.end_byte <= region.end_byte
+        assert region.first_byte <= each.first_byte <= region.first_byte + 3
+
+
+def test_the_bytes_of_the_same_tokenizer_are_the_same_targets():
+    documents = random_documents([60, 90, 10], seed=3)
+    first = choose_targets(documents, one_byte_each(), 20, 50)
+    again = targets_in_bytes(documents, one_byte_each(), 20, first.byte_ranges)
+    assert again.hash == first.hash == again.within
+    assert again.regions == first.regions
+
+
+def test_targets_that_cannot_be_taken_over_are_named(tmp_path):
+    documents = random_documents([60, 90], seed=3)
+    ranges = choose_targets(documents, one_byte_each(), 20, None).byte_ranges
+    with pytest.raises(UserError, match=r"document 1 of 2 is not among the 2 that are scored here"):
+        targets_in_bytes(random_documents([60, 90], seed=4), one_byte_each(), 20, ranges)
+    with pytest.raises(UserError, match=r"context_lengths: .* 20 tokens before them, and the longest .* 21"):
+        targets_in_bytes(documents, one_byte_each(), 21, ranges)
+    path = tmp_path / "targets.json"
+    with pytest.raises(UserError, match=r"targets\.json: No such file"):
+        read_byte_ranges(path)
+    for content in ("{", "[]", '{"documents": [], "hash": "x"}', '{"documents": [{"document_hash": "a"}]}'):
+        path.write_text(content)
+        with pytest.raises(UserError, match="damaged, or not the targets of an evaluation"):
+            read_byte_ranges(path)

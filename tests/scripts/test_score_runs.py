@@ -32,6 +32,7 @@ def score(tmp_path, monkeypatch):
         run_folder(tmp_path / "runs" / str(number), number, 1.0)
         if number < 2:
             (tmp_path / "runs" / str(number) / "model").mkdir()
+            (tmp_path / "runs" / str(number) / "model" / "model.safetensors").touch()
 
     def call(*words):
         monkeypatch.setattr(sys, "argv", ["score_runs.py", str(tmp_path / "runs"), *words])
@@ -49,6 +50,15 @@ def test_finished_runs_are_scored_once_for_the_same_settings(score):
     assert score("a=1") == (0, ["0", "1"])
     assert score("a=1") == (0, [])
     assert score("a=2") == (0, ["0", "1"])
+
+
+def test_scored_runs_need_no_weights_and_others_without_them_are_named(score, tmp_path, capsys):
+    assert score("a=1") == (0, ["0", "1"])
+    (tmp_path / "runs" / "0" / "model" / "model.safetensors").unlink()
+    assert score("a=1") == (0, [])
+    assert score("a=2") == (1, ["1"])
+    assert "without weights here: 0" in capsys.readouterr().err
+    assert score("a=1") == (0, ["1"])
 
 
 def test_it_stops_in_time_and_goes_on(score, tmp_path):

@@ -89,6 +89,58 @@ def test_the_command_writes_tables_plots_and_the_page(study, tmp_path, monkeypat
     assert "wins back 75%" in capsys.readouterr().out
 
 
+def add_tokens(study, within="same"):
+    """Cells with tokens of two bytes, whose targets are confined to the bytes of the others."""
+    for number, (window, lost) in enumerate([(None, 0.0), (4, 0.01)]):
+        path = study / "bpe" / str(number)
+        bits = 1.9 + draws(5) + lost + 1e-4 * draws(number)
+        add_run(path, window, 0, bits, far_N=2.0 + draws(7) + lost)
+        settings = json.loads((path / "config.json").read_text())
+        settings |= {"tokenizer": {"kind": "bpe"}}
+        settings["model"]["rotary"] = {"base": 500_000.0}
+        (path / "config.json").write_text(json.dumps(settings))
+        for file in (path / "evaluation").glob("**/*.json"):
+            content = json.loads(file.read_text())
+            if file.name == "length.json":
+                content |= {"targets_hash": "tokens", "targets_within": within, "tokenizer_identity": "bpe"}
+                content["rows"][0] |= {"naive_bits_per_byte": 4.0, "bits_per_byte": float(np.mean(bits))}
+                content["rows"][0] |= {"targets": 4, "bytes": 9}
+            else:
+                content["settings"]["targets_hash"] = "tokens"
+            file.write_text(json.dumps(content))
+
+
+def test_cells_of_another_tokenizer_are_compared_among_themselves_and_by_bytes(study):
+    before = answer_of(study, "evaluation")
+    add_tokens(study)
+    answer = answer_of(study, "evaluation")
+    assert answer.base == before.base
+    assert [cell.name for cell in answer.cells[4:]] == [
+        "full, base 500,000, bpe tokenizer",
+        "window 4, bpe tokenizer",
+    ]
+    assert [claim for claim in answer.claims if "bpe" not in claim.setting] == list(before.claims)
+    for question, sentences in before.sentences.items():
+        assert answer.sentences[question] == sentences
+    said = answer.sentences["Does it hold with other tokens?"]
+    assert said[0] == "Of full, base 500,000, bpe tokenizer a token has 2.25 bytes."
+    assert said[1].startswith("window 4, bpe tokenizer: +0.01")
+    assert "is not shown to be equal; on far repeats" in said[1]
+    assert "over authors -0.0999" in said[2]
+    assert "90.000% of the bytes are the same" in said[2]
+    row = main_rows(answer)[-1]
+    assert (row["cell"], row["against"]) == ("window 4, bpe tokenizer", "full, base 500,000, bpe tokenizer")
+    assert row["difference_8"] == pytest.approx(0.01, abs=0.001)
+    turned = answer_of(study, "evaluation", "window 4, bpe tokenizer")
+    assert turned.cells[0].name == turned.base == "window 4, bpe tokenizer"
+
+
+def test_different_text_is_not_compared_by_bytes(study):
+    add_tokens(study, within="others")
+    said = answer_of(study, "evaluation").sentences["Does it hold with other tokens?"]
+    assert said[-1].endswith("which are of different text.")
+
+
 def test_another_cell_may_be_the_base_and_one_that_is_not_there_is_named(study):
     assert answer_of(study, "evaluation", "window 4").base == "window 4"
     with pytest.raises(UserError, match=r"--base x: there is no such cell; there are: .*window 4"):

@@ -36,6 +36,8 @@ def test_a_uniform_model_saves_nothing_and_chooses_by_chance():
     choice = forced_choice(subject, [128, 256], [0.0, 0.5], places=4, window=1024, seed=0)
     assert len(choice["rows"]) == 4
     assert all(row["right"] == pytest.approx(0.1) for row in choice["rows"])
+    assert len(choice["clusters"]) == 4 * 3
+    assert all(row["right"] == pytest.approx(0.1 * row["questions"]) for row in choice["clusters"])
 
 
 def test_a_copying_model_saves_all_within_its_reach_and_nothing_beyond():
@@ -78,6 +80,17 @@ def test_a_model_that_takes_the_last_value_read_is_right_by_chance():
     (row,) = found["rows"]
     assert row["questions"] == 180
     assert 0.03 < row["right"] < 0.19
+
+
+def test_the_questions_of_the_authors_are_those_of_the_share():
+    subject = subject_of(InductionModel(reach=400, letters=9))
+    found = forced_choice(subject, [256, 512], [0.0, 0.5], places=5, window=1100, seed=0)
+    for row in found["rows"]:
+        own = [
+            each for each in found["clusters"] if all(each[key] == row[key] for key in ("distance", "depth"))
+        ]
+        assert sorted(each["questions"] for each in own) == [5, 5, 5]
+        assert sum(each["right"] for each in own) == pytest.approx(row["right"] * row["questions"])
 
 
 def test_the_text_with_a_copy_differs_in_the_copy_alone():

@@ -15,7 +15,7 @@ from windowlm.evaluation.comparison import BASE, read_run, runs_in
 from windowlm.evaluation.equivalence import equivalence
 from windowlm.evaluation.paired_difference import paired_difference
 from windowlm.evaluation.seed_variation import setting_difference
-from windowlm.study.author_values import FAR_REPEATS, LOSS, author_values
+from windowlm.study.author_values import FAR_REPEATS, LOSS, RIGHT, author_values
 from windowlm.study.measure_comparison import measures_table, paired_measures
 from windowlm.study.measure_result import measure_result
 from windowlm.study.setting_comparison import AUTHORS, AUTHORS_AND_SEEDS, compare_settings, evaluated_cells
@@ -25,7 +25,7 @@ AUTHOR_NAMES = [f"author {number}" for number in range(9)]
 FACTS = {"targets_hash": "same", "model": "m", "distances": [256, 512]}
 
 
-def add_run(path, window, seed, bits_N, far_N=None, saved_N=None, **facts):
+def add_run(path, window, seed, bits_N, far_N=None, saved_N=None, right_N=None, **facts):
     """A run whose authors have one document of 5 bytes each."""
     run_folder(path, window, float(np.mean(bits_N)))
     (path / "config.json").write_text(
@@ -51,6 +51,11 @@ def add_run(path, window, seed, bits_N, far_N=None, saved_N=None, **facts):
         "pasted_spans": [
             {"span": "random", "distance": 4096, "cluster": name, "saved": saved}
             for name, saved in zip(AUTHOR_NAMES, [] if saved_N is None else saved_N, strict=False)
+        ],
+        "forced_choice": [
+            {"distance": 512, "depth": depth, "cluster": name, "questions": 4, "right": 4 * right}
+            for name, right in zip(AUTHOR_NAMES, [] if right_N is None else right_N, strict=False)
+            for depth in (0.0, 0.5)
         ],
     }
     for name, clusters in rows.items():
@@ -84,6 +89,20 @@ def test_two_runs_are_compared_by_what_both_measured(tmp_path):
     console = Console(width=200, record=True, file=io.StringIO())
     console.print(measures_table(found))
     assert "from 512 bytes back" in console.export_text()
+
+
+def test_right_choices_are_paired_over_authors_at_each_distance(tmp_path):
+    right = [draws(1), draws(2)]
+    for number in range(2):
+        add_run(tmp_path / str(number), 4, number, draws(number), right_N=right[number])
+    (pair,) = paired_measures(*(read_run(tmp_path / name) for name in "01"))
+    assert (pair.figure.measure, pair.figure.group) == (RIGHT, "512 bytes back")
+    expected = bootstrap_t(right[1] - right[0])
+    found = pair.difference
+    assert (found["mean"], found["low"], found["high"]) == pytest.approx(
+        (expected.mean, expected.low, expected.high)
+    )
+    assert found["pairs"] == len(AUTHOR_NAMES)
 
 
 def test_settings_are_compared_over_authors_and_seeds(tmp_path):

@@ -69,6 +69,19 @@ def test_rare_is_below_one_in_a_million_training_words():
     assert "once" in RareWords(["common " * 2_000_001 + "once"])
 
 
+def test_rare_words_are_counted_once_and_again_where_the_file_is_damaged(tmp_path):
+    path = tmp_path / "rare" / "words.json"
+    counted = RareWords.kept_in(path, ["Ant bee " * 600_000 + "once"])
+    assert (counted.training_words, counted.frequent) == (1_200_001, {"ant", "bee"})
+    kept = RareWords.kept_in(path, ["other"])
+    assert (kept.training_words, kept.frequent) == (counted.training_words, counted.frequent)
+    assert "once" in kept
+    path.write_text('{"frequent"')
+    assert RareWords.kept_in(path, ["other"]).frequent == {"other"}
+    (tmp_path / "file").touch()
+    assert RareWords.kept_in(tmp_path / "file" / "words.json", ["other"]).frequent == {"other"}
+
+
 def test_the_distance_is_that_to_the_last_use_behind_the_third_letter():
     text = "Zebra and zebra, or ZEBRA and and"
     distances = repeat_distances(text, {"zebra"})

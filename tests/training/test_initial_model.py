@@ -10,6 +10,7 @@ import torch
 from tests.conftest import run_script
 from tests.interchange.foreign import save_foreign
 from tests.interchange.models import random_decoder, save_run
+from windowlm.attention.config import RotaryConfig
 from windowlm.bundle import load
 from windowlm.config import ConfigError
 from windowlm.data.errors import DataError
@@ -64,6 +65,25 @@ def test_a_part_of_the_rotation_is_changed_beside_the_rest_of_the_models(tmp_pat
     rotary = adopt_initial_model(values, {"model.rotary.base"})["model"]["rotary"]
     assert rotary["base"] == 777.0
     assert rotary["scaling"]["kind"] == "yarn"
+
+
+def test_a_part_of_a_rotation_that_a_list_gives_all_layers_is_changed_and_of_several_none(
+    tmp_path: Path,
+) -> None:
+    yarn = {"kind": "yarn", "factor": 4.0, "original_length": 32}
+    given = {f"model.rotary.scaling.{name}" for name in yarn}
+    for name, bases in (("one", [5e5]), ("two", [1e4, 5e5])):
+        pattern = [RotaryConfig(base=base) for base in bases]
+        save_run(tmp_path / name, random_decoder(window=None, rotary=pattern))
+    values = composed(tmp_path / "one", rotary={"base": 1e4, "fraction": 1.0, "scaling": yarn})
+    (rotary,) = adopt_initial_model(values, given)["model"]["rotary"]
+    assert (rotary["base"], rotary["scaling"]) == (5e5, yarn)
+    values = composed(tmp_path / "two", rotary={"base": 1e4, "fraction": 1.0, "scaling": yarn})
+    with pytest.raises(
+        ConfigError, match=r"has a list there, .*; give all of it as model\.rotary=\["
+    ) as raised:
+        adopt_initial_model(values, given)
+    assert raised.value.key == "model.rotary"
 
 
 @pytest.mark.parametrize(("name", "value"), [("layers", 8), ("qk_norm", False), ("output_gate", True)])

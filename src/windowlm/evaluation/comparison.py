@@ -72,7 +72,7 @@ def runs_in(folder: Path, evaluation: str = OWN_EVALUATION) -> list[Run]:
         raise UserError(
             f"{folder}: is one run; give a second one to compare it with, or the folder of several"
         )
-    runs = [read_run(path, evaluation) for path in sorted(_run_folders(folder), key=_natural_order)]
+    runs = [read_run(path, evaluation) for path in sorted(run_folders(folder), key=_natural_order)]
     if not runs:
         raise UserError(
             f"{folder}: no run is in it (a run holds {' or '.join(MARKS_OF_A_RUN)}); give the folder of a "
@@ -195,13 +195,14 @@ def _why_unpaired(first: Run, one: LengthResult, second: Run, two: LengthResult)
     )
 
 
-def _run_folders(folder: Path) -> Iterator[Path]:
+def run_folders(folder: Path) -> Iterator[Path]:
+    """Folders of the runs in a folder and its subfolders, in no order; the folder itself where it is one."""
     if _is_run(folder):
         yield folder
         return
     for child in folder.iterdir():
         if child.is_dir() and not child.name.startswith("."):
-            yield from _run_folders(child)
+            yield from run_folders(child)
 
 
 def _is_run(folder: Path) -> bool:

@@ -21,6 +21,8 @@ class EvaluationConfig:
             null for no such bound.
         bytes_per_author: target bytes of each author (of each document without one) instead of
             ``max_targets``; authors who have fewer are left out.
+        targets: ``targets.json`` of another evaluation, such as that of a model with another tokenizer: the
+            tokens that lie wholly in its bytes are scored, and no budget is given.
         split: documents of the run's data to score.
         precision: Lightning's name, or ``64-true``; 16-mixed needs a GPU.
         batch_tokens: tokens in one forward pass; one window that is longer goes alone.
@@ -34,6 +36,7 @@ class EvaluationConfig:
     max_targets: int | None = 16_384
     max_targets_per_document: int | None = None
     bytes_per_author: int | None = None
+    targets: str | None = None
     split: Literal["validation", "test"] = "validation"
     precision: Literal["32-true", "16-mixed", "bf16-mixed", "bf16-true", "64-true"] = "32-true"
     batch_tokens: int = 16_384
@@ -78,6 +81,11 @@ class EvaluationConfig:
                 f"bytes_per_author={self.bytes_per_author} states the budget already; "
                 "try max_targets_per_document=null"
             )
+        for name in ("max_targets", "max_targets_per_document", "bytes_per_author"):
+            if self.targets is not None and (value := getattr(self, name)) is not None:
+                raise ValueError(
+                    f"{name}={value}: targets={self.targets} says what is scored already; try {name}=null"
+                )
         if self.batch_tokens < 1:
             raise ValueError(f"batch_tokens={self.batch_tokens}: at least 1; try batch_tokens=16384")
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,7 +32,13 @@ from windowlm.evaluation.result import (
     interval,
 )
 from windowlm.evaluation.target_losses import TargetLosses, losses_of
-from windowlm.evaluation.targets import Documents, TargetSet, choose_targets
+from windowlm.evaluation.targets import (
+    Documents,
+    TargetSet,
+    choose_targets,
+    read_byte_ranges,
+    targets_in_bytes,
+)
 from windowlm.parallel.processes import ALONE, Processes
 
 
@@ -44,10 +51,13 @@ def plan_targets(
     """Context lengths and targets of an evaluation; cheap, so that a run can check them before step one.
 
     Raises:
-        UserError: no document is long enough.
+        UserError: no document is long enough, or the targets given cannot be scored here.
     """
     text_lengths = np.asarray(documents.lengths, dtype=np.int64) - 1
     context_lengths = resolve_context_lengths(evaluation.context_lengths, training_length, text_lengths)
+    if evaluation.targets is not None:
+        ranges = read_byte_ranges(Path(evaluation.targets))
+        return context_lengths, targets_in_bytes(documents, token_bytes_V, context_lengths[-1], ranges)
     targets = choose_targets(
         documents,
         token_bytes_V,
@@ -190,6 +200,7 @@ def _result(
         "cluster": "document" if all(author is None for author in losses.authors) else "author",
         "position_curve": position_curve(losses),
         "targets_hash": targets.hash,
+        "targets_within": targets.within,
         "documents_too_short": targets.documents_too_short,
         "documents_over_budget": targets.documents_over_budget,
         "authors_too_short": targets.authors_too_short,

@@ -28,7 +28,8 @@ def with_own_settings(values: dict[str, Any]) -> dict[str, Any]:
                 f"evaluation.split={given['split']}: other data are scored whole, in no split; leave it "
                 "away, or data.path and data.name"
             )
-        own |= {"max_targets": None, "max_targets_per_document": None, "precision": "32-true"}
+        own |= dict.fromkeys(("max_targets", "max_targets_per_document", "bytes_per_author", "targets"))
+        own["precision"] = "32-true"
     return {**values, "evaluation": own | given}
 
 

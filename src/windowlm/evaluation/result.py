@@ -89,7 +89,11 @@ class RunFacts(TypedDict):
 
 
 class LengthResult(RunFacts):
-    """What ``length.json`` holds; ``cluster`` says what the intervals are over: author or document."""
+    """What ``length.json`` holds.
+
+    ``cluster`` says what the intervals are over: author or document. ``targets_within`` is the hash of the
+    targets of another evaluation, to whose bytes these were confined; None where they were not.
+    """
 
     format: int
     rows: list[Row]
@@ -97,6 +101,7 @@ class LengthResult(RunFacts):
     cluster: str
     position_curve: list[PositionRow]
     targets_hash: str
+    targets_within: str | None
     documents_too_short: int
     documents_over_budget: int
     authors_too_short: int

@@ -3,11 +3,13 @@
 import json
 from collections.abc import Mapping
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
 from windowlm.bundle import UNKNOWN_SOURCE, ScorableModel
+from windowlm.data.arrow_store import cache_folder
 from windowlm.data.config import DataConfig
 from windowlm.data.token_store import PreparedData, TokenSplit, prepare_all_documents, prepare_tokens
 from windowlm.errors import UserError
@@ -53,21 +55,22 @@ def scored_documents(
     return documents, prepared.source_identity
 
 
-def training_documents(bundle: ScorableModel) -> TokenSplit:
-    """The documents that a run was trained on.
+def training_documents(bundle: ScorableModel) -> tuple[TokenSplit, Path]:
+    """The documents that a run was trained on, and the folder for what is prepared of them.
 
     Raises:
         UserError: they have changed since.
         DataError: they cannot be read.
     """
     prepared = _own_data(bundle, {})
+    folder = cache_folder(_checked(bundle.config["data"]))
     if prepared.source_identity != bundle.config["source_identity"]:
         raise UserError(
             f"checkpoint={bundle.folder}: its data are not those of its training (now "
             f"{prepared.source_identity}, then {bundle.config['source_identity']}), so that the words it was "
             "trained on cannot be counted"
         )
-    return prepared.train
+    return prepared.train, folder
 
 
 def _own_data(bundle: ScorableModel, settings: Mapping[str, Any]) -> PreparedData:

@@ -7,19 +7,23 @@ of up to 2c tokens tile that region, and the second half of each is scored: a ta
 
 C counts tokens, so with another tokenizer the targets of a document start at another byte, and where a
 budget ends them they end at another. The hash of the byte ranges tells: evaluations with equal hashes scored
-the same text and may be paired, others may only have their bits per byte read side by side.
+the same text and may be paired. With another tokenizer the targets of the first can be taken over as bytes;
+the tokens wholly inside them are all of that text but for a few bytes at its ends.
 """
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from windowlm.errors import UserError
 from windowlm.evaluation.clusters import cluster_names
+from windowlm.json_text import parse_json
 
 
 class TokenReader(Protocol):
@@ -74,7 +78,8 @@ class TargetRegion:
 class TargetSet:
     """Regions in the order of the document hash, and how many documents have none.
 
-    ``authors_too_short`` counts authors whose documents together lack the bytes asked of each.
+    ``authors_too_short`` counts authors whose documents together lack the bytes asked of each. ``within`` is
+    the hash of the targets whose bytes these were chosen from, if they were.
     """
 
     regions: tuple[TargetRegion, ...]
@@ -82,6 +87,7 @@ class TargetSet:
     documents_too_short: int
     documents_over_budget: int
     authors_too_short: int = 0
+    within: str | None = None
 
     @property
     def target_count(self) -> int:
@@ -99,8 +105,7 @@ class TargetSet:
     @property
     def hash(self) -> str:
         """SHA-256 of the byte ranges: two evaluations with the same hash scored the same text."""
-        canonical = json.dumps(self.byte_ranges, sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(canonical.encode()).hexdigest()
+        return hash_of_ranges(self.byte_ranges)
 
 
 @dataclass(frozen=True)
@@ -174,6 +179,99 @@ def choose_targets(
         documents_over_budget=len(order) - len(regions),
         authors_too_short=authors_too_short,
     )
+
+
+def hash_of_ranges(byte_ranges: Sequence[Mapping[str, Any]]) -> str:
+    """SHA-256 of targets as bytes of documents."""
+    canonical = json.dumps(byte_ranges, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def targets_in_bytes(
+    documents: Documents,
+    token_bytes_V: npt.NDArray[np.int64],
+    longest_context: int,
+    byte_ranges: Sequence[Mapping[str, Any]],
+) -> TargetSet:
+    """The tokens that lie wholly in the bytes that another evaluation scored.
+
+    Args:
+        documents: the split, which holds the documents of the ranges.
+        token_bytes_V: UTF-8 bytes that each token stands for.
+        longest_context: tokens before the first target, C.
+        byte_ranges: of the other evaluation's targets.
+
+    Raises:
+        UserError: a document is not here, or a range has fewer than C tokens before it.
+    """
+    index_of = {documents.document_hash(index): index for index in range(len(documents))}
+    regions = []
+    for number, each in enumerate(byte_ranges, start=1):
+        index = index_of.get(each["document_hash"])
+        if index is None:
+            raise UserError(
+                f"evaluation.targets: document {number} of {len(byte_ranges)} is not among the "
+                f"{len(documents)} that are scored here; score the documents of that evaluation"
+            )
+        sizes = token_bytes_V[documents.read(index, 0, int(documents.lengths[index]) - 1)]
+        ends = np.cumsum(sizes)
+        first = int(np.searchsorted(ends - sizes, each["start"]))
+        end = int(np.searchsorted(ends, each["end"], side="right"))
+        if first < longest_context:
+            raise UserError(
+                f"evaluation.context_lengths: the targets of {documents.title(index) or 'a document'} have "
+                f"{first} tokens before them, and the longest context has {longest_context}; try shorter "
+                "ones, or a set of targets that begins later"
+            )
+        if end > first:
+            regions.append(
+                TargetRegion(
+                    document=index,
+                    document_hash=each["document_hash"],
+                    first=first,
+                    end=end,
+                    first_byte=int(ends[first] - sizes[first]),
+                    end_byte=int(ends[end - 1]),
+                )
+            )
+    return TargetSet(
+        regions=tuple(regions),
+        longest_context=longest_context,
+        documents_too_short=0,
+        documents_over_budget=len(documents) - len(regions),
+        within=hash_of_ranges(byte_ranges),
+    )
+
+
+def read_byte_ranges(path: Path) -> list[dict[str, Any]]:
+    """Targets as bytes of documents, from the ``targets.json`` of an evaluation.
+
+    Raises:
+        UserError: the file is missing, damaged or of something else.
+    """
+    try:
+        content = parse_json(path.read_text(encoding="utf-8"))
+        ranges = [
+            {
+                "document_hash": str(each["document_hash"]),
+                "start": int(each["start"]),
+                "end": int(each["end"]),
+            }
+            for each in content["documents"]
+        ]
+        sound = bool(ranges) and hash_of_ranges(ranges) == content["hash"]
+    except OSError as error:
+        raise UserError(
+            f"evaluation.targets={path}: {error.strerror}; give targets.json of an evaluation"
+        ) from None
+    except (ValueError, KeyError, TypeError):
+        sound = False
+    if not sound:
+        raise UserError(
+            f"evaluation.targets={path}: damaged, or not the targets of an evaluation; give targets.json of "
+            "one"
+        )
+    return ranges
 
 
 def protocol_windows(regions: Sequence[TargetRegion], context_length: int) -> list[ScoredWindow]:

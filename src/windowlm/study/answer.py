@@ -12,9 +12,10 @@ import numpy as np
 from windowlm.errors import UserError
 from windowlm.evaluation.comparison import Run, runs_in
 from windowlm.evaluation.equivalence import MARGIN
+from windowlm.evaluation.paired_difference import paired_difference
 from windowlm.evaluation.report import COLORS, png
 from windowlm.json_text import parse_json
-from windowlm.study.author_values import ALL_FAR, FAR_REPEATS, LOSS, SAVED, Figure, author_values
+from windowlm.study.author_values import ALL_FAR, FAR_REPEATS, LOSS, RIGHT, SAVED, Figure, author_values
 from windowlm.study.cell_names import cell_names, window_name
 from windowlm.study.comparison_page import run_costs
 from windowlm.study.setting_comparison import SettingClaim, compare_settings, evaluated_cells
@@ -30,6 +31,7 @@ class Cell:
     Attributes:
         name: for readers.
         window: ``full``, ``window 512``, ``hybrid 128``.
+        tokenizer: identity of the tokenizer; cells are compared where it is the same.
         runs: one a seed.
         means: of each figure, over authors and seeds.
         rows: of the first run's evaluation, with the bits per byte, naive ones too, averaged over seeds.
@@ -38,6 +40,7 @@ class Cell:
 
     name: str
     window: str
+    tokenizer: str
     runs: Sequence[Run]
     means: Mapping[Figure, float]
     rows: Sequence[Mapping[str, Any]]
@@ -53,9 +56,9 @@ class Answer:
     """What a study found.
 
     Attributes:
-        base: the cell that all others are compared with.
-        cells: all, the base first.
-        claims: each other cell against the base.
+        base: the cell that all others of its tokenizer are compared with.
+        cells: all, by tokenizer, in each the one first that the others are compared with.
+        claims: each other cell against that one.
         sentences: the answer, by question.
     """
 
@@ -72,7 +75,8 @@ def answer_of(folder: Path, evaluation: str, base: str | None = None) -> Answer:
         folder: of the runs, also in folders below.
         evaluation: which of their evaluations.
         base: name of the cell to compare with; None for full attention at its best: of the cells of the
-            most seeds the one with the least loss at the longest context.
+            most seeds the one with the least loss at the longest context. Cells of another tokenizer than
+            its are compared with full attention among them.
 
     Raises:
         UserError: no full attention among the cells, or runs that cannot be compared.
@@ -80,24 +84,44 @@ def answer_of(folder: Path, evaluation: str, base: str | None = None) -> Answer:
     found = evaluated_cells(runs_in(folder, evaluation))
     names = cell_names({label: runs[0].settings for label, runs in found.items()})
     cells = [_cell(names[label], runs) for label, runs in found.items()]
+    listed = "; ".join(cell.name for cell in cells)
+    if base is not None and base not in {cell.name for cell in cells}:
+        raise UserError(f"--base {base}: there is no such cell; there are: {listed}")
+    groups: dict[str, list[Cell]] = {}
+    for cell in cells:
+        groups.setdefault(cell.tokenizer, []).append(cell)
+    bases = {tokenizer: _best_full(group) for tokenizer, group in groups.items()}
     if base is None:
-        full = [cell for cell in cells if cell.window == "full"]
-        if not full:
-            listed = "; ".join(cell.name for cell in cells)
+        with_full = [tokenizer for tokenizer, name in bases.items() if name is not None]
+        if not with_full:
             raise UserError(
                 f"{folder}: no cell has full attention ({listed}); give one to compare with: --base"
             )
-        most = max(len(cell.runs) for cell in full)
-        best = min(
-            (cell for cell in full if len(cell.runs) == most), key=lambda cell: cell.rows[-1]["bits_per_byte"]
-        )
-        base = best.name
-    if base not in {cell.name for cell in cells}:
-        listed = "; ".join(cell.name for cell in cells)
-        raise UserError(f"--base {base}: there is no such cell; there are: {listed}")
-    claims = compare_settings({names[label]: runs for label, runs in found.items()}, base)
-    cells.sort(key=lambda cell: cell.name != base)
-    return Answer(base, cells, claims, _sentences(cells, claims))
+        own = max(with_full, key=lambda tokenizer: len(groups[tokenizer]))
+    else:
+        own = next(cell.tokenizer for cell in cells if cell.name == base)
+        bases[own] = base
+    claims: list[SettingClaim] = []
+    for tokenizer, group in groups.items():
+        if (first := bases[tokenizer]) is not None:
+            group.insert(0, group.pop([cell.name for cell in group].index(first)))
+            claims += compare_settings({cell.name: cell.runs for cell in group}, first)
+    others = [group for tokenizer, group in groups.items() if tokenizer != own]
+    ordered = [*groups[own], *(cell for group in others for cell in group)]
+    sentences = _sentences(groups[own], claims) | _other_tokenizers(groups[own][0], others, claims)
+    return Answer(ordered[0].name, ordered, claims, sentences)
+
+
+def _best_full(cells: Sequence[Cell]) -> str | None:
+    """Full attention at its best: of the cells of the most seeds the one with the least loss."""
+    full = [cell for cell in cells if cell.window == "full"]
+    if not full:
+        return None
+    most = max(len(cell.runs) for cell in full)
+    best = min(
+        (cell for cell in full if len(cell.runs) == most), key=lambda cell: cell.rows[-1]["bits_per_byte"]
+    )
+    return best.name
 
 
 def main_rows(answer: Answer) -> list[dict[str, Any]]:
@@ -108,6 +132,9 @@ def main_rows(answer: Answer) -> list[dict[str, Any]]:
     rows = []
     for cell in answer.cells:
         row: dict[str, Any] = {"cell": cell.name, "seeds": len(cell.runs), **cell.costs}
+        first = next(other for other in answer.cells if other.tokenizer == cell.tokenizer)
+        if first is not base:
+            row["against"] = first.name
         for c in shown:
             group = f"c = {c:,}"
             row[f"bits_per_byte_{c}"] = cell.mean(LOSS, group)
@@ -118,6 +145,8 @@ def main_rows(answer: Answer) -> list[dict[str, Any]]:
             if figure.measure.endswith(SAVED):
                 kind = figure.measure.split()[0]
                 row[f"saved_{kind}_{figure.order}"] = cell.means[figure]
+            if figure.measure == RIGHT:
+                row[f"right_of_ten_{figure.order}"] = cell.means[figure]
         rows.append(row)
     return rows
 
@@ -161,6 +190,7 @@ def plots(answer: Answer) -> dict[str, bytes]:
         ("far_repeats.png", FAR_REPEATS, "nats a byte of far repeats"),
         ("pasted_random.png", f"random {SAVED}", "nats a byte saved, random spans"),
         ("pasted_natural.png", f"natural {SAVED}", "nats a byte saved, natural text"),
+        ("forced_choice.png", RIGHT, "share right of ten"),
     ):
         values = [
             {"cell": cell.name, "x": figure.order, "y": value}
@@ -210,6 +240,7 @@ def _cell(name: str, runs: Sequence[Run]) -> Cell:
     return Cell(
         name=name,
         window=window_name(runs[0].settings),
+        tokenizer=results[0]["tokenizer_identity"],
         runs=runs,
         means={
             figure: float(np.mean([np.mean(list(own[figure].values())) for own in values]))
@@ -249,9 +280,8 @@ def _against_base(
 
 
 def _sentences(cells: Sequence[Cell], claims: Sequence[SettingClaim]) -> dict[str, list[str]]:
-    base = cells[0]
     return {
-        "Is the rival at its best?": _gate(base),
+        "Is the rival at its best?": _gate(cells),
         "Which windows are equal to full attention, and what do they lose?": _equal(cells, claims),
         "How much of the quarrel is the rotary base?": _rotary(cells, claims),
         "What does a hybrid win back?": _hybrid(cells, claims),
@@ -262,22 +292,71 @@ def _sentences(cells: Sequence[Cell], claims: Sequence[SettingClaim]) -> dict[st
     }
 
 
-def _gate(base: Cell) -> list[str]:
+def _other_tokenizers(
+    base: Cell, groups: Sequence[Sequence[Cell]], claims: Sequence[SettingClaim]
+) -> dict[str, list[str]]:
+    """Whether the same is found with other tokenizers, each by itself, and how both compare by bytes."""
     found = []
-    for distance, least in GATE:
-        saved = base.mean(f"random {SAVED}", f"{distance:,} bytes back")
-        if saved is not None:
-            verdict = "met" if saved >= least else "missed"
-            found.append(
-                f"{base.name} saves {saved:.3f} nats a byte on random spans {distance:,} bytes back; the "
-                f"gate, {least:g}, is {verdict}."
-            )
+    for group in groups:
+        first = group[0]
+        per_token = first.rows[0]["bytes"] / first.rows[0]["targets"]
+        found.append(f"Of {first.name} a token has {per_token:.2f} bytes.")
+        found += _equal(group, claims)
+        found.append(_beside(first, base))
+    return {"Does it hold with other tokens?": found} if found else {}
+
+
+def _beside(cell: Cell, base: Cell) -> str:
+    """Bits per byte of cells with different tokenizers, at the longest context that each was trained for."""
+    here, there = _trained(cell), _trained(base)
+    said = (
+        f"{cell.name}: {here['bits_per_byte']:.4f} bits per byte at c = {here['context_length']:,} of its "
+        f"tokens, {base.name}: {there['bits_per_byte']:.4f} at {there['context_length']:,}"
+    )
+    one, two = cell.runs[0].result, base.runs[0].result
+    assert one is not None
+    assert two is not None
+    if one.get("targets_within") != two["targets_hash"]:
+        return f"{said}, which are of different text."
+    of_cell, of_base = _by_author(cell, here["context_length"]), _by_author(base, there["context_length"])
+    both = of_cell.keys() & of_base.keys()
+    paired = paired_difference([of_base[name] for name in both], [of_cell[name] for name in both])
+    interval = "" if paired.low is None else f" [{paired.low:+.4f}, {paired.high:+.4f}]"
+    return (
+        f"{said}; over authors {paired.mean:+.4f}{interval}. {here['bytes'] / there['bytes']:.3%} of the "
+        "bytes are the same: tokens that cross an end of the targets are left out."
+    )
+
+
+def _trained(cell: Cell) -> Mapping[str, Any]:
+    """Row of the longest context that is no extrapolation, or of the longest."""
+    return next((row for row in reversed(cell.rows) if not row["extrapolation"]), cell.rows[-1])
+
+
+def _by_author(cell: Cell, context_length: int) -> dict[str, float]:
+    """Bits per byte, means over seeds."""
+    figure = Figure(LOSS, context_length, f"c = {context_length:,}")
+    each = [author_values(run).values[figure] for run in cell.runs]
+    return {author: float(np.mean([own[author] for own in each])) for author in each[0]}
+
+
+def _gate(cells: Sequence[Cell]) -> list[str]:
+    """What each cell with full attention saves, the base first."""
+    found = []
+    for cell in cells:
+        for distance, least in GATE:
+            saved = cell.mean(f"random {SAVED}", f"{distance:,} bytes back")
+            if cell.window == "full" and saved is not None:
+                verdict = "met" if saved >= least else "missed"
+                found.append(
+                    f"{cell.name} saves {saved:.3f} nats a byte on random spans {distance:,} bytes back; the "
+                    f"gate, {least:g}, is {verdict}."
+                )
     return found or ["The gate was not measured: no random spans at its distances."]
 
 
 def _equal(cells: Sequence[Cell], claims: Sequence[SettingClaim]) -> list[str]:
-    within = [row["context_length"] for row in cells[0].rows if not row["extrapolation"]]
-    c = within[-1] if within else cells[0].rows[-1]["context_length"]
+    c = _trained(cells[0])["context_length"]
     found = []
     for cell in cells[1:]:
         claim = _claim(claims, cell, LOSS, f"c = {c:,}")

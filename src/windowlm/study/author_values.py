@@ -14,6 +14,7 @@ LOSS = "bits per byte"
 FAR_REPEATS = "far repeats, nats a byte"
 KEY_WORDS = "key words, nats a byte"
 SAVED = "span pasted again, nats a byte saved"
+RIGHT = "ten-way choice, share right"
 ALL_FAR = "all distances"  # group of all far repeats
 
 
@@ -124,6 +125,9 @@ def _figures(name: str, row: Mapping[str, Any]) -> list[tuple[Figure, float, flo
         distance = row["distance"]
         figure = Figure(f"{row['span']} {SAVED}", distance, f"{distance:,} bytes back")
         return [(figure, row["saved"], 1)]
+    if name == "forced_choice":
+        distance = row["distance"]
+        return [(Figure(RIGHT, distance, f"{distance:,} bytes back"), row["right"], row["questions"])]
     if name not in ("far_repeats", "key_words"):
         return []
     nats = row["nats"][max(row["nats"], key=int)]

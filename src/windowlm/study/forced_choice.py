@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import binomtest
 
+from windowlm.evaluation.clusters import sums_by_cluster
 from windowlm.study.measure_result import MeasureResult, measure_result
 from windowlm.study.pasted_spans import LOWER_CASE
 from windowlm.study.places import Place, character_start, draw_places
@@ -41,6 +42,7 @@ def forced_choice(
     """
     values = _values(subject)
     rows: list[dict[str, Any]] = []
+    clusters: list[dict[str, Any]] = []
     left_out = []
     for depth in depths:
         for distance in distances:
@@ -55,7 +57,15 @@ def forced_choice(
                     f"{distance:,} bytes and depth {depth:g}."
                 )
             if drawn:
-                rows.append({"distance": distance, "depth": depth} | _share(subject, drawn, before, values))
+                group = {"distance": distance, "depth": depth}
+                right = _right(subject, drawn, before, values)
+                rows.append(group | _share(right))
+                names = [place.cluster for place in drawn]
+                asked, found = (sums_by_cluster(each, names) for each in ([1.0] * len(names), right))
+                clusters += [
+                    {**group, "cluster": name, "questions": int(count), "right": float(total)}
+                    for name, count, total in zip(dict.fromkeys(names), asked, found, strict=True)
+                ]
     return measure_result(
         "forced_choice",
         meaning=[
@@ -64,6 +74,7 @@ def forced_choice(
             "ten is chance: the model does not reach the facts, or cannot look one up by its key.",
         ],
         rows=rows,
+        clusters=clusters,
         left_out=left_out,
     )
 
@@ -93,20 +104,25 @@ def _values(subject: Subject) -> list[bytes]:
     return values
 
 
-def _share(subject: Subject, places: Sequence[Place], before: int, values: Sequence[bytes]) -> dict[str, Any]:
+def _right(subject: Subject, places: Sequence[Place], before: int, values: Sequence[bytes]) -> list[float]:
+    """Of each question, the share of a right answer."""
     ids = [int(tokens[0]) for tokens in subject.encode(values)]
-    right = 0.0
+    right = []
     for place in places:
         pieces, answer = question(place, before, values)
         (logits_V,) = subject.next_token_logits([np.concatenate(subject.encode(pieces))])
         offered = logits_V[ids]
         likeliest = np.flatnonzero(offered == offered.max())
         # Of several that are equally likely one would be drawn.
-        right += (answer in likeliest) / len(likeliest)
-    interval = binomtest(round(right), len(places)).proportion_ci(method="wilson")
+        right.append((answer in likeliest) / len(likeliest))
+    return right
+
+
+def _share(right: Sequence[float]) -> dict[str, Any]:
+    interval = binomtest(round(sum(right)), len(right)).proportion_ci(method="wilson")
     return {
-        "questions": len(places),
-        "right": right / len(places),
+        "questions": len(right),
+        "right": sum(right) / len(right),
         "right_low": float(interval.low),
         "right_high": float(interval.high),
         "chance": 1 / CHOICES,

@@ -58,7 +58,7 @@ def measures_table(pairs: list[PairedMeasure]) -> "Table":
         title_justify="left",
         caption="Means over authors, and the second run minus the first with its 95% bootstrap-t interval "
         "over authors, at the longest context. Of far repeats and key words less is better, of what a pasted "
-        "copy saves more is.",
+        "copy saves and of right choices more is.",
         caption_justify="left",
     )
     add_columns(table, ["measure", "", "first", "second", "difference ± 95%", "authors"], left=2)

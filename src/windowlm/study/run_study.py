@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from windowlm.atomic_write import write_atomically
+from windowlm.data.identity import code_version, hash_of
 from windowlm.errors import UserError
 from windowlm.evaluation.evaluate import Evaluated
 from windowlm.evaluation.html_page import Section, html_page
@@ -18,6 +19,7 @@ from windowlm.evaluation.precision import scoring
 from windowlm.evaluation.scored_documents import training_documents
 from windowlm.evaluation.target_losses import LOSSES_NAME, TargetLosses, read_losses
 from windowlm.interchange.weights_in import weight_files
+from windowlm.study import rare_words, words
 from windowlm.study.config import StudyConfig
 from windowlm.study.far_context import far_context
 from windowlm.study.far_repeats import far_repeats
@@ -137,8 +139,10 @@ def _makers(
     window = subject.window_bytes if study.window is None else study.window
 
     def make_far_repeats() -> MeasureResult:
-        training = training_documents(evaluated.bundle)
-        rare = RareWords(training.text(number) for number in range(len(training)))
+        training, cache = training_documents(evaluated.bundle)
+        key = hash_of(evaluated.bundle.config["source_identity"], code_version(rare_words, words))
+        path = cache / "rare_words" / f"{key}.json"
+        rare = RareWords.kept_in(path, (training.text(number) for number in range(len(training))))
         return far_repeats(subject.losses, subject.texts, rare, study.distances)
 
     def make_far_context() -> MeasureResult:

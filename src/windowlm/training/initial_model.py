@@ -76,11 +76,21 @@ def _shape(folder: ModelFolder) -> ModelConfig:
 def _changed(name: str, composed: Any, own: Any, inside: Set[str], source: str) -> Any:
     """The value of a setting that is asked for."""
     wanted: Any = composed
-    if inside and isinstance(own, dict) and isinstance(composed, dict):
-        merged: dict[str, Any] = own
-        for key in inside:
-            merged = _with(merged, composed, key.split(".")[2:])
-        wanted = merged
+    if inside and isinstance(composed, dict):
+        # What a list says of all layers alike is as good as a group.
+        alike = own[0] if isinstance(own, list) and len(own) == 1 else own
+        if isinstance(own, list) and not isinstance(alike, dict):
+            raise ConfigError(
+                f"{min(inside)}: {KEY}={source} has a list there, {setting_text(own)}; give all of it as "
+                f"model.{name}=[...]",
+                key=f"model.{name}",
+                correction=f"model.{name}={setting_text(own)}",
+            )
+        if isinstance(alike, dict):
+            merged: dict[str, Any] = alike
+            for key in inside:
+                merged = _with(merged, composed, key.split(".")[2:])
+            wanted = [merged] if isinstance(own, list) else merged
     if wanted != own and name not in WITHOUT_WEIGHTS:
         raise ConfigError(
             f"model.{name}={setting_text(wanted)}: {KEY}={source} has {setting_text(own)}, and its weights "

@@ -363,10 +363,14 @@ class TrainingRun:
             for path in self._damaged_checkpoints():
                 path.replace(path.with_name(DAMAGED))
         wandb_id = self.start.wandb_id
+        sweep = self.invocation.sweep_dir
+        group = sweep.name if sweep is not None else None
         if config.logger.kind == "wandb":
             wandb_id = wandb_id or secrets.token_hex(4)
         # The record comes first: a folder with anything else in it is not taken for a run's.
         entries = {**record_of(config, "running"), "wandb_id": wandb_id, "origin": self.start.origin}
+        if wandb_id is not None:
+            entries["wandb_group"] = group
         self.folder.update_record(**facts, **entries)
         self.folder.remove_partial_files()
         self.folder.write_config(config)
@@ -379,8 +383,6 @@ class TrainingRun:
         rows = log.cut_back(step) if self.start.continues else []
         if config.logger.kind == "wandb":
             assert wandb_id is not None
-            sweep = self.invocation.sweep_dir
-            group = sweep.name if sweep is not None else None
             self.wandb_run = WandbRun(config, self.folder.path, group, wandb_id, facts, rows)
 
     def _damaged_checkpoints(self) -> tuple[Path, ...]:

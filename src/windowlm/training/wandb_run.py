@@ -3,7 +3,7 @@
 import os
 import shlex
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +13,7 @@ from lightning.pytorch.loggers import WandbLogger
 from windowlm.config import TrainConfig
 from windowlm.errors import UserError
 from windowlm.evaluation.result import LengthResult
-from windowlm.evaluation.result_files import flat_rows
+from windowlm.evaluation.result_files import OWN_EVALUATION, flat_rows
 
 Mode = Literal["online", "offline", "disabled"]
 
@@ -102,18 +102,31 @@ class WandbRun:
         for old in earlier:
             shutil.rmtree(old)
 
-    def log_length(self, result: LengthResult, plot: Path) -> None:
-        """The table and the plot of perplexity by context length, and each value as a summary."""
+    def log_length(self, result: LengthResult, plot: Path, evaluation: str = OWN_EVALUATION) -> None:
+        """The table and the plot of perplexity by context length, and each value as a summary.
+
+        Args:
+            result: of the evaluation.
+            plot: PNG.
+            evaluation: its folder in the run's, with which the names begin.
+        """
+        rows = flat_rows(result)
+        self.log_table(f"{evaluation}/length", rows, plot)
+        summary = self.logger.experiment.summary
+        for row in rows:
+            summary[f"{evaluation}/bits_per_byte_{row['context_length']}"] = row["bits_per_byte"]
+            summary[f"{evaluation}/perplexity_{row['context_length']}"] = row["perplexity"]
+
+    def log_table(self, name: str, rows: Sequence[Mapping[str, Any]], plot: Path) -> None:
+        """Rows as a table, and as ``NAME_plot`` the PNG of them, where there is one."""
         import wandb
 
-        rows = flat_rows(result)
-        columns = list(rows[0])
-        table = wandb.Table(columns=columns, data=[[row[name] for name in columns] for row in rows])
-        run = self.logger.experiment
-        run.log({"evaluation/length": table, "evaluation/length_plot": wandb.Image(str(plot))})
-        for row in rows:
-            run.summary[f"evaluation/bits_per_byte_{row['context_length']}"] = row["bits_per_byte"]
-            run.summary[f"evaluation/perplexity_{row['context_length']}"] = row["perplexity"]
+        columns = list(dict.fromkeys(key for row in rows for key in row))
+        data = [[row.get(key) for key in columns] for row in rows]
+        logged: dict[str, Any] = {name: wandb.Table(columns=columns, data=data, allow_mixed_types=True)}
+        if plot.is_file():
+            logged[f"{name}_plot"] = wandb.Image(str(plot))
+        self.logger.experiment.log(logged)
 
     def finish(self, exit_code: int) -> None:
         """Flush and end the run, marked as failed unless the code is 0; the next run starts its own."""

@@ -1,0 +1,208 @@
+"""What is needed of finished runs in one archive, so that a study goes on where their weights are not."""
+
+import fnmatch
+import gzip
+import io
+import json
+import re
+import tarfile
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from windowlm.atomic_write import json_bytes, write_atomically
+from windowlm.errors import UserError
+from windowlm.evaluation.comparison import run_folders
+from windowlm.evaluation.kept_nats import UNFINISHED
+from windowlm.evaluation.target_losses import LOSSES_NAME
+from windowlm.json_text import parse_json
+
+NAME = "runs.tar.gz"
+RECORD = "run.json"
+SCORED = "scored.json"  # what scripts/score_runs.py has scored, beside the runs
+PART = re.compile(rf"{re.escape(NAME)}\.(\d+)-of-(\d+)")
+WEIGHTS = ("*.safetensors", "*.ckpt")
+LEFT_OUT = ("checkpoints", UNFINISHED)
+PAGES = (".html", ".png")
+
+
+@dataclass(frozen=True)
+class Unpacked:
+    """What became of an archive.
+
+    Attributes:
+        runs: in it.
+        written: files that were not there before.
+        kept: files that were there with other content, and stay as they are.
+    """
+
+    runs: int
+    written: int
+    kept: list[str]
+
+
+def pack_runs(
+    folder: Path, out: Path, part_bytes: int, *, numbers: bool = False, losses_of: str | None = None
+) -> tuple[int, list[Path]]:
+    """Write an archive of the finished runs of a folder, cut into parts.
+
+    It holds their settings, metrics, evaluations and measures, but neither weights nor states of training,
+    nor the nats of single targets. An archive that ``out`` holds is replaced.
+
+    Args:
+        folder: of the runs, also in folders below.
+        out: folder of the parts, which is made.
+        part_bytes: largest size of a part.
+        numbers: whether pages and pictures are left out.
+        losses_of: pattern of the runs' names below ``folder``: the nats of the single targets of these runs
+            are packed instead, and nothing else.
+
+    Returns:
+        How many runs are in it, and the parts.
+
+    Raises:
+        UserError: no finished run is there, or a file cannot be read or written.
+    """
+    finished = [run for run in run_folders(folder) if _is_finished(run)]
+    if losses_of is not None:
+        names = {run: run.relative_to(folder).as_posix() for run in finished}
+        finished = [run for run in finished if fnmatch.fnmatchcase(names[run], losses_of)]
+    files = [file for run in finished for file in _files(run, losses=losses_of is not None)]
+    if numbers:
+        files = [file for file in files if file.suffix not in PAGES]
+    if not files:
+        which = "" if losses_of is None else f" with losses.parquet whose name is like {losses_of}"
+        raise UserError(f"{folder}: holds no finished run{which}")
+    if losses_of is None:
+        files += _scored_records(folder)
+    content = io.BytesIO()
+    try:
+        with (
+            gzip.GzipFile(fileobj=content, mode="wb", mtime=0) as stream,
+            tarfile.open(fileobj=stream, mode="w") as archive,
+        ):
+            for file in sorted(files):
+                data = file.read_bytes()
+                entry = tarfile.TarInfo(file.relative_to(folder).as_posix())
+                entry.size = len(data)
+                archive.addfile(entry, io.BytesIO(data))
+        whole = content.getvalue()
+        pieces = [whole[start : start + part_bytes] for start in range(0, len(whole), part_bytes)]
+        out.mkdir(parents=True, exist_ok=True)
+        parts = [out / f"{NAME}.{number}-of-{len(pieces)}" for number, _ in enumerate(pieces, start=1)]
+        for part, piece in zip(parts, pieces, strict=True):
+            write_atomically(part, piece)
+        for earlier in set(_parts(out)) - set(parts):
+            earlier.unlink()
+    except OSError as error:
+        raise UserError(f"{error.filename or out}: {error.strerror}") from None
+    return len(finished), parts
+
+
+def unpack_runs(packed: Path, folder: Path) -> Unpacked:
+    """Add the runs of an archive to a folder, in which nothing is overwritten.
+
+    Args:
+        packed: folder of the parts.
+        folder: of the runs; made where it is missing.
+
+    Raises:
+        UserError: a part is missing or damaged, or the folder holds another run, or an unfinished one, where
+            a run of the archive belongs; nothing is written then.
+    """
+    entries = _read(packed)
+    runs = [PurePosixPath(name).parent for name in entries if PurePosixPath(name).name == RECORD]
+    for run in runs:
+        here = folder / run / RECORD
+        if here.is_file() and here.read_bytes() != entries[str(run / RECORD)]:
+            raise UserError(
+                f"{folder / run}: is another run than that of the archive, or not finished; nothing was "
+                "overwritten: move it away, or unpack into another folder"
+            )
+    written, kept = 0, []
+    try:
+        # The record of a run comes last: without it there is no run.
+        for name in sorted(entries, key=lambda name: PurePosixPath(name).name == RECORD):
+            path, data = folder / name, entries[name]
+            if path.name == SCORED and path.is_file():
+                data = json_bytes({**_record(data, path), **_record(path.read_bytes(), path)})
+                write_atomically(path, data)
+            elif not path.exists():
+                write_atomically(path, data)
+                written += 1
+            elif path.read_bytes() != data:
+                kept.append(name)
+    except OSError as error:
+        raise UserError(f"{error.filename}: {error.strerror}") from None
+    return Unpacked(len(runs), written, kept)
+
+
+def _is_finished(run: Path) -> bool:
+    try:
+        return bool(parse_json((run / RECORD).read_text(encoding="utf-8"))["status"] == "finished")
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _files(run: Path, *, losses: bool) -> Iterator[Path]:
+    for file in run.rglob("*"):
+        inside = file.relative_to(run).parts
+        if not file.is_file() or file.is_symlink() or any(part in LEFT_OUT for part in inside):
+            continue
+        if file.name.startswith(".") or any(file.match(pattern) for pattern in WEIGHTS):
+            continue  # locks, partial files
+        if (file.name == LOSSES_NAME) == losses:
+            yield file
+
+
+def _scored_records(folder: Path) -> list[Path]:
+    runs = set(run_folders(folder))
+    return [file for file in folder.rglob(SCORED) if not any(run in file.parents for run in runs)]
+
+
+def _parts(folder: Path) -> list[Path]:
+    found = [path for path in folder.iterdir() if PART.fullmatch(path.name)] if folder.is_dir() else []
+    return sorted(found, key=lambda path: [int(number) for number in _numbers(path)])
+
+
+def _numbers(part: Path) -> tuple[str, ...]:
+    match = PART.fullmatch(part.name)
+    assert match is not None
+    return match.groups()
+
+
+def _read(packed: Path) -> dict[str, bytes]:
+    """Content of each file of the archive, by its path below the folder of the runs."""
+    parts = _parts(packed)
+    if not parts:
+        raise UserError(f"{packed}: holds no {NAME}.1-of-N; give the folder that scripts/pack_runs.py wrote")
+    count = int(_numbers(parts[0])[1])
+    missing = [
+        name
+        for number in range(1, count + 1)
+        if not (packed / (name := f"{NAME}.{number}-of-{count}")).is_file()
+    ]
+    if missing or len(parts) != count:
+        what = f"{missing[0]} is missing" if missing else "parts of several archives"
+        raise UserError(f"{packed}: {what}; take all parts of one archive along, and nothing else")
+    try:
+        whole = gzip.decompress(b"".join(part.read_bytes() for part in parts))
+        with tarfile.open(fileobj=io.BytesIO(whole), mode="r:") as archive:
+            entries = {}
+            for entry in archive:
+                path = PurePosixPath(entry.name)
+                source = archive.extractfile(entry)
+                if path.is_absolute() or ".." in path.parts or source is None or not entry.isfile():
+                    raise UserError(f"{packed}: {entry.name} is no file of a run; nothing was written")
+                entries[str(path)] = source.read()
+    except (OSError, EOFError, ValueError, zlib.error, tarfile.TarError) as error:
+        raise UserError(f"{packed}: damaged ({error}); nothing was written") from None
+    return entries
+
+
+def _record(data: bytes, path: Path) -> dict[str, object]:
+    try:
+        return dict(json.loads(data))
+    except (ValueError, TypeError):
+        raise UserError(f"{path}: damaged; remove it, and runs that are scored are looked at again") from None

@@ -1,0 +1,153 @@
+"""Results of finished runs go to another folder and lose nothing that a study needs."""
+
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+from windowlm.errors import UserError
+from windowlm.study.packed_runs import pack_runs, unpack_runs
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "pack_runs.py"
+RESULTS = {
+    "run.json": '{"status": "finished"}',
+    "config.json": "{}",
+    "metrics.jsonl": '{"step": 1}\n',
+    ".hydra/overrides.yaml": "[]",
+    "model/config.json": "{}",
+    "evaluation/length.json": "{}",
+    "evaluation_train/study/reach.json": "{}",
+}
+LEFT_OUT = {
+    ".lock": "",
+    "model/model.safetensors": "weights",
+    "checkpoints/last.ckpt": "state",
+    "evaluation_train/unfinished/1.npz": "piece",
+    "evaluation/.length.json.partial-1": "x",
+}
+LOSSES = "evaluation/losses.parquet"
+
+
+def write(folder, files):
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(content)
+
+
+def files_in(folder):
+    return {
+        str(path.relative_to(folder)): path.read_text()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+@pytest.fixture
+def runs(tmp_path):
+    folder = tmp_path / "runs"
+    for name in ("main/0", "main/1"):
+        write(folder / name, {**RESULTS, **LEFT_OUT, LOSSES: name})
+    write(folder / "main" / "2", {**RESULTS, "run.json": '{"status": "stopped"}'})
+    write(folder, {"scored.json": '{"main/0": ["a=1"]}', "main/scored.json": "{}"})
+    return folder
+
+
+def test_finished_runs_arrive_without_weights_states_and_losses(runs, tmp_path):
+    count, parts = pack_runs(runs, tmp_path / "packed", 1 << 20)
+    assert (count, [part.name for part in parts]) == (2, ["runs.tar.gz.1-of-1"])
+    found = unpack_runs(tmp_path / "packed", tmp_path / "there")
+    assert (found.runs, found.written, found.kept) == (2, 2 * len(RESULTS) + 2, [])
+    expected = {f"main/{number}/{name}": text for number in "01" for name, text in RESULTS.items()}
+    assert files_in(tmp_path / "there") == expected | {
+        "scored.json": '{"main/0": ["a=1"]}',
+        "main/scored.json": "{}",
+    }
+    again = unpack_runs(tmp_path / "packed", tmp_path / "there")
+    assert (again.written, again.kept) == (0, [])
+
+
+def test_what_goes_on_elsewhere_is_added_and_nothing_is_overwritten(runs, tmp_path):
+    pack_runs(runs, tmp_path / "packed", 1 << 20)
+    there = tmp_path / "there"
+    write(
+        there,
+        {"scored.json": '{"main/9": []}', "main/0/run.json": RESULTS["run.json"], "main/0/config.json": "x"},
+    )
+    found = unpack_runs(tmp_path / "packed", there)
+    assert found.kept == ["main/0/config.json"]
+    assert (there / "main" / "0" / "config.json").read_text() == "x"
+    assert json.loads((there / "scored.json").read_text()) == {"main/0": ["a=1"], "main/9": []}
+    (there / "main" / "1" / "run.json").write_text('{"status": "running"}')
+    before = files_in(there)
+    with pytest.raises(UserError, match=r"main/1: is another run than that of the archive, or not finished"):
+        unpack_runs(tmp_path / "packed", there)
+    assert files_in(there) == before
+
+
+def test_pages_and_pictures_may_be_left_out(runs, tmp_path):
+    write(runs / "main" / "0", {"evaluation/report.html": "page", "evaluation/length.png": "picture"})
+    pack_runs(runs, tmp_path / "packed", 1 << 20)
+    unpack_runs(tmp_path / "packed", tmp_path / "there")
+    pack_runs(runs, tmp_path / "packed", 1 << 20, numbers=True)
+    unpack_runs(tmp_path / "packed", tmp_path / "elsewhere")
+    missing = {f"main/0/evaluation/{name}" for name in ("report.html", "length.png")}
+    assert files_in(tmp_path / "there").keys() - files_in(tmp_path / "elsewhere").keys() == missing
+
+
+def test_losses_are_packed_by_themselves_for_the_runs_that_are_named(runs, tmp_path):
+    assert pack_runs(runs, tmp_path / "packed", 1 << 20, losses_of="main/[1-9]")[0] == 1
+    unpack_runs(tmp_path / "packed", tmp_path / "there")
+    assert files_in(tmp_path / "there") == {f"main/1/{LOSSES}": "main/1"}
+    with pytest.raises(UserError, match=r"no finished run with losses\.parquet whose name is like x"):
+        pack_runs(runs, tmp_path / "packed", 1 << 20, losses_of="x")
+
+
+def test_parts_are_no_larger_than_asked_for_and_all_are_needed(runs, tmp_path):
+    packed = tmp_path / "packed"
+    _, parts = pack_runs(runs, packed, 100)
+    assert len(parts) > 3
+    assert max(part.stat().st_size for part in parts) <= 100
+    unpack_runs(packed, tmp_path / "there")
+    content = parts[1].read_bytes()
+    parts[1].write_bytes(content[::-1])
+    with pytest.raises(UserError, match=r"damaged .*nothing was written"):
+        unpack_runs(packed, tmp_path / "elsewhere")
+    parts[1].unlink()
+    with pytest.raises(UserError, match=r"runs\.tar\.gz\.2-of-\d+ is missing"):
+        unpack_runs(packed, tmp_path / "elsewhere")
+    assert not (tmp_path / "elsewhere").exists()
+    pack_runs(runs, packed, 1 << 20)
+    assert [path.name for path in packed.iterdir()] == ["runs.tar.gz.1-of-1"]
+
+
+def test_an_archive_writes_nowhere_else(runs, tmp_path, monkeypatch):
+    import tarfile
+
+    named = tarfile.TarInfo
+    monkeypatch.setattr(tarfile, "TarInfo", lambda name: named(f"../{name}"))
+    pack_runs(runs, tmp_path / "packed", 1 << 20)
+    with pytest.raises(UserError, match=r"\.\./main/0/.* is no file of a run; nothing was written"):
+        unpack_runs(tmp_path / "packed", tmp_path / "in" / "there")
+    assert not (tmp_path / "in").exists()
+
+
+def test_the_command_packs_unpacks_and_names_a_mistake(runs, tmp_path, monkeypatch, capsys):
+    def call(*words):
+        monkeypatch.setattr(sys, "argv", ["pack_runs.py", *map(str, words)])
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_path(str(SCRIPT), run_name="__main__")
+        return ended.value.code
+
+    assert call("pack", runs, tmp_path / "out") == 0
+    assert "2 finished runs in" in capsys.readouterr().out
+    assert call("unpack", tmp_path / "out", tmp_path / "there") == 0
+    assert "2 runs in the archive; 16 files written" in capsys.readouterr().out
+    for words, message in (
+        (("pack", tmp_path / "none", tmp_path / "out"), "there is no such folder"),
+        (("pack", runs, tmp_path / "out", "--part-mebibytes", "0"), "from 1 on"),
+        (("unpack", tmp_path / "there", tmp_path / "out"), r"holds no runs.tar.gz.1-of-N"),
+    ):
+        assert call(*words) == 2
+        assert message in capsys.readouterr().err
