@@ -19,6 +19,7 @@ RESULTS = {
     "model/config.json": "{}",
     "evaluation/length.json": "{}",
     "evaluation_train/study/reach.json": "{}",
+    "scored.json": '[["a=1"]]',
 }
 LEFT_OUT = {
     ".lock": "",
@@ -50,7 +51,6 @@ def runs(tmp_path):
     for name in ("main/0", "main/1"):
         write(folder / name, {**RESULTS, **LEFT_OUT, LOSSES: name})
     write(folder / "main" / "2", {**RESULTS, "run.json": '{"status": "stopped"}'})
-    write(folder, {"scored.json": '{"main/0": ["a=1"]}', "main/scored.json": "{}"})
     return folder
 
 
@@ -58,12 +58,9 @@ def test_finished_runs_arrive_without_weights_states_and_losses(runs, tmp_path):
     count, parts = pack_runs(runs, tmp_path / "packed", 1 << 20)
     assert (count, [part.name for part in parts]) == (2, ["runs.tar.gz.1-of-1"])
     found = unpack_runs(tmp_path / "packed", tmp_path / "there")
-    assert (found.runs, found.written, found.kept) == (2, 2 * len(RESULTS) + 2, [])
+    assert (found.runs, found.written, found.kept) == (2, 2 * len(RESULTS), [])
     expected = {f"main/{number}/{name}": text for number in "01" for name, text in RESULTS.items()}
-    assert files_in(tmp_path / "there") == expected | {
-        "scored.json": '{"main/0": ["a=1"]}',
-        "main/scored.json": "{}",
-    }
+    assert files_in(tmp_path / "there") == expected
     again = unpack_runs(tmp_path / "packed", tmp_path / "there")
     assert (again.written, again.kept) == (0, [])
 
@@ -73,12 +70,16 @@ def test_what_goes_on_elsewhere_is_added_and_nothing_is_overwritten(runs, tmp_pa
     there = tmp_path / "there"
     write(
         there,
-        {"scored.json": '{"main/9": []}', "main/0/run.json": RESULTS["run.json"], "main/0/config.json": "x"},
+        {
+            "main/0/scored.json": '[["b=2"]]',
+            "main/0/run.json": RESULTS["run.json"],
+            "main/0/config.json": "x",
+        },
     )
     found = unpack_runs(tmp_path / "packed", there)
     assert found.kept == ["main/0/config.json"]
     assert (there / "main" / "0" / "config.json").read_text() == "x"
-    assert json.loads((there / "scored.json").read_text()) == {"main/0": ["a=1"], "main/9": []}
+    assert json.loads((there / "main" / "0" / "scored.json").read_text()) == [["b=2"], ["a=1"]]
     (there / "main" / "1" / "run.json").write_text('{"status": "running"}')
     before = files_in(there)
     with pytest.raises(UserError, match=r"main/1: is another run than that of the archive, or not finished"):

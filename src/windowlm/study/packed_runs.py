@@ -3,7 +3,6 @@
 import fnmatch
 import gzip
 import io
-import json
 import re
 import tarfile
 import zlib
@@ -20,7 +19,7 @@ from windowlm.json_text import parse_json
 
 NAME = "runs.tar.gz"
 RECORD = "run.json"
-SCORED = "scored.json"  # what scripts/score_runs.py has scored, beside the runs
+SCORED = "scored.json"  # settings of each time that scripts/score_runs.py has scored the run
 PART = re.compile(rf"{re.escape(NAME)}\.(\d+)-of-(\d+)")
 WEIGHTS = ("*.safetensors", "*.ckpt")
 LEFT_OUT = ("checkpoints", UNFINISHED)
@@ -74,8 +73,6 @@ def pack_runs(
     if not files:
         which = "" if losses_of is None else f" with losses.parquet whose name is like {losses_of}"
         raise UserError(f"{folder}: holds no finished run{which}")
-    if losses_of is None:
-        files += _scored_records(folder)
     content = io.BytesIO()
     try:
         with (
@@ -126,8 +123,10 @@ def unpack_runs(packed: Path, folder: Path) -> Unpacked:
         for name in sorted(entries, key=lambda name: PurePosixPath(name).name == RECORD):
             path, data = folder / name, entries[name]
             if path.name == SCORED and path.is_file():
-                data = json_bytes({**_record(data, path), **_record(path.read_bytes(), path)})
-                write_atomically(path, data)
+                known = read_scored(path)
+                added = [each for each in _settings_lists(data, packed / name) if each not in known]
+                if added:
+                    write_atomically(path, json_bytes([*known, *added]))
             elif not path.exists():
                 write_atomically(path, data)
                 written += 1
@@ -136,6 +135,15 @@ def unpack_runs(packed: Path, folder: Path) -> Unpacked:
     except OSError as error:
         raise UserError(f"{error.filename}: {error.strerror}") from None
     return Unpacked(len(runs), written, kept)
+
+
+def read_scored(path: Path) -> list[list[str]]:
+    """Settings with which a run was scored, from its ``scored.json``; none where there is no file.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    return _settings_lists(path.read_bytes(), path) if path.is_file() else []
 
 
 def _is_finished(run: Path) -> bool:
@@ -154,11 +162,6 @@ def _files(run: Path, *, losses: bool) -> Iterator[Path]:
             continue  # locks, partial files
         if (file.name == LOSSES_NAME) == losses:
             yield file
-
-
-def _scored_records(folder: Path) -> list[Path]:
-    runs = set(run_folders(folder))
-    return [file for file in folder.rglob(SCORED) if not any(run in file.parents for run in runs)]
 
 
 def _parts(folder: Path) -> list[Path]:
@@ -201,8 +204,11 @@ def _read(packed: Path) -> dict[str, bytes]:
     return entries
 
 
-def _record(data: bytes, path: Path) -> dict[str, object]:
+def _settings_lists(data: bytes, path: Path) -> list[list[str]]:
     try:
-        return dict(json.loads(data))
-    except (ValueError, TypeError):
-        raise UserError(f"{path}: damaged; remove it, and runs that are scored are looked at again") from None
+        found = parse_json(data)
+        if isinstance(found, list) and all(isinstance(settings, list) for settings in found):
+            return found
+    except ValueError:
+        pass
+    raise UserError(f"{path}: damaged; remove it, and the run is looked at again")
