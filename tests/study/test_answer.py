@@ -194,6 +194,10 @@ def test_cells_are_named_by_what_tells_them_apart():
         | {"model.rotary": [{"base": 1e4, "scaling": {"kind": "yarn"}}], "data.sequence_length": 256},
         "f": plain | {"model.window": [2, 4]},
         "g": plain | {"optimizer.lr": 1.0},
+        "h": plain | {"tokenizer.kind": "bpe", "trainer.max_tokens": 5},
+        "i": full | {"tokenizer.kind": "bpe", "trainer.max_tokens": 5, "model.rotary": [None]},
+        "j": plain | {"tokenizer.kind": "bpe", "trainer.max_tokens": 3},
+        "k": plain | {"tokenizer.kind": "folder", "data.sequence_length": 256, "trainer.max_tokens": 2},
     }
     assert cell_names(cells) == {
         "a": "window 4 (a)",
@@ -203,4 +207,8 @@ def test_cells_are_named_by_what_tells_them_apart():
         "e": "full, base 10,000, scaled positions, trained at 256",
         "f": "windows 2 and 4",
         "g": "window 4 (g)",
+        "h": "window 4, bpe tokenizer",
+        "i": "full, no positions, bpe tokenizer",
+        "j": "window 4, bpe tokenizer, 3 tokens",
+        "k": "window 4, trained at 256",
     }
