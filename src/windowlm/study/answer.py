@@ -156,7 +156,13 @@ def plots(answer: Answer) -> dict[str, bytes]:
     import altair as alt
 
     order = [cell.name for cell in answer.cells]
-    color = alt.Color("cell:N", sort=order, title=None, legend=alt.Legend(labelLimit=400))
+    color = alt.Color(
+        "cell:N",
+        sort=order,
+        title=None,
+        scale=alt.Scale(domain=order, scheme="tableau20"),
+        legend=alt.Legend(labelLimit=400, columns=2),
+    )
 
     def lines(values: list[dict[str, Any]], x: str, y: str) -> Any:
         base = alt.Chart(alt.Data(values=values)).encode(
