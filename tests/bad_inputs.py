@@ -760,7 +760,7 @@ def commands() -> Iterator[BadInput]:
         (("pack", ".", "books/a.txt"), "books/a.txt"),
         (("pack", ".", "out", "--part-mebibytes", "0.5"), "try 15"),
         (("pack", ".", "out", "--losses", "nowhere/*"), "nowhere/*"),
-        (("unpack", "books", "there"), "holds no runs.tar.gz"),
+        (("unpack", "books", "there"), "holds no runs.arrow.gz"),
         (("unpack", "nowhere", "there"), "nowhere"),
     ):
         yield BadInput(f"packed {' '.join(words)}", words, said, command="pack_runs")

@@ -4,9 +4,8 @@ import fnmatch
 import gzip
 import io
 import re
-import tarfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -17,7 +16,7 @@ from windowlm.evaluation.kept_nats import UNFINISHED
 from windowlm.evaluation.target_losses import LOSSES_NAME
 from windowlm.json_text import parse_json
 
-NAME = "runs.tar.gz"
+NAME = "runs.arrow.gz"
 RECORD = "run.json"
 SCORED = "scored.json"  # settings of each time that scripts/score_runs.py has scored the run
 PART = re.compile(rf"{re.escape(NAME)}\.(\d+)-of-(\d+)")
@@ -73,18 +72,10 @@ def pack_runs(
     if not files:
         which = "" if losses_of is None else f" with losses.parquet whose name is like {losses_of}"
         raise UserError(f"{folder}: holds no finished run{which}")
-    content = io.BytesIO()
     try:
-        with (
-            gzip.GzipFile(fileobj=content, mode="wb", mtime=0) as stream,
-            tarfile.open(fileobj=stream, mode="w") as archive,
-        ):
-            for file in sorted(files):
-                data = file.read_bytes()
-                entry = tarfile.TarInfo(file.relative_to(folder).as_posix())
-                entry.size = len(data)
-                archive.addfile(entry, io.BytesIO(data))
-        whole = content.getvalue()
+        contents = {file.relative_to(folder).as_posix(): file.read_bytes() for file in sorted(files)}
+        # Losses are compressed already.
+        whole = _archive(contents, compression=6 if losses_of is None else 1)
         pieces = [whole[start : start + part_bytes] for start in range(0, len(whole), part_bytes)]
         out.mkdir(parents=True, exist_ok=True)
         parts = [out / f"{NAME}.{number}-of-{len(pieces)}" for number, _ in enumerate(pieces, start=1)]
@@ -190,18 +181,42 @@ def _read(packed: Path) -> dict[str, bytes]:
         what = f"{missing[0]} is missing" if missing else "parts of several archives"
         raise UserError(f"{packed}: {what}; take all parts of one archive along, and nothing else")
     try:
-        whole = gzip.decompress(b"".join(part.read_bytes() for part in parts))
-        with tarfile.open(fileobj=io.BytesIO(whole), mode="r:") as archive:
-            entries = {}
-            for entry in archive:
-                path = PurePosixPath(entry.name)
-                source = archive.extractfile(entry)
-                if path.is_absolute() or ".." in path.parts or source is None or not entry.isfile():
-                    raise UserError(f"{packed}: {entry.name} is no file of a run; nothing was written")
-                entries[str(path)] = source.read()
-    except (OSError, EOFError, ValueError, zlib.error, tarfile.TarError) as error:
+        entries = _entries(b"".join(part.read_bytes() for part in parts))
+    except (OSError, EOFError, ValueError, KeyError, zlib.error) as error:
         raise UserError(f"{packed}: damaged ({error}); nothing was written") from None
+    for name in entries:
+        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+            raise UserError(f"{packed}: {name} is no file of a run; nothing was written")
     return entries
+
+
+def _archive(files: Mapping[str, bytes], compression: int) -> bytes:
+    """Files by name as an Arrow table, which nothing but their content comes out of; gzip tells damage."""
+    import pyarrow
+    import pyarrow.ipc
+
+    stream = io.BytesIO()
+    columns = {
+        "name": pyarrow.array(list(files)),
+        "content": pyarrow.array(list(files.values()), pyarrow.large_binary()),
+    }
+    table = pyarrow.table(columns)
+    with pyarrow.ipc.new_stream(stream, table.schema) as writer:
+        writer.write_table(table)
+    return gzip.compress(stream.getvalue(), compression, mtime=0)
+
+
+def _entries(whole: bytes) -> dict[str, bytes]:
+    """The files of ``_archive``.
+
+    Raises:
+        OSError, EOFError, ValueError, KeyError, zlib.error: it is something else, or damaged.
+    """
+    import pyarrow.ipc
+
+    table = pyarrow.ipc.open_stream(gzip.decompress(whole)).read_all()
+    names, contents = table.column("name").to_pylist(), table.column("content").to_pylist()
+    return {str(name): bytes(content) for name, content in zip(names, contents, strict=True)}
 
 
 def _settings_lists(data: bytes, path: Path) -> list[list[str]]:
