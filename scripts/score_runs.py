@@ -16,14 +16,13 @@ import time
 from pathlib import Path
 
 from windowlm.atomic_write import json_bytes, write_atomically
-from windowlm.errors import USAGE_ERROR, UserError, exit_status
+from windowlm.errors import USAGE_ERROR, exit_status
 from windowlm.evaluation.comparison import runs_in
-from windowlm.json_text import parse_json
 from windowlm.model_folder import IN_RUN, WEIGHTS_NAME
 from windowlm.parallel.place import own_place
+from windowlm.study.packed_runs import SCORED, read_scored
 
 UNFINISHED = 75
-RECORD = "scored.json"
 PATIENCE_SECONDS = 20
 
 
@@ -44,16 +43,14 @@ def main() -> int:
             print("error: start this without torchrun or srun, and give devices=N", file=sys.stderr)
         return USAGE_ERROR
     deadline = None if given.seconds is None else time.monotonic() + given.seconds
-    record = given.folder / RECORD
-    scored: dict[str, list[str]] = read_record(record)
     finished = [run.folder for run in runs_in(given.folder) if (run.folder / IN_RUN).is_dir()]
     without_weights = []
     for number, folder in enumerate(finished, start=1):
-        name = str(folder.relative_to(given.folder))
-        if scored.get(name) == settings:
+        record = folder / SCORED
+        if settings in (scored := read_scored(record)):
             continue
         if not (folder / IN_RUN / WEIGHTS_NAME).is_file():
-            without_weights.append(name)
+            without_weights.append(str(folder))
             continue
         print(f"{number} of {len(finished)}: {folder}", flush=True)
         status = evaluate(folder, settings, deadline)
@@ -62,8 +59,7 @@ def main() -> int:
             return UNFINISHED
         if status:
             return USAGE_ERROR if status == USAGE_ERROR else 1
-        scored[name] = settings
-        write_atomically(record, json_bytes(scored))
+        write_atomically(record, json_bytes([*scored, settings]))
     print(f"{len(finished) - len(without_weights)} runs are scored")
     if without_weights:
         print(
@@ -89,23 +85,6 @@ def evaluate(folder: Path, settings: list[str], deadline: float | None) -> int |
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
-
-
-def read_record(path: Path) -> dict[str, list[str]]:
-    """Settings with which each run was scored.
-
-    Raises:
-        UserError: the file is damaged.
-    """
-    if not path.is_file():
-        return {}
-    try:
-        found = parse_json(path.read_text(encoding="utf-8"))
-        if all(isinstance(words, list) for words in found.values()):
-            return dict(found)
-    except (ValueError, AttributeError):
-        pass
-    raise UserError(f"{path}: damaged; remove it, and runs that are scored are looked at again")
 
 
 if __name__ == "__main__":

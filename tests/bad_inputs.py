@@ -752,8 +752,18 @@ def commands() -> Iterator[BadInput]:
     for path in ("nowhere", "books"):
         yield BadInput(f"reproduce {path}", (path,), path, command="reproduce")
     for content in (b"[1]", b"[" * 100_000):
-        make_record = bytes_of(content, "scored.json")
+        make_record = bytes_of(content, "run/scored.json")
         yield BadInput(f"scored {content[:3]!r}", (".",), "scored.json", make_record, "score_runs")
+    for words, said in (
+        (("pack", "nowhere", "out"), "nowhere"),
+        (("pack", "books", "out"), "holds no finished run"),
+        (("pack", ".", "books/a.txt"), "books/a.txt"),
+        (("pack", ".", "out", "--part-mebibytes", "0.5"), "try 15"),
+        (("pack", ".", "out", "--losses", "nowhere/*"), "nowhere/*"),
+        (("unpack", "books", "there"), "holds no runs.arrow.gz"),
+        (("unpack", "nowhere", "there"), "nowhere"),
+    ):
+        yield BadInput(f"packed {' '.join(words)}", words, said, command="pack_runs")
     for words in ((".", "--seconds", "nan"), (".", "--seconds", "0"), (".", "words"), ("nowhere",)):
         yield BadInput(f"score {' '.join(words)}", words, words[-2] if "--seconds" in words else words[-1],
                        command="score_runs")  # fmt: skip

@@ -50,6 +50,7 @@ def test_finished_runs_are_scored_once_for_the_same_settings(score):
     assert score("a=1") == (0, ["0", "1"])
     assert score("a=1") == (0, [])
     assert score("a=2") == (0, ["0", "1"])
+    assert score("a=1") == (0, [])
 
 
 def test_scored_runs_need_no_weights_and_others_without_them_are_named(score, tmp_path, capsys):
@@ -57,21 +58,21 @@ def test_scored_runs_need_no_weights_and_others_without_them_are_named(score, tm
     (tmp_path / "runs" / "0" / "model" / "model.safetensors").unlink()
     assert score("a=1") == (0, [])
     assert score("a=2") == (1, ["1"])
-    assert "without weights here: 0" in capsys.readouterr().err
-    assert score("a=1") == (0, ["1"])
+    assert f"without weights here: {tmp_path / 'runs' / '0'}" in capsys.readouterr().err
+    assert score("a=1") == (0, [])
 
 
 def test_it_stops_in_time_and_goes_on(score, tmp_path):
     status, calls = score("slow=1", "--seconds", "3")
     assert (status, calls) == (75, ["0"])
-    assert not (tmp_path / "runs" / "scored.json").exists()
+    assert not (tmp_path / "runs" / "0" / "scored.json").exists()
     assert score("a=1", "--seconds", "100") == (0, ["0", "1"])
 
 
 def test_a_mistake_ends_it(score, tmp_path, capsys):
     assert score("wrong=1") == (2, ["0"])
     assert score("--help-me")[0] == 2
-    (tmp_path / "runs" / "scored.json").write_text(json.dumps([1]))
+    (tmp_path / "runs" / "0" / "scored.json").write_text(json.dumps([1]))
     assert score("a=1") == (2, [])
     assert "damaged" in capsys.readouterr().err
 

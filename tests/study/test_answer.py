@@ -89,6 +89,41 @@ def test_the_command_writes_tables_plots_and_the_page(study, tmp_path, monkeypat
     assert "wins back 75%" in capsys.readouterr().out
 
 
+def test_cells_of_longer_texts_are_compared_with_full_attention_at_its_best_there(study):
+    """Full attention that was trained further is worse there than that with scaled positions."""
+    added = [
+        (None, 0.5, 64, {"base": 500_000.0}),
+        (None, 0.1, 64, {"base": 500_000.0, "scaling": {"kind": "yarn"}}),
+        (4, 0.1 + 1e-5, 64, {"base": 10_000.0}),
+        ([4, 4, None], 0.3, 64, {"base": 500_000.0}),
+    ]
+    for number, (window, lost, length, rotary) in enumerate(added):
+        path = study / "with more" / str(number)
+        bits = 2.0 + draws(5) + lost + 1e-6 * draws(number)
+        add_run(path, window, 0, bits)
+        settings = json.loads((path / "config.json").read_text()) | {"data": {"sequence_length": length}}
+        settings["model"]["rotary"] = [rotary]
+        (path / "config.json").write_text(json.dumps(settings))
+        file = path / "evaluation" / "length.json"
+        result = json.loads(file.read_text()) | {"training_length": length}
+        result["rows"][0] |= {"naive_bits_per_byte": 4.0, "bits_per_byte": float(np.mean(bits))}
+        file.write_text(json.dumps(result))
+    for file in (study / "main").glob("*/config.json"):
+        settings = json.loads(file.read_text()) | {"data": {"sequence_length": 16}}
+        file.write_text(json.dumps(settings))
+    for file in (study / "main").glob("*/evaluation/length.json"):
+        result = json.loads(file.read_text())
+        result["rows"][0]["bits_per_byte"] += 1.0  # so far beyond its training none of these is a rival
+        file.write_text(json.dumps(result))
+    said = answer_of(study, "evaluation", "full, base 500,000").sentences["And of texts four times as long?"]
+    assert "The best, full, base 500,000, scaled positions, trained at 64, is what" in said[0]
+    assert said[0].count(";") == 3
+    assert len(said) == 3
+    assert "window 4, trained at 64: +0.0000" in said[1]
+    assert "is equal to full, base 500,000, scaled positions, trained at 64 within 0.002 (authors)" in said[1]
+    assert "is not shown to be equal" in said[2]
+
+
 def add_tokens(study, within="same"):
     """Cells with tokens of two bytes, whose targets are confined to the bytes of the others."""
     for number, (window, lost) in enumerate([(None, 0.0), (4, 0.01)]):
@@ -159,6 +194,10 @@ def test_cells_are_named_by_what_tells_them_apart():
         | {"model.rotary": [{"base": 1e4, "scaling": {"kind": "yarn"}}], "data.sequence_length": 256},
         "f": plain | {"model.window": [2, 4]},
         "g": plain | {"optimizer.lr": 1.0},
+        "h": plain | {"tokenizer.kind": "bpe", "trainer.max_tokens": 5},
+        "i": full | {"tokenizer.kind": "bpe", "trainer.max_tokens": 5, "model.rotary": [None]},
+        "j": plain | {"tokenizer.kind": "bpe", "trainer.max_tokens": 3},
+        "k": plain | {"tokenizer.kind": "folder", "data.sequence_length": 256, "trainer.max_tokens": 2},
     }
     assert cell_names(cells) == {
         "a": "window 4 (a)",
@@ -168,4 +207,8 @@ def test_cells_are_named_by_what_tells_them_apart():
         "e": "full, base 10,000, scaled positions, trained at 256",
         "f": "windows 2 and 4",
         "g": "window 4 (g)",
+        "h": "window 4, bpe tokenizer",
+        "i": "full, no positions, bpe tokenizer",
+        "j": "window 4, bpe tokenizer, 3 tokens",
+        "k": "window 4, trained at 256",
     }

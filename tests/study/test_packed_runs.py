@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from windowlm.errors import UserError
+from windowlm.study import packed_runs
 from windowlm.study.packed_runs import pack_runs, unpack_runs
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "pack_runs.py"
@@ -19,6 +20,7 @@ RESULTS = {
     "model/config.json": "{}",
     "evaluation/length.json": "{}",
     "evaluation_train/study/reach.json": "{}",
+    "scored.json": '[["a=1"]]',
 }
 LEFT_OUT = {
     ".lock": "",
@@ -50,20 +52,16 @@ def runs(tmp_path):
     for name in ("main/0", "main/1"):
         write(folder / name, {**RESULTS, **LEFT_OUT, LOSSES: name})
     write(folder / "main" / "2", {**RESULTS, "run.json": '{"status": "stopped"}'})
-    write(folder, {"scored.json": '{"main/0": ["a=1"]}', "main/scored.json": "{}"})
     return folder
 
 
 def test_finished_runs_arrive_without_weights_states_and_losses(runs, tmp_path):
     count, parts = pack_runs(runs, tmp_path / "packed", 1 << 20)
-    assert (count, [part.name for part in parts]) == (2, ["runs.tar.gz.1-of-1"])
+    assert (count, [part.name for part in parts]) == (2, ["runs.arrow.gz.1-of-1"])
     found = unpack_runs(tmp_path / "packed", tmp_path / "there")
-    assert (found.runs, found.written, found.kept) == (2, 2 * len(RESULTS) + 2, [])
+    assert (found.runs, found.written, found.kept) == (2, 2 * len(RESULTS), [])
     expected = {f"main/{number}/{name}": text for number in "01" for name, text in RESULTS.items()}
-    assert files_in(tmp_path / "there") == expected | {
-        "scored.json": '{"main/0": ["a=1"]}',
-        "main/scored.json": "{}",
-    }
+    assert files_in(tmp_path / "there") == expected
     again = unpack_runs(tmp_path / "packed", tmp_path / "there")
     assert (again.written, again.kept) == (0, [])
 
@@ -73,12 +71,16 @@ def test_what_goes_on_elsewhere_is_added_and_nothing_is_overwritten(runs, tmp_pa
     there = tmp_path / "there"
     write(
         there,
-        {"scored.json": '{"main/9": []}', "main/0/run.json": RESULTS["run.json"], "main/0/config.json": "x"},
+        {
+            "main/0/scored.json": '[["b=2"]]',
+            "main/0/run.json": RESULTS["run.json"],
+            "main/0/config.json": "x",
+        },
     )
     found = unpack_runs(tmp_path / "packed", there)
     assert found.kept == ["main/0/config.json"]
     assert (there / "main" / "0" / "config.json").read_text() == "x"
-    assert json.loads((there / "scored.json").read_text()) == {"main/0": ["a=1"], "main/9": []}
+    assert json.loads((there / "main" / "0" / "scored.json").read_text()) == [["b=2"], ["a=1"]]
     (there / "main" / "1" / "run.json").write_text('{"status": "running"}')
     before = files_in(there)
     with pytest.raises(UserError, match=r"main/1: is another run than that of the archive, or not finished"):
@@ -115,18 +117,20 @@ def test_parts_are_no_larger_than_asked_for_and_all_are_needed(runs, tmp_path):
     with pytest.raises(UserError, match=r"damaged .*nothing was written"):
         unpack_runs(packed, tmp_path / "elsewhere")
     parts[1].unlink()
-    with pytest.raises(UserError, match=r"runs\.tar\.gz\.2-of-\d+ is missing"):
+    with pytest.raises(UserError, match=r"runs\.arrow\.gz\.2-of-\d+ is missing"):
         unpack_runs(packed, tmp_path / "elsewhere")
     assert not (tmp_path / "elsewhere").exists()
     pack_runs(runs, packed, 1 << 20)
-    assert [path.name for path in packed.iterdir()] == ["runs.tar.gz.1-of-1"]
+    assert [path.name for path in packed.iterdir()] == ["runs.arrow.gz.1-of-1"]
 
 
 def test_an_archive_writes_nowhere_else(runs, tmp_path, monkeypatch):
-    import tarfile
-
-    named = tarfile.TarInfo
-    monkeypatch.setattr(tarfile, "TarInfo", lambda name: named(f"../{name}"))
+    archive = packed_runs._archive
+    monkeypatch.setattr(
+        packed_runs,
+        "_archive",
+        lambda files, **options: archive({f"../{name}": data for name, data in files.items()}, **options),
+    )
     pack_runs(runs, tmp_path / "packed", 1 << 20)
     with pytest.raises(UserError, match=r"\.\./main/0/.* is no file of a run; nothing was written"):
         unpack_runs(tmp_path / "packed", tmp_path / "in" / "there")
@@ -147,7 +151,7 @@ def test_the_command_packs_unpacks_and_names_a_mistake(runs, tmp_path, monkeypat
     for words, message in (
         (("pack", tmp_path / "none", tmp_path / "out"), "there is no such folder"),
         (("pack", runs, tmp_path / "out", "--part-mebibytes", "0"), "from 1 on"),
-        (("unpack", tmp_path / "there", tmp_path / "out"), r"holds no runs.tar.gz.1-of-N"),
+        (("unpack", tmp_path / "there", tmp_path / "out"), r"holds no runs.arrow.gz.1-of-N"),
     ):
         assert call(*words) == 2
         assert message in capsys.readouterr().err

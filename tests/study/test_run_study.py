@@ -69,6 +69,13 @@ def test_an_interrupted_study_goes_on_and_other_settings_keep_the_earlier_result
     assert len(measures_in(run / "evaluation")) == 2
 
 
+def test_the_text_around_a_span_is_recorded_as_long_as_it_was(run):  # noqa: F811
+    scored = evaluated(run)
+    small = {**SMALL, "window": None, "distances": [32, 40], "span": 32}
+    (result,) = run_study(scored, StudyConfig(measures=["pasted_spans"], **small))
+    assert result["settings"]["window"] == 32
+
+
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"format": 99}'])
 def test_a_damaged_measure_is_named_and_left_as_it_is(run, content):  # noqa: F811
     path = run / "evaluation" / "study" / "reach.json"

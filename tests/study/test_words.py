@@ -182,6 +182,15 @@ def test_a_model_may_not_choose_its_own_key_words():
         key_words(losses, {"it": losses_of_text(["ab"], seed=2)}, by_hash([text]), 2.0)
 
 
+def test_of_several_choosers_the_measured_run_is_left_out():
+    text = "ab cd"
+    losses, other = losses_of_text([text]), losses_of_text([text], seed=2)
+    other.nats[2][:] = other.nats[8] + 1.5
+    found = key_words(losses, {"me": losses, "other": other}, by_hash([text]), 2.0)
+    assert {row["chooser"] for row in found["rows"]} == {"other"}
+    assert found["left_out"] == ["me is the measured run, which may not choose its own key words."]
+
+
 def test_a_chooser_that_gains_at_random_does_not_flatter_others():
     """Chosen by another model's luck, words cost the average; chosen by its own, a model would gain."""
     generator = np.random.default_rng(0)

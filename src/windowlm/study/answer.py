@@ -156,7 +156,13 @@ def plots(answer: Answer) -> dict[str, bytes]:
     import altair as alt
 
     order = [cell.name for cell in answer.cells]
-    color = alt.Color("cell:N", sort=order, title=None, legend=alt.Legend(labelLimit=400))
+    color = alt.Color(
+        "cell:N",
+        sort=order,
+        title=None,
+        scale=alt.Scale(domain=order, scheme="tableau20"),
+        legend=alt.Legend(labelLimit=400, columns=2),
+    )
 
     def lines(values: list[dict[str, Any]], x: str, y: str) -> Any:
         base = alt.Chart(alt.Data(values=values)).encode(
@@ -283,6 +289,7 @@ def _sentences(cells: Sequence[Cell], claims: Sequence[SettingClaim]) -> dict[st
     return {
         "Is the rival at its best?": _gate(cells),
         "Which windows are equal to full attention, and what do they lose?": _equal(cells, claims),
+        "And of texts four times as long?": _longer(cells),
         "How much of the quarrel is the rotary base?": _rotary(cells, claims),
         "What does a hybrid win back?": _hybrid(cells, claims),
         "What do key-value heads cost?": _heads(cells),
@@ -355,8 +362,40 @@ def _gate(cells: Sequence[Cell]) -> list[str]:
     return found or ["The gate was not measured: no random spans at its distances."]
 
 
-def _equal(cells: Sequence[Cell], claims: Sequence[SettingClaim]) -> list[str]:
-    c = _trained(cells[0])["context_length"]
+def _longer(cells: Sequence[Cell]) -> list[str]:
+    """Cells trained further on longer sequences, beside full attention at its best there."""
+    longer = [cell for cell in cells if _trained_length(cell) > _trained_length(cells[0])]
+    if not longer:
+        return ["Not measured: no cell was trained on longer sequences."]
+    c = _trained(max(longer, key=_trained_length))["context_length"]
+    rivals = [cell for cell in cells if cell.window == "full" and _loss_at(cell, c) is not None]
+    if not rivals:
+        return [f"Not measured: no full attention at c = {c:,}."]
+    rivals.sort(key=lambda cell: _loss_at(cell, c) or 0.0)
+    best = rivals[0]
+    found = [
+        f"Full attention at c = {c:,} in bits per byte: "
+        + "; ".join(f"{cell.name} {_loss_at(cell, c):.4f}" for cell in rivals)
+        + f". The best, {best.name}, is what the others are compared with."
+    ]
+    others = [cell for cell in longer if cell.window != "full" and _loss_at(cell, c) is not None]
+    claims = compare_settings({cell.name: cell.runs for cell in (best, *others)}, best.name)
+    return found + _equal([best, *others], claims, c)
+
+
+def _trained_length(cell: Cell) -> int:
+    result = cell.runs[0].result
+    assert result is not None
+    return result["training_length"]
+
+
+def _loss_at(cell: Cell, c: int) -> float | None:
+    return next((row["bits_per_byte"] for row in cell.rows if row["context_length"] == c), None)
+
+
+def _equal(cells: Sequence[Cell], claims: Sequence[SettingClaim], c: int | None = None) -> list[str]:
+    if c is None:
+        c = _trained(cells[0])["context_length"]
     found = []
     for cell in cells[1:]:
         claim = _claim(claims, cell, LOSS, f"c = {c:,}")

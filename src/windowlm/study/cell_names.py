@@ -16,6 +16,9 @@ MENTIONED = {
     "tokenizer.kind": "{} tokenizer",
     "trainer.max_tokens": "{} tokens",
 }
+OF_ANOTHER_RUN = "folder"  # the tokenizer of the model that a run starts from
+# How many tokens are usual depends on what a token is, and on whether a model only reads on in longer texts.
+BUDGET, TOKENS_OF = "trainer.max_tokens", ("tokenizer.kind", "data.sequence_length")
 
 
 def cell_names(cells: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
@@ -24,15 +27,14 @@ def cell_names(cells: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     Args:
         cells: settings by full key of each cell, by its overrides, which a name holds where it is needed.
     """
-    usual = {key: _most_common([settings.get(key) for settings in cells.values()]) for key in MENTIONED}
     names = {}
     for label, settings in cells.items():
         parts = [window_name(settings), *_positions(settings)]
-        parts += [
-            text.format(setting_text(settings[key]))
-            for key, text in MENTIONED.items()
-            if key in settings and settings[key] != usual[key]
-        ]
+        for key, text in MENTIONED.items():
+            like = [other for other in cells.values() if _same(other, settings, TOKENS_OF)]
+            usual = _most_common([other.get(key) for other in (like if key == BUDGET else cells.values())])
+            if key in settings and settings[key] not in (usual, OF_ANOTHER_RUN):
+                parts.append(text.format(setting_text(settings[key])))
         names[label] = ", ".join(parts)
     counts = Counter(names.values())
     return {label: name if counts[name] == 1 else f"{name} ({label})" for label, name in names.items()}
@@ -72,6 +74,10 @@ def _positions(settings: Mapping[str, Any]) -> list[str]:
         scaled = any(key.startswith("model.rotary.scaling.") for key in settings)
     texts = ["no positions" if base is None else f"base {base:,.0f}" for base in sorted(bases, key=str)]
     return ["; ".join(texts)] + ["scaled positions"] * scaled
+
+
+def _same(one: Mapping[str, Any], other: Mapping[str, Any], keys: Sequence[str]) -> bool:
+    return all(one.get(key) == other.get(key) for key in keys)
 
 
 def _most_common(values: Sequence[Any]) -> Any:

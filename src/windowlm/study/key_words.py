@@ -60,7 +60,8 @@ def key_words(
     """Nats a byte of key words by context length, for each chooser.
 
     A model that chose its own key words would look better than it is: its lucky guesses would be chosen. So
-    the choosers are other models, and each gives rows of its own.
+    the choosers are other models, and each gives rows of its own. Of several, one that is the measured run is
+    left out, so that the runs of a study can all be given the same choosers.
 
     Args:
         losses: nats of the run that is measured.
@@ -69,11 +70,11 @@ def key_words(
         threshold: nats.
 
     Raises:
-        UserError: a chooser scored other targets, at one length only, or has the run's own losses.
+        UserError: a chooser scored other targets, at one length only, or the only one is the measured run.
     """
     words_N = word_of_target(losses, texts)
     longest = max(losses.nats)
-    rows, clusters, none = [], [], []
+    rows, clusters, left_out = [], [], []
     for name, chooser in choosers.items():
         if chooser.targets_hash != losses.targets_hash or len(chooser.document) != len(losses.document):
             raise UserError(
@@ -86,13 +87,16 @@ def key_words(
                 "that gain between two; score it with more evaluation.context_lengths"
             )
         if np.array_equal(chooser.nats[max(chooser.nats)], losses.nats[longest]):
+            if len(choosers) > 1:
+                left_out.append(f"{name} is the measured run, which may not choose its own key words.")
+                continue
             raise UserError(
                 f"study.choosers={name}: its losses are those of the measured run, which may not choose its "
                 "own key words; give a run with another seed, or another model"
             )
         chosen_N = key_targets(chooser, words_N, threshold)
         if not chosen_N.any():
-            none.append(f"By {name} no word gains {threshold:g} nats.")
+            left_out.append(f"By {name} no word gains {threshold:g} nats.")
             continue
         group = {"chooser": name, "words": len(np.unique(words_N[chosen_N]))}
         found, sums = loss_by_group(losses, chosen_N, group)
@@ -107,5 +111,5 @@ def key_words(
         ],
         rows=rows,
         clusters=clusters,
-        left_out=none,
+        left_out=left_out,
     )

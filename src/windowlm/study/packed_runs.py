@@ -3,11 +3,9 @@
 import fnmatch
 import gzip
 import io
-import json
 import re
-import tarfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -18,9 +16,9 @@ from windowlm.evaluation.kept_nats import UNFINISHED
 from windowlm.evaluation.target_losses import LOSSES_NAME
 from windowlm.json_text import parse_json
 
-NAME = "runs.tar.gz"
+NAME = "runs.arrow.gz"
 RECORD = "run.json"
-SCORED = "scored.json"  # what scripts/score_runs.py has scored, beside the runs
+SCORED = "scored.json"  # settings of each time that scripts/score_runs.py has scored the run
 PART = re.compile(rf"{re.escape(NAME)}\.(\d+)-of-(\d+)")
 WEIGHTS = ("*.safetensors", "*.ckpt")
 LEFT_OUT = ("checkpoints", UNFINISHED)
@@ -74,20 +72,10 @@ def pack_runs(
     if not files:
         which = "" if losses_of is None else f" with losses.parquet whose name is like {losses_of}"
         raise UserError(f"{folder}: holds no finished run{which}")
-    if losses_of is None:
-        files += _scored_records(folder)
-    content = io.BytesIO()
     try:
-        with (
-            gzip.GzipFile(fileobj=content, mode="wb", mtime=0) as stream,
-            tarfile.open(fileobj=stream, mode="w") as archive,
-        ):
-            for file in sorted(files):
-                data = file.read_bytes()
-                entry = tarfile.TarInfo(file.relative_to(folder).as_posix())
-                entry.size = len(data)
-                archive.addfile(entry, io.BytesIO(data))
-        whole = content.getvalue()
+        contents = {file.relative_to(folder).as_posix(): file.read_bytes() for file in sorted(files)}
+        # Losses are compressed already.
+        whole = _archive(contents, compression=6 if losses_of is None else 1)
         pieces = [whole[start : start + part_bytes] for start in range(0, len(whole), part_bytes)]
         out.mkdir(parents=True, exist_ok=True)
         parts = [out / f"{NAME}.{number}-of-{len(pieces)}" for number, _ in enumerate(pieces, start=1)]
@@ -126,8 +114,10 @@ def unpack_runs(packed: Path, folder: Path) -> Unpacked:
         for name in sorted(entries, key=lambda name: PurePosixPath(name).name == RECORD):
             path, data = folder / name, entries[name]
             if path.name == SCORED and path.is_file():
-                data = json_bytes({**_record(data, path), **_record(path.read_bytes(), path)})
-                write_atomically(path, data)
+                known = read_scored(path)
+                added = [each for each in _settings_lists(data, packed / name) if each not in known]
+                if added:
+                    write_atomically(path, json_bytes([*known, *added]))
             elif not path.exists():
                 write_atomically(path, data)
                 written += 1
@@ -136,6 +126,15 @@ def unpack_runs(packed: Path, folder: Path) -> Unpacked:
     except OSError as error:
         raise UserError(f"{error.filename}: {error.strerror}") from None
     return Unpacked(len(runs), written, kept)
+
+
+def read_scored(path: Path) -> list[list[str]]:
+    """Settings with which a run was scored, from its ``scored.json``; none where there is no file.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    return _settings_lists(path.read_bytes(), path) if path.is_file() else []
 
 
 def _is_finished(run: Path) -> bool:
@@ -154,11 +153,6 @@ def _files(run: Path, *, losses: bool) -> Iterator[Path]:
             continue  # locks, partial files
         if (file.name == LOSSES_NAME) == losses:
             yield file
-
-
-def _scored_records(folder: Path) -> list[Path]:
-    runs = set(run_folders(folder))
-    return [file for file in folder.rglob(SCORED) if not any(run in file.parents for run in runs)]
 
 
 def _parts(folder: Path) -> list[Path]:
@@ -187,22 +181,49 @@ def _read(packed: Path) -> dict[str, bytes]:
         what = f"{missing[0]} is missing" if missing else "parts of several archives"
         raise UserError(f"{packed}: {what}; take all parts of one archive along, and nothing else")
     try:
-        whole = gzip.decompress(b"".join(part.read_bytes() for part in parts))
-        with tarfile.open(fileobj=io.BytesIO(whole), mode="r:") as archive:
-            entries = {}
-            for entry in archive:
-                path = PurePosixPath(entry.name)
-                source = archive.extractfile(entry)
-                if path.is_absolute() or ".." in path.parts or source is None or not entry.isfile():
-                    raise UserError(f"{packed}: {entry.name} is no file of a run; nothing was written")
-                entries[str(path)] = source.read()
-    except (OSError, EOFError, ValueError, zlib.error, tarfile.TarError) as error:
+        entries = _entries(b"".join(part.read_bytes() for part in parts))
+    except (OSError, EOFError, ValueError, KeyError, zlib.error) as error:
         raise UserError(f"{packed}: damaged ({error}); nothing was written") from None
+    for name in entries:
+        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+            raise UserError(f"{packed}: {name} is no file of a run; nothing was written")
     return entries
 
 
-def _record(data: bytes, path: Path) -> dict[str, object]:
+def _archive(files: Mapping[str, bytes], compression: int) -> bytes:
+    """Files by name as an Arrow table, which nothing but their content comes out of; gzip tells damage."""
+    import pyarrow
+    import pyarrow.ipc
+
+    stream = io.BytesIO()
+    columns = {
+        "name": pyarrow.array(list(files)),
+        "content": pyarrow.array(list(files.values()), pyarrow.large_binary()),
+    }
+    table = pyarrow.table(columns)
+    with pyarrow.ipc.new_stream(stream, table.schema) as writer:
+        writer.write_table(table)
+    return gzip.compress(stream.getvalue(), compression, mtime=0)
+
+
+def _entries(whole: bytes) -> dict[str, bytes]:
+    """The files of ``_archive``.
+
+    Raises:
+        OSError, EOFError, ValueError, KeyError, zlib.error: it is something else, or damaged.
+    """
+    import pyarrow.ipc
+
+    table = pyarrow.ipc.open_stream(gzip.decompress(whole)).read_all()
+    names, contents = table.column("name").to_pylist(), table.column("content").to_pylist()
+    return {str(name): bytes(content) for name, content in zip(names, contents, strict=True)}
+
+
+def _settings_lists(data: bytes, path: Path) -> list[list[str]]:
     try:
-        return dict(json.loads(data))
-    except (ValueError, TypeError):
-        raise UserError(f"{path}: damaged; remove it, and runs that are scored are looked at again") from None
+        found = parse_json(data)
+        if isinstance(found, list) and all(isinstance(settings, list) for settings in found):
+            return found
+    except ValueError:
+        pass
+    raise UserError(f"{path}: damaged; remove it, and the run is looked at again")

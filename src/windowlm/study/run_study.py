@@ -3,6 +3,7 @@
 import hashlib
 import shlex
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,8 @@ def run_study(evaluated: Evaluated, study: StudyConfig) -> list[MeasureResult]:
     results = []
     with scoring(evaluated.bundle.model, evaluated.evaluation.precision) as model:
         subject = _subject(evaluated, model)
+        # The number itself is recorded: models of other training lengths have other texts behind a null.
+        study = replace(study, window=subject.window_bytes if study.window is None else study.window)
         makers = _makers(evaluated, subject, study, choosers)
         for number, name in enumerate(study.measures, start=1):
             settings = facts | {key: getattr(study, key) for key in SETTINGS[name]}
@@ -136,7 +139,8 @@ def _subject(evaluated: Evaluated, model: Any) -> Subject:
 def _makers(
     evaluated: Evaluated, subject: Subject, study: StudyConfig, choosers: dict[str, TargetLosses]
 ) -> dict[str, Callable[[], MeasureResult]]:
-    window = subject.window_bytes if study.window is None else study.window
+    window = study.window
+    assert window is not None
 
     def make_far_repeats() -> MeasureResult:
         training, cache = training_documents(evaluated.bundle)

@@ -61,7 +61,7 @@ LOCK = ".lock"
 # What may have been written into a folder before its run began, by Hydra and by a run that was killed.
 WRITTEN_BEFORE_A_RUN = re.compile(r"\.hydra(-\d+)?|train\.log|\.lock|\.run\.json\.partial-\d+")
 WRITTEN_BESIDE_RUNS = re.compile(
-    r"\d+|scored\.json|multirun\.yaml|(comparison|settings).*\.(csv|png|html|json)|ablation\.(json|png)"
+    r"\d+|multirun\.yaml|(comparison|settings).*\.(csv|png|html|json)|ablation\.(json|png)"
 )
 
 CONTENTS = {
@@ -73,6 +73,7 @@ CONTENTS = {
     "replay": "steps that were not finite, for scripts/replay_batch.py",
     "config.json": "every setting of the run",
     "run.json": "status, versions, git commit, data and tokenizer hashes",
+    "scored.json": "settings with which scripts/score_runs.py has scored it",
     DIFF: "how the code differed from its commit",
     ".hydra": "what was composed from which overrides",
     "wandb": "the run as W&B keeps it",
