@@ -5,7 +5,7 @@ import torch
 from torch._dynamo.testing import CompileCounter
 
 from tests.model.step_logits import Logits
-from tests.model.test_streaming import LAYERS, LENGTH, assert_same, drawn, each_layers, packed
+from tests.model.test_streaming import LAYERS, LENGTH, assert_same, drawn, packed
 from tests.model.test_switches import tokens
 from windowlm.attention.step_cache import StepCache
 from windowlm.attention.window import PADDING
@@ -14,6 +14,7 @@ from windowlm.generation.token_step import TokenStep, holds_sinks
 from windowlm.model.decoder import Decoder
 
 PROMPT = 41
+each_layers = pytest.mark.parametrize("layers", LAYERS.values(), ids=LAYERS)
 
 
 @torch.no_grad()
