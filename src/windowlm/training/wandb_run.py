@@ -69,6 +69,7 @@ class WandbRun:
 
         settings = config.logger
         mode = choose_mode(settings.mode)
+        self.is_offline = mode == "offline"
         self.folder = folder
         self.id = run_id
         earlier = self._offline_folders()
@@ -130,7 +131,12 @@ class WandbRun:
 
     def finish(self, exit_code: int) -> None:
         """Flush and end the run, marked as failed unless the code is 0; the next run starts its own."""
+        import wandb
+
         self.logger.experiment.finish(exit_code=exit_code)
+        if self.is_offline:
+            # W&B's process writes the end of the file at leisure, unless its own end is waited for.
+            wandb.teardown(exit_code)
 
     def sync_command(self) -> str | None:
         """The command that uploads an offline run; None where there is nothing to upload."""
