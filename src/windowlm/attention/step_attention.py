@@ -4,11 +4,11 @@ Shapes: B batch (a leading 1 stands for any), S slots, H query heads, K key-valu
 key-value head, D head dimension, P parts of the slots.
 """
 
-from importlib.util import find_spec
-
 import torch
 from torch import Tensor
 
+from .backends import band
+from .dispatch import compute_capability
 from .operator import Operator
 
 # What the kernels' products take.
@@ -16,7 +16,6 @@ KERNEL_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 LARGEST_HEAD_DIM = 256
 # Three tiles of keys and three of values fit into the shared memory of any GPU that the kernels take.
 MOST_SLOTS_OF_A_TILE, BYTES_OF_A_TILE = 64, 16384
-FEWEST_ROWS = 16  # of a tensor core's product
 # As many as the multiprocessors of a large GPU.
 ENOUGH_PROGRAMS = 132
 
@@ -43,10 +42,11 @@ def attend_one(
 
 def kernels_take(query_BHD: Tensor) -> bool:
     """Whether kernels of our own serve such queries."""
+    declared, capability = band.CAPABILITIES, compute_capability(query_BHD.device)
     return (
-        query_BHD.is_cuda
-        and find_spec("triton") is not None
-        and torch.cuda.get_device_capability(query_BHD.device) >= (8, 0)
+        declared.missing is None
+        and capability is not None
+        and capability >= declared.compute_capability
         and query_BHD.dtype in KERNEL_DTYPES
         and query_BHD.shape[-1] <= LARGEST_HEAD_DIM
     )
@@ -101,12 +101,9 @@ def attend_one_by_kernels(
 
     batch, heads, head_dim = query_BHD.shape
     slots, kv_heads = key_BSKD.shape[1:3]
-    query_BHD, key_BSKD, value_BSKD = (
-        tensor if tensor.stride(-1) == 1 else tensor.contiguous()
-        for tensor in (query_BHD, key_BSKD, value_BSKD)
-    )
+    query_BHD, key_BSKD, value_BSKD = map(band.rows_contiguous, (query_BHD, key_BSKD, value_BSKD))
     seen_BS = seen_BS.contiguous()
-    dim = max(16, 1 << (head_dim - 1).bit_length())
+    dim = band.power_of_two(head_dim)
     tile = min(MOST_SLOTS_OF_A_TILE, BYTES_OF_A_TILE // (dim * key_BSKD.element_size()))
     tiles = -(-slots // tile)
     if parts is None:
@@ -124,7 +121,7 @@ def attend_one_by_kernels(
         *query_BHD.stride()[:2], *key_BSKD.stride()[:3], *value_BSKD.stride()[:3],
         seen_BS.stride(0) if len(seen_BS) > 1 else 0, *output_BHD.stride()[:2],
         kv_heads, slots, tiles_a_part * tile, parts, head_dim**-0.5, logit_cap or 0.0,
-        G=group, R=max(FEWEST_ROWS, 1 << (group - 1).bit_length()), D=head_dim, DIM=dim, N=tile,
+        G=group, R=band.power_of_two(group), D=head_dim, DIM=dim, N=tile,
         SINKS=sink_logits_H is not None, CAPPED=logit_cap is not None, WHOLE=parts == 1,
     )  # fmt: skip
     if parts > 1:

@@ -1,7 +1,7 @@
 """The decoder compiled for training: one graph from tokens to hidden states for each set of windows."""
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from types import FunctionType
 from typing import Any
 
@@ -80,7 +80,7 @@ def hidden_states(
             *tokens, **seen, checkpoint_activations=activation_checkpointing and torch.is_grad_enabled()
         )
     views = [] if float8 else [model]
-    frequencies_kept: list[bool] = []
+    keep_frequencies = cache(partial(_keep_frequencies, model))
 
     def hidden(tokens_BT: Tensor, *, visibilities: Visibilities) -> Tensor:
         if not views:  # not before the model is on its device and in its dtype
@@ -90,12 +90,8 @@ def hidden_states(
         again = activation_checkpointing and torch.is_grad_enabled()
         if not compiled:
             return _hidden(decoder, tokens_BT, visibilities, again)
-        if cuda_graphs and not frequencies_kept:
-            # They are kept for later calls, which memory of a graph that is recorded cannot be.
-            frequencies_kept.append(True)
-            for layer in decoder.modules():
-                if isinstance(layer, RotaryEmbedding):
-                    layer.rotation(tokens_BT.new_zeros(1, 1))
+        if cuda_graphs:
+            keep_frequencies(tokens_BT.device)
         # Read when a graph is cut into its passes, which is within its first call. Within DDP's forward torch
         # would cut it into buckets as well, but not one that calibration compiled before.
         with (
@@ -107,6 +103,13 @@ def hidden_states(
         return states_BTD
 
     return hidden
+
+
+def _keep_frequencies(model: Decoder, device: torch.device) -> None:
+    """Those of rotations are kept for later calls, which memory of a graph that is recorded cannot be."""
+    for layer in model.modules():
+        if isinstance(layer, RotaryEmbedding):
+            layer.rotation(torch.zeros(1, 1, dtype=torch.int64, device=device))
 
 
 def forget_compiled() -> None:

@@ -84,7 +84,7 @@ def attend(
     if visibility.documents is not None:
         bounds = Bounds(*_of_each_row(visibility.bounds(queries, keys, query_BTHD.device), batch))
     window = keys if visibility.window is None else min(visibility.window, keys)
-    query_BTHD, key_BSKD, value_BSKD = map(_rows_contiguous, (query_BTHD, key_BSKD, value_BSKD))
+    query_BTHD, key_BSKD, value_BSKD = map(rows_contiguous, (query_BTHD, key_BSKD, value_BSKD))
     ranges = (None,) * 3 if bounds is None else (bounds.first_keys, bounds.last_queries, bounds.gaps)
     return _attention(query_BTHD, key_BSKD, value_BSKD, *ranges, window, scale)
 
@@ -113,7 +113,7 @@ def forward(
         query_BTHD, key_BSKD, value_BSKD, output_BTHD, normalizer_BHT, *first_last_gaps,
         *_strides(query_BTHD, key_BSKD, value_BSKD, output_BTHD),
         heads, heads // kv_heads, queries, key_BSKD.shape[1], window, scale * LOG2_E,
-        D=head_dim, DIM=_power_of_two(head_dim), R=tiles.rows, N=tiles.keys, PACK=pack,
+        D=head_dim, DIM=power_of_two(head_dim), R=tiles.rows, N=tiles.keys, PACK=pack,
         BOUNDED=bool(ranges), MOSTLY_FULL=window > SMALL_WINDOW, STAGES=tiles.stages, num_warps=tiles.warps,
     )  # fmt: skip
     return output_BTHD, normalizer_BHT
@@ -142,7 +142,7 @@ def backward(
     first_last_gaps = ranges or [normalizer_BHT] * 3  # not read
     shared = {
         "D": head_dim,
-        "DIM": _power_of_two(head_dim),
+        "DIM": power_of_two(head_dim),
         "BOUNDED": bool(ranges),
         "MOSTLY_FULL": window > SMALL_WINDOW,
     }
@@ -184,11 +184,13 @@ def _pack(group_size: int, rows: int) -> int:
     return min(group_size & -group_size, LARGEST_PACK, rows)
 
 
-def _power_of_two(size: int) -> int:
+def power_of_two(size: int) -> int:
+    """The smallest that holds so many and that a tensor core's product takes."""
     return max(16, 1 << (size - 1).bit_length())
 
 
-def _rows_contiguous(tensor: Tensor) -> Tensor:
+def rows_contiguous(tensor: Tensor) -> Tensor:
+    """The same with its last dimension contiguous."""
     return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
 
 
@@ -208,7 +210,7 @@ def _compute_gradients(
 ) -> tuple[Tensor, Tensor, Tensor]:
     *ranges, window, scale, output_BTHD, normalizer_BHT = others
     return backward(
-        query_BTHD, key_BSKD, value_BSKD, output_BTHD, normalizer_BHT, _rows_contiguous(gradient_BTHD),
+        query_BTHD, key_BSKD, value_BSKD, output_BTHD, normalizer_BHT, rows_contiguous(gradient_BTHD),
         _given(ranges), window, scale,
     )  # fmt: skip
 
