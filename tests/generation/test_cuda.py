@@ -6,7 +6,7 @@ import torch
 from tests.model.step_logits import Logits
 from tests.model.test_streaming import LAYERS, LENGTH, drawn, packed
 from tests.model.test_switches import tokens
-from windowlm.generation.token_step import TokenStep
+from windowlm.generation.token_step import TokenStep, joined_view
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 
@@ -23,7 +23,7 @@ def test_replayed_steps_give_the_logits_of_one_call(layers: dict[str, object], r
         whole_BTV = model(tokens_BT, documents_BT)
         cache = model.new_cache(LENGTH)
         model(tokens_BT[:, :PROMPT], None if documents_BT is None else documents_BT[:, :PROMPT], cache=cache)
-        step = TokenStep(model, cache, len(tokens_BT), Logits())
+        step = TokenStep(joined_view(model), cache, len(tokens_BT), Logits())
         got = torch.stack([step(tokens_B).clone() for tokens_B in tokens_BT[:, PROMPT:].T], 1)
     wanted = whole_BTV[:, PROMPT:]
     torch.testing.assert_close(got, wanted, rtol=0, atol=2e-5 * float(wanted.std()))

@@ -10,7 +10,7 @@ from tests.model.test_switches import tokens
 from windowlm.attention.step_cache import StepCache
 from windowlm.attention.window import PADDING
 from windowlm.generation import token_step
-from windowlm.generation.token_step import TokenStep, holds_sinks
+from windowlm.generation.token_step import TokenStep, holds_sinks, joined_view
 from windowlm.model.decoder import Decoder
 
 PROMPT = 41
@@ -25,7 +25,7 @@ def stepped(
     cache = model.new_cache(tokens_BT.shape[1])
     model(tokens_BT[:, :prompt], None if documents_BT is None else documents_BT[:, :prompt], cache=cache)
     assert holds_sinks(cache)
-    step = TokenStep(model, cache, len(tokens_BT), Logits(), compiled=False)
+    step = TokenStep(joined_view(model), cache, len(tokens_BT), Logits(), compiled=False)
     return torch.stack([step(tokens_B).clone() for tokens_B in tokens_BT[:, prompt:].T], 1)
 
 
@@ -87,7 +87,7 @@ def test_a_cache_that_could_grow_or_is_full_is_refused() -> None:
             model(tokens_BT, cache=cache)
         with pytest.raises(ValueError, match="without capacity"):
             StepCache(growing)
-        step = TokenStep(model, bounded, 1, Logits(), compiled=False)
+        step = TokenStep(joined_view(model), bounded, 1, Logits(), compiled=False)
         step(tokens_BT[:, 0])
         with pytest.raises(ValueError, match="full"):
             step(tokens_BT[:, 0])

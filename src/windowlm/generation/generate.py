@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -24,7 +25,8 @@ from windowlm.generation.config import SamplingConfig
 from windowlm.generation.sampling import row_draws
 from windowlm.generation.text_stream import TextStream
 from windowlm.generation.token_choice import NO_TOKEN, Chosen, TokenChoice
-from windowlm.generation.token_step import TokenStep, capacity_of_steps, holds_sinks
+from windowlm.generation.token_step import TokenStep, capacity_of_steps, holds_sinks, joined_view
+from windowlm.model.decoder import Decoder
 
 # Tokens of the prompts that one call reads at most, so that memory does not grow with their length.
 PREFILL_TOKENS = 8192
@@ -234,13 +236,17 @@ class Generator:
 
         started = time.perf_counter()
         try:
-            step = TokenStep(self.bundle.model, cache, batch, choose)
+            step = TokenStep(self._joined_model, cache, batch, choose)
         except InvalidCxxCompiler:
             raise UserError(
                 "compile=true: torch finds no C++ compiler on this machine; try compile=false"
             ) from None
         self.pace.compile_seconds += time.perf_counter() - started
         return step
+
+    @cached_property
+    def _joined_model(self) -> Decoder:
+        return joined_view(self.bundle.model)
 
     def _working_time(self) -> float:
         """The host's clock without the time in which it compiled."""

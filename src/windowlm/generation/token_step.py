@@ -52,8 +52,7 @@ class TokenStep(Generic[Outcome]):
     """Takes one token a row and gives what follows from its logits, which the next call overwrites.
 
     Args:
-        model: in evaluation mode, on the backend "auto"; the weights that share an input come to lie beside
-            each other, as parts of one tensor.
+        model: in evaluation mode, on the backend "auto"; `joined_view` of one takes fewer products.
         cache: what it has read so far, with a capacity; it is spent.
         batch: B.
         finish: what follows; compiled and replayed with the model.
@@ -66,7 +65,7 @@ class TokenStep(Generic[Outcome]):
     def __init__(
         self, model: Decoder, cache: KVCache, batch: int, finish: Finish[Outcome], *, compiled: bool = True
     ) -> None:
-        self.model, self.cache, self.finish = joined_view(model), StepCache(cache), finish
+        self.model, self.cache, self.finish = model, StepCache(cache), finish
         self._tokens_B1 = torch.zeros(batch, 1, dtype=torch.int64, device=self.cache.place.column.device)
         self._after: Any = outcome_after
         self._graph: torch.cuda.CUDAGraph | None = None
@@ -132,7 +131,10 @@ class TokenStep(Generic[Outcome]):
 
 
 def joined_view(model: Decoder) -> Decoder:
-    """The same model on the same parameters, whose products that share an input are one."""
+    """The same model on the same parameters, whose products that share an input are one.
+
+    Weights that share an input come to lie beside each other, as parts of one tensor.
+    """
     shared = {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())}
     view: Decoder = copy.deepcopy(model, shared)
     for block in view.blocks:
