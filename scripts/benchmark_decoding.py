@@ -7,8 +7,9 @@ All take the most probable token after the same prompt of drawn weights. `window
 tokenizer and streams of text, `windowlm compiled` the same with the step of a token as one graph;
 `transformers dynamic` and `transformers static` are `generate` with those caches. Tokens a second are the
 tokens between a short and a long production over the difference of their times, the median of rounds in
-turns; the prompt's are its tokens over the time of one token. The last column is the prompt's pace over that
-of the model's forward pass alone, as in training.
+turns; the prompt's are its tokens over the time until the first token is chosen, which for transformers is
+all that the production of one token takes, and for ours what it counts itself, its tokenizer left out. The
+last column is the prompt's pace over that of the model's forward pass alone, as in training.
 
 Shapes: B batch, T tokens.
 """
@@ -45,7 +46,7 @@ SHORT = 32
 END_MARK = "<end>"
 PACKAGES = ("torch", "triton", "transformers", "windowlm")
 DTYPES = {"32-true": torch.float32, "bf16-true": torch.bfloat16}
-Produce = Callable[[int], None]  # takes the prompts and so many tokens behind them
+Produce = Callable[[int], float | None]  # makes so many tokens; the prompts' seconds, where they are told
 
 
 def main() -> int:
@@ -78,7 +79,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--batches", type=int, nargs="+", default=[1], metavar="B")
     parser.add_argument("--prompt", type=int, default=2048, help="tokens")
     parser.add_argument("--tokens", type=int, default=256, help="produced between the two times")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if cuda else "cpu")
     parser.add_argument("--precision", choices=DTYPES, default="bf16-true" if cuda else "32-true")
     parser.add_argument("--entrants", nargs="+", choices=entrants, default=entrants)
@@ -113,43 +114,49 @@ def measured(
     length = len(tokenizer.encode(prompts[0]))
     rows: list[dict[str, Any]] = []
     produce_of: dict[str, Produce] = {}
+    lengths = (1, SHORT, SHORT + options.tokens)
     for name in options.entrants:
         row: dict[str, Any] = {"entrant": name, "batch": len(prompts), "prompt_tokens": length}
         rows.append(row)
         try:
             started = time.perf_counter()
             produce = produce_of[name] = entrant(name, options, tokenizer, prompts)
-            produce(SHORT)
-            produce(1)
+            for tokens in lengths:
+                produce(tokens)
             row["start_s"] = time.perf_counter() - started
         except Exception as error:  # a peer may lack its package, memory or compiler
             produce_of.pop(name, None)
             row["problem"] = one_line(error)
     times: dict[tuple[str, int], list[float]] = {}
-    lengths = (1, SHORT, SHORT + options.tokens)
+    prompt_times: dict[str, list[float]] = {}
     for _ in range(options.rounds):
         for name, produce in produce_of.items():
             for tokens in lengths:
-                times.setdefault((name, tokens), []).append(seconds(lambda: produce(tokens)))  # noqa: B023
+                whole_s, prompt_s = seconds(produce, tokens)
+                times.setdefault((name, tokens), []).append(whole_s)
+                if tokens == 1:
+                    prompt_times.setdefault(name, []).append(whole_s if prompt_s is None else prompt_s)
     forward_s = forward_seconds(options, len(prompts), length)
     for row in rows:
         if row["entrant"] not in produce_of:
             continue
-        one, short, long = (statistics.median(times[row["entrant"], tokens]) for tokens in lengths)
+        short, long = (statistics.median(times[row["entrant"], tokens]) for tokens in lengths[1:])
+        prompt = statistics.median(prompt_times[row["entrant"]])
         row["tokens_per_second"] = len(prompts) * options.tokens / (long - short)
-        row["prompt_tokens_per_second"] = len(prompts) * length / one
-        row["prompt_over_forward"] = forward_s / one
+        row["prompt_tokens_per_second"] = len(prompts) * length / prompt
+        row["prompt_over_forward"] = forward_s / prompt
         row["seconds"] = {tokens: times[row["entrant"], tokens] for tokens in lengths}
+        row["prompt_seconds"] = prompt_times[row["entrant"]]
     return rows
 
 
-def seconds(work: Callable[[], None]) -> float:
-    """Of the host's clock, all work on the device done."""
+def seconds(produce: Produce, tokens: int) -> tuple[float, float | None]:
+    """Of the host's clock, all work on the device done; and what `produce` tells."""
     started = time.perf_counter()
-    work()
+    told = produce(tokens)
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    return time.perf_counter() - started
+    return time.perf_counter() - started, told
 
 
 def entrant(
@@ -161,10 +168,12 @@ def entrant(
         return transformers_mistral(PEERS[name], options, tokenizer, prompts)
     bundle = Bundle(our_model(options), tokenizer, {"sequence_length": 2**20}, Path())
 
-    def produce(tokens: int) -> None:
+    def produce(tokens: int) -> float:
         settings = SamplingConfig(max_new_tokens=tokens, temperature=0, stop_at_end=False)
-        results = Generator(bundle, settings, compiled=name == COMPILED).batch(prompts)
+        generator = Generator(bundle, settings, compiled=name == COMPILED)
+        results = generator.batch(prompts)
         assert all(len(result.tokens) == tokens for result in results)
+        return generator.pace.prompt_seconds
 
     return produce
 
@@ -183,10 +192,10 @@ def forward_seconds(options: argparse.Namespace, batch: int, length: int) -> flo
     rows = min(batch, 8)
     tokens_BT = torch.randint(0, options.shape.vocabulary_size, (rows, length), device=options.device)
 
-    def forward() -> None:
+    def forward(_: int) -> None:
         model.head(model.hidden(tokens_BT)[:, -1])
 
-    times = [seconds(forward) for _ in range(options.rounds + 2)][2:]
+    times = [seconds(forward, 1)[0] for _ in range(options.rounds + 2)][2:]
     return statistics.median(times) * batch / rows
 
 

@@ -18,7 +18,7 @@ from windowlm.attention.config import RotaryConfig, YarnScaling
 from windowlm.bundle import Bundle, save_bundle
 from windowlm.errors import UserError
 from windowlm.generation.config import SamplingConfig
-from windowlm.generation.generate import Generator, position_range, stream
+from windowlm.generation.generate import PREFILL_TOKENS, Generator, position_range, stream
 from windowlm.model.config import ModelConfig
 from windowlm.model.decoder import Decoder
 from windowlm.tokenization.tokenizer import BytesTokenizer
@@ -144,7 +144,7 @@ def test_prompts_longer_than_a_call_are_read_in_chunks(
 ) -> None:
     texts = [prompt * 4 for prompt in PROMPTS]
     whole = Generator(bundle, SamplingConfig(max_new_tokens=20)).batch(texts)
-    monkeypatch.setattr("windowlm.generation.generate.PREFILL_TOKENS", 35)
+    monkeypatch.setitem(PREFILL_TOKENS, "cpu", 35)
     chunked = Generator(bundle, SamplingConfig(max_new_tokens=20)).batch(texts)
     assert [result.tokens for result in chunked] == [result.tokens for result in whole]
 

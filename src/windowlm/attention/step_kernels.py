@@ -34,12 +34,14 @@ def step_kernel(
     total_R = tl.zeros([R], tl.float32)
     begin = part * slots_a_part
     end = tl.minimum(begin + slots_a_part, S)
+    place_N = tl.arange(0, N)
+    seen = seen_ptr + batch * seen_b + place_N
+    # Loads of single bytes are not among those that Triton starts early: the next tile's are asked for here.
+    next_seen_N = tl.load(seen + begin, mask=begin + place_N < end, other=0)
     for start in tl.range(begin, end, N, num_stages=3):
-        place_N = tl.arange(0, N)
-        slot_N = start + place_N
-        exists_N = slot_N < end
-        seen_N = tl.load(seen_ptr + batch * seen_b + slot_N, mask=exists_N, other=0) != 0
-        wanted_ND = exists_N[:, None] & (dim_D[None, :] < D)
+        seen_N = next_seen_N != 0
+        next_seen_N = tl.load(seen + start + N, mask=start + N + place_N < end, other=0)
+        wanted_ND = (start + place_N < end)[:, None] & (dim_D[None, :] < D)
         # The slots of a long text are more numbers than 32 bits can count.
         keys = key_ptr + batch * key_b + kv_head * key_h + tl.cast(start, tl.int64) * key_s
         key_ND = tl.load(keys + place_N[:, None] * key_s + dim_D[None, :], mask=wanted_ND, other=0.0)

@@ -28,8 +28,9 @@ from windowlm.generation.token_choice import NO_TOKEN, Chosen, TokenChoice
 from windowlm.generation.token_step import TokenStep, capacity_of_steps, holds_sinks, joined_view
 from windowlm.model.decoder import Decoder
 
-# Tokens of the prompts that one call reads at most, so that memory does not grow with their length.
-PREFILL_TOKENS = 8192
+# Tokens of the prompts that one call reads at most, so that memory does not grow with their length. The host
+# takes longer to launch a model than a GPU takes for a few thousand tokens.
+PREFILL_TOKENS = {"cpu": 8192, "cuda": 65536}
 EndedBy = Literal["max_new_tokens", "stop", "end_of_document"]
 
 
@@ -171,7 +172,7 @@ class Generator:
             UserError: an empty prompt, one that is too long for a layer without a window, or a model that
                 gives no numbers.
         """
-        settings, model = self.settings, self.bundle.model
+        settings, model = self.settings, self._model
         encoded = self.encode(prompts)
         rows = [_Row(self.bundle, ids, settings) for ids in encoded]
         longest = max(map(len, encoded))
@@ -182,13 +183,15 @@ class Generator:
             documents_BT[row, longest - len(ids) :] = 0
         earlier_BT = tokens_BT.masked_fill(documents_BT == PADDING, NO_TOKEN).to(self._device)
         alike = all(len(ids) == longest for ids in encoded)
-        draws = [row_draws(settings.seed, first + row, settings.max_new_tokens) for row in range(len(rows))]
+        # More than are used: each other number of draws would be compiled anew.
+        most = capacity_of_steps(settings.max_new_tokens)
+        draws = [row_draws(settings.seed, first + row, most) for row in range(len(rows))]
         draws_BT = torch.stack(draws).to(self._device)
         choose = TokenChoice(settings, draws_BT, earlier_BT, model.vocabulary_size)
         capacity = longest + settings.max_new_tokens
         cache = model.new_cache(capacity_of_steps(capacity) if self.compiled else capacity)
         started = self._working_time()
-        size = max(PREFILL_TOKENS // len(rows), 1)
+        size = max(PREFILL_TOKENS[self._device.type] // len(rows), 1)
         for start in range(0, longest, size):
             chunk = slice(start, start + size)
             documents = None if alike else documents_BT[:, chunk].to(self._device)
@@ -218,7 +221,7 @@ class Generator:
 
     def _continuation(self, cache: KVCache, batch: int, choose: TokenChoice) -> Callable[[Tensor], Chosen]:
         """What takes one more token of each row and chooses the next."""
-        model = self.bundle.model
+        model = self._model
         token_step: TokenStep[Chosen] | None = None
 
         def go_on(tokens_B: Tensor) -> Chosen:
@@ -236,7 +239,7 @@ class Generator:
 
         started = time.perf_counter()
         try:
-            step = TokenStep(self._joined_model, cache, batch, choose)
+            step = TokenStep(self._model, cache, batch, choose)
         except InvalidCxxCompiler:
             raise UserError(
                 "compile=true: torch finds no C++ compiler on this machine; try compile=false"
@@ -245,8 +248,8 @@ class Generator:
         return step
 
     @cached_property
-    def _joined_model(self) -> Decoder:
-        return joined_view(self.bundle.model)
+    def _model(self) -> Decoder:
+        return joined_view(self.bundle.model) if self.compiled else self.bundle.model
 
     def _working_time(self) -> float:
         """The host's clock without the time in which it compiled."""
@@ -259,10 +262,12 @@ class Generator:
             UserError: a prompt is empty, or too long for a layer without a window.
         """
         for prompt in prompts:
-            if any("\ud800" <= character <= "\udfff" for character in prompt):
+            try:
+                prompt.encode()
+            except UnicodeEncodeError:
                 raise UserError(
                     f"prompt={prompt!r}: it holds half a character (a lone surrogate); give UTF-8 text"
-                )
+                ) from None
         encoded = self.bundle.tokenizer.encode_batch(list(prompts))
         largest = None if self.settings.beyond_training else position_range(self.bundle)
         for ids in encoded:

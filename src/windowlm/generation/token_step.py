@@ -24,6 +24,9 @@ SLOTS_MULTIPLE = 1024
 # Of one process, by batch, capacity and dtype.
 MOST_COMPILED = 64
 WARM_UPS = 3
+# Products with one row become sums, kernels that are fused with what stands around them; kernels that do not
+# wait for one another become one.
+GPU_OPTIONS: dict[str, Any] = {"coordinate_descent_tuning": True, "combo_kernels": True}
 Outcome = TypeVar("Outcome")
 OutcomeOut = TypeVar("OutcomeOut", covariant=True)
 
@@ -95,9 +98,9 @@ class TokenStep(Generic[Outcome]):
     @torch.no_grad()
     def _compile(self) -> None:
         on_gpu = self._tokens_B1.is_cuda
-        # Products with one row become sums, kernels that are fused with what stands around them.
-        given: dict[str, Any] = {"options": {"coordinate_descent_tuning": True}} if on_gpu else {}
-        self._after = torch.compile(outcome_after, fullgraph=True, dynamic=False, **given)
+        self._after = torch.compile(
+            outcome_after, fullgraph=True, dynamic=False, options=GPU_OPTIONS if on_gpu else None
+        )
         with torch._dynamo.config.patch(recompile_limit=MOST_COMPILED, fail_on_recompile_limit_hit=True):
             if on_gpu:
                 self._record()
