@@ -4,7 +4,6 @@ import copy
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -207,8 +206,10 @@ def test_steps_are_compiled_once_for_rows_alike_and_once_for_others(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.compiler.reset()
-    graphs = CompileCounter()
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=graphs))
+    graphs, compile_by = CompileCounter(), torch.compile
+    monkeypatch.setattr(
+        torch, "compile", lambda function, **given: compile_by(function, **given | {"backend": graphs})
+    )
     for prompts in (PROMPTS, PROMPTS[1:2], PROMPTS, PROMPTS[2:3]):
         assert_same_tokens_compiled(bundle, prompts, temperature=0)
     assert graphs.frame_count == 2

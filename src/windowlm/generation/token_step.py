@@ -17,6 +17,7 @@ from torch import Tensor
 
 from windowlm.attention.kv_cache import KVCache
 from windowlm.attention.step_cache import StepCache
+from windowlm.generation.row_products import compile_row_products
 from windowlm.model.decoder import Block, Decoder
 
 # A capacity of these many slots or a multiple: each other number would be compiled anew.
@@ -103,9 +104,8 @@ class TokenStep(Generic[Outcome]):
     @torch.no_grad()
     def _compile(self) -> None:
         on_gpu = self._tokens_B1.is_cuda
-        self._after = torch.compile(
-            outcome_after, fullgraph=True, dynamic=False, options=GPU_OPTIONS if on_gpu else None
-        )
+        given: dict[str, Any] = {"options": GPU_OPTIONS} if on_gpu else {"backend": compile_row_products}
+        self._after = torch.compile(outcome_after, fullgraph=True, dynamic=False, **given)
         with torch._dynamo.config.patch(recompile_limit=MOST_COMPILED, fail_on_recompile_limit_hit=True):
             if on_gpu:
                 self._record()
