@@ -4,13 +4,16 @@ import errno
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from tests.conftest import run_script
 from tests.training.runs import begin, record, rows, steps_saved
 from windowlm.errors import UserError
 from windowlm.parallel.processes import ALONE
@@ -271,6 +274,27 @@ def test_a_folder_that_vanishes_is_said_and_not_made_anew(
     with pytest.raises(UserError, match=r"run's folder .* is gone"):
         start(folder, checkpoint={**EVERY_STEP, "on_failed_write": policy})
     assert not folder.exists()
+
+
+def test_a_folder_that_is_moved_away_ends_the_command_with_one_message(
+    small_run: tuple[str, ...], tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    words = (*small_run, "logger=none", f"run_dir={folder}", "checkpoint.every_n_steps=20")
+    with ThreadPoolExecutor() as pool:
+        running = pool.submit(run_script, "train.py", *words, "trainer.max_steps=100000", cwd=tmp_path)
+        while not (folder / "checkpoints" / "last.ckpt").exists():
+            assert not running.done(), running.result().stderr
+            time.sleep(0.05)
+        folder.rename(tmp_path / "elsewhere")
+        done = running.result()
+    assert done.returncode == 2
+    (message,) = done.stderr.splitlines()
+    assert "the run's folder run is gone" in message
+    # As another process of the run says.
+    assert run._what_is_saved(folder) == f"the run's folder {folder} is gone"
+    assert not folder.exists()
+    assert damage(tmp_path / "elsewhere" / "checkpoints" / "last.ckpt") is None
 
 
 @pytest.fixture

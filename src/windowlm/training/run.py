@@ -1,7 +1,9 @@
 """One training run from a checked configuration to its evaluation."""
 
+import errno
 import logging
 import math
+import os
 import secrets
 import shlex
 import shutil
@@ -249,6 +251,10 @@ class TrainingRun:
         result = self._evaluate(module, data)
         if not self.processes.leads:
             return 0
+        if not self.folder.record.is_file():
+            # What the evaluation has written is no run without it.
+            gone = FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+            raise unwritable(self.folder.path, self.folder.record.name, gone)
         self._end("finished")
         if not config.checkpoint.keep:
             shutil.rmtree(self.folder.checkpoints, ignore_errors=True)
@@ -578,6 +584,7 @@ class TrainingRun:
                 },
             },
             data.tokenizer,
+            inside=self.folder.path,
         )
 
     def _whole_model(self, module: LanguageModelModule, data: PreparedData) -> Decoder:
@@ -618,6 +625,8 @@ class TrainingRun:
 
 
 def _what_is_saved(path: Path) -> str:
+    if not path.is_dir():
+        return f"the run's folder {path} is gone"
     if RunFolder(path).saved_states():
         return "resume=auto goes on from the last checkpoint"
     return "nothing was saved yet"
