@@ -42,9 +42,13 @@ def test_a_run_that_writes_keeps_its_record(tmp_path):
 def test_a_folder_that_is_gone_hides_nothing_of_what_ended_its_run(tmp_path):
     runs = UnbegunRuns(tmp_path / "new", "record")
     (tmp_path / "new" / ".hydra").mkdir(parents=True)
-    with pytest.raises(ZeroDivisionError), runs.all(), runs.run(tmp_path / "new", ".hydra"):
+
+    def fail():
         (tmp_path / "new").rename(tmp_path / "elsewhere")
         raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError), runs.all(), runs.run(tmp_path / "new", ".hydra"):
+        fail()
     assert (tmp_path / "elsewhere" / ".hydra").is_dir()
 
 

@@ -117,10 +117,11 @@ def test_a_half_written_state_is_no_state(stopped: Path, start: Start, uninterru
 
 
 def test_a_run_killed_between_the_two_renames_goes_on_from_the_previous_state(
-    stopped: Path, start: Start, uninterrupted: Path
+    stopped: Path, start: Start, uninterrupted: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (stopped / "checkpoints" / "last.ckpt").replace(stopped / "checkpoints" / "previous.ckpt")
     assert start(stopped, checkpoint=EVERY_STEP) == 0
+    assert not capsys.readouterr().err
     assert rows(stopped) == rows(uninterrupted)
 
 
@@ -138,6 +139,18 @@ def test_a_damaged_line_of_the_metrics_is_named(stopped: Path, start: Start) -> 
     (stopped / "metrics.jsonl").write_bytes(b"".join([lines[0], b"\xff" + lines[1][1:], *lines[2:]]))
     with pytest.raises(UserError, match=r"metrics\.jsonl: line 2 is damaged"):
         start(stopped)
+
+
+def test_rows_that_are_gone_are_said_to_be(
+    stopped: Path, start: Start, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = (stopped / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+    (stopped / "metrics.jsonl").write_bytes(lines[0])
+    assert start(stopped, checkpoint=EVERY_STEP, trainer={"max_steps": 5}) == 0
+    assert "metrics.jsonl: 2 of the 3 rows up to step 4 are missing" in capsys.readouterr().err
+    # Once is enough.
+    assert start(stopped, checkpoint=EVERY_STEP) == 0
+    assert "missing" not in capsys.readouterr().err
 
 
 def unwritable_from(monkeypatch: pytest.MonkeyPatch, step: int, number: int, times: int) -> list[int]:
