@@ -486,7 +486,7 @@ def _hand_to_hydra(
     os.environ["HYDRA_FULL_ERROR"] = "1"
     saved, sys.argv = sys.argv, [command.name, f"hydra.job.name={command.name}", *overrides, *options]
     try:
-        with runs.all() if runs is not None else nullcontext():
+        with runs.all(f"{STATE_FOLDER}*") if runs is not None else nullcontext():
             hydra.main(config_path=str(conf.resolve()), config_name=command.name, version_base="1.3")(task)()
             if jobs and not started and runs is not None and command.status_of is not None:
                 # A launcher ran them in processes of their own.

@@ -3,6 +3,7 @@
 import errno
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -124,7 +125,13 @@ def _flush_screen() -> None:
 
 
 def exit_status(command: Callable[[], int]) -> int:
-    """Status of a command: its own, 2 after a user's mistake, 130 after Ctrl-C; both print one message."""
+    """Status of a command: its own, 2 after a user's mistake, 130 after Ctrl-C; both print one message.
+
+    141 without a word where nobody reads standard output any more.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+        # `train.py` set it for the time of its imports.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with limits_as_mistakes():
             try:
