@@ -27,6 +27,11 @@ def cache_folder(data: DataConfig) -> Path:
     return (clone if (clone / "pyproject.toml").is_file() else Path.cwd()) / "data"
 
 
+def holds_stores(folder: Path) -> bool:
+    """Whether it is a folder of prepared data."""
+    return any(folder.glob("*/generator/*"))
+
+
 def build_or_open(
     folder: Path, key: str, features: datasets.Features, rows: Callable[[], Iterator[dict[str, Any]]]
 ) -> datasets.Dataset:
