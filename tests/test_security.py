@@ -16,6 +16,8 @@ from tests.bad_inputs import Runs, saved, signed
 from tests.conftest import PROJECT
 from tests.training.runs import begin
 from windowlm.bundle import load
+from windowlm.config import ConfigError
+from windowlm.data.errors import DataError
 from windowlm.errors import UserError
 from windowlm.tokenization.tokenizer import Tokenizer
 from windowlm.training.checkpoint_io import AtomicCheckpointIO
@@ -168,3 +170,9 @@ def test_keys_and_tokens_reach_no_file_no_screen_and_no_error(
     for path in tmp_path.rglob("*"):
         if path.is_file() and not path.is_symlink():
             assert KEY.encode() not in path.read_bytes(), path
+
+
+@pytest.mark.parametrize("kind", [UserError, DataError, ConfigError])
+def test_an_address_that_an_error_quotes_is_told_without_its_password(kind: type[UserError]) -> None:
+    error = kind(f"data: Server error for url 'http://name:{KEY}@host:80/a?b=c@d' and s3://{KEY}@bucket/x")
+    assert str(error) == "data: Server error for url 'http://host:80/a?b=c@d' and s3://bucket/x"

@@ -5,6 +5,7 @@ complaints included, ends with one message and exit status 2.
 """
 
 import difflib
+import logging
 import os
 import re
 import shlex
@@ -32,6 +33,8 @@ MERGED_WITH_LIST = re.compile(r"(?:In '(\S+)': .*\n)?Cannot merge \w+ with \w+\s
 # Where there are fewer cores.
 MOST_PROCESSES = 16
 STATE_FOLDER = ".hydra"
+# By version of huggingface_hub; they log each address that they ask, a password in it included.
+HUB_CLIENTS = ("httpx", "httpx2")
 SWEEP_RECORD = "multirun.yaml"
 # The check before the start could not see what these bring in.
 REFUSED_OPTIONS = ("config_path", "config_name", "config_dir", "experimental_rerun")
@@ -99,6 +102,8 @@ def main(command: Command[Any], script: Path, conf: Path, arguments: Sequence[st
     # Threads that spin while they wait make a step many times slower where other processes share the cores.
     # OpenMP reads this when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    for name in HUB_CLIENTS:
+        logging.getLogger(name).setLevel(logging.WARNING)
 
     def run() -> int:
         try:
