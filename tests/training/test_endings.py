@@ -1,10 +1,12 @@
 """Runs in this process that are stopped, fail or go on."""
 
 import contextlib
+import itertools
 import json
 import os
 import shutil
 import signal
+import statistics
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -465,6 +467,38 @@ def test_a_run_is_recorded_as_finished_once_wandb_has_all_of_it(
     assert start("run", logger={"kind": "wandb"}) == 0
     assert record(tmp_path / "run")["status"] == "finished"
     assert history_differences(tmp_path / "run") == []
+
+
+def test_a_spike_behind_a_resume_is_judged_by_the_losses_before_it(
+    start: Start, before: Callable[..., None], tmp_path: Path
+) -> None:
+    ten_steps = {"trainer": {"max_steps": 10, "log_every_n_steps": 1}}
+    before("training_step", 8, lambda _: send(signal.SIGINT))
+    assert start("run", **ten_steps) == 75
+    assert steps_saved(tmp_path / "run") == 9
+    before("training_step", 9, lambda module: module.model.embedding.weight.data.mul_(100))
+    assert start("run", **ten_steps) == 0
+    *losses, last = (row for row in rows(tmp_path / "run") if "train_loss" in row)
+    assert last["step"] == 10
+    assert last["loss_spike"] == last["train_loss"] - statistics.median(row["train_loss"] for row in losses)
+
+
+def test_rows_and_the_name_of_their_file_are_synced_before_a_state_is_saved(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[str] = []
+    monkeypatch.setattr(os, "fsync", lambda number: synced.append(os.readlink(f"/proc/self/fd/{number}")))
+    # The first row is of the third step: by then the folder of checkpoints is there, whose making syncs names.
+    trainer = {"log_every_n_steps": 3, "validate_every_n_steps": 6}
+    assert start("run", trainer=trainer, checkpoint={"every_n_steps": 1}) == 0
+    metrics = str(tmp_path / "run" / "metrics.jsonl")
+    states = [number for number, path in enumerate(synced) if ".ckpt.partial-" in path]
+    assert len(states) == 7  # the best of the validation after the sixth step among them
+    begun = synced.index(metrics)
+    assert states[1] < begun < begun + 1 < states[2]
+    assert synced[begun + 1] == str(tmp_path / "run")
+    for before, state in itertools.pairwise(states[1:]):
+        assert metrics in synced[before:state]
 
 
 def test_a_killed_write_leaves_no_large_file_for_good(start: Start, tmp_path: Path) -> None:
