@@ -488,7 +488,7 @@ def test_rows_and_the_name_of_their_file_are_synced_before_a_state_is_saved(
 ) -> None:
     synced: list[str] = []
     monkeypatch.setattr(os, "fsync", lambda number: synced.append(os.readlink(f"/proc/self/fd/{number}")))
-    # The first row is of the third step: by then the folder of checkpoints is there, whose making syncs names.
+    # The first row is of the third step: the folder of checkpoints, whose making syncs names, is there.
     trainer = {"log_every_n_steps": 3, "validate_every_n_steps": 6}
     assert start("run", trainer=trainer, checkpoint={"every_n_steps": 1}) == 0
     metrics = str(tmp_path / "run" / "metrics.jsonl")
