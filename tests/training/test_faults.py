@@ -1,6 +1,7 @@
 """Damaged checkpoints, full disks, read-only and vanished folders, injected into small runs."""
 
 import errno
+import itertools
 import os
 import shutil
 import subprocess
@@ -10,9 +11,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from tests.training.runs import begin, record, rows, steps_saved
-from windowlm.errors import UserError
+from windowlm.errors import UserError, exit_status
 from windowlm.parallel.processes import ALONE
 from windowlm.training import checkpoint_io, metrics_log, run
 from windowlm.training.checkpoint_io import damage
@@ -128,6 +130,28 @@ def test_two_damaged_states_end_in_one_message_and_change_nothing(stopped: Path,
     with pytest.raises(UserError, match=r"last\.ckpt: damaged.*previous\.ckpt: damaged.*No other state"):
         start(stopped)
     assert {path: path.read_bytes() for path in stopped.rglob("*") if path.is_file()} == held
+
+
+def test_a_state_that_cannot_be_read_now_is_named_and_kept(
+    stopped: Path, start: Start, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    held = {path: path.read_bytes() for path in stopped.rglob("*") if path.is_file()}
+    readers = ((checkpoint_io, "damage"), (torch, "load"))
+    for (owner, reader), number in itertools.product(readers, (errno.EIO, errno.EACCES, errno.ESTALE)):
+
+        def failing(*_: Any, number: int = number, **__: Any) -> None:
+            raise OSError(number, os.strerror(number))
+
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, reader, failing)
+            assert exit_status(lambda: start(stopped, checkpoint=EVERY_STEP)) == 2
+        assert (
+            f"last.ckpt: cannot be read: {os.strerror(number)}; nothing was changed"
+            in capsys.readouterr().err
+        )
+        assert {path: path.read_bytes() for path in stopped.rglob("*") if path.is_file()} == held
+    assert start(stopped, checkpoint=EVERY_STEP) == 0
+    assert not (stopped / "checkpoints" / "damaged.ckpt").exists()
 
 
 def test_a_damaged_line_of_the_metrics_is_named(stopped: Path, start: Start) -> None:
