@@ -31,7 +31,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from offline_wandb import history_differences
 from out_argument import out_folder
 from synthetic_text import BYTES, write_text
 
@@ -41,6 +40,7 @@ from windowlm.config import TrainConfig, check_config
 from windowlm.errors import UserError, exit_status
 from windowlm.training import checkpoint_io, metrics_log, run, wandb_run
 from windowlm.training.lightning_module import LanguageModelModule
+from windowlm.training.offline_wandb import history_differences
 from windowlm.training.peak_flops import device_name
 from windowlm.training.provenance import provenance
 from windowlm.training.same_run import differences

@@ -16,7 +16,6 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
-from offline_wandb import history_differences, read_offline_run
 
 from tests.training.runs import begin, record, rows, steps_saved
 from windowlm.bundle import load
@@ -26,6 +25,7 @@ from windowlm.errors import UserError
 from windowlm.training import run
 from windowlm.training.lightning_module import LanguageModelModule
 from windowlm.training.non_finite import NonFiniteError
+from windowlm.training.offline_wandb import history_differences, read_offline_run
 from windowlm.training.signals import Signals
 
 Start = Callable[..., int]
@@ -467,6 +467,32 @@ def test_a_run_is_recorded_as_finished_once_wandb_has_all_of_it(
     assert start("run", logger={"kind": "wandb"}) == 0
     assert record(tmp_path / "run")["status"] == "finished"
     assert history_differences(tmp_path / "run") == []
+
+
+def test_a_file_of_wandb_that_is_cut_off_is_rebuilt_before_the_run_counts_as_finished(
+    start: Start, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    finish, cuts = run.WandbRun.finish, [0.5, 0.9, 0.1]
+
+    def cutting(self: run.WandbRun, exit_code: int) -> None:
+        finish(self, exit_code)
+        (file,) = (tmp_path / "run").glob("wandb/offline-run-*/*.wandb")
+        if cuts:
+            os.truncate(file, int(file.stat().st_size * cuts.pop(0)))
+
+    monkeypatch.setattr(run.WandbRun, "finish", cutting)
+    # Of the first start both files are cut off, of the second one.
+    with pytest.raises(
+        UserError, match=r"not be rebuilt: offline-run-.*cut off at byte.*resume=auto tries again"
+    ):
+        start("run", logger={"kind": "wandb"})
+    assert record(tmp_path / "run")["status"] == "failed"
+    assert start("run", logger={"kind": "wandb"}) == 0
+    assert record(tmp_path / "run")["status"] == "finished"
+    assert history_differences(tmp_path / "run") == []
+    assert capsys.readouterr().err.count("warning: W&B's file is rebuilt from") == 2
+    assert not cuts
 
 
 def test_a_spike_behind_a_resume_is_judged_by_the_losses_before_it(
