@@ -826,6 +826,7 @@ def commands() -> Iterator[BadInput]:
         ("kill_and_resume", ("--cases", "abc"), "--cases abc"),
         ("kill_and_resume", ("--cases", "adamw,32,0,none"), "--cases adamw,32,0,none"),
         ("kill_and_resume", ("--kills", "-1"), "--kills"),
+        ("kill_and_resume", ("--first", "validation@0"), "--first validation@0"),
         ("kill_and_resume", ("--out", "books/a.txt"), "books/a.txt"),
     )
     for script, words, said in words_of:
