@@ -1,16 +1,13 @@
 """Runs of two processes by torchrun and by our launcher: one folder and W&B run each, and made again."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from offline_wandb import history_differences
 
-from tests.conftest import PROJECT, MakeOnce, run_script, script_environment
+from tests.conftest import PROJECT, MakeOnce, run_script
 from tests.training.runs import record
-from tests.training.test_lost_process import TORCHRUN
 
 STEPS = 2
 # Of `small_run`, which gives an absolute folder of text.
@@ -26,15 +23,9 @@ def sweep(small_run: tuple[str, ...], documents: Path, made_once: MakeOnce) -> P
         words = [word for word in small_run if word.partition("=")[0] not in OF_THE_DATA]
         words += ["data.path=texts", "data.cache_dir=cache", f"trainer.max_steps={STEPS}"]
         words += ["trainer.device=cpu", "seed=0,1", "run_dir=sweep"]
-        done = subprocess.run(
-            [sys.executable, *TORCHRUN, str(PROJECT / "train.py"), "-m", *words],
-            cwd=folder,
-            env={**script_environment(folder), "PYTHONPATH": str(PROJECT / "src")},
-            capture_output=True,
-            text=True,
-            timeout=240,
-            check=False,
-        )
+        (folder / "torchrun.py").write_text("from torch.distributed.run import main\n\nmain()\n")
+        launched = ("--standalone", "--nproc-per-node", "2", str(PROJECT / "train.py"))
+        done = run_script(str(folder / "torchrun.py"), *launched, "-m", *words, cwd=folder)
         assert done.returncode == 0, done.stderr
 
     return made_once("torchrun", make) / "sweep"
@@ -55,7 +46,7 @@ def is_one_sweep_of_two_processes(folder: Path) -> None:
 def test_a_sweep_under_torchrun_has_one_folder_and_one_wandb_run_for_each_run(sweep: Path) -> None:
     is_one_sweep_of_two_processes(sweep)
     # The second process has made no folder of its own.
-    assert {path.name for path in sweep.parent.glob("[!.]*")} == {"cache", "sweep", "texts"}
+    assert {path.name for path in sweep.parent.glob("[!.]*")} == {"cache", "sweep", "texts", "torchrun.py"}
 
 
 def test_a_sweep_of_our_launcher_has_one_folder_and_one_wandb_run_for_each_run(
