@@ -759,6 +759,9 @@ def commands() -> Iterator[BadInput]:
         yield BadInput(f"reproduce without {part}", ("run",), "is gone", without(part), "reproduce")
     for path, content in (("config.json", b"[" * 100_000), ("run.json", b"{")):
         yield BadInput(f"reproduce {path}", ("run",), path, change(f"run/{path}", content), "reproduce")
+    for count, said in ((1000, "was made by 1000 processes"), ("two", "a number from 1 on"), (True, "=true")):
+        make = in_json("run/run.json", processes=count)
+        yield BadInput(f"reproduce with {count} processes", ("run",), said, make, "reproduce")
     for path in ("nowhere", "books"):
         yield BadInput(f"reproduce {path}", (path,), path, command="reproduce")
     for content in (b"[1]", b"[" * 100_000):

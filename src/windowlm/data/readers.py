@@ -19,13 +19,11 @@ from datasets import load_dataset
 
 from windowlm.data.arrow_store import quiet_datasets
 from windowlm.data.errors import DataError
+from windowlm.data.unpacked_size import MOST_UNPACKED, most_unpacked_bytes
 from windowlm.json_text import parse_json
 
 _CHUNK_CHARACTERS = 1 << 20
 _ROWS_AT_ONCE = 64
-# Text shrinks to a fifth or so; what unpacks to more than this is not text, but may fill memory and disk.
-_MOST_UNPACKED = 200
-_ALWAYS_UNPACKED_BYTES = 64 << 20
 # By first bytes; the mark of UTF-32 in little-endian order begins as that of UTF-16 does.
 _FORMATS = {
     b"%PDF-": "a PDF",
@@ -173,7 +171,7 @@ class _BoundedGzip(gzip.GzipFile):
     def __init__(self, path: Path) -> None:
         super().__init__(path, "rb")
         self._path = path
-        self._most = max(_ALWAYS_UNPACKED_BYTES, _MOST_UNPACKED * path.stat().st_size)
+        self._most = most_unpacked_bytes(path.stat().st_size)
 
     def read1(self, size: int = -1) -> bytes:
         """Some bytes.
@@ -189,7 +187,7 @@ class _BoundedGzip(gzip.GzipFile):
 
 def _bomb(path: str | Path) -> DataError:
     return DataError(
-        f"data.path: {str(path)!r} unpacks to more than {_MOST_UNPACKED} times its size, which no text does; "
+        f"data.path: {str(path)!r} unpacks to more than {MOST_UNPACKED} times its size, which no text does; "
         "if it is meant, unpack it first"
     )
 
@@ -199,7 +197,7 @@ def _refuse_parquet_bomb(path: str) -> None:
     size = os.path.getsize(path)
     metadata = pyarrow.parquet.read_metadata(path)
     unpacked = sum(metadata.row_group(number).total_byte_size for number in range(metadata.num_row_groups))
-    if unpacked > max(_ALWAYS_UNPACKED_BYTES, _MOST_UNPACKED * size):
+    if unpacked > most_unpacked_bytes(size):
         raise _bomb(path)
 
 

@@ -359,8 +359,14 @@ class TrainingRun:
             **provenance(),
             "command": self.invocation.command,
             "device": device_name(self.device),
+            # Where relative paths of the settings begin, and what decides in which order numbers are added.
+            "working_folder": str(Path.cwd()),
+            "processes": self.processes.size,
+            "threads": torch.get_num_threads(),
             "prepared_data": data.summary(),
         }
+        before = self.folder.read_record()
+        changed = before.get("processes", self.processes.size) != self.processes.size
         if self.start.continues and self.start.origin is None:
             # A damaged state must not take the place of the good one before it when the next is saved.
             for path in self._damaged_checkpoints():
@@ -372,6 +378,7 @@ class TrainingRun:
             wandb_id = wandb_id or secrets.token_hex(4)
         # The record comes first: a folder with anything else in it is not taken for a run's.
         entries = {**record_of(config, "running"), "wandb_id": wandb_id, "origin": self.start.origin}
+        entries["processes_changed"] = changed or bool(before.get("processes_changed"))
         if wandb_id is not None:
             entries["wandb_group"] = group
         self.folder.update_record(**facts, **entries)
