@@ -284,6 +284,11 @@ def test_the_revision_is_resolved_recorded_and_remembered_without_a_network(
     assert offline.summary() == online.summary()
     with pytest.raises(DataError, match=r"emozilla/pg19 could not be read.*data\.path"):
         prepare_tokens(settings("pg19", None, tmp_path, revision="v2"), BYTES)
+    (record,) = (tmp_path / "cache" / "revisions").iterdir()
+    for damaged in (b"", b"{", b"[]", b"\xff"):
+        record.write_bytes(damaged)
+        with pytest.raises(DataError, match=r"emozilla/pg19 could not be read.*data\.path"):
+            prepare_tokens(settings("pg19", None, tmp_path, revision="v1"), BYTES)
 
 
 def test_another_commit_is_other_data(stand_in: StandInHub, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import json
 import re
 import sys
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -217,7 +218,7 @@ def _resolve_revision(repository: str, revision: str, folder: Path) -> str:
     try:
         commit = HfApi().dataset_info(repository, revision=revision, timeout=_TIMEOUT_SECONDS).sha
     except _NETWORK_ERRORS as error:
-        if record.is_file():
+        with suppress(OSError, ValueError, KeyError, TypeError):  # where there is none, or it is damaged
             return str(json.loads(record.read_text(encoding="utf-8"))["commit"])
         raise DataError(_unreachable(repository, error)) from error
     resolved = {"repository": repository, "revision": revision, "commit": commit}
