@@ -9,6 +9,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -17,7 +19,9 @@ from tests.conftest import PROJECT
 from tests.training.runs import begin
 from windowlm.bundle import load
 from windowlm.config import ConfigError
+from windowlm.data.config import DataConfig
 from windowlm.data.errors import DataError
+from windowlm.data.sources import find_source
 from windowlm.errors import UserError
 from windowlm.tokenization.tokenizer import Tokenizer
 from windowlm.training.checkpoint_io import AtomicCheckpointIO
@@ -245,6 +249,22 @@ def test_a_checkpoint_runs_nothing(content: bytes, tmp_path: Path, monkeypatch: 
     Path("file").write_bytes(saved(Runs()))
     torch.load("file", weights_only=False)
     assert Path("pwned").exists()
+
+
+KINDS = ("Image", "Audio", "Video", "Pdf", "Nifti", "Mesh", "no kind")
+
+
+@pytest.mark.parametrize("name", ["http://127.0.0.1:9/secret", "missing.png"])
+def test_no_cell_of_parquet_leads_to_an_address_or_another_file(name: str, tmp_path: Path) -> None:
+    texts = [f"text {number}" for number in range(3)]
+    cells = [{"bytes": None, "path": name}] * 3
+    for kind in KINDS:
+        features = {"text": {"dtype": "string", "_type": "Value"}, "title": {"_type": kind}}
+        metadata = {"huggingface": json.dumps({"info": {"features": features}})}
+        table = pa.table({"text": texts, "title": cells}).replace_schema_metadata(metadata)
+        pq.write_table(table, tmp_path / "a.parquet")
+        source = find_source(DataConfig(name="text", path=str(tmp_path / "a.parquet")))
+        assert ["".join(document.read()) for document in source.documents()] == texts
 
 
 @pytest.fixture

@@ -163,7 +163,8 @@ def _documents(files: list[_File], data: DataConfig) -> Iterator[Document]:
         if name.endswith(_JSON_LINES):
             yield from _row_documents(json_rows(file.path), file, data)
         elif name.endswith(_PARQUET):
-            yield from _row_documents(parquet_rows(glob.escape(str(file.path))), file, data)
+            columns = data.text_column, data.title_column, data.author_column
+            yield from _row_documents(parquet_rows(glob.escape(str(file.path)), *columns), file, data)
         else:
             yield Document(read=TextFile(file.path), title=file.title, split=file.split)
 
