@@ -525,6 +525,57 @@ def checkpoints() -> Iterator[BadInput]:
         )
 
 
+def gone(*paths: str) -> Make:
+    """Without these, and otherwise as it was."""
+
+    def make(folder: Path) -> None:
+        for path in paths:
+            remove = shutil.rmtree if (folder / path).is_dir() else Path.unlink
+            remove(folder / path)
+
+    return make
+
+
+def in_place_of(path: str, put: Callable[[Path], Any]) -> Make:
+    """Something of another kind under the name of what a run has written."""
+
+    def make(folder: Path) -> None:
+        if (folder / path).exists():
+            gone(path)(folder)
+        put(folder / path)
+
+    return make
+
+
+def run_folders() -> Iterator[BadInput]:
+    """Folders of runs from which somebody has taken something, or in which something else lies."""
+    states = tuple(f"run/checkpoints/{name}.ckpt" for name in ("last", "previous", "best"))
+    stopped = in_json("run/run.json", status="stopped")
+    unsaved = in_json("run/run.json", status="stopped", has_saved=None)
+    none_left = "none of its checkpoints is left"
+    for name, makes, said in (
+        ("no states, finished", (gone(*states),), none_left),
+        ("no checkpoints", (stopped, gone("run/checkpoints")), none_left),
+        ("no states nor model", (stopped, gone(*states, "run/model")), none_left),
+        ("model alone", (unsaved, gone(*states)), "model.init_from=run"),
+        ("metrics a folder", (in_place_of("run/metrics.jsonl", Path.mkdir),), "metrics.jsonl is no file"),
+        ("metrics a pipe", (in_place_of("run/metrics.jsonl", os.mkfifo),), "metrics.jsonl is no file"),
+        ("record a pipe", (in_place_of("run/run.json", os.mkfifo),), "run.json is no file"),
+        ("lock a folder", (in_place_of("run/.lock", Path.mkdir),), ".lock is no file"),
+        ("last state a folder", (in_place_of(states[0], Path.mkdir),), "last.ckpt is no file"),
+        ("checkpoints a file", (in_place_of("run/checkpoints", Path.touch),), "checkpoints is no folder"),
+        ("origin a number", (gone(*states), in_json("run/run.json", origin=5)), "origin=5 must be a text"),
+        ("W&B a number", (in_json("run/run.json", wandb_id=5),), "wandb_id=5 must be a text"),
+    ):
+
+        def make(folder: Path, makes: tuple[Make, ...] = makes) -> None:
+            for change_one in makes:
+                change_one(folder)
+
+        words = ("run_dir=run", "resume=auto", "trainer.max_steps=9")
+        yield BadInput(f"run folder, {name}", words, said, make)
+
+
 def foreign(**files: Any) -> Make:
     """A folder `foreign/` in transformers' layout, of these files."""
 
@@ -839,8 +890,8 @@ def commands() -> Iterator[BadInput]:
 def bad_inputs() -> list[BadInput]:
     """All of them."""
     kinds = (
-        settings, command_lines, data_files, tokenizers, checkpoints, other_models, results, generated,
-        exported, commands,
+        settings, command_lines, data_files, tokenizers, checkpoints, run_folders, other_models, results,
+        generated, exported, commands,
     )  # fmt: skip
     return [entry for kind in kinds for entry in kind()]
 

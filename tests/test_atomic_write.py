@@ -21,6 +21,13 @@ def test_a_failure_leaves_the_old_file_and_nothing_beside_it(tmp_path):
     assert [entry.name for entry in path.parent.iterdir()] == ["file"]
 
 
+def test_a_folder_that_was_moved_away_is_not_made_anew(tmp_path):
+    with pytest.raises(FileNotFoundError, match="gone"):
+        write_atomically(tmp_path / "gone" / "new" / "file", b"", inside=tmp_path / "gone")
+    assert not list(tmp_path.iterdir())
+    write_atomically(tmp_path / "new" / "file", b"", inside=tmp_path)
+
+
 @pytest.mark.parametrize("number", [float("nan"), float("inf")])
 def test_what_json_cannot_say_is_refused(number):
     assert json_bytes({"name": "größe"}).decode() == '{\n "name": "größe"\n}\n'

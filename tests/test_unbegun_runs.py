@@ -2,6 +2,8 @@
 
 from concurrent.futures import ThreadPoolExecutor
 
+import pytest
+
 from windowlm.unbegun_runs import UnbegunRuns, free_name
 
 
@@ -35,3 +37,25 @@ def test_a_run_that_writes_keeps_its_record(tmp_path):
         with runs.run(tmp_path / "new", ".hydra"):
             (tmp_path / "new" / "run.json").touch()
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == [".hydra", "record", "run.json"]
+
+
+def test_a_folder_that_is_gone_hides_nothing_of_what_ended_its_run(tmp_path):
+    runs = UnbegunRuns(tmp_path / "new", "record")
+    (tmp_path / "new" / ".hydra").mkdir(parents=True)
+
+    def fail():
+        (tmp_path / "new").rename(tmp_path / "elsewhere")
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError), runs.all(), runs.run(tmp_path / "new", ".hydra"):
+        fail()
+    assert (tmp_path / "elsewhere" / ".hydra").is_dir()
+
+
+def test_a_link_that_leads_nowhere_is_an_entry_like_others(tmp_path):
+    (tmp_path / "run" / ".hydra").mkdir(parents=True)
+    (tmp_path / "run" / "note").symlink_to("nowhere")
+    runs = UnbegunRuns(tmp_path / "run", "record")
+    with runs.all(), runs.run(tmp_path / "run", ".hydra"):
+        pass
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["note"]

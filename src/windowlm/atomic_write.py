@@ -1,5 +1,6 @@
 """Files that are either the old one or the new one, whatever happens in between."""
 
+import errno
 import json
 import os
 from collections.abc import Callable
@@ -11,6 +12,7 @@ def write_atomically(
     path: Path,
     content: bytes | Callable[[BinaryIO], object],
     before_rename: Callable[[Path], object] = lambda partial: None,
+    inside: Path | None = None,
 ) -> None:
     """Write beside ``path``, sync, and rename; the folder is synced too, so that the name survives.
 
@@ -18,8 +20,12 @@ def write_atomically(
         path: the file; its folder is made if need be.
         content: the bytes, or a function that writes them to the open file.
         before_rename: called with the file that is written and synced; what it raises leaves the old one.
+        inside: a folder above it that is there, and is not made anew where somebody has moved it away.
+
+    Raises:
+        OSError: it cannot be written.
     """
-    _make_folder(path.parent)
+    _make_folder(path.parent, inside)
     partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
     try:
         with partial.open("wb") as file:
@@ -56,11 +62,13 @@ def obstacle(folder: Path) -> str | None:
     return None if os.access(nearest, os.W_OK | os.X_OK) else f"{nearest} cannot be written"
 
 
-def _make_folder(folder: Path) -> None:
+def _make_folder(folder: Path, inside: Path | None) -> None:
     if folder.is_dir():
         return
+    if folder == inside:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(folder))
     if folder.parent != folder:
-        _make_folder(folder.parent)
+        _make_folder(folder.parent, inside)
     folder.mkdir(exist_ok=True)
     sync_path(folder.parent)
 

@@ -85,7 +85,11 @@ class Bundle(ScorableModel):
 
 
 def save_bundle(
-    folder: Path, model_state: Mapping[str, torch.Tensor], config: Mapping[str, Any], tokenizer: Tokenizer
+    folder: Path,
+    model_state: Mapping[str, torch.Tensor],
+    config: Mapping[str, Any],
+    tokenizer: Tokenizer,
+    inside: Path | None = None,
 ) -> None:
     """Write a bundle; each file is the old one or the new one, and the weights come last.
 
@@ -94,13 +98,14 @@ def save_bundle(
         model_state: ``state_dict`` of the model; of tied tensors the first is written.
         config: content of ``config.json`` without ``format``.
         tokenizer: the model's tokenizer.
+        inside: a folder above it that is not made.
     """
     with tempfile.TemporaryDirectory() as staging:
         tokenizer.save(Path(staging))
         for file in sorted(Path(staging).iterdir()):
-            write_atomically(folder / file.name, file.read_bytes())
-    write_atomically(folder / CONFIG_NAME, json_bytes({"format": FORMAT, **config}))
-    write_atomically(folder / WEIGHTS_NAME, save(_untied(model_state)))
+            write_atomically(folder / file.name, file.read_bytes(), inside=inside)
+    write_atomically(folder / CONFIG_NAME, json_bytes({"format": FORMAT, **config}), inside=inside)
+    write_atomically(folder / WEIGHTS_NAME, save(_untied(model_state)), inside=inside)
 
 
 def load(path: str | Path, device: str | torch.device = "cpu") -> Bundle:

@@ -68,11 +68,13 @@ class UnbegunRuns:
         try:
             yield
         finally:
-            if _states(folder) != before:
+            after = _states(folder)
+            if after is None or after != before:
                 self._begun = True
             else:
                 if record is not None:
-                    shutil.rmtree(folder / record)
+                    # What cannot be removed must not take the place of what ended the run.
+                    shutil.rmtree(folder / record, ignore_errors=True)
                 if folder.absolute() not in {self._folder, *self._entries}:
                     _remove_empty(folder)
 
@@ -95,5 +97,13 @@ def _remove_empty(folder: Path) -> None:
         folder.rmdir()
 
 
-def _states(folder: Path) -> dict[str, int]:
-    return {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+def _states(folder: Path) -> dict[str, int] | None:
+    """When each entry changed, links themselves and not what they lead to; None where the folder is gone."""
+    states = {}
+    try:
+        for path in folder.iterdir():
+            with suppress(FileNotFoundError):  # of another process, which has removed it meanwhile
+                states[path.name] = path.lstat().st_mtime_ns
+    except OSError:
+        return None
+    return states

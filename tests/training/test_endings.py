@@ -22,10 +22,12 @@ from windowlm.bundle import load
 from windowlm.command_line import Invocation
 from windowlm.config import ConfigError, TrainConfig
 from windowlm.errors import UserError
+from windowlm.evaluation.result_files import RESULT_NAME
 from windowlm.training import run
 from windowlm.training.lightning_module import LanguageModelModule
 from windowlm.training.non_finite import NonFiniteError
 from windowlm.training.offline_wandb import history_differences, read_offline_run
+from windowlm.training.run_folder import RunFolder
 from windowlm.training.signals import Signals
 
 Start = Callable[..., int]
@@ -237,6 +239,21 @@ def test_a_finished_run_with_a_smaller_budget_has_nothing_to_do(
     monkeypatch.setattr(pl.Trainer, "fit", lambda *_, **__: pytest.fail("it trained on"))
     assert start("run", trainer={"max_steps": 4}) == 0
     assert "nothing to do" in capsys.readouterr().out
+
+
+def test_a_finished_run_that_kept_no_state_is_not_trained_anew(start: Start, tmp_path: Path) -> None:
+    folder, checkpoint = tmp_path / "run", {"keep": False}
+    assert start("run", checkpoint=checkpoint) == 0
+    assert not (folder / "checkpoints").exists()
+    assert RunFolder(folder).result == folder / "evaluation" / RESULT_NAME
+    held = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert start("run", checkpoint=checkpoint) == 0
+    with pytest.raises(ConfigError, match="none of its checkpoints is left"):
+        start("run", checkpoint=checkpoint, trainer={"max_steps": 8})
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == held
+    shutil.rmtree(folder / "evaluation")
+    with pytest.raises(ConfigError, match=r"model\.init_from=.*run to start one from its last weights"):
+        start("run", checkpoint=checkpoint)
 
 
 def test_a_finished_run_whose_evaluation_is_gone_is_evaluated(start: Start, tmp_path: Path) -> None:

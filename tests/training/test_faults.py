@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.conftest import run_script
 from tests.training.runs import begin, record, rows, steps_saved
 from windowlm.errors import UserError, exit_status
 from windowlm.parallel.processes import ALONE
@@ -119,10 +121,11 @@ def test_a_half_written_state_is_no_state(stopped: Path, start: Start, uninterru
 
 
 def test_a_run_killed_between_the_two_renames_goes_on_from_the_previous_state(
-    stopped: Path, start: Start, uninterrupted: Path
+    stopped: Path, start: Start, uninterrupted: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (stopped / "checkpoints" / "last.ckpt").replace(stopped / "checkpoints" / "previous.ckpt")
     assert start(stopped, checkpoint=EVERY_STEP) == 0
+    assert not capsys.readouterr().err
     assert rows(stopped) == rows(uninterrupted)
 
 
@@ -162,6 +165,18 @@ def test_a_damaged_line_of_the_metrics_is_named(stopped: Path, start: Start) -> 
     (stopped / "metrics.jsonl").write_bytes(b"".join([lines[0], b"\xff" + lines[1][1:], *lines[2:]]))
     with pytest.raises(UserError, match=r"metrics\.jsonl: line 2 is damaged"):
         start(stopped)
+
+
+def test_rows_that_are_gone_are_said_to_be(
+    stopped: Path, start: Start, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = (stopped / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+    (stopped / "metrics.jsonl").write_bytes(lines[0])
+    assert start(stopped, checkpoint=EVERY_STEP, trainer={"max_steps": 5}) == 0
+    assert "metrics.jsonl: 2 of the 3 rows up to step 4 are missing" in capsys.readouterr().err
+    # Once is enough.
+    assert start(stopped, checkpoint=EVERY_STEP) == 0
+    assert "missing" not in capsys.readouterr().err
 
 
 def unwritable_from(monkeypatch: pytest.MonkeyPatch, step: int, number: int, times: int) -> list[int]:
@@ -298,6 +313,27 @@ def test_a_folder_that_vanishes_is_said_and_not_made_anew(
     with pytest.raises(UserError, match=r"run's folder .* is gone"):
         start(folder, checkpoint={**EVERY_STEP, "on_failed_write": policy})
     assert not folder.exists()
+
+
+def test_a_folder_that_is_moved_away_ends_the_command_with_one_message(
+    small_run: tuple[str, ...], tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    words = (*small_run, "logger=none", f"run_dir={folder}", "checkpoint.every_n_steps=20")
+    with ThreadPoolExecutor() as pool:
+        running = pool.submit(run_script, "train.py", *words, "trainer.max_steps=100000", cwd=tmp_path)
+        while not (folder / "checkpoints" / "last.ckpt").exists():
+            assert not running.done(), running.result().stderr
+            time.sleep(0.05)
+        folder.rename(tmp_path / "elsewhere")
+        done = running.result()
+    assert done.returncode == 2
+    (message,) = done.stderr.splitlines()
+    assert "the run's folder run is gone" in message
+    # As another process of the run says.
+    assert run._what_is_saved(folder) == f"the run's folder {folder} is gone"
+    assert not folder.exists()
+    assert damage(tmp_path / "elsewhere" / "checkpoints" / "last.ckpt") is None
 
 
 @pytest.fixture

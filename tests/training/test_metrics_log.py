@@ -2,6 +2,9 @@ import csv
 import math
 from pathlib import Path
 
+import pytest
+
+from windowlm.errors import UserError
 from windowlm.training.metrics_log import MetricsLog
 
 
@@ -22,6 +25,15 @@ def test_a_line_cut_by_a_kill_is_not_a_row(tmp_path: Path) -> None:
     with log.path.open("a") as file:
         file.write('{"step": 40, "train_lo')
     assert [row["step"] for row in log.rows()] == [10, 20, 30]
+
+
+@pytest.mark.parametrize("step", ["true", "-5", "1.5", "null"])
+def test_a_row_of_no_step_is_damaged(step: str, tmp_path: Path) -> None:
+    log = filled(tmp_path / "metrics.jsonl")
+    with log.path.open("a") as file:
+        file.write(f'{{"step": {step}}}\n')
+    with pytest.raises(UserError, match="line 4 is damaged"):
+        log.rows()
 
 
 def test_cutting_back_keeps_what_the_checkpoint_knows(tmp_path: Path) -> None:

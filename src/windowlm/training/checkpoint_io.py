@@ -60,7 +60,13 @@ class AtomicCheckpointIO(CheckpointIO):
             if target.name == LAST and target.exists():
                 target.replace(target.with_name(PREVIOUS))
 
-        write_atomically(target, lambda file: _write_hashed(checkpoint, file), before_rename)
+        # The run's folder may have been moved away, and one in its place would hold half a run.
+        write_atomically(
+            target,
+            lambda file: _write_hashed(checkpoint, file),
+            before_rename,
+            inside=target.absolute().parents[1],
+        )
 
     def load_checkpoint(
         self, path: Any, map_location: Any = None, weights_only: bool | None = None

@@ -30,11 +30,16 @@ class MetricsLog:
     Args:
         path: the file; made on the first row.
         writes: False for a process that leaves the file to another.
+        held: rows that are in the file.
+
+    Attributes:
+        count: rows in the file, and those that are kept.
     """
 
-    def __init__(self, path: Path, *, writes: bool = True) -> None:
+    def __init__(self, path: Path, *, writes: bool = True, held: int = 0) -> None:
         self.path = path
         self.writes = writes
+        self.count = held
         self._unwritten: list[bytes] = []
         self._name_synced = False
 
@@ -47,6 +52,7 @@ class MetricsLog:
         assert "step" in row
         if not self.writes:
             return
+        self.count += 1
         self._unwritten.append(json.dumps(_without_nan(row), allow_nan=False).encode() + b"\n")
         self.write_all()
 
@@ -92,7 +98,8 @@ class MetricsLog:
         for number, line in enumerate(lines, start=1):
             try:
                 row = parse_json(line)
-                if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+                step = row.get("step") if isinstance(row, dict) else None
+                if type(step) is not int or step < 0:  # a boolean is an int too
                     raise ValueError("no row")
                 rows.append(row)
             except ValueError:  # of JSON or of UTF-8

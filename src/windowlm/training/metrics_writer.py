@@ -96,6 +96,7 @@ class MetricsWriter(pl.Callback):
             "waited": self._waited,
             "tokens_at_row": self._tokens_at_row,
             "losses": self._spikes.state(),
+            "rows": self.metrics_log.count,
         }
 
     def write_rows(self) -> None:

@@ -1,7 +1,9 @@
 """One training run from a checked configuration to its evaluation."""
 
+import errno
 import logging
 import math
+import os
 import secrets
 import shlex
 import shutil
@@ -30,7 +32,7 @@ from windowlm.evaluation.evaluate import evaluate_model
 from windowlm.evaluation.length_sweep import plan_targets
 from windowlm.evaluation.precision import WEIGHT_DTYPES, compute_dtype
 from windowlm.evaluation.result import LengthResult, RunFacts
-from windowlm.evaluation.result_files import PLOT_NAME, RESULT_NAME
+from windowlm.evaluation.result_files import PLOT_NAME
 from windowlm.model.cost import model_cost
 from windowlm.model.decoder import Decoder
 from windowlm.parallel.processes import (
@@ -166,7 +168,10 @@ class TrainingRun:
         chosen_backends(config, self.device, cut=self.work.context is not None)
         self.budget = Budget.of(config.trainer)
         self.checkpoint: Path | None = None
-        self.begun = self.has_begun = False
+        self.begun = self.has_begun = self.save_recorded = False
+        # Of the metrics: how many the state that the run goes on from knows, and how many are there.
+        self.rows_saved: int | None = None
+        self.rows_kept = 0
         self.wandb_run: WandbRun | None = None
         self.open_wandb: Callable[[Iterable[Mapping[str, Any]]], WandbRun]
         if config.logger.kind == "wandb":
@@ -252,6 +257,10 @@ class TrainingRun:
         result = self._evaluate(module, data)
         if not self.processes.leads:
             return 0
+        if not self.folder.record.is_file():
+            # What the evaluation has written is no run without it.
+            gone = FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+            raise unwritable(self.folder.path, self.folder.record.name, gone)
         self._end("finished", result)
         if not config.checkpoint.keep:
             shutil.rmtree(self.folder.checkpoints, ignore_errors=True)
@@ -275,7 +284,7 @@ class TrainingRun:
     def _is_evaluated(self) -> bool:
         """Whether the model of the last step was; an evaluation alone may be of an earlier budget."""
         was_finished = self.folder.read_record().get("status") == "finished"
-        return was_finished and (self.folder.evaluation / RESULT_NAME).exists()
+        return was_finished and self.folder.result.exists()
 
     def _nothing_to_do(self) -> int:
         self.console.out(f"{self.folder.path}: this run is finished; nothing to do", highlight=False)
@@ -315,6 +324,9 @@ class TrainingRun:
         # Weights that were trained in bfloat16 stay what they are.
         module.model.to(WEIGHT_DTYPES[self.config.precision])
         module.load_state_dict(saved["state_dict"])
+        if self.start.origin is None:
+            # States of earlier versions do not say.
+            self.rows_saved = saved["callbacks"]["MetricsWriter"].get("rows")
         self.console.out(f"going on from step {module.spent().steps:,} of {checkpoint}", highlight=False)
 
     def _spent_already(self, module: LanguageModelModule) -> ConfigError:
@@ -391,6 +403,14 @@ class TrainingRun:
         self.begun = self.has_begun = True
         log = MetricsLog(self.folder.metrics)
         rows = log.cut_back(step) if self.start.continues else []
+        self.rows_kept = len(rows)
+        if isinstance(self.rows_saved, int) and self.rows_kept < self.rows_saved:
+            print(
+                f"warning: {self.folder.metrics}: {self.rows_saved - self.rows_kept:,} of the "
+                f"{self.rows_saved:,} rows up to step {step:,} are missing; the run goes on, and its history "
+                "ends without them",
+                file=sys.stderr,
+            )
         if config.logger.kind == "wandb":
             assert wandb_id is not None
             self.open_wandb = partial(WandbRun, config, self.folder.path, group, wandb_id, facts)
@@ -529,7 +549,7 @@ class TrainingRun:
         flops_per_pair = 4 * config.model.heads * config.model.head_dim
         peak = dense_bf16_peak(device_name(self.device))
         metrics = MetricsWriter(
-            MetricsLog(self.folder.metrics, writes=leads),
+            MetricsLog(self.folder.metrics, writes=leads, held=self.rows_kept),
             config.trainer.log_every_n_steps,
             plan.cost,
             flops_per_pair,
@@ -608,6 +628,9 @@ class TrainingRun:
         self, module: LanguageModelModule, data: PreparedData, weights: dict[str, torch.Tensor]
     ) -> None:
         config = self.config
+        if not self.save_recorded:
+            self.folder.record_save()
+            self.save_recorded = True
         save_bundle(
             self.folder.model,
             weights,
@@ -625,6 +648,7 @@ class TrainingRun:
                 },
             },
             data.tokenizer,
+            inside=self.folder.path,
         )
 
     def _whole_model(self, module: LanguageModelModule, data: PreparedData) -> Decoder:
@@ -668,6 +692,8 @@ class TrainingRun:
 
 
 def _what_is_saved(path: Path) -> str:
+    if not path.is_dir():
+        return f"the run's folder {path} is gone"
     if RunFolder(path).saved_states():
         return "resume=auto goes on from the last checkpoint"
     return "nothing was saved yet"

@@ -14,6 +14,7 @@ from windowlm.atomic_write import json_bytes, write_atomically
 from windowlm.config import ConfigError, TrainConfig, settings_of
 from windowlm.errors import USAGE_ERROR, UserError
 from windowlm.json_text import parse_json
+from windowlm.model_folder import WEIGHTS_NAME
 from windowlm.setting_text import flattened, setting_text
 
 # In the folder of checkpoints: the last state of training, the one before it, the best, and a damaged one
@@ -52,6 +53,9 @@ SHARED_WITH_ORIGIN = (
     "trainer.accumulate_batches",
 )
 
+# Entry of the record of a run that has saved a state.
+HAS_SAVED = "has_saved"
+
 # How the code differed from its commit, as git says it.
 DIFF = "changes.diff"
 
@@ -63,6 +67,13 @@ WRITTEN_BEFORE_A_RUN = re.compile(r"\.hydra(-\d+)?|train\.log|\.lock|\.run\.json
 WRITTEN_BESIDE_RUNS = re.compile(
     r"\d+|multirun\.yaml|(comparison|settings).*\.(csv|png|html|json)|ablation\.(json|png)"
 )
+
+# Somebody may have put something else under these names.
+FILES = (
+    *("run.json", "config.json", "metrics.jsonl", "metrics.csv", DIFF, LOCK),
+    *(f"checkpoints/{name}" for name in (LAST, PREVIOUS, BEST, DAMAGED)),
+)
+FOLDERS = ("checkpoints", "model", "evaluation", "replay", "wandb")
 
 CONTENTS = {
     "model": "weights (safetensors), configuration and tokenizer, for windowlm.load",
@@ -115,6 +126,7 @@ class RunFolder:
         self.replay = path / "replay"
         self.model = path / "model"
         self.evaluation = path / "evaluation"
+        self.result = self.evaluation / "length.json"  # `evaluation.result_files` loads more than this module
 
     def read_record(self) -> dict[str, Any]:
         """``run.json``, empty where there is none.
@@ -124,6 +136,8 @@ class RunFolder:
         """
         if not self.record.exists():
             return {}
+        if not self.record.is_file():
+            raise UserError(f"run_dir={self.path}: {self.record.name} is no file")
         try:
             record = parse_json(self.record.read_text(encoding="utf-8"))
         except (ValueError, OSError) as error:
@@ -136,6 +150,13 @@ class RunFolder:
         """The checkpoints that training can go on from, the newest first."""
         return tuple(path for name in (LAST, PREVIOUS) if (path := self.checkpoints / name).is_file())
 
+    def has_trained(self) -> bool:
+        """Whether a state to go on from was ever saved, even where none is left.
+
+        A run that is killed before leaves rows of metrics, and perhaps the best state, which is saved first.
+        """
+        return self.read_record().get(HAS_SAVED) is True or (self.model / WEIGHTS_NAME).exists()
+
     def remove_partial_files(self) -> None:
         """Remove what a killed run was writing: each may be as large as a checkpoint."""
         for partial in self.path.rglob(".*.partial-*"):
@@ -144,6 +165,12 @@ class RunFolder:
     def update_record(self, **values: Any) -> None:
         """Change some entries of ``run.json``."""
         write_atomically(self.record, json_bytes({**self.read_record(), **values}))
+
+    def record_save(self) -> None:
+        """Note, once, that there has been a state to go on from; a folder that is gone is not made anew."""
+        record = self.read_record()
+        if record.get(HAS_SAVED) is not True:
+            write_atomically(self.record, json_bytes({**record, HAS_SAVED: True}), inside=self.path)
 
     def write_config(self, config: TrainConfig) -> None:
         """``config.json``: every setting."""
@@ -175,6 +202,7 @@ def find_start(config: TrainConfig, path: Path) -> Start:
     record = folder.read_record()
     if others and "status" not in record:
         raise _foreign_folder(path, others)
+    _refuse_other_kinds(folder, record)
     if record and config.resume != "auto":
         raise ConfigError(
             f"run_dir={path}: already holds a run ({record.get('status', 'unknown')}); go on with it or "
@@ -193,7 +221,10 @@ def find_start(config: TrainConfig, path: Path) -> Start:
     begins = not folder.saved_states()
     if folder.config.exists() or not begins:
         _refuse_changes(config, folder)
-    if begins and record.get("status") != "finished":  # killed before it saved anything
+    finished = record.get("status") == "finished" and record.get("budget") == _budget(config)
+    if begins and folder.has_trained() and not (finished and folder.result.is_file()):
+        raise _without_checkpoint(folder)
+    if begins and not finished:  # killed before it saved anything
         origin = record.get("origin")
         return Start(
             checkpoints=() if origin is None else _foreign_checkpoints(config, Path(origin)),
@@ -201,7 +232,6 @@ def find_start(config: TrainConfig, path: Path) -> Start:
             wandb_id=record.get("wandb_id"),
             origin=origin,
         )
-    finished = record.get("status") == "finished" and record.get("budget") == _budget(config)
     return Start(
         checkpoints=folder.saved_states(),
         continues=True,
@@ -260,6 +290,38 @@ def _foreign_folder(path: Path, entries: list[str]) -> ConfigError:
         f"run_dir={path}: holds {what}; give a new or empty folder, or null for one named by the time",
         key="run_dir",
         correction="run_dir=null",
+    )
+
+
+def _refuse_other_kinds(folder: RunFolder, record: dict[str, Any]) -> None:
+    """Refuse what a run could not write, read or wait for, as a folder for a file or a pipe."""
+    for names, kind, fits in ((FILES, "file", Path.is_file), (FOLDERS, "folder", Path.is_dir)):
+        for name in names:
+            if (folder.path / name).exists() and not fits(folder.path / name):
+                raise ConfigError(
+                    f"run_dir={folder.path}: its {name} is no {kind}; move it away, or give another run_dir",
+                    key="run_dir",
+                )
+    for name in ("origin", "wandb_id"):
+        if not isinstance(record.get(name), str | None):
+            raise ConfigError(
+                f"run_dir={folder.path}: {folder.record.name}: {name}={record[name]!r} must be a text or "
+                "null; mend it, or give another run_dir",
+                key="run_dir",
+            )
+
+
+def _without_checkpoint(folder: RunFolder) -> ConfigError:
+    weights = folder.model / WEIGHTS_NAME
+    instead = (
+        f", model.init_from={folder.path} to start one from its last weights" if weights.is_file() else ""
+    )
+    return ConfigError(
+        f"run_dir={folder.path}: the run in it was trained, and none of its checkpoints is left to go on "
+        f"from ({LAST} or {PREVIOUS} in {folder.checkpoints}; checkpoint.keep=false removes them at the end "
+        f"of a run). Put one back, give another run_dir for a new run{instead}, or remove the folder to "
+        "train it again",
+        key="run_dir",
     )
 
 
