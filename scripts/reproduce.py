@@ -24,6 +24,7 @@ import torch
 
 from windowlm.command_line import MOST_PROCESSES, Invocation
 from windowlm.config import TrainConfig, check_config
+from windowlm.data.arrow_store import filled_cache
 from windowlm.errors import USAGE_ERROR, UserError, exit_status
 from windowlm.evaluation.result_files import RESULT_NAME
 from windowlm.json_text import parse_json
@@ -85,11 +86,11 @@ def main() -> int:
 def train_again(config: TrainConfig, record: dict[str, Any], run: Path, new: Path) -> int:
     """Train as the run did, from the folder in which it was started; the exit status."""
     torch.set_num_threads(threads_of(record))
-    again = replace(
-        config, run_dir=str(new), resume=None, plan=False, logger=replace(config.logger, kind="none")
-    )
     work = working_folder(record)
     with nullcontext() if work is None else chdir(work):
+        data = replace(config.data, cache_dir=filled_cache(config.data.cache_dir))
+        logger = replace(config.logger, kind="none")
+        again = replace(config, run_dir=str(new), resume=None, plan=False, data=data, logger=logger)
         return train(again, Invocation(output_dir=new, sweep_dir=None, command=f"reproduce {run}"))
 
 

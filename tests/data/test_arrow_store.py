@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 
 from windowlm.data import arrow_store, kept_folder
-from windowlm.data.arrow_store import build_or_open, cache_folder
+from windowlm.data.arrow_store import build_or_open, cache_folder, filled_cache
 from windowlm.data.config import DataConfig
 from windowlm.data.errors import DataError
 
@@ -112,3 +112,9 @@ def test_prepared_data_goes_to_the_clone_or_where_the_setting_says(
     monkeypatch.setattr(arrow_store, "__file__", str(installed))
     monkeypatch.chdir(tmp_path)
     assert cache_folder(DataConfig()) == tmp_path / "data"
+
+
+def test_a_run_may_name_a_cache_that_is_one(tmp_path: Path) -> None:
+    build_or_open(tmp_path / "cache" / "documents", "a", FEATURES, lambda: rows(3))
+    assert filled_cache(str(tmp_path / "cache")) == str(tmp_path / "cache")
+    assert filled_cache(str(tmp_path)) is filled_cache(str(tmp_path / "none")) is filled_cache(None) is None

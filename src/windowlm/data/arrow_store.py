@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from windowlm.data.config import DataConfig
 from windowlm.data.errors import DataError
-from windowlm.data.kept_folder import make_once
+from windowlm.data.kept_folder import RECORD, make_once
 
 _ROWS_A_BATCH = 256  # pieces of some 16 Ki characters: 4 MiB wait in memory while writing
 
@@ -25,9 +25,13 @@ def cache_folder(data: DataConfig) -> Path:
     return (clone if (clone / "pyproject.toml").is_file() else Path.cwd()) / "data"
 
 
-def holds_stores(folder: Path) -> bool:
-    """Whether it is a folder of prepared data."""
-    return any(folder.glob("*/generator/*"))
+def filled_cache(cache_dir: str | None) -> str | None:
+    """The cache folder that a run names, if prepared data lie there.
+
+    None otherwise: a run that comes from others could name any place to be written to.
+    """
+    filled = cache_dir is not None and any(Path(cache_dir).expanduser().glob(f"*/*/{RECORD}"))
+    return cache_dir if filled else None
 
 
 def build_or_open(

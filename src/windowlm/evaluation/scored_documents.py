@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from windowlm.bundle import UNKNOWN_SOURCE, ScorableModel
-from windowlm.data.arrow_store import cache_folder, holds_stores
+from windowlm.data.arrow_store import cache_folder, filled_cache
 from windowlm.data.config import DataConfig
 from windowlm.data.token_store import PreparedData, TokenSplit, prepare_all_documents, prepare_tokens
 from windowlm.errors import UserError
@@ -83,14 +83,9 @@ def _own_data(bundle: ScorableModel, settings: Mapping[str, Any]) -> PreparedDat
 
 
 def _own_settings(bundle: ScorableModel) -> dict[str, Any]:
-    """The run's settings of its data, with its cache folder only where that is one.
-
-    A run that was handed on could name any place to be written to.
-    """
-    settings = dict(bundle.config["data"])
-    cache = settings.get("cache_dir")
-    filled = isinstance(cache, str) and holds_stores(Path(cache).expanduser())
-    return settings | {"cache_dir": cache if filled else None}
+    """The run's settings of its data."""
+    settings: dict[str, Any] = bundle.config["data"]
+    return settings | {"cache_dir": filled_cache(settings.get("cache_dir"))}
 
 
 def _checked(settings: Mapping[str, Any]) -> DataConfig:
