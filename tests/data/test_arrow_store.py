@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 
 from windowlm.data import arrow_store, kept_folder
-from windowlm.data.arrow_store import build_or_open, cache_folder
+from windowlm.data.arrow_store import build_or_open, cache_folder, holds_stores
 from windowlm.data.config import DataConfig
 from windowlm.data.errors import DataError
 
@@ -52,6 +52,13 @@ def test_a_damaged_store_that_is_too_large_to_be_hashed_is_named(
     monkeypatch.setattr(kept_folder, "_ALWAYS_HASHED_BYTES", 0)
     with pytest.raises(DataError, match=r"data\.cache_dir: '.*/a' is damaged: .*; remove it"):
         build_or_open(tmp_path, "a", FEATURES, lambda: rows(3))
+
+
+def test_a_folder_with_a_store_is_known_as_one_of_prepared_data(tmp_path: Path) -> None:
+    (tmp_path / "tokens").mkdir()
+    assert not holds_stores(tmp_path)
+    build_or_open(tmp_path / "tokens", "a", FEATURES, lambda: rows(3))
+    assert holds_stores(tmp_path)
 
 
 def test_progress_bars_of_datasets_stay_as_they_were(tmp_path: Path) -> None:

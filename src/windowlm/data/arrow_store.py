@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from windowlm.data.config import DataConfig
 from windowlm.data.errors import DataError
-from windowlm.data.kept_folder import make_once
+from windowlm.data.kept_folder import RECORD, make_once
 
 _ROWS_A_BATCH = 256  # pieces of some 16 Ki characters: 4 MiB wait in memory while writing
 
@@ -26,8 +26,8 @@ def cache_folder(data: DataConfig) -> Path:
 
 
 def holds_stores(folder: Path) -> bool:
-    """Whether it is a folder of prepared data."""
-    return any(folder.glob("*/generator/*"))
+    """Whether it is a folder of prepared data, of this version or an older one."""
+    return any(any(folder.glob(pattern)) for pattern in (f"*/*/{RECORD}", "*/generator/*"))
 
 
 def build_or_open(
