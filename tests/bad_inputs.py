@@ -206,9 +206,9 @@ def bytes_of(content: bytes, name: str) -> Make:
     return lambda folder: (folder / name).write_bytes(content)
 
 
-def parquet(columns: dict[str, Any]) -> bytes:
+def parquet(columns: Any, **others: Any) -> bytes:
     file = io.BytesIO()
-    pq.write_table(pa.table(columns), file)
+    pq.write_table(pa.table(columns, **others), file)
     return file.getvalue()
 
 
@@ -271,6 +271,7 @@ FILES: tuple[tuple[str, bytes, str], ...] = (
     ("deep.jsonl", b"[" * 200_000 + b"\n", "line 1"),
     ("digits.jsonl", b'{"text": ' + b"9" * 10_000 + b"}\n", "line 1|data.text_column"),
     ("lone.jsonl", b'{"text": "' + b"\\ud800 abc " * 30 + b'"}\n', "lone.jsonl"),
+    ("nul.jsonl", b'{"text": "abc"}\n{"text": "abc\\u0000def"}\n', "row 2 of 'nul.jsonl' holds zero bytes"),
     ("nan.jsonl", b'{"text": NaN}\n', "data.text_column"),
     ("cut.jsonl", whole(LONG)[:-20], "line 1"),
     ("no.txt.gz", LONG.encode(), "no whole gzip"),
@@ -288,6 +289,12 @@ FILES: tuple[tuple[str, bytes, str], ...] = (
     ("null.parquet", parquet({"text": [None, LONG]}), "data.text_column"),
     ("number.parquet", parquet({"text": [1, 2]}), "data.text_column"),
     ("binary.parquet", parquet({"text": [b"\xff\xfe"] * 3}), "binary.parquet"),
+    ("nul.parquet", parquet({"text": ["abc\0def"]}), "row 1 of 'nul.parquet' holds zero bytes"),
+    (
+        "twice.parquet",
+        parquet([pa.array([LONG])] * 2, names=["text", "text"]),
+        "2 columns of the name 'text'",
+    ),
     ("rows.parquet", parquet({"text": pa.array([], pa.string())}), ""),
     ("tiny.txt", b"a", ""),
 )
@@ -325,6 +332,9 @@ def data_files() -> Iterator[BadInput]:
     ):
         words = ("data.path=books", f"data.exclude={name}")
         yield BadInput(f"exclude {name}", words, "data.exclude", bytes_of(content, name))
+    words = ("data.path=books", "data.exclude=list")
+    yield BadInput("exclude pipe", words, "not a file", lambda folder: os.mkfifo(folder / "list"))
+    yield BadInput("exclude folder", words, "not a file", lambda folder: (folder / "list").mkdir())
     yield BadInput("exclude missing", ("data.path=books", "data.exclude=none.json"), "data.exclude")
     yield BadInput("cache in a file", ("data.path=books", "data.cache_dir=books/a.txt"), "books/a.txt")
 

@@ -212,6 +212,7 @@ def test_the_key_follows_content_and_settings_but_needs_no_reading(tmp_path: Pat
         ("a.jsonl.gz", gzip.compress(b'{"text": "a"}', mtime=0)[:-9], "is no whole gzip file"),
         ("a.jsonl.gz", gzip.compress(b"text" * 99, mtime=0)[:20] + b"x" * 40, "is no whole gzip file"),
         ("a.jsonl", b'{"text": "a"}\n{"text": ', "line 2 is not JSON"),
+        ("a.jsonl", b'{"text": "a"}\n{"text": "a\\u0000"}', "row 2 of '.*a.jsonl' holds zero bytes"),
         ("a.jsonl", b"[1]", "line 1 is not a JSON object"),
         ("a.jsonl", b"\xff", "is not UTF-8 text"),
         ("a.parquet", b"no parquet", "not readable as parquet"),

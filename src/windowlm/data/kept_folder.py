@@ -24,7 +24,7 @@ from windowlm.json_text import parse_json
 RECORD = "contents.json"
 # A gigabyte is hashed in 0.2 to 0.8 s, as it lies in memory or on a disk. Of a larger folder the files whose
 # time is the recorded one are taken to hold what they held.
-_ALWAYS_HASHED_BYTES = 8 << 30
+_ALWAYS_HASHED_BYTES = 2 << 30
 _CHUNK_BYTES = 4 << 20
 
 

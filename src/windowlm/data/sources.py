@@ -171,7 +171,12 @@ def _documents(files: list[_File], data: DataConfig) -> Iterator[Document]:
 
 def _row_documents(rows: Iterable[dict[str, Any]], file: _File, data: DataConfig) -> Iterator[Document]:
     for number, row in enumerate(rows, start=1):
-        text = text_of(row, data.text_column, f"row {number} of {str(file.path)!r}")
+        place = f"row {number} of {str(file.path)!r}"
+        text = text_of(row, data.text_column, place)
+        if "\0" in text:  # as in a file of text
+            raise DataError(
+                f"data.path: {place} holds zero bytes, which no text does; mend it, or leave it away"
+            )
         title, author = row.get(data.title_column), row.get(data.author_column)
         if text:
             yield Document(
