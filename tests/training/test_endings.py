@@ -497,6 +497,7 @@ def test_a_file_of_wandb_that_is_cut_off_is_rebuilt_before_the_run_counts_as_fin
         (file,) = (tmp_path / "run").glob("wandb/offline-run-*/*.wandb")
         if cuts:
             os.truncate(file, int(file.stat().st_size * cuts.pop(0)))
+            file.parent.rename(f"{file.parent}-1")  # as W&B names the second one of a second
 
     monkeypatch.setattr(run.WandbRun, "finish", cutting)
     # Of the first start both files are cut off, of the second one.

@@ -144,7 +144,8 @@ class WandbRun:
         return f"wandb sync {shlex.join(map(str, folders))}" if folders else None
 
     def _offline_folders(self) -> list[Path]:
-        return sorted(self.folder.glob(f"wandb/offline-run-*-{self.id}"))
+        # W&B counts at the end of the name where one of the same second is there already.
+        return sorted(self.folder.glob(f"wandb/offline-run-*-{self.id}*"))
 
 
 def parse_record(data: bytes) -> Any:
