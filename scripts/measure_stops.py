@@ -5,9 +5,10 @@ python scripts/measure_stops.py --out FOLDER
 python scripts/measure_stops.py --only "two SIGINT" --repeats 5
 
 The model is that of the default run, W&B writes offline. Each run is a process of its own, told to end a
-random while after its first logged step; the seconds count from the last signal. Status 1 where one ends late, otherwise than promised, unsaved, or
-without having ended W&B, whose file must hold each step of the metrics once and that the run has left. The
-load of the machine stands beside each, as others on its cores make a stop slower.
+random while after its first logged step; the seconds count from the last signal. Status 1 where one ends
+late, otherwise than promised, unsaved, or without having ended W&B, whose file must hold each step of the
+metrics once and that the run has left. The load of the machine stands beside each, as others on its cores
+make a stop slower.
 """
 
 import argparse
