@@ -1,7 +1,12 @@
 """Train a windowed language model and measure its perplexity against context length."""
 
+import signal
 import sys
 from pathlib import Path
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    # Ctrl-C within the imports, which take a moment, ends the process without a traceback.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 from windowlm.command_line import Command, Invocation, main
 from windowlm.config import TrainConfig

@@ -43,9 +43,9 @@ def main() -> int:
             runs = [read_run(folder, given.evaluation) for folder in folders]
             if pairs := paired_measures(*runs):
                 console.print(measures_table(pairs))
-    except BrokenPipeError:
-        raise
     except OSError as error:
+        if error.filename is None:  # of the screen
+            raise
         raise UserError(f"{error.filename}: {error.strerror}") from None
     return 0
 

@@ -36,9 +36,9 @@ def main() -> int:
     facts = {"command": "python " + shlex.join(sys.argv), **provenance()}
     try:
         files = report_settings(given.folder, console, given.evaluation, given.base, facts)
-    except BrokenPipeError:
-        raise
     except OSError as error:
+        if error.filename is None:  # of the screen
+            raise
         raise UserError(f"{error.filename}: {error.strerror}") from None
     for path in files:
         console.out(shlex.quote(str(path)), highlight=False)

@@ -35,6 +35,7 @@ class BadInput:
         make: writes files into the working folder, which holds `books/` with good text and `run/`, a finished
             run.
         command: train, or the name of a script.
+        locked: what may not be read or entered meanwhile.
     """
 
     name: str
@@ -42,6 +43,7 @@ class BadInput:
     said: str
     make: Make = lambda folder: None
     command: str = "train"
+    locked: tuple[str, ...] = ()
 
 
 AT_LEAST_ONE = (
@@ -897,11 +899,49 @@ def commands() -> Iterator[BadInput]:
         yield BadInput(f"{script} {' '.join(words)}", words, said, command=script)
 
 
+def permissions() -> Iterator[BadInput]:
+    """Files and folders that this account may not read or enter."""
+    denied = "cannot be read: Permission denied"
+    budget = "trainer.max_steps=9"
+    for command, words, path, said in (
+        ("train", ("run_dir=run", "resume=auto", budget), "run/checkpoints", "last.ckpt: Permission denied"),
+        ("train", ("run_dir=run", "resume=auto", budget), "run/run.json", "run.json cannot be read"),
+        ("train", ("run_dir=new", "resume=run", budget), "run/checkpoints", f"resume=run: {denied}"),
+        ("train", ("run_dir=shut/run",), "shut", f"run_dir=shut/run: {denied}"),
+        ("train", ("resume=shut/run",), "shut", f"resume=shut/run: {denied}"),
+        ("train", ("model.init_from=shut/run",), "shut", f"model.init_from=shut/run: {denied}"),
+        ("train", ("data.path=shut/x.txt",), "shut", "data.path='shut/x.txt': not readable: Permission"),
+        (
+            "train",
+            ("tokenizer=file", "tokenizer.path=shut/x.json"),
+            "shut",
+            f"tokenizer.path=shut/x.json: {denied}",
+        ),
+        ("train", ("tokenizer=folder", "tokenizer.path=shut/x"), "shut", f"tokenizer.path=shut/x: {denied}"),
+        (
+            "evaluate",
+            ("checkpoint=shut/run",),
+            "shut",
+            f"checkpoint=shut/run: {denied}",
+        ),
+        ("evaluate", ("checkpoint=run",), "run/model/model.safetensors", "Permission denied"),
+        ("generate", ("checkpoint=shut/run", "prompt=a"), "shut", f"checkpoint=shut/run: {denied}"),
+        ("compare_runs", ("shut",), "shut", "shut/run.json: Permission denied"),
+        ("reproduce", ("shut/run",), "shut", "shut/run/run.json: Permission denied"),
+        ("replay_batch", ("shut/step_1.ckpt",), "shut", "shut/step_1.ckpt: Permission denied"),
+    ):
+
+        def make(folder: Path) -> None:
+            (folder / "shut").mkdir()
+
+        yield BadInput(f"{path} is locked, {' '.join(words)}", words, said, make, command, (path,))
+
+
 def bad_inputs() -> list[BadInput]:
     """All of them."""
     kinds = (
         settings, command_lines, data_files, tokenizers, checkpoints, run_folders, other_models, results,
-        generated, exported, commands,
+        generated, exported, commands, permissions,
     )  # fmt: skip
     return [entry for kind in kinds for entry in kind()]
 

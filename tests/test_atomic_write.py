@@ -1,5 +1,6 @@
 """Files that are whole."""
 
+import errno
 import os
 
 import pytest
@@ -26,6 +27,14 @@ def test_a_folder_that_was_moved_away_is_not_made_anew(tmp_path):
         write_atomically(tmp_path / "gone" / "new" / "file", b"", inside=tmp_path / "gone")
     assert not list(tmp_path.iterdir())
     write_atomically(tmp_path / "new" / "file", b"", inside=tmp_path)
+
+
+def test_a_write_that_fails_says_of_which_file(tmp_path):
+    def fail(file):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(OSError, match=r"No space left on device: .*/file'"):
+        write_atomically(tmp_path / "file", fail)
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf")])

@@ -11,6 +11,7 @@ import pytest
 
 from tests.bad_inputs import BadInput, bad_inputs
 from tests.conftest import PROJECT, SMALL_RUN, write_documents
+from tests.permissions import locked
 from windowlm.command_line import Command, main
 from windowlm.config import EvaluateConfig, TrainConfig
 from windowlm.evaluation.own_settings import with_own_settings
@@ -100,7 +101,8 @@ def test_a_wrong_input_ends_with_one_message(
         usual = [*SETTINGS, "data.path=books", "data.cache_dir=cache"]
         words += [word for word in usual if word.partition("=")[0] not in given and is_free(word, given)]
     capfd.readouterr()
-    status = run(entry.command, words)
+    with locked([work / path for path in entry.locked]):
+        status = run(entry.command, words)
     message = capfd.readouterr().err
     assert status == 2, message
     assert "Traceback" not in message
@@ -108,6 +110,16 @@ def test_a_wrong_input_ends_with_one_message(
     assert len(message) < 80 * ONE_SCREEN, message
     assert re.search(entry.said if "|" in entry.said else re.escape(entry.said), message), message
     assert state_of(work) == before
+
+
+def test_a_full_standard_output_is_named(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(place)
+    with Path("/dev/full").open("w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        assert run("generate", ["checkpoint=run", "prompt=abc", "max_new_tokens=2"]) == 2
+    assert capfd.readouterr().err == "error: standard output: No space left on device; send it elsewhere\n"
 
 
 def is_free(word: str, given: set[str]) -> bool:

@@ -1,5 +1,6 @@
 import json
 import logging
+import os
 import shlex
 import shutil
 import signal
@@ -624,6 +625,19 @@ def test_ctrl_c_while_data_are_read_ends_in_one_line_and_leaves_nothing(tmp_path
     assert process.returncode in (75, 130)
     assert "Traceback" not in errors
     assert not (tmp_path / "new").exists()
+
+
+def test_ctrl_c_while_the_command_is_imported_prints_nothing(tmp_path: Path) -> None:
+    (tmp_path / "windowlm").mkdir()
+    (tmp_path / "windowlm" / "__init__.py").write_text("import os\nos.kill(os.getpid(), 2)")
+    done = subprocess.run(
+        [sys.executable, str(PROJECT / "train.py")],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
 
 
 def test_a_reader_that_goes_away_is_no_mistake(tmp_path: Path) -> None:

@@ -37,6 +37,10 @@ def write_atomically(
             os.fsync(file.fileno())
         before_rename(partial)
         partial.replace(path)
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            error.filename = str(path)  # a write that fails does not say of which file
+        raise
     finally:
         partial.unlink(missing_ok=True)
     sync_path(path.parent)

@@ -19,7 +19,13 @@ from windowlm.atomic_write import json_bytes, write_atomically
 from windowlm.errors import UserError
 from windowlm.interchange.adapter import TransformersModel, load_any_causal_model
 from windowlm.interchange.config_in import ARCHITECTURES, read_foreign_config
-from windowlm.interchange.weights_in import check_finite, check_shape, foreign_decoder, weight_files
+from windowlm.interchange.weights_in import (
+    check_finite,
+    check_opens,
+    check_shape,
+    foreign_decoder,
+    weight_files,
+)
 from windowlm.model.config import ModelConfig
 from windowlm.model.cost import model_cost
 from windowlm.model.decoder import Decoder
@@ -239,6 +245,7 @@ def foreign_tokenizer(folder: ModelFolder) -> Tokenizer:
 def _decoder(shape: ModelConfig, vocabulary_size: int, path: Path) -> Decoder:
     """The model with the weights of a file, compared with it before anything of the model's size is made."""
     try:
+        check_opens(path)
         state = load_file(path)
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path}: not a readable safetensors file: {error}") from None

@@ -22,7 +22,7 @@ from typing import Any, Generic
 
 from windowlm.command_words import corrected, for_hydra, key_of, made_room, refuse_settings_of_no_group
 from windowlm.config import Config, ConfigError, Setting, check_config, settings_of, unknown_key_error
-from windowlm.errors import USAGE_ERROR, UserError, exit_status, memory_as_a_mistake
+from windowlm.errors import USAGE_ERROR, SystemRefusedError, UserError, exit_status, limits_as_mistakes
 from windowlm.hydra_settings import LAUNCHER, refuse_changes_of_hydra, refuse_words_for_hydra
 from windowlm.parallel.launcher import launch
 from windowlm.parallel.place import own_place
@@ -110,7 +110,7 @@ def main(command: Command[Any], script: Path, conf: Path, arguments: Sequence[st
             return _run(command, started, script, conf, words)
         except UserError as error:
             # All processes of a machine find the same mistake, and one tells of it.
-            if not own_place().speaks:
+            if not own_place().speaks and not isinstance(error, SystemRefusedError):
                 return USAGE_ERROR
             if not isinstance(error, ConfigError) or error.correction is None:
                 raise
@@ -478,7 +478,7 @@ def _hand_to_hydra(
     from omegaconf.errors import OmegaConfBaseException
 
     statuses: list[int] = []
-    mistakes: list[UserError] = []
+    mistakes: list[UserError | BrokenPipeError] = []
     started = False
 
     def task(composed: DictConfig) -> None:
@@ -495,8 +495,10 @@ def _hand_to_hydra(
         started = True
         own = runs.run(invocation.output_dir, runtime.output_subdir) if runs is not None else nullcontext()
         try:
-            with own, memory_as_a_mistake():
+            with own, limits_as_mistakes():
                 statuses.append(command.task(check_config(command.config_type, values), invocation))
+        except BrokenPipeError as error:
+            mistakes.append(error)  # Hydra would print words of its own
         except UserError as error:
             if invocation.sweep_dir is None:
                 mistakes.append(error)
@@ -509,7 +511,7 @@ def _hand_to_hydra(
     os.environ["HYDRA_FULL_ERROR"] = "1"
     saved, sys.argv = sys.argv, [command.name, f"hydra.job.name={command.name}", *overrides, *options]
     try:
-        with runs.all() if runs is not None else nullcontext():
+        with runs.all(f"{STATE_FOLDER}*") if runs is not None else nullcontext():
             hydra.main(config_path=str(conf.resolve()), config_name=command.name, version_base="1.3")(task)()
             if jobs and not started and runs is not None and command.status_of is not None:
                 # A launcher ran them in processes of their own.

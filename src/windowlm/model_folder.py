@@ -51,6 +51,13 @@ def find_model_folder(checkpoint: str | Path, key: str = "checkpoint") -> ModelF
     Raises:
         UserError: there is no such folder and no such model, or its config.json is missing or damaged.
     """
+    try:
+        return _find_model_folder(checkpoint, key)
+    except OSError as error:  # as of a folder that may not be entered
+        raise UserError(f"{key}={checkpoint}: cannot be read: {error.strerror}: {error.filename}") from None
+
+
+def _find_model_folder(checkpoint: str | Path, key: str) -> ModelFolder:
     path = Path(checkpoint)
     if not path.is_dir():
         path = _downloaded(f"{key}={checkpoint}", str(checkpoint))

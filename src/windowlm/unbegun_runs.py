@@ -79,10 +79,20 @@ class UnbegunRuns:
                     _remove_empty(folder)
 
     @contextmanager
-    def all(self) -> Iterator[None]:
-        """All runs of the command: the folders above them go where they were made for them and are empty."""
+    def all(self, records: str) -> Iterator[None]:
+        """All runs of the command: the folders above them go where they were made for them and are empty.
+
+        Args:
+            records: pattern of the names of the folders that Hydra writes into those of runs. Those that it
+                could not write, as on a full disk, go too where nothing lies beside them.
+        """
+        earlier = self._records(records)
         try:
             yield
+        except BaseException:
+            for record in self._records(records) - earlier:
+                self._remove_torn(record)
+            raise
         finally:
             if not self._begun and self._earlier_record is not None:
                 self._sweep_record.write_bytes(self._earlier_record)
@@ -90,6 +100,17 @@ class UnbegunRuns:
                 self._sweep_record.unlink(missing_ok=True)
             for path in self._missing:
                 _remove_empty(path)
+
+    def _records(self, pattern: str) -> set[Path]:
+        return {*self._folder.glob(pattern), *self._folder.glob(f"*/{pattern}")}
+
+    def _remove_torn(self, record: Path) -> None:
+        own = record.parent
+        beside = self._entries if own == self._folder else set()
+        if {*own.iterdir()} - {record} <= beside:
+            shutil.rmtree(record, ignore_errors=True)
+            if own not in {self._folder, *self._entries}:
+                _remove_empty(own)
 
 
 def _remove_empty(folder: Path) -> None:

@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import statistics
+import sys
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -275,6 +276,25 @@ def test_a_screen_that_cannot_be_written_leaves_a_finished_run_finished(
     with pytest.raises(BrokenPipeError):
         start("run")
     assert record(tmp_path / "run")["status"] == "finished"
+
+
+def test_a_run_goes_on_where_nobody_reads_its_screen(
+    start: Start, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    with open(write, "w") as screen:
+        monkeypatch.setattr(sys, "stdout", screen)
+        assert start("run") == 0
+    assert capsys.readouterr().err == "warning: nobody reads standard output any more; the run goes on\n"
+    assert record(tmp_path / "run")["status"] == "finished"
+
+
+def test_a_full_screen_is_named(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Path("/dev/full").open("w") as screen:
+        monkeypatch.setattr(sys, "stdout", screen)
+        with pytest.raises(UserError, match="standard output: No space left on device; send it elsewhere"):
+            start("run")
 
 
 @pytest.mark.parametrize(

@@ -42,11 +42,15 @@ def prepare_tokenizer(
             return read_model_tokenizer(Path(str(config.path)).expanduser())
         except ValueError as error:
             raise DataError(f"tokenizer.path={config.path}: {error}") from error
+        except OSError as error:
+            raise _unreadable(config, error) from None
     if config.kind == "file":
         try:
             return BytePairTokenizer.from_file(Path(str(config.path)).expanduser(), config.end_mark)
         except ValueError as error:
             raise DataError(str(error)) from error
+        except OSError as error:
+            raise _unreadable(config, error) from None
     settings = [config.vocabulary_size, config.training_bytes, config.end_mark, tokenizers.__version__]
     trained_on = texts.digests[training_documents].tobytes()
     target = folder / "tokenizers" / hash_of(trained_on, *settings, code_version(training_module))
@@ -62,6 +66,10 @@ def prepare_tokenizer(
 
     make_once(target, train)
     return Tokenizer.load(target)
+
+
+def _unreadable(config: TokenizerConfig, error: OSError) -> DataError:
+    return DataError(f"tokenizer.path={config.path}: cannot be read: {error.strerror or error}")
 
 
 def _advancing(pieces: Iterator[str], advance: Callable[[int], None]) -> Iterator[str]:

@@ -93,6 +93,7 @@ def _check_stated(config: ModelConfig, vocabulary_size: int, files: Sequence[Pat
     stated: dict[str, tuple[Path, torch.Size]] = {}
     for file in files:
         try:
+            check_opens(file)
             with safe_open(file, "pt") as content:
                 for name in content.keys():  # noqa: SIM118  # it is no mapping
                     stated[name] = file, torch.Size(content.get_slice(name).get_shape())
@@ -118,6 +119,12 @@ def _check_stated(config: ModelConfig, vocabulary_size: int, files: Sequence[Pat
     for name in expected:
         if name not in stated and not (name == HEAD and config.tied_embeddings):
             raise UserError(f"{files[0].parent}: the weight {name} is missing, which config.json asks for")
+
+
+def check_opens(file: Path) -> None:
+    """Raise the system's own error; safetensors says of each file that it cannot open that there is none."""
+    with file.open("rb"):
+        pass
 
 
 def check_shape(what: str, shape: torch.Size, expected: torch.Size) -> None:

@@ -20,7 +20,7 @@ from windowlm.errors import UserError
 from windowlm.training.checkpoint_io import AtomicCheckpointIO
 
 REPLAY_FORMAT = 1
-# Each is as large as a checkpoint.
+# Of steps that were left out, beside those that ended a run; each is as large as a checkpoint.
 MOST_REPLAYS = 3
 
 
@@ -35,9 +35,9 @@ class NonFiniteError(UserError):
 
     def __init__(self, step: int, what: str, advice: str = "") -> None:
         super().__init__(
-            f"step {step}: {what}, so the run stops; the last checkpoint is of a step before, when all was "
-            f"finite. {advice}Try a lower optimizer.lr, a longer optimizer.warmup_fraction, a smaller "
-            "optimizer.gradient_clip, or precision=32-true"
+            f"step {step}: {what}, so the run stops; what it saved before, if anything, is of a step when "
+            f"all was finite. {advice}Try a lower optimizer.lr, a longer optimizer.warmup_fraction, a "
+            "smaller optimizer.gradient_clip, or precision=32-true"
         )
 
 

@@ -18,7 +18,6 @@ from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
-from rich.console import Console
 
 from windowlm.atomic_write import write_atomically
 from windowlm.bundle import load as load_bundle
@@ -27,7 +26,7 @@ from windowlm.command_line import Invocation
 from windowlm.config import ConfigError, TrainConfig
 from windowlm.data.datamodule import DocumentDataModule
 from windowlm.data.token_store import PreparedData, prepare_tokens
-from windowlm.errors import USAGE_ERROR, UserError
+from windowlm.errors import USAGE_ERROR, UserError, unwritable_screen
 from windowlm.evaluation.evaluate import evaluate_model
 from windowlm.evaluation.length_sweep import plan_targets
 from windowlm.evaluation.precision import WEIGHT_DTYPES, compute_dtype
@@ -71,6 +70,7 @@ from windowlm.training.resuming import read_newest
 from windowlm.training.run_ahead import RunAhead
 from windowlm.training.run_folder import DAMAGED, DIFF, RunFolder, Start, find_start, record_of
 from windowlm.training.run_lock import RunLock
+from windowlm.training.run_screen import RunScreen
 from windowlm.training.schedule import Budget, WindowWarmup
 from windowlm.training.sharded_model import whole_state
 from windowlm.training.shared_work import SharedWork
@@ -145,7 +145,7 @@ class TrainingRun:
         self.signals = signals
         self.config = config
         self.invocation = invocation
-        self.console = Console(width=None, quiet=not processes.leads)
+        self.console = RunScreen(quiet=not processes.leads)
         self.folder = RunFolder(invocation.output_dir)
         self.lock = RunLock(invocation.output_dir)
         self.start: Start = find_start(config, invocation.output_dir)
@@ -190,6 +190,8 @@ class TrainingRun:
             self._end("failed")
             if error.errno not in UNWRITABLE:
                 raise
+            if error.filename is None and (of_screen := unwritable_screen(error)) is not None:
+                raise of_screen from None
             if self.has_begun:
                 raise unwritable(self.folder.path, error.filename or "the run's files", error) from None
             raise UserError(

@@ -336,7 +336,11 @@ def record_of(config: TrainConfig, status: Literal["running", "stopped", "finish
 
 def _foreign_checkpoints(config: TrainConfig, source: Path) -> tuple[Path, ...]:
     folder = RunFolder(source)
-    if not folder.saved_states() or not folder.config.is_file():
+    try:
+        is_run = folder.saved_states() and folder.config.is_file()
+    except OSError as error:
+        raise ConfigError(f"resume={source}: cannot be read: {error.strerror}", key="resume") from None
+    if not is_run:
         raise ConfigError(
             f"resume={source}: holds no run with a checkpoint; give a run's folder, auto or null",
             key="resume",
