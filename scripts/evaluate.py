@@ -45,7 +45,7 @@ def log_evaluations(run: Path) -> None:
     """Log every evaluation of a run to its W&B run, and say how an offline one is uploaded."""
     from windowlm.evaluation.result_files import OWN_EVALUATION, PLOT_NAME, RESULT_NAME, read_result
     from windowlm.study.measure_files import STUDY_FOLDER, measures_in
-    from windowlm.training.finished_wandb_run import open_wandb_run
+    from windowlm.training.finished_wandb_run import end_wandb_run, open_wandb_run
 
     wandb_run = open_wandb_run(run)
     for folder in sorted(path.parent for path in run.glob(f"{OWN_EVALUATION}*/{RESULT_NAME}")):
@@ -53,7 +53,7 @@ def log_evaluations(run: Path) -> None:
         for measured in measures_in(folder):
             plot = folder / STUDY_FOLDER / f"{measured['measure']}.png"
             wandb_run.log_table(f"{folder.name}/{measured['measure']}", measured["rows"], plot)
-    wandb_run.finish(0)
+    end_wandb_run(wandb_run, run)
     if (command := wandb_run.sync_command()) is not None:
         print(command)
 

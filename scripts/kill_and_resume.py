@@ -8,28 +8,29 @@ A case is an optimizer, a precision, how many processes load data, and a logger;
 at each start. Every start is a process of its own. It is killed by SIGKILL: at a random time; a random while
 after a step, a backward pass, a validation or the evaluation began; or exactly at a place where something is
 half done, such as a checkpoint half written, its renames half made, a row of metrics half written, or a step
-taken and not yet counted. A run that is finished is compared with one that nothing disturbed, and what W&B
-holds of it, offline, with its own metrics; another one is started until the kills are spent. Gradient
-accumulation is on, and dropout unless it is set to 0.
+taken and not yet counted. No place is drawn again before all have been. A run that is finished is compared
+with one that nothing disturbed, and what W&B holds of it, offline, with its own metrics; another one is
+started until the kills are spent. Gradient accumulation is on, and dropout unless it is set to 0.
 """
 
 import argparse
 import itertools
 import os
 import random
+import re
 import select
 import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from offline_wandb import history_differences
 from out_argument import out_folder
 from synthetic_text import BYTES, write_text
 
@@ -39,6 +40,7 @@ from windowlm.config import TrainConfig, check_config
 from windowlm.errors import UserError, exit_status
 from windowlm.training import checkpoint_io, metrics_log, run, wandb_run
 from windowlm.training.lightning_module import LanguageModelModule
+from windowlm.training.offline_wandb import history_differences
 from windowlm.training.peak_flops import device_name
 from windowlm.training.provenance import provenance
 from windowlm.training.same_run import differences
@@ -61,6 +63,8 @@ ALLOWED = (
 STEPS = 24
 # Longest while, in seconds, between the beginning of a phase and the kill.
 WHILE = 0.02
+# How a run says where it goes on.
+GOING_ON = r"going on from step ([\d,]+) of"
 # Places of a method: the kill comes a while after it began, or exactly before or after it, or in its middle.
 BEGUN, BEFORE, AFTER, HALF = "a while into", "before", "after", "half through"
 
@@ -115,6 +119,41 @@ WANDB_MOMENTS = (
 )
 
 
+# Of a place that is drawn and not reached, before all are drawn anew.
+TRIES = 3
+PLACE_AND_CALL = re.compile(r"(.+?)(?:@([1-9]\d*))?")
+
+
+class Places:
+    """Draw places without replacement until each was used, then all again.
+
+    One that was not reached, as the run ended before it or had not been killed yet, is tried again behind
+    another; not without end, as some are never reached by a run of a few steps.
+
+    Args:
+        moments: the places.
+        draw: of what is random.
+    """
+
+    def __init__(self, moments: Sequence[Moment], draw: random.Random) -> None:
+        self.moments, self.random = moments, draw
+        self._left: list[Moment] = []
+        self._missed: Counter[Moment] = Counter()
+
+    def draw(self) -> Moment:
+        """The next place."""
+        if not self._left:
+            self._left = self.random.sample(self.moments, len(self.moments))
+            self._missed.clear()
+        return self._left.pop()
+
+    def miss(self, moment: Moment) -> None:
+        """Take a place back that was not reached."""
+        self._missed[moment] += 1
+        if self._left and self._missed[moment] < TRIES:
+            self._left.insert(self.random.randrange(len(self._left)), moment)
+
+
 def main() -> int:
     """Try all cases; 1 where a run came out different."""
     parser = argparse.ArgumentParser(
@@ -122,6 +161,13 @@ def main() -> int:
     )
     parser.add_argument("--cases", nargs="+", default=CASES, metavar="OPTIMIZER,PRECISION,WORKERS,LOGGER")
     parser.add_argument("--kills", type=int, default=20, help="in each case")
+    parser.add_argument(
+        "--first",
+        nargs="+",
+        default=(),
+        metavar="PLACE[@CALL]",
+        help="where the first kills of each case come, such as 'step taken and not counted@5', the fifth one",
+    )
     parser.add_argument("--steps", type=int, default=STEPS, help="of each run")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--deterministic", action="store_true", help="trainer.deterministic, for a GPU")
@@ -136,6 +182,12 @@ def main() -> int:
         if tuple(case.split(",")) not in itertools.product(*ALLOWED):
             choices = "; ".join(" or ".join(names) for names in ALLOWED)
             parser.error(f"--cases {case}: four words are allowed: {choices}; try --cases {CASES[0]}")
+    names = {moment.name for moment in (*MOMENTS, *WANDB_MOMENTS)}
+    for place in options.first:
+        if (found := PLACE_AND_CALL.fullmatch(place)) is None or found[1] not in names:
+            parser.error(
+                f"--first {place}: a place is allowed, with @CALL or not: {'; '.join(sorted(names))}"
+            )
     if not 0 <= options.dropout < 1:
         parser.error(f"--dropout {options.dropout}: from 0 up to but not including 1 is allowed")
     for name in ("kills", "steps"):
@@ -175,10 +227,19 @@ class Campaign:
     def __init__(self, case: str, folder: Path, options: argparse.Namespace, draw: random.Random) -> None:
         self.case = case
         self.optimizer, self.precision, self.workers, self.logger = case.split(",")
-        self.moments = (*MOMENTS, *(WANDB_MOMENTS if self.logger == "wandb" else ()))
+        moments = (*MOMENTS, *(WANDB_MOMENTS if self.logger == "wandb" else ()))
+        self.places = Places(moments, draw)
+        self.first = [self.named(place) for place in options.first]
         self.folder, self.options, self.draw = folder, options, draw
         (folder / "text").mkdir(parents=True)
         write_text(folder / "text", BYTES, 20_000, 0)
+
+    def named(self, place: str) -> tuple[Moment, int | None]:
+        """A place of `--first` and its call, if one is given."""
+        found = PLACE_AND_CALL.fullmatch(place)
+        assert found is not None
+        named = next(moment for moment in (*MOMENTS, *WANDB_MOMENTS) if moment.name == found[1])
+        return named, None if found[2] is None else int(found[2])
 
     def report(self) -> dict[str, Any]:
         """Kill until the kills are spent and the last run is finished.
@@ -192,19 +253,33 @@ class Campaign:
         self.seconds = time.monotonic() - started
         kills: list[dict[str, Any]] = []
         found: list[str] = []
+        resumed_from: list[int] = []
         runs = 0
         while len(kills) < self.options.kills:
             runs += 1
             found += self.one_run(f"run {runs}", kills)
+            screen = (self.folder / f"run {runs}.txt").read_text()
+            resumed_from += [int(step.replace(",", "")) for step in re.findall(GOING_ON, screen)]
         print(f"{self.case}: {len(kills)} kills in {runs} runs, {len(found)} differences", flush=True)
-        return {"case": self.case, "runs": runs, "kills": kills, "differences": found}
+        return {
+            "case": self.case,
+            "runs": runs,
+            "kills": kills,
+            "resumed_from": resumed_from,
+            "differences": found,
+        }
 
     def one_run(self, name: str, kills: list[dict[str, Any]]) -> list[str]:
         """Kill one run again and again, and compare it once it is finished."""
         status: int | None = None
         while status != 0:
-            moment = self.draw.choice(self.moments) if len(kills) < self.options.kills else None
-            status = self.start(name, moment)
+            moment, call, drawn = None, None, False
+            if len(kills) < self.options.kills:
+                drawn = not self.first
+                moment, call = (self.places.draw(), None) if drawn else self.first.pop(0)
+            status = self.start(name, moment, call)
+            if moment is not None and drawn and status != -signal.SIGKILL:
+                self.places.miss(moment)
             if status == -signal.SIGKILL:
                 assert moment is not None
                 kills.append({"moment": moment.name, "run": name})
@@ -215,10 +290,11 @@ class Campaign:
             found += history_differences(self.folder / name)
         return [f"{name}: {line}" for line in found]
 
-    def start(self, name: str, moment: Moment | None) -> int:
+    def start(self, name: str, moment: Moment | None, call: int | None = None) -> int:
         """Start a run in a process of its own, or go on with it; its status, negative for a signal."""
         workers = self.draw.choice((0, 2, 4)) if self.workers == "changed" else int(self.workers)
-        call = self.draw.randint(1, moment.calls) if moment is not None else 0
+        if call is None:
+            call = self.draw.randint(1, moment.calls) if moment is not None else 0
         share = self.draw.random()
         begun, begins = os.pipe()
         sys.stdout.flush()
@@ -245,7 +321,7 @@ class Campaign:
         try:
             if moment is not None and moment.owner is not None:
                 arrange(moment, call, share, begins)
-            screen = (self.folder / f"{name}.txt").open("a")
+            screen = (self.folder / f"{name}.txt").open("a", buffering=1)  # a kill loses no line
             with screen, redirect_stdout(screen), redirect_stderr(screen):
                 status = self.train(self.folder / name, workers)
         except BaseException as error:

@@ -5,7 +5,10 @@ python scripts/measure_stops.py --out FOLDER
 python scripts/measure_stops.py --only "two SIGINT" --repeats 5
 
 The model is that of the default run, W&B writes offline. Each run is a process of its own, told to end a
-random while after its first logged step. Status 1 where one ends late, otherwise than promised, or unsaved.
+random while after its first logged step; the seconds count from the last signal. Status 1 where one ends
+late, otherwise than promised, unsaved, or without having ended W&B, whose file must hold each step of the
+metrics once and that the run has left. The load of the machine stands beside each, as others on its cores
+make a stop slower.
 """
 
 import argparse
@@ -21,10 +24,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+from offline_wandb import history_differences
 from out_argument import out_folder
 from synthetic_text import BYTES, write_text
 
 from windowlm.training.checkpoint_io import damage
+from windowlm.training.peak_flops import device_name
 from windowlm.training.provenance import provenance
 
 TRAIN = Path(__file__).parents[1] / "train.py"
@@ -39,7 +45,8 @@ CASES: tuple[tuple[str, Sequence[signal.Signals], Sequence[str], int], ...] = (
     ("two SIGINT", [signal.SIGINT, signal.SIGINT], [], LEFT_AT_ONCE),
     ("trainer.max_time", [], [], STOPPED),
 )
-APART = 0.01
+# Two signals that come before the process runs again are one to it, on a busy machine too.
+APART = 0.5
 MAX_TIME = 45.0
 
 
@@ -74,7 +81,8 @@ def main() -> int:
         options.out.mkdir(parents=True, exist_ok=True)
         report = {
             **provenance(),
-            "device": "cpu",
+            "device": device_name(torch.device("cpu")),
+            "cores": os.cpu_count(),
             "command": " ".join(["python", *sys.argv]),
             "slowest_seconds": slowest,
             "holds": holds,
@@ -108,20 +116,29 @@ def stop(
             while not (run / "metrics.jsonl").exists() and process.poll() is None:
                 time.sleep(0.1)
             time.sleep(3 * draw.random())
-            started = time.monotonic()
-            for number in signals:
+            for place, number in enumerate(signals):
+                time.sleep(APART if place else 0)
+                started = time.monotonic()
                 os.kill(process.pid, number)
-                time.sleep(APART)
         status = process.wait()
+    # Of the last minute: processes that run or wait to.
+    load = os.getloadavg()[0]
     seconds = time.monotonic() - started - (0.0 if signals else MAX_TIME)
     saved = run / "checkpoints" / "last.ckpt"
     whole = saved.exists() and damage(saved) is None
+    # One that leaves at once ends neither.
+    wandb_lacks = [] if status == LEFT_AT_ONCE else history_differences(run)
     row = {
         "stop": kind,
         "seconds": seconds,
+        "load": load,
         "status": status,
         "saved": whole,
-        "holds": status == expected and seconds <= LONGEST and (whole or status == LEFT_AT_ONCE),
+        "wandb_lacks": wandb_lacks,
+        "holds": status == expected
+        and seconds <= LONGEST
+        and (whole or status == LEFT_AT_ONCE)
+        and not wandb_lacks,
     }
     print(row, flush=True)
     if not row["holds"]:

@@ -2,26 +2,35 @@
 
 python scripts/reproduce.py RUN_DIR [--into NEW_DIR]
 
-Settings, seed and budget are those of RUN_DIR/config.json. What differs here from where the run was made
-(commit, changed files, versions, machine) is said first; other documents or another tokenizer show in the
-first row of the metrics. Equal bit for bit is promised on the same machine, versions and device, of runs
-whose budget is in steps or tokens. Status 0: equal; 1: not.
+Settings, seed and budget are those of RUN_DIR/config.json; as many processes are started, with as many
+threads, as RUN_DIR/run.json says, and relative paths of the settings begin in the folder where the run was
+started. What differs here from where the run was made (commit, changed files, versions, machine) is said
+first; other documents or another tokenizer show in the first row of the metrics. Equal bit for bit is
+promised on the same machine, versions and device, of runs whose budget is in steps or tokens and which one
+number of processes has made from the beginning to the end. Status 0: equal; 1: not.
 """
 
 import argparse
 import json
+import os
 import sys
 import tempfile
+from contextlib import chdir, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from windowlm.command_line import Invocation
+import torch
+
+from windowlm.command_line import MOST_PROCESSES, Invocation
 from windowlm.config import TrainConfig, check_config
-from windowlm.errors import UserError, exit_status
+from windowlm.data.arrow_store import filled_cache
+from windowlm.errors import USAGE_ERROR, UserError, exit_status
 from windowlm.evaluation.result_files import RESULT_NAME
 from windowlm.json_text import parse_json
 from windowlm.model_folder import WEIGHTS_NAME
+from windowlm.parallel.launcher import LAUNCHED, launch
+from windowlm.parallel.place import own_place
 from windowlm.training.device import choose_device
 from windowlm.training.peak_flops import device_name
 from windowlm.training.provenance import provenance
@@ -48,23 +57,88 @@ def main() -> int:
         if not needed.is_file():
             raise UserError(f"{needed}: is gone, so that nothing can be compared with it; give a whole run")
     config = read_config(folder.config)
-    if config.trainer.max_steps is None and config.trainer.max_tokens is None:
-        print("note: the budget was in seconds, so another run takes other steps", file=sys.stderr)
+    if LAUNCHED in os.environ and own_place().size > 1:
+        assert options.into is not None
+        return one_of_several(config, record, options.run, options.into)
+    count = processes_of(record, config, options.run)
+    torch.set_num_threads(threads_of(record))
     for line in changes(record, folder, config):
         print(f"note: {line}", file=sys.stderr)
+    # Another folder is entered before the end.
+    run = options.run.absolute()
     with tempfile.TemporaryDirectory() as scratch:
-        new = options.into or Path(scratch, "run")
-        again = replace(
-            config, run_dir=str(new), resume=None, plan=False, logger=replace(config.logger, kind="none")
-        )
-        status = train(again, Invocation(output_dir=new, sweep_dir=None, command=f"reproduce {options.run}"))
+        new = (options.into or Path(scratch, "run")).absolute()
+        if count == 1:
+            status = train_again(config, record, run, new)
+        else:
+            os.environ["OMP_NUM_THREADS"] = str(threads_of(record))
+            words = [sys.executable, str(Path(__file__).resolve()), str(run), "--into", str(new)]
+            status = launch(count, words, f"{options.run} was not run again")
         if status:
             return status
-        found = differences(options.run, new)
+        found = differences(run, new)
     for line in found:
         print(line)
     print(f"{options.run}: {'not reproduced' if found else 'reproduced, equal bit for bit'}")
     return 1 if found else 0
+
+
+def train_again(config: TrainConfig, record: dict[str, Any], run: Path, new: Path) -> int:
+    """Train as the run did, from the folder in which it was started; the exit status."""
+    torch.set_num_threads(threads_of(record))
+    work = working_folder(record)
+    with nullcontext() if work is None else chdir(work):
+        data = replace(config.data, cache_dir=filled_cache(config.data.cache_dir))
+        logger = replace(config.logger, kind="none")
+        again = replace(config, run_dir=str(new), resume=None, plan=False, data=data, logger=logger)
+        return train(again, Invocation(output_dir=new, sweep_dir=None, command=f"reproduce {run}"))
+
+
+def one_of_several(config: TrainConfig, record: dict[str, Any], run: Path, new: Path) -> int:
+    """The part of one process that was started here for a run of several; the exit status."""
+    try:
+        return train_again(config, record, run, new)
+    except UserError:
+        # All find the same mistake.
+        if own_place().speaks:
+            raise
+        return USAGE_ERROR
+
+
+def processes_of(record: dict[str, Any], config: TrainConfig, run: Path) -> int:
+    """How many processes the run had.
+
+    Raises:
+        UserError: that many cannot be started here.
+    """
+    # Not recorded by earlier versions, of which devices alone are known.
+    count = record.get("processes", config.trainer.devices)
+    if type(count) is not int or count < 1:
+        raise UserError(f"{run}: run.json says processes={json.dumps(count)}; a number from 1 on is allowed")
+    if own_place().size > 1:
+        raise UserError(
+            f"{run}: was made by {count} processes, which this script starts itself; call it without "
+            "torchrun or srun"
+        )
+    if choose_device(config).type == "cuda" and count > torch.cuda.device_count():
+        room = f"this machine shows {torch.cuda.device_count()} GPUs"
+    elif count > (most := max(MOST_PROCESSES, os.cpu_count() or 1)):
+        room = f"at most {most} are started on a machine of {os.cpu_count()} cores"
+    else:
+        return count
+    raise UserError(f"{run}: was made by {count} processes, and {room}; reproduce it on a larger machine")
+
+
+def threads_of(record: dict[str, Any]) -> int:
+    """Threads of each process of the run."""
+    threads = record.get("threads")
+    return threads if type(threads) is int and 0 < threads <= 1024 else torch.get_num_threads()
+
+
+def working_folder(record: dict[str, Any]) -> Path | None:
+    """Where the run was started; None where that is not known or not here."""
+    work = record.get("working_folder")
+    return Path(work) if isinstance(work, str) and Path(work).is_dir() else None
 
 
 def read_config(path: Path) -> TrainConfig:
@@ -80,7 +154,7 @@ def read_config(path: Path) -> TrainConfig:
 
 
 def changes(record: dict[str, Any], folder: RunFolder, config: TrainConfig) -> list[str]:
-    """What is not here as it was where the run was made."""
+    """What is not here as it was where the run was made, and what else stands against equality."""
     here = {**provenance(), "device": device_name(choose_device(config))}
     found = [
         f"{name} was {json.dumps(record.get(name))} and is {json.dumps(here[name])}"
@@ -89,6 +163,20 @@ def changes(record: dict[str, Any], folder: RunFolder, config: TrainConfig) -> l
     ]
     if (folder.path / DIFF).exists():
         found.append(f"the run's code differed from its commit by {folder.path / DIFF}")
+    if config.trainer.max_steps is None and config.trainer.max_tokens is None:
+        found.append("the budget was in seconds, so another run takes other steps")
+    if record.get("processes_changed"):
+        found.append("the run went on with another number of processes, so one number adds in other orders")
+    relative = [
+        path
+        for path in (config.data.path, config.data.exclude, config.data.cache_dir, config.tokenizer.path)
+        if path is not None and not Path(path).is_absolute()
+    ]
+    if relative and working_folder(record) is None:
+        found.append(
+            f"the run was started in {json.dumps(record.get('working_folder'))}, which is not here, so "
+            f"{relative[0]} is looked for in {Path.cwd()}"
+        )
     return found
 
 

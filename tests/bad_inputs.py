@@ -171,6 +171,16 @@ def command_lines() -> Iterator[BadInput]:
         (("--config-dir", "/tmp"), "no such option"),
         (("--experimental-rerun", "x.pickle"), "no such option"),
         (("hydra/launcher=joblib_none",), "hydra/launcher"),
+        (("hydra=3",), "hydra"),
+        (("hydra.verbose=3",), "hydra.verbose"),
+        (("hydra.callbacks=3",), "hydra.callbacks"),
+        (("+hydra.callbacks.x._target_=pathlib.Path",), "hydra.callbacks.x._target_"),
+        (("hydra.launcher=3",), "hydra.launcher"),
+        (("hydra.launcher._target_=os.getcwd",), "hydra.launcher._target_"),
+        (("hydra.job_logging={version: 3}",), "hydra.job_logging"),
+        (("hydra/job_logging=default",), "hydra/job_logging"),
+        (("hydra.sweeper.params.seed=3",), "hydra.sweeper.params.seed"),
+        (("hydra.job.env_set={LD_PRELOAD: x}",), "hydra.job.env_set"),
         (("+_target_=os.system",), "_target_"),
         (("+model._target_=os.system",), "_target_"),
         (("model={_target_: os.system, _args_: [touch pwned]}",), "model"),
@@ -198,9 +208,9 @@ def bytes_of(content: bytes, name: str) -> Make:
     return lambda folder: (folder / name).write_bytes(content)
 
 
-def parquet(columns: dict[str, Any]) -> bytes:
+def parquet(columns: Any, **others: Any) -> bytes:
     file = io.BytesIO()
-    pq.write_table(pa.table(columns), file)
+    pq.write_table(pa.table(columns, **others), file)
     return file.getvalue()
 
 
@@ -263,6 +273,7 @@ FILES: tuple[tuple[str, bytes, str], ...] = (
     ("deep.jsonl", b"[" * 200_000 + b"\n", "line 1"),
     ("digits.jsonl", b'{"text": ' + b"9" * 10_000 + b"}\n", "line 1|data.text_column"),
     ("lone.jsonl", b'{"text": "' + b"\\ud800 abc " * 30 + b'"}\n', "lone.jsonl"),
+    ("nul.jsonl", b'{"text": "abc"}\n{"text": "abc\\u0000def"}\n', "row 2 of 'nul.jsonl' holds zero bytes"),
     ("nan.jsonl", b'{"text": NaN}\n', "data.text_column"),
     ("cut.jsonl", whole(LONG)[:-20], "line 1"),
     ("no.txt.gz", LONG.encode(), "no whole gzip"),
@@ -280,6 +291,12 @@ FILES: tuple[tuple[str, bytes, str], ...] = (
     ("null.parquet", parquet({"text": [None, LONG]}), "data.text_column"),
     ("number.parquet", parquet({"text": [1, 2]}), "data.text_column"),
     ("binary.parquet", parquet({"text": [b"\xff\xfe"] * 3}), "binary.parquet"),
+    ("nul.parquet", parquet({"text": ["abc\0def"]}), "row 1 of 'nul.parquet' holds zero bytes"),
+    (
+        "twice.parquet",
+        parquet([pa.array([LONG])] * 2, names=["text", "text"]),
+        "2 columns of the name 'text'",
+    ),
     ("rows.parquet", parquet({"text": pa.array([], pa.string())}), ""),
     ("tiny.txt", b"a", ""),
 )
@@ -317,6 +334,9 @@ def data_files() -> Iterator[BadInput]:
     ):
         words = ("data.path=books", f"data.exclude={name}")
         yield BadInput(f"exclude {name}", words, "data.exclude", bytes_of(content, name))
+    words = ("data.path=books", "data.exclude=list")
+    yield BadInput("exclude pipe", words, "not a file", lambda folder: os.mkfifo(folder / "list"))
+    yield BadInput("exclude folder", words, "not a file", lambda folder: (folder / "list").mkdir())
     yield BadInput("exclude missing", ("data.path=books", "data.exclude=none.json"), "data.exclude")
     yield BadInput("cache in a file", ("data.path=books", "data.cache_dir=books/a.txt"), "books/a.txt")
 
@@ -802,6 +822,9 @@ def commands() -> Iterator[BadInput]:
         yield BadInput(f"reproduce without {part}", ("run",), "is gone", without(part), "reproduce")
     for path, content in (("config.json", b"[" * 100_000), ("run.json", b"{")):
         yield BadInput(f"reproduce {path}", ("run",), path, change(f"run/{path}", content), "reproduce")
+    for count, said in ((1000, "was made by 1000 processes"), ("two", "a number from 1 on"), (True, "=true")):
+        make = in_json("run/run.json", processes=count)
+        yield BadInput(f"reproduce with {count} processes", ("run",), said, make, "reproduce")
     for path in ("nowhere", "books"):
         yield BadInput(f"reproduce {path}", (path,), path, command="reproduce")
     for content in (b"[1]", b"[" * 100_000):
@@ -869,6 +892,7 @@ def commands() -> Iterator[BadInput]:
         ("kill_and_resume", ("--cases", "abc"), "--cases abc"),
         ("kill_and_resume", ("--cases", "adamw,32,0,none"), "--cases adamw,32,0,none"),
         ("kill_and_resume", ("--kills", "-1"), "--kills"),
+        ("kill_and_resume", ("--first", "validation@0"), "--first validation@0"),
         ("kill_and_resume", ("--out", "books/a.txt"), "books/a.txt"),
     )
     for script, words, said in words_of:

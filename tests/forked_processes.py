@@ -108,7 +108,9 @@ class ForkingPopen(subprocess.Popen[Any]):
 
     def _execute_child(self, *arguments: Any) -> None:
         given = inspect.signature(super()._execute_child).bind(*arguments).arguments
+        # Whether it buffers what it prints, as torchrun asks, is of no matter here.
         words = given["args"]
+        words = words if isinstance(words, str) else [word for word in words if word != "-u"]
         if isinstance(words, str) or words[0] != sys.executable or Path(words[1]).suffix != ".py":
             super()._execute_child(*arguments)
             return
@@ -137,6 +139,8 @@ def _become(words: Sequence[str], given: Mapping[str, Any]) -> NoReturn:
             if callable(signal.getsignal(number)):
                 signal.signal(number, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        if given["start_new_session"]:
+            os.setsid()
         if given["process_group"] >= 0:
             os.setpgid(0, given["process_group"])
         if given["preexec_fn"] is not None:

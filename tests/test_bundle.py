@@ -1,6 +1,9 @@
 """A model, its tokenizer and its settings in one folder."""
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import asdict
 
 import numpy as np
@@ -58,6 +61,28 @@ def test_a_loaded_model_gives_the_same_logits_to_the_bit(tmp_path, tied):
     assert bundle.config == {"format": 1, **config_of(SHAPE | {"tied_embeddings": tied})}
     assert bundle.tokenizer.decode(bundle.tokenizer.encode("Größe 😀")) == "Größe 😀"
     assert (bundle.model.head.weight is bundle.model.embedding.weight) is tied
+
+
+BLOCKED = ("lightning", "pytorch_lightning", "hydra", "omegaconf", "wandb", "datasets")
+LOADING = f"""
+import sys
+sys.modules.update(dict.fromkeys({BLOCKED}))  # an import of one raises ImportError
+import torch, windowlm
+bundle = windowlm.load(sys.argv[1])
+tokens_T = torch.from_numpy(bundle.tokenizer.encode("wide windows").astype("int64"))
+print(bundle.model(tokens_T[None]).flatten().tolist())
+"""
+
+
+def test_a_run_opens_without_the_packages_of_its_training(finished_run, tmp_path):
+    folder, _ = finished_run
+    words = [sys.executable, "-c", LOADING, str(folder)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    bundle = load(folder)
+    tokens_T = torch.from_numpy(bundle.tokenizer.encode("wide windows").astype("int64"))
+    assert json.loads(done.stdout) == bundle.model(tokens_T[None]).flatten().tolist()
 
 
 def test_tied_weights_are_written_once(tmp_path):

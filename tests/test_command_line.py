@@ -1,4 +1,5 @@
 import json
+import logging
 import os
 import shlex
 import shutil
@@ -14,7 +15,7 @@ import pytest
 
 from tests.conftest import PROJECT, SMALL_RUN, start_script
 from windowlm.attention.config import NtkScaling, RotaryConfig, YarnScaling
-from windowlm.command_line import Command, Invocation, main
+from windowlm.command_line import HUB_CLIENTS, Command, Invocation, main
 from windowlm.config import EvaluateConfig, TrainConfig, settings_of
 from windowlm.errors import UserError
 from windowlm.evaluation.own_settings import with_own_settings
@@ -281,6 +282,13 @@ def test_a_sweep_runs_every_combination_in_a_folder_of_its_own(recorder: Recorde
         Path(f"sweep/{n}") for n in range(4)
     ]
     assert {invocation.sweep_dir for _, invocation in recorder.calls} == {Path("sweep").resolve()}
+
+
+def test_the_hubs_client_logs_no_address_which_may_hold_a_password(recorder: Recorder) -> None:
+    for name in HUB_CLIENTS:
+        logging.getLogger(name).setLevel(logging.NOTSET)
+    assert run(recorder) == 0
+    assert not any(logging.getLogger(name).isEnabledFor(logging.INFO) for name in HUB_CLIENTS)
 
 
 def test_the_folder_of_a_sweep_can_be_given_in_hydras_words(recorder: Recorder) -> None:

@@ -1,6 +1,7 @@
 """Drawn settings, words and files: each is taken or refused with a message; none ends in another error.
 
 The long form: python -m pytest -n 2 tests/test_fuzzing.py --hypothesis-profile=long
+The same with a record of what was drawn: python -m tests.fuzzing
 """
 
 import gzip

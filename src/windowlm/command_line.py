@@ -5,6 +5,7 @@ complaints included, ends with one message and exit status 2.
 """
 
 import difflib
+import logging
 import os
 import re
 import shlex
@@ -22,6 +23,7 @@ from typing import Any, Generic
 from windowlm.command_words import corrected, for_hydra, key_of, made_room, refuse_settings_of_no_group
 from windowlm.config import Config, ConfigError, Setting, check_config, settings_of, unknown_key_error
 from windowlm.errors import USAGE_ERROR, SystemRefusedError, UserError, exit_status, limits_as_mistakes
+from windowlm.hydra_settings import LAUNCHER, refuse_changes_of_hydra, refuse_words_for_hydra
 from windowlm.parallel.launcher import launch
 from windowlm.parallel.place import own_place
 from windowlm.unbegun_runs import UnbegunRuns, free_name
@@ -31,6 +33,8 @@ MERGED_WITH_LIST = re.compile(r"(?:In '(\S+)': .*\n)?Cannot merge \w+ with \w+\s
 # Where there are fewer cores.
 MOST_PROCESSES = 16
 STATE_FOLDER = ".hydra"
+# By version of huggingface_hub; they log each address that they ask, a password in it included.
+HUB_CLIENTS = ("httpx", "httpx2")
 SWEEP_RECORD = "multirun.yaml"
 # The check before the start could not see what these bring in.
 REFUSED_OPTIONS = ("config_path", "config_name", "config_dir", "experimental_rerun")
@@ -98,6 +102,8 @@ def main(command: Command[Any], script: Path, conf: Path, arguments: Sequence[st
     # Threads that spin while they wait make a step many times slower where other processes share the cores.
     # OpenMP reads this when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    for name in HUB_CLIENTS:
+        logging.getLogger(name).setLevel(logging.WARNING)
 
     def run() -> int:
         try:
@@ -155,17 +161,17 @@ def _run(command: Command[Any], started: str, script: Path, conf: Path, words: l
             command.check(configs, folder, known.multirun)
         place = own_place()
         count = 1 if command.devices is None else max(map(attrgetter(command.devices), configs))
-        launcher = given.get("hydra/launcher", "basic")
+        launcher = given.get(LAUNCHER, "basic")
         if known.multirun and launcher.endswith("slurm") and shutil.which("srun") is None:
             raise ConfigError(
-                f"hydra/launcher={launcher}: this machine has no srun, with which jobs reach SLURM",
-                key="hydra/launcher",
-                correction="hydra/launcher=jobs_local",
+                f"{LAUNCHER}={launcher}: this machine has no srun, with which jobs reach SLURM",
+                key=LAUNCHER,
+                correction=f"{LAUNCHER}=jobs_local",
             )
         if count > 1 and known.multirun and launcher != "basic":
             raise _one_process(
                 command,
-                f"{count}: a job of hydra/launcher={launcher} is one process; allowed is 1",
+                f"{count}: a job of {LAUNCHER}={launcher} is one process; allowed is 1",
             )
         if count > 1 and place.size > 1 and count != place.local_size:
             raise _one_process(
@@ -258,10 +264,12 @@ def _check(command: Command[Any], conf: Path, overrides: list[str], *, sweep: bo
     configs, folders = [], []
     with initialize_config_dir(str(conf.resolve()), version_base="1.3"):
         try:
+            refuse_words_for_hydra(overrides)
             for words in _expand(command, overrides) if sweep else [overrides]:
                 try:
                     refuse_settings_of_no_group(words, settings_of(command.config_type))
                     composed = compose(command.name, words, return_hydra_config=True)
+                    _refuse_code(command, composed.hydra)
                     configs.append(check_config(command.config_type, _plain(command, composed, words)))
                 except ConfigError as error:
                     raise _keep_sweep(error, overrides, words) if sweep else error from None
@@ -282,6 +290,22 @@ def _check(command: Command[Any], conf: Path, overrides: list[str], *, sweep: bo
             correction="run_dir=null",
         )
     return configs, folders[0]
+
+
+def _refuse_code(command: Command[Any], hydra: Any) -> None:
+    """Refuse what would have Hydra make or import something that the settings name."""
+    from hydra import compose
+    from omegaconf import OmegaConf
+
+    launcher = f"{LAUNCHER}={hydra.runtime.choices[LAUNCHER]}"
+    usual = compose(command.name, [launcher], return_hydra_config=True).hydra
+    composed, without = (OmegaConf.to_container(node, resolve=False) for node in (hydra, usual))
+    assert isinstance(composed, dict)
+    assert isinstance(without, dict)
+    refuse_changes_of_hydra(
+        {str(key): value for key, value in composed.items()},
+        {str(key): value for key, value in without.items()},
+    )
 
 
 def _plain(command: Command[Any], composed: Any, words: Iterable[str]) -> dict[str, Any]:
@@ -347,7 +371,8 @@ def _explain(error: Exception, command: Command[Any], conf: Path, overrides: lis
     groups = {folder.name: folder for folder in conf.iterdir() if folder.is_dir()}
     defaults = OmegaConf.load(conf / f"{command.name}.yaml").defaults
     chosen = {str(name) for entry in defaults if OmegaConf.is_dict(entry) for name in entry}
-    reason = str(error.__cause__ or error).strip().partition("\n")[0]
+    lines = str(error.__cause__ or error).strip().splitlines()
+    reason = " ".join(lines[: 2 if lines and lines[0].endswith(":") else 1])
     given = {}
     for word in overrides:
         key, separator, value = word.partition("=")

@@ -12,6 +12,7 @@ from typing import TextIO
 USAGE_ERROR = 2
 INTERRUPTED_BY_USER = 130  # 128 + SIGINT, as a shell reports it
 READER_GONE = 141  # 128 + SIGPIPE
+CREDENTIALS = re.compile(r"(?<=://)[^\s/@'\"]+@")
 
 # Of disks, rights and names, and hardly of a bug, as a file that is missing may be.
 OF_THE_SYSTEM = {
@@ -33,8 +34,12 @@ OF_THE_SYSTEM = {
 class UserError(ValueError):
     """A setting, path or file that cannot be used.
 
-    The message says what was given, what is allowed and which key to change.
+    The message says what was given, what is allowed and which key to change. Of addresses that others' errors
+    quote in it, user names and passwords are left out.
     """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(CREDENTIALS.sub("", message))
 
 
 class SystemRefusedError(UserError):

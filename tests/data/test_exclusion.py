@@ -1,6 +1,7 @@
 """Documents left out by author and title."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -78,6 +79,13 @@ def test_a_duplicate_of_an_excluded_document_is_left_out_with_it(tmp_path: Path)
 def test_a_list_of_another_form_is_refused(tmp_path: Path, entries: object) -> None:
     with pytest.raises(DataError, match=r"data\.exclude=.*is not allowed"):
         remaining(tmp_path, entries)
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text(text(0))
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(DataError, match=r"data\.exclude='.*pipe': not a file"):
+        prepare(tmp_path / "a.txt", tmp_path / "cache", exclude=str(tmp_path / "pipe"))
 
 
 def test_a_missing_list_is_refused(tmp_path: Path) -> None:

@@ -81,7 +81,7 @@ def test_a_local_copy_may_lie_in_a_folder_of_any_name(tmp_path: Path) -> None:
 def test_a_column_that_is_not_there_is_named(tmp_path: Path, name: Any) -> None:
     for pattern in PRESETS[name].files.values():
         write_parquet(tmp_path / "copy" / pattern.replace("*", "0"), [{"text": text(0)}])
-    with pytest.raises(DataError, match=r"^data\.text_column=txt: row 1 of .* has the columns 'text'; give"):
+    with pytest.raises(DataError, match=r"^data\.text_column=txt: .* has the columns 'text'; give"):
         prepare_tokens(settings(name, tmp_path / "copy", tmp_path, text_column="txt", documents=2), BYTES)
 
 
@@ -243,9 +243,32 @@ def test_a_stream_that_breaks_says_what_to_do_without_a_network(
         def refuse(*_: Any, failure: Exception = failure, **__: Any) -> None:
             raise failure
 
-        monkeypatch.setattr("windowlm.data.readers.load_dataset", refuse)
+        monkeypatch.setattr("windowlm.data.readers.HfFileSystem", refuse)
         with pytest.raises(DataError, match=r"fineweb-edu could not be read .*data=NAME data\.path=COPY"):
             prepare_tokens(settings("fineweb-edu", None, tmp_path, documents=2), BYTES)
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_a_stream_is_read_in_the_order_of_its_files_and_no_further_than_the_last_document(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for file in range(3):
+        write_parquet(tmp_path / f"00{file}.parquet", [{"text": text(10 * file + i)} for i in range(10)])
+    opened = []
+
+    class Streamed:
+        def glob(self, pattern: str) -> list[str]:
+            assert pattern.startswith("hf://datasets/HuggingFaceFW/fineweb-edu@c0ffee")
+            return [str(path) for path in sorted(tmp_path.glob("00*.parquet"), reverse=True)]
+
+        def open(self, path: str) -> Any:
+            opened.append(path)
+            return open(path, "rb")
+
+    monkeypatch.setattr("windowlm.data.readers.HfFileSystem", Streamed)
+    prepared = prepare_tokens(settings("fineweb-edu", None, tmp_path, documents=14), BYTES)
+    assert {read for split in texts_of(prepared).values() for read in split} == set(map(text, range(14)))
+    assert opened == [str(tmp_path / f"00{file}.parquet") for file in (0, 1)]
 
 
 def test_the_revision_is_resolved_recorded_and_remembered_without_a_network(
@@ -261,6 +284,11 @@ def test_the_revision_is_resolved_recorded_and_remembered_without_a_network(
     assert offline.summary() == online.summary()
     with pytest.raises(DataError, match=r"emozilla/pg19 could not be read.*data\.path"):
         prepare_tokens(settings("pg19", None, tmp_path, revision="v2"), BYTES)
+    (record,) = (tmp_path / "cache" / "revisions").iterdir()
+    for damaged in (b"", b"{", b"[]", b"\xff"):
+        record.write_bytes(damaged)
+        with pytest.raises(DataError, match=r"emozilla/pg19 could not be read.*data\.path"):
+            prepare_tokens(settings("pg19", None, tmp_path, revision="v1"), BYTES)
 
 
 def test_another_commit_is_other_data(stand_in: StandInHub, tmp_path: Path) -> None:

@@ -74,7 +74,7 @@ def test_a_glob_takes_what_it_matches(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["a b.txt", "a,b.txt", "it's.txt", 'a"b.txt', "a=b.txt", "a[1]*.txt", "é{}.txt"]
+    "name", ["a b.txt", "a,b.txt", "it's.txt", 'a"b.txt', "a=b.txt", "a[1]*.txt", "é{}.txt", "zip::a:b.txt"]
 )
 @pytest.mark.parametrize("suffix", [".txt", ".parquet"])
 def test_names_may_hold_any_character(tmp_path: Path, name: str, suffix: str) -> None:
@@ -212,6 +212,7 @@ def test_the_key_follows_content_and_settings_but_needs_no_reading(tmp_path: Pat
         ("a.jsonl.gz", gzip.compress(b'{"text": "a"}', mtime=0)[:-9], "is no whole gzip file"),
         ("a.jsonl.gz", gzip.compress(b"text" * 99, mtime=0)[:20] + b"x" * 40, "is no whole gzip file"),
         ("a.jsonl", b'{"text": "a"}\n{"text": ', "line 2 is not JSON"),
+        ("a.jsonl", b'{"text": "a"}\n{"text": "a\\u0000"}', "row 2 of '.*a.jsonl' holds zero bytes"),
         ("a.jsonl", b"[1]", "line 1 is not a JSON object"),
         ("a.jsonl", b"\xff", "is not UTF-8 text"),
         ("a.parquet", b"no parquet", "not readable as parquet"),
@@ -223,17 +224,36 @@ def test_content_that_is_not_text_is_named(tmp_path: Path, name: str, content: b
         list(map(read, documents(tmp_path / name, tmp_path)))
 
 
-@pytest.mark.parametrize("failure", [ValueError("Bad"), pa.ArrowInvalid("Bad")])
+@pytest.mark.parametrize("failure", [ValueError("Bad"), pa.ArrowInvalid("Bad"), TypeError("Bad")])
 def test_what_the_reader_of_parquet_refuses_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: Exception
 ) -> None:
     def refuse(*_: Any, **__: Any) -> None:
         raise failure
 
-    monkeypatch.setattr("windowlm.data.readers.load_dataset", refuse)
     pq.write_table(pa.table({"text": ["words"]}), tmp_path / "a.parquet")
+    monkeypatch.setattr(pq, "ParquetFile", refuse)
     with pytest.raises(DataError, match=r"a\.parquet' is not readable as parquet: .*Bad"):
         documents(tmp_path / "a.parquet", tmp_path)
+
+
+def test_parquet_is_read_over_row_groups_and_whatever_its_types_of_text(tmp_path: Path) -> None:
+    rows = [f"text {number}" for number in range(500)]
+    for name, type in (("plain", pa.string()), ("large", pa.large_string()), ("view", pa.string_view())):
+        table = pa.table({"unread": range(500), "text": pa.array(rows, type), "text.x": rows})
+        pq.write_table(table, tmp_path / f"{name}.parquet", row_group_size=150)
+        assert [read(document) for document in documents(tmp_path / f"{name}.parquet", tmp_path)] == rows
+    pq.write_table(pa.table({"text": pa.array(rows).dictionary_encode()}), tmp_path / "numbered.parquet")
+    assert [read(document) for document in documents(tmp_path / "numbered.parquet", tmp_path)] == rows
+
+
+def test_two_columns_of_one_name_are_refused_without_a_word_of_other_programs(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    pq.write_table(pa.table([["a"], ["b"]], names=["text", "text"]), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match=r"a\.parquet' has 2 columns of the name 'text'"):
+        documents(tmp_path / "a.parquet", tmp_path)
+    assert capfd.readouterr() == ("", "")
 
 
 def test_missing_and_empty_paths_are_named(tmp_path: Path) -> None:

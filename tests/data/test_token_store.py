@@ -163,6 +163,24 @@ def test_a_second_run_reads_no_text_and_encodes_nothing(
     assert second.train.tokens(0).tolist() == first.train.tokens(0).tolist()
 
 
+@pytest.mark.parametrize("name", ["*.arrow", "dataset_info.json", "tokenizer.json", "contents.json"])
+def test_a_damaged_cache_is_named_and_prepared_anew(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    folder = write_documents(tmp_path / "docs", 10)
+    first = prepare(folder, tmp_path / "cache", "bpe")
+    expected, damaged = texts_of(first), list((tmp_path / "cache").rglob(name))
+    assert damaged
+    for path in damaged:
+        content = path.read_bytes()
+        path.unlink()  # the first still maps it
+        path.write_bytes(content[:-90] + b"\xff" * 8 + content[-82:])
+    again = prepare(folder, tmp_path / "cache", "bpe")
+    assert capsys.readouterr().err.count("; it is made anew\n") == len(damaged)
+    assert again.summary() == first.summary()
+    assert texts_of(again) == expected
+
+
 def test_changed_text_is_prepared_anew(tmp_path: Path) -> None:
     folder = write_documents(tmp_path / "docs", 10)
     first = prepare(folder, tmp_path / "cache")

@@ -40,6 +40,17 @@ def test_without_a_path_it_is_the_runs_own_split(bundle, split):
     assert identity == bundle.config["source_identity"]
 
 
+@pytest.mark.parametrize("of_run", [True, False])
+def test_a_run_that_was_handed_on_names_no_place_to_write_to(bundle, tmp_path, monkeypatch, of_run):
+    monkeypatch.setattr("windowlm.data.arrow_store.__file__", str(tmp_path / "installed/a/b/arrow_store.py"))
+    monkeypatch.chdir(tmp_path)
+    place = tmp_path / "some" / "place"
+    bundle.config["data"]["cache_dir"] = str(place)
+    scored_documents(bundle, "validation", {} if of_run else {"path": str(tmp_path / "texts")})
+    assert not place.parent.exists()
+    assert (tmp_path / "data" / "documents").is_dir()
+
+
 def test_own_data_that_have_changed_are_refused(bundle):
     (bundle.folder / "texts" / "new.txt").write_text("a new one")
     with pytest.raises(UserError, match=r"not those of its training.*data\.path=FILE"):

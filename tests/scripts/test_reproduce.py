@@ -45,12 +45,17 @@ def test_what_is_not_the_same_is_said(
     other = tmp_path / "other"
     shutil.copytree(finished, other)
     config = json.loads((other / "config.json").read_text())
-    (other / "config.json").write_text(json.dumps({**config, "seed": 1}))
+    monkeypatch.chdir(finished.parent)
+    config |= {"seed": 1, "data": {**config["data"], "path": "texts"}}
+    (other / "config.json").write_text(json.dumps(config))
     record = json.loads((other / "run.json").read_text())
-    (other / "run.json").write_text(json.dumps({**record, "python": "3.0"}))
+    record |= {"python": "3.0", "processes_changed": True, "working_folder": str(tmp_path / "gone")}
+    (other / "run.json").write_text(json.dumps(record))
     assert reproduce(monkeypatch, str(other), "--into", str(tmp_path / "again")) == 1
     screen = capsys.readouterr()
     assert 'note: python was "3.0" and is' in screen.err
+    assert "note: the run went on with another number of processes" in screen.err
+    assert f'gone", which is not here, so texts is looked for in {finished.parent}' in screen.err
     assert "metrics.jsonl, row 1" in screen.out
     assert (tmp_path / "again" / "evaluation" / "length.json").exists()
 

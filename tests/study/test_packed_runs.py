@@ -1,10 +1,15 @@
 """Results of finished runs go to another folder and lose nothing that a study needs."""
 
+import gzip
+import io
 import json
 import runpy
 import sys
+import tracemalloc
 from pathlib import Path
 
+import pyarrow
+import pyarrow.ipc
 import pytest
 
 from windowlm.errors import UserError
@@ -135,6 +140,31 @@ def test_an_archive_writes_nowhere_else(runs, tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"\.\./main/0/.* is no file of a run; nothing was written"):
         unpack_runs(tmp_path / "packed", tmp_path / "in" / "there")
     assert not (tmp_path / "in").exists()
+
+
+def test_an_archive_that_unpacks_to_far_more_than_its_size_is_refused_before_it_fills_memory(runs, tmp_path):
+    _, (part,) = pack_runs(runs, tmp_path / "packed", 1 << 20)
+    good = gzip.decompress(part.read_bytes())
+    part.write_bytes(gzip.compress(good + bytes(100 << 20), mtime=0))
+    tracemalloc.start()
+    with pytest.raises(UserError, match=r"more than 200 times its size.*nothing was written"):
+        unpack_runs(tmp_path / "packed", tmp_path / "there")
+    # 64 MiB are always allowed, and zlib grows what it writes to.
+    assert tracemalloc.get_traced_memory()[1] < 200 << 20
+    tracemalloc.stop()
+    part.write_bytes(gzip.compress(good, mtime=0)[:-9])
+    with pytest.raises(UserError, match="its end is missing"):
+        unpack_runs(tmp_path / "packed", tmp_path / "there")
+    # One content of a dictionary, named a thousand times.
+    content = pyarrow.array([b"x"] * 1000, pyarrow.large_binary()).dictionary_encode()
+    table = pyarrow.table({"name": [f"main/{number}/x" for number in range(1000)], "content": content})
+    stream = io.BytesIO()
+    with pyarrow.ipc.new_stream(stream, table.schema) as writer:
+        writer.write_table(table)
+    part.write_bytes(gzip.compress(stream.getvalue()))
+    with pytest.raises(UserError, match="other columns"):
+        unpack_runs(tmp_path / "packed", tmp_path / "there")
+    assert not (tmp_path / "there").exists()
 
 
 def test_the_command_packs_unpacks_and_names_a_mistake(runs, tmp_path, monkeypatch, capsys):

@@ -81,6 +81,18 @@ def test_every_flipped_bit_and_every_cut_is_seen(tmp_path: Path) -> None:
     assert AtomicCheckpointIO().load_checkpoint(path)["step"] == 7
 
 
+def test_a_state_without_room_in_memory_is_not_taken_for_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    AtomicCheckpointIO().save_checkpoint({"step": 1}, tmp_path / "last.ckpt")
+    monkeypatch.setattr(torch, "load", full)
+    with pytest.raises(MemoryError):
+        AtomicCheckpointIO().load_checkpoint(tmp_path / "last.ckpt")
+
+
 def test_what_reads_back_wrong_does_not_replace_what_was_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,10 +1,12 @@
 """Runs in this process that are stopped, fail or go on."""
 
 import contextlib
+import itertools
 import json
 import os
 import shutil
 import signal
+import statistics
 import sys
 from collections.abc import Callable, Iterator
 from datetime import timedelta
@@ -15,7 +17,6 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
-from offline_wandb import history_differences, read_offline_run
 
 from tests.training.runs import begin, record, rows, steps_saved
 from windowlm.bundle import load
@@ -26,6 +27,7 @@ from windowlm.evaluation.result_files import RESULT_NAME
 from windowlm.training import run
 from windowlm.training.lightning_module import LanguageModelModule
 from windowlm.training.non_finite import NonFiniteError
+from windowlm.training.offline_wandb import history_differences, read_offline_run
 from windowlm.training.run_folder import RunFolder
 from windowlm.training.signals import Signals
 
@@ -502,6 +504,65 @@ def test_a_run_is_recorded_as_finished_once_wandb_has_all_of_it(
     assert start("run", logger={"kind": "wandb"}) == 0
     assert record(tmp_path / "run")["status"] == "finished"
     assert history_differences(tmp_path / "run") == []
+
+
+def test_a_file_of_wandb_that_is_cut_off_is_rebuilt_before_the_run_counts_as_finished(
+    start: Start, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    finish, cuts = run.WandbRun.finish, [0.5, 0.9, 0.1]
+
+    def cutting(self: run.WandbRun, exit_code: int) -> None:
+        finish(self, exit_code)
+        (file,) = (tmp_path / "run").glob("wandb/offline-run-*/*.wandb")
+        if cuts:
+            os.truncate(file, int(file.stat().st_size * cuts.pop(0)))
+            file.parent.rename(f"{file.parent}-1")  # as W&B names the second one of a second
+
+    monkeypatch.setattr(run.WandbRun, "finish", cutting)
+    # Of the first start both files are cut off, of the second one.
+    with pytest.raises(
+        UserError, match=r"not be rebuilt: offline-run-.*cut off at byte.*resume=auto tries again"
+    ):
+        start("run", logger={"kind": "wandb"})
+    assert record(tmp_path / "run")["status"] == "failed"
+    assert start("run", logger={"kind": "wandb"}) == 0
+    assert record(tmp_path / "run")["status"] == "finished"
+    assert history_differences(tmp_path / "run") == []
+    assert capsys.readouterr().err.count("warning: W&B's file is rebuilt from") == 2
+    assert not cuts
+
+
+def test_a_spike_behind_a_resume_is_judged_by_the_losses_before_it(
+    start: Start, before: Callable[..., None], tmp_path: Path
+) -> None:
+    ten_steps = {"trainer": {"max_steps": 10, "log_every_n_steps": 1}}
+    before("training_step", 8, lambda _: send(signal.SIGINT))
+    assert start("run", **ten_steps) == 75
+    assert steps_saved(tmp_path / "run") == 9
+    before("training_step", 9, lambda module: module.model.embedding.weight.data.mul_(100))
+    assert start("run", **ten_steps) == 0
+    *losses, last = (row for row in rows(tmp_path / "run") if "train_loss" in row)
+    assert last["step"] == 10
+    assert last["loss_spike"] == last["train_loss"] - statistics.median(row["train_loss"] for row in losses)
+
+
+def test_rows_and_the_name_of_their_file_are_synced_before_a_state_is_saved(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[str] = []
+    monkeypatch.setattr(os, "fsync", lambda number: synced.append(os.readlink(f"/proc/self/fd/{number}")))
+    # The first row is of the third step: the folder of checkpoints, whose making syncs names, is there.
+    trainer = {"log_every_n_steps": 3, "validate_every_n_steps": 6}
+    assert start("run", trainer=trainer, checkpoint={"every_n_steps": 1}) == 0
+    metrics = str(tmp_path / "run" / "metrics.jsonl")
+    states = [number for number, path in enumerate(synced) if ".ckpt.partial-" in path]
+    assert len(states) == 7  # the best of the validation after the sixth step among them
+    begun = synced.index(metrics)
+    assert states[1] < begun < begun + 1 < states[2]
+    assert synced[begun + 1] == str(tmp_path / "run")
+    for before, state in itertools.pairwise(states[1:]):
+        assert metrics in synced[before:state]
 
 
 def test_a_killed_write_leaves_no_large_file_for_good(start: Start, tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """Damaged checkpoints, full disks, read-only and vanished folders, injected into small runs."""
 
+import contextlib
 import errno
+import itertools
 import os
 import shutil
 import subprocess
@@ -12,10 +14,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from tests.conftest import run_script
 from tests.training.runs import begin, record, rows, steps_saved
-from windowlm.errors import UserError
+from windowlm.errors import UserError, exit_status
 from windowlm.parallel.processes import ALONE
 from windowlm.training import checkpoint_io, metrics_log, run
 from windowlm.training.checkpoint_io import damage
@@ -23,6 +26,7 @@ from windowlm.training.checkpoint_writer import CheckpointWriter
 from windowlm.training.failed_writes import FailedWrites
 from windowlm.training.lightning_module import LanguageModelModule
 from windowlm.training.non_finite import NonFiniteWatch
+from windowlm.training.offline_wandb import history_differences
 from windowlm.training.run_folder import RunFolder
 from windowlm.training.run_lock import RunLock
 
@@ -132,6 +136,28 @@ def test_two_damaged_states_end_in_one_message_and_change_nothing(stopped: Path,
     with pytest.raises(UserError, match=r"last\.ckpt: damaged.*previous\.ckpt: damaged.*No other state"):
         start(stopped)
     assert {path: path.read_bytes() for path in stopped.rglob("*") if path.is_file()} == held
+
+
+def test_a_state_that_cannot_be_read_now_is_named_and_kept(
+    stopped: Path, start: Start, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    held = {path: path.read_bytes() for path in stopped.rglob("*") if path.is_file()}
+    readers = ((checkpoint_io, "damage"), (torch, "load"))
+    for (owner, reader), number in itertools.product(readers, (errno.EIO, errno.EACCES, errno.ESTALE)):
+
+        def failing(*_: Any, number: int = number, **__: Any) -> None:
+            raise OSError(number, os.strerror(number))
+
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, reader, failing)
+            assert exit_status(lambda: start(stopped, checkpoint=EVERY_STEP)) == 2
+        assert (
+            f"last.ckpt: cannot be read: {os.strerror(number)}; nothing was changed"
+            in capsys.readouterr().err
+        )
+        assert {path: path.read_bytes() for path in stopped.rglob("*") if path.is_file()} == held
+    assert start(stopped, checkpoint=EVERY_STEP) == 0
+    assert not (stopped / "checkpoints" / "damaged.ckpt").exists()
 
 
 def test_a_damaged_line_of_the_metrics_is_named(stopped: Path, start: Start) -> None:
@@ -336,6 +362,40 @@ def test_a_full_disk_stops_the_run_and_room_lets_it_go_on(
     subprocess.run(["mount", "-o", "remount,size=10m", str(small_disk)], check=True)
     assert start(folder, checkpoint=EVERY_STEP) == 0
     assert rows(folder) == rows(uninterrupted)
+
+
+def test_a_disk_that_was_full_for_a_while_leaves_all_of_the_run_in_wandb(
+    small_disk: Path, start: Start, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    subprocess.run(["mount", "-o", "remount,size=4m", str(small_disk)], check=True)
+    ballast = small_disk / "ballast"
+    training_step = LanguageModelModule.training_step
+
+    def filling(self: LanguageModelModule, *arguments: Any) -> Any:
+        if self.batches_trained == 2:
+            with contextlib.suppress(OSError), ballast.open("wb", buffering=0) as file:
+                while True:
+                    file.write(bytes(4096))
+        elif self.batches_trained == 70:
+            time.sleep(1)  # W&B writes at leisure
+            ballast.unlink()
+        return training_step(self, *arguments)
+
+    monkeypatch.setattr(LanguageModelModule, "training_step", filling)
+    settings = {
+        "trainer": {"max_steps": 75, "log_every_n_steps": 1, "validate_every_n_steps": 75},
+        "logger": {"kind": "wandb"},
+    }
+    assert (
+        start(small_disk / "run", checkpoint={"every_n_steps": 100, "on_failed_write": "go_on"}, **settings)
+        == 0
+    )
+    screen = capsys.readouterr().err
+    assert "No space left on device; the run goes on" in screen
+    assert "warning: W&B's file is rebuilt" in screen
+    assert record(small_disk / "run")["status"] == "finished"
+    assert history_differences(small_disk / "run") == []
 
 
 def test_a_folder_mounted_read_only_stops_the_run(

@@ -1,18 +1,16 @@
 """What is measured of a finished run reaches its W&B run, of which nothing is lost or doubled."""
 
 import json
-import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from tests.conftest import run_script
 from tests.training.runs import begin
 from windowlm.errors import UserError
-from windowlm.training.finished_wandb_run import check_wandb_run
-
-sys.path.append(str(Path(__file__).parents[2] / "scripts"))
-from offline_wandb import history_differences, read_offline_run
+from windowlm.training.finished_wandb_run import check_wandb_run, end_wandb_run
+from windowlm.training.offline_wandb import history_differences, read_offline_run
 
 
 @pytest.mark.parametrize("sweep", [False, True])
@@ -42,6 +40,16 @@ def test_measures_and_evaluations_join_the_history_of_an_offline_run(
     logged = {"/".join(name.split("/")[:2]) for row in again["history"] for name in row}
     assert {"evaluation/length", "evaluation/length_plot", "evaluation/useful_reach"} <= logged
     assert f"wandb sync {after}" in scored.stdout
+
+
+def test_a_file_that_lacks_something_of_the_run_is_said(tmp_path: Path) -> None:
+    ended: list[int] = []
+    online = SimpleNamespace(finish=ended.append, is_offline=False)
+    end_wandb_run(online, tmp_path)  # type: ignore[arg-type]
+    offline = SimpleNamespace(finish=ended.append, is_offline=True)
+    with pytest.raises(UserError, match="does not hold all of the run: 0 W&B runs"):
+        end_wandb_run(offline, tmp_path)  # type: ignore[arg-type]
+    assert ended == [0, 0]
 
 
 def test_a_run_without_one_is_refused_before_it_is_scored(tmp_path: Path) -> None:

@@ -3,8 +3,11 @@ import math
 import pytest
 import torch
 
+from tests.parallel.processes import run_in_processes
 from windowlm.data.packing import UNSCORED
-from windowlm.training.loss_sums import LossSums
+from windowlm.parallel.place import Place
+from windowlm.parallel.processes import Processes
+from windowlm.training.loss_sums import LossNumbers, LossSums
 
 
 def test_nats_are_divided_once_and_marks_are_not_scored() -> None:
@@ -49,3 +52,32 @@ def test_sums_go_on_from_saved_ones_bit_for_bit() -> None:
         whole.read().bits_per_byte(),
     )
     assert LossSums().state_dict() == {}
+
+
+TOKEN_BYTES_V = torch.tensor([1, 3, 0])
+Batches = list[tuple[torch.Tensor, torch.Tensor]]
+
+
+def totals(rank: int, batches: Batches) -> LossNumbers:
+    """The sums of two processes, of which each has seen half of the rows."""
+    sums = LossSums()
+    for nats_BT, targets_BT in batches:
+        half = len(nats_BT) // 2
+        rows = slice(rank * half, (rank + 1) * half)
+        sums.add(nats_BT[rows], targets_BT[rows], TOKEN_BYTES_V)
+    return sums.total(Processes(Place(rank, 2, rank, 2))).read()
+
+
+def test_sums_of_two_processes_are_those_of_one_bit_for_bit() -> None:
+    # Float32 numbers of like size add up in float64 without rounding, so in any order.
+    draw = torch.Generator().manual_seed(0)
+    batches = [
+        (8 * torch.rand(4, 97, generator=draw), torch.randint(0, 3, (4, 97), generator=draw))
+        for _ in range(5)
+    ]
+    alone = LossSums()
+    for nats_BT, targets_BT in batches:
+        alone.add(nats_BT, targets_BT, TOKEN_BYTES_V)
+    assert run_in_processes(2, totals, batches) == [alone.read()] * 2
+    # Float32 sums would not be equal.
+    assert sum(nats_BT.sum() for nats_BT, _ in batches).item() != alone.read().nats

@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from offline_wandb import history_differences, read_offline_run
 from safetensors.torch import load_file
 
 import windowlm
 from tests.conftest import run_script, start_script
 from windowlm.attention.config import RotaryConfig
 from windowlm.training.metrics_log import WALL_CLOCK_COLUMNS
+from windowlm.training.offline_wandb import history_differences, read_offline_run
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:

@@ -32,8 +32,11 @@ def listed_documents(key: str, path: str, texts: TextStore) -> NDArray[np.bool_]
     Raises:
         DataError: The file is missing or not such a list, or it names authors and no document has one.
     """
+    file = Path(path).expanduser()
+    if file.exists() and not file.is_file():  # a pipe would be waited for
+        raise DataError(f"{key}={path!r}: not a file; give a JSON file")
     try:
-        entries = parse_json(Path(path).expanduser().read_text(encoding="utf-8"))
+        entries = parse_json(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DataError(f"{key}={path!r}: not a readable JSON file: {error}") from error
     wanted: set[tuple[str | None, str | None]] = set()

@@ -10,6 +10,7 @@ import json
 import re
 import sys
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -147,7 +148,7 @@ def _documents(root: str, preset: Preset, data: DataConfig) -> Iterator[Document
     """Documents of the files below `root`, the beginning of a glob."""
     for split, pattern in preset.files.items():
         stated = split if len(preset.files) > 1 else None
-        rows = _Rows(f"{root}/{pattern}", data.text_column)
+        rows = _Rows(f"{root}/{pattern}", (*_columns(data), preset.title_column))
         if preset.rows == "one":
             yield Document(read=rows.joined, title=data.name)
         elif preset.rows == "articles":
@@ -167,14 +168,14 @@ def _documents(root: str, preset: Preset, data: DataConfig) -> Iterator[Document
 
 @dataclass(frozen=True)
 class _Rows:
-    """Rows of parquet files with their text."""
+    """Rows of parquet files with their text, which is in the first of the columns."""
 
     files: str
-    text_column: str
+    columns: tuple[str, ...]
 
     def __iter__(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        for number, row in enumerate(parquet_rows(self.files), start=1):
-            yield text_of(row, self.text_column, f"row {number} of {self.files!r}"), row
+        for number, row in enumerate(parquet_rows(self.files, *self.columns), start=1):
+            yield text_of(row, self.columns[0], f"row {number} of {self.files!r}"), row
 
     def joined(self) -> Iterator[str]:
         """All rows as the lines of one document."""
@@ -217,7 +218,7 @@ def _resolve_revision(repository: str, revision: str, folder: Path) -> str:
     try:
         commit = HfApi().dataset_info(repository, revision=revision, timeout=_TIMEOUT_SECONDS).sha
     except _NETWORK_ERRORS as error:
-        if record.is_file():
+        with suppress(OSError, ValueError, KeyError, TypeError):  # where there is none, or it is damaged
             return str(json.loads(record.read_text(encoding="utf-8"))["commit"])
         raise DataError(_unreachable(repository, error)) from error
     resolved = {"repository": repository, "revision": revision, "commit": commit}

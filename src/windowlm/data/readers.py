@@ -5,7 +5,6 @@ from __future__ import annotations
 import glob
 import gzip
 import io
-import os
 import shlex
 import zlib
 from collections.abc import Iterable, Iterator
@@ -15,17 +14,15 @@ from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
 import pyarrow.parquet
-from datasets import load_dataset
+from huggingface_hub import HfFileSystem
 
-from windowlm.data.arrow_store import quiet_datasets
 from windowlm.data.errors import DataError
+from windowlm.data.unpacked_size import MOST_UNPACKED, most_unpacked_bytes
 from windowlm.json_text import parse_json
 
 _CHUNK_CHARACTERS = 1 << 20
 _ROWS_AT_ONCE = 64
-# Text shrinks to a fifth or so; what unpacks to more than this is not text, but may fill memory and disk.
-_MOST_UNPACKED = 200
-_ALWAYS_UNPACKED_BYTES = 64 << 20
+_READ_AHEAD_BYTES = 8 << 20  # of each column, which is never in memory as a whole
 # By first bytes; the mark of UTF-32 in little-endian order begins as that of UTF-16 does.
 _FORMATS = {
     b"%PDF-": "a PDF",
@@ -106,30 +103,55 @@ def json_rows(path: Path) -> Iterator[dict[str, Any]]:
             yield row
 
 
-def parquet_rows(files: str) -> Iterator[dict[str, Any]]:
-    """Rows of parquet files, in the order of their names.
+def parquet_rows(files: str, text_column: str, *other_columns: str) -> Iterator[dict[str, Any]]:
+    """Rows of parquet files, in the order of their names, with the cells of the named columns alone.
+
+    What a file's metadata say of its cells beyond their Arrow types is not followed: `datasets` would open
+    files and addresses that they name.
 
     Args:
         files: Path or glob, local or `hf://`.
+        text_column: `data.text_column`, which each file must have.
+        other_columns: Columns that are given where a file has them.
 
     Raises:
-        DataError: A local file is not parquet or cannot be read.
+        DataError: A local file is not parquet, cannot be read, or lacks the column.
     """
+    remote = files.startswith("hf://")
+    place = files
     try:
-        if not files.startswith("hf://"):
-            for path in glob.glob(files):
-                _refuse_parquet_bomb(path)
-        with quiet_datasets():
-            rows = load_dataset(
-                "parquet", data_files=[files], split="train", streaming=True, batch_size=_ROWS_AT_ONCE
-            )
-            yield from rows
+        paths = sorted(HfFileSystem().glob(files) if remote else glob.glob(files))
+        if not paths:
+            raise FileNotFoundError("no such file")
+        for place in paths:
+            with HfFileSystem().open(place) if remote else open(place, "rb") as opened:
+                yield from _rows_of_parquet(opened, str(place), (text_column, *other_columns))
     except DataError:
         raise
-    except (ValueError, OSError) as error:  # pyarrow's errors and those of datasets are of these
-        if files.startswith("hf://"):
+    except Exception as error:  # pyarrow's are of many kinds, also those of Python's own that it passes on
+        if remote:
             raise
-        raise DataError(f"data.path: {files!r} is not readable as parquet: {error}") from error
+        raise DataError(f"data.path: {place!r} is not readable as parquet: {error}") from error
+
+
+def _rows_of_parquet(opened: BinaryIO, place: str, columns: tuple[str, ...]) -> Iterator[dict[str, Any]]:
+    file = pyarrow.parquet.ParquetFile(opened, buffer_size=_READ_AHEAD_BYTES, pre_buffer=False)
+    _refuse_parquet_bomb(file.metadata, opened.seek(0, io.SEEK_END), place)
+    names = file.schema_arrow.names
+    if columns[0] not in names:
+        raise _lacks_column(columns[0], repr(place), names)
+    given = [column for column in dict.fromkeys(columns) if column in names]
+    for column in given:
+        if names.count(column) > 1:
+            raise DataError(
+                f"data.path: {place!r} has {names.count(column)} columns of the name {column!r}; "
+                "name each another, or leave one out"
+            )
+    for batch in file.iter_batches(_ROWS_AT_ONCE, columns=given, use_threads=False):
+        # By name: a column called `text.x` is read with `text`.
+        cells = [batch.column(column).to_pylist() for column in given]
+        for row in zip(*cells, strict=True):
+            yield dict(zip(given, row, strict=True))
 
 
 def text_of(row: dict[str, Any], column: str, place: str) -> str:
@@ -144,10 +166,7 @@ def text_of(row: dict[str, Any], column: str, place: str) -> str:
         DataError: The column is missing or holds something else.
     """
     if column not in row:
-        raise DataError(
-            f"data.text_column={column}: {place} has the columns {', '.join(map(repr, row))}; give the one "
-            "that holds the text"
-        )
+        raise _lacks_column(column, place, row)
     text = row[column]
     if not isinstance(text, str):
         raise DataError(
@@ -155,6 +174,13 @@ def text_of(row: dict[str, Any], column: str, place: str) -> str:
             "or give another column"
         )
     return text
+
+
+def _lacks_column(column: str, place: str, columns: Iterable[str]) -> DataError:
+    return DataError(
+        f"data.text_column={column}: {place} has the columns {', '.join(map(repr, columns))}; give the one "
+        "that holds the text"
+    )
 
 
 def _open_text(path: Path) -> TextIO:
@@ -173,7 +199,7 @@ class _BoundedGzip(gzip.GzipFile):
     def __init__(self, path: Path) -> None:
         super().__init__(path, "rb")
         self._path = path
-        self._most = max(_ALWAYS_UNPACKED_BYTES, _MOST_UNPACKED * path.stat().st_size)
+        self._most = most_unpacked_bytes(path.stat().st_size)
 
     def read1(self, size: int = -1) -> bytes:
         """Some bytes.
@@ -189,18 +215,16 @@ class _BoundedGzip(gzip.GzipFile):
 
 def _bomb(path: str | Path) -> DataError:
     return DataError(
-        f"data.path: {str(path)!r} unpacks to more than {_MOST_UNPACKED} times its size, which no text does; "
+        f"data.path: {str(path)!r} unpacks to more than {MOST_UNPACKED} times its size, which no text does; "
         "if it is meant, unpack it first"
     )
 
 
-def _refuse_parquet_bomb(path: str) -> None:
-    """Raise DataError where a local parquet file holds far more than text packs into one of its size."""
-    size = os.path.getsize(path)
-    metadata = pyarrow.parquet.read_metadata(path)
+def _refuse_parquet_bomb(metadata: Any, size: int, place: str) -> None:
+    """Raise DataError where a parquet file of a size holds far more than text packs into it."""
     unpacked = sum(metadata.row_group(number).total_byte_size for number in range(metadata.num_row_groups))
-    if unpacked > max(_ALWAYS_UNPACKED_BYTES, _MOST_UNPACKED * size):
-        raise _bomb(path)
+    if unpacked > most_unpacked_bytes(size):
+        raise _bomb(place)
 
 
 def _how_to_mend(path: Path) -> str:

@@ -163,14 +163,20 @@ def _documents(files: list[_File], data: DataConfig) -> Iterator[Document]:
         if name.endswith(_JSON_LINES):
             yield from _row_documents(json_rows(file.path), file, data)
         elif name.endswith(_PARQUET):
-            yield from _row_documents(parquet_rows(glob.escape(str(file.path))), file, data)
+            columns = data.text_column, data.title_column, data.author_column
+            yield from _row_documents(parquet_rows(glob.escape(str(file.path)), *columns), file, data)
         else:
             yield Document(read=TextFile(file.path), title=file.title, split=file.split)
 
 
 def _row_documents(rows: Iterable[dict[str, Any]], file: _File, data: DataConfig) -> Iterator[Document]:
     for number, row in enumerate(rows, start=1):
-        text = text_of(row, data.text_column, f"row {number} of {str(file.path)!r}")
+        place = f"row {number} of {str(file.path)!r}"
+        text = text_of(row, data.text_column, place)
+        if "\0" in text:  # as in a file of text
+            raise DataError(
+                f"data.path: {place} holds zero bytes, which no text does; mend it, or leave it away"
+            )
         title, author = row.get(data.title_column), row.get(data.author_column)
         if text:
             yield Document(

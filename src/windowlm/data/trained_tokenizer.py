@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,6 +11,7 @@ from numpy.typing import NDArray
 
 from windowlm.data.errors import DataError
 from windowlm.data.identity import code_version, hash_of
+from windowlm.data.kept_folder import make_once
 from windowlm.data.progress import progress_bar
 from windowlm.data.text_store import TextStore
 from windowlm.tokenization import training as training_module
@@ -56,16 +54,17 @@ def prepare_tokenizer(
     settings = [config.vocabulary_size, config.training_bytes, config.end_mark, tokenizers.__version__]
     trained_on = texts.digests[training_documents].tobytes()
     target = folder / "tokenizers" / hash_of(trained_on, *settings, code_version(training_module))
-    if not target.is_dir():
+
+    def train(place: Path) -> None:
         rows = np.concatenate([np.arange(*texts.first_rows[[d, d + 1]]) for d in training_documents])
         size = int(texts.byte_counts[training_documents].sum())
         sample = rows[:: -(-size // config.training_bytes)]
         with progress_bar("training the tokenizer", min(size, config.training_bytes)) as advance:
             pieces = _advancing(texts.pieces(sample), advance)
-            trained = BytePairTokenizer(
-                train_bpe(pieces, config.vocabulary_size, config.end_mark), config.end_mark
-            )
-        _save_whole(trained, target)
+            library = train_bpe(pieces, config.vocabulary_size, config.end_mark)
+        BytePairTokenizer(library, config.end_mark).save(place)
+
+    make_once(target, train)
     return Tokenizer.load(target)
 
 
@@ -77,16 +76,3 @@ def _advancing(pieces: Iterator[str], advance: Callable[[int], None]) -> Iterato
     for piece in pieces:
         yield piece
         advance(len(piece))
-
-
-def _save_whole(tokenizer: Tokenizer, target: Path) -> None:
-    """Save under another name and rename, so that no half-written tokenizer is ever found."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(dir=target.parent, prefix="unfinished-"))
-    try:
-        tokenizer.save(unfinished)
-        os.replace(unfinished, target)
-    except OSError:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        if not target.is_dir():  # else another process was first, with the same result
-            raise

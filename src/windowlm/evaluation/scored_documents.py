@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from windowlm.bundle import UNKNOWN_SOURCE, ScorableModel
-from windowlm.data.arrow_store import cache_folder
+from windowlm.data.arrow_store import cache_folder, filled_cache
 from windowlm.data.config import DataConfig
 from windowlm.data.token_store import PreparedData, TokenSplit, prepare_all_documents, prepare_tokens
 from windowlm.errors import UserError
@@ -35,7 +35,7 @@ def scored_documents(
         DataError: the documents cannot be read.
     """
     if "path" in settings or "name" in settings:
-        cache = bundle.config["data"].get("cache_dir")
+        cache = _own_settings(bundle)["cache_dir"]
         given = {name: value for name, value in settings.items() if name != "only"}
         data = _checked({"name": "text", "cache_dir": cache, **given})
         return prepare_all_documents(data, bundle.tokenizer, settings.get("only"))
@@ -63,7 +63,7 @@ def training_documents(bundle: ScorableModel) -> tuple[TokenSplit, Path]:
         DataError: they cannot be read.
     """
     prepared = _own_data(bundle, {})
-    folder = cache_folder(_checked(bundle.config["data"]))
+    folder = cache_folder(_checked(_own_settings(bundle)))
     if prepared.source_identity != bundle.config["source_identity"]:
         raise UserError(
             f"checkpoint={bundle.folder}: its data are not those of its training (now "
@@ -79,7 +79,13 @@ def _own_data(bundle: ScorableModel, settings: Mapping[str, Any]) -> PreparedDat
             f"checkpoint={bundle.folder}: others trained it, so which documents it was trained on is not "
             "known; score documents that you name: data.path=FILE_OR_FOLDER"
         )
-    return prepare_tokens(_checked({**bundle.config["data"], **settings}), bundle.tokenizer)
+    return prepare_tokens(_checked({**_own_settings(bundle), **settings}), bundle.tokenizer)
+
+
+def _own_settings(bundle: ScorableModel) -> dict[str, Any]:
+    """The run's settings of its data."""
+    settings: dict[str, Any] = bundle.config["data"]
+    return settings | {"cache_dir": filled_cache(settings.get("cache_dir"))}
 
 
 def _checked(settings: Mapping[str, Any]) -> DataConfig:

@@ -8,13 +8,18 @@ import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 
 from windowlm.atomic_write import json_bytes, write_atomically
+from windowlm.data.unpacked_size import MOST_UNPACKED, most_unpacked_bytes
 from windowlm.errors import UserError
 from windowlm.evaluation.comparison import run_folders
 from windowlm.evaluation.kept_nats import UNFINISHED
 from windowlm.evaluation.target_losses import LOSSES_NAME
 from windowlm.json_text import parse_json
+
+if TYPE_CHECKING:
+    import pyarrow
 
 NAME = "runs.arrow.gz"
 RECORD = "run.json"
@@ -23,6 +28,7 @@ PART = re.compile(rf"{re.escape(NAME)}\.(\d+)-of-(\d+)")
 WEIGHTS = ("*.safetensors", "*.ckpt")
 LEFT_OUT = ("checkpoints", UNFINISHED)
 PAGES = (".html", ".png")
+GZIP_FORMAT = 31  # zlib's window bits for a gzip header and the largest window
 
 
 @dataclass(frozen=True)
@@ -196,27 +202,46 @@ def _archive(files: Mapping[str, bytes], compression: int) -> bytes:
     import pyarrow.ipc
 
     stream = io.BytesIO()
-    columns = {
-        "name": pyarrow.array(list(files)),
-        "content": pyarrow.array(list(files.values()), pyarrow.large_binary()),
-    }
-    table = pyarrow.table(columns)
+    columns = {"name": list(files), "content": list(files.values())}
+    table = pyarrow.table(columns, _schema())
     with pyarrow.ipc.new_stream(stream, table.schema) as writer:
         writer.write_table(table)
     return gzip.compress(stream.getvalue(), compression, mtime=0)
+
+
+def _schema() -> "pyarrow.Schema":
+    import pyarrow
+
+    return pyarrow.schema({"name": pyarrow.string(), "content": pyarrow.large_binary()})
 
 
 def _entries(whole: bytes) -> dict[str, bytes]:
     """The files of ``_archive``.
 
     Raises:
-        OSError, EOFError, ValueError, KeyError, zlib.error: it is something else, or damaged.
+        OSError, EOFError, ValueError, KeyError, zlib.error: it is something else, or damaged, or holds far
+            more than results pack into one of its size.
     """
     import pyarrow.ipc
 
-    table = pyarrow.ipc.open_stream(gzip.decompress(whole)).read_all()
+    with pyarrow.ipc.open_stream(_unpacked(whole)) as stream:
+        # Columns of other kinds, such as a dictionary's, may repeat one content many times.
+        if stream.schema != _schema():
+            raise ValueError("other columns than names and contents")
+        table = stream.read_all()
     names, contents = table.column("name").to_pylist(), table.column("content").to_pylist()
     return {str(name): bytes(content) for name, content in zip(names, contents, strict=True)}
+
+
+def _unpacked(whole: bytes) -> bytes:
+    most = most_unpacked_bytes(len(whole))
+    unpacking = zlib.decompressobj(GZIP_FORMAT)
+    content = unpacking.decompress(whole, most + 1)
+    if len(content) > most:
+        raise ValueError(f"it unpacks to more than {MOST_UNPACKED} times its size, which no results do")
+    if not unpacking.eof:
+        raise EOFError("its end is missing")
+    return content
 
 
 def _settings_lists(data: bytes, path: Path) -> list[list[str]]:

@@ -8,7 +8,7 @@ import torch
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 
 from windowlm.atomic_write import write_atomically
-from windowlm.errors import UserError
+from windowlm.errors import UserError, lacks_memory
 from windowlm.training.run_folder import LAST, PREVIOUS
 
 # The last bytes of a file: the hash of all before them. torch reads what stands in front of it.
@@ -75,19 +75,25 @@ class AtomicCheckpointIO(CheckpointIO):
 
         Raises:
             DamagedCheckpointError: not the file that was written.
-            UserError: no file.
+            UserError: no file, or the system does not give its content.
         """
-        if not Path(path).is_file():
-            raise UserError(f"resume={path}: no such checkpoint; give a run's folder, or resume=auto")
         try:
-            reason = damage(Path(path))
-        except OSError as error:
-            reason = f"it cannot be read: {error.strerror or error}"
-        if reason is not None:
-            raise DamagedCheckpointError(f"resume={path}: damaged: {reason}")
-        try:
+            if not Path(path).is_file():
+                raise UserError(f"resume={path}: no such checkpoint; give a run's folder, or resume=auto")
+            if (reason := damage(Path(path))) is not None:
+                raise DamagedCheckpointError(f"resume={path}: damaged: {reason}")
             loaded: dict[str, Any] = torch.load(path, map_location=map_location or "cpu", weights_only=True)
+        except UserError:
+            raise
+        except OSError as error:
+            # What cannot be read now, as of a server that is away, may be whole.
+            raise UserError(
+                f"resume={path}: cannot be read: {error.strerror or error}; nothing was changed. Start again "
+                "when it can be read; where it never can, move it away, and the state before it is used"
+            ) from None
         except Exception as error:
+            if lacks_memory(error) is not None:
+                raise
             raise DamagedCheckpointError(
                 f"resume={path}: not a readable checkpoint ({_first_line(error)})"
             ) from error

@@ -7,6 +7,7 @@ from windowlm.config import ConfigError, TrainConfig, check_config
 from windowlm.errors import UserError
 from windowlm.json_text import parse_json
 from windowlm.training.metrics_log import MetricsLog
+from windowlm.training.offline_wandb import history_differences
 from windowlm.training.run_folder import RunFolder
 from windowlm.training.wandb_run import WandbRun, choose_mode
 
@@ -39,6 +40,24 @@ def open_wandb_run(path: Path) -> WandbRun:
     facts = {name: value for name, value in record.items() if name not in ("wandb_id", "wandb_group")}
     rows = MetricsLog(folder.metrics).rows()
     return WandbRun(config, path, record.get("wandb_group"), record["wandb_id"], facts, rows)
+
+
+def end_wandb_run(wandb_run: WandbRun, path: Path) -> None:
+    """End it, all of it written.
+
+    Args:
+        wandb_run: as ``open_wandb_run`` opened it.
+        path: the run's folder.
+
+    Raises:
+        UserError: what was written offline does not hold all of the run, as on a full disk.
+    """
+    wandb_run.finish(0)
+    if wandb_run.is_offline and (lacking := history_differences(path)):
+        raise UserError(
+            f"{path / 'wandb'}: W&B's file does not hold all of the run: {lacking[0]}. The evaluations are "
+            "whole; the same command writes it again"
+        )
 
 
 def _settings(path: Path) -> TrainConfig:

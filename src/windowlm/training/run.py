@@ -9,6 +9,7 @@ import shlex
 import shutil
 import sys
 import warnings
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from datetime import timedelta
 from functools import partial
@@ -30,6 +31,7 @@ from windowlm.evaluation.evaluate import evaluate_model
 from windowlm.evaluation.length_sweep import plan_targets
 from windowlm.evaluation.precision import WEIGHT_DTYPES, compute_dtype
 from windowlm.evaluation.result import LengthResult, RunFacts
+from windowlm.evaluation.result_files import PLOT_NAME
 from windowlm.model.cost import model_cost
 from windowlm.model.decoder import Decoder
 from windowlm.parallel.processes import (
@@ -57,6 +59,7 @@ from windowlm.training.linear_cross_entropy import head_loss
 from windowlm.training.metrics_log import MetricsLog
 from windowlm.training.metrics_writer import MetricsWriter
 from windowlm.training.non_finite import NonFiniteWatch
+from windowlm.training.offline_wandb import history_differences
 from windowlm.training.peak_flops import dense_bf16_peak, device_name
 from windowlm.training.peak_memory import reset_peak_memory
 from windowlm.training.plan import Plan, plan_table
@@ -170,6 +173,7 @@ class TrainingRun:
         self.rows_saved: int | None = None
         self.rows_kept = 0
         self.wandb_run: WandbRun | None = None
+        self.open_wandb: Callable[[Iterable[Mapping[str, Any]]], WandbRun]
         if config.logger.kind == "wandb":
             # Refuses before the run begins what its W&B run would be refused for.
             processes.leader_alone(lambda: choose_mode(config.logger.mode))
@@ -259,7 +263,7 @@ class TrainingRun:
             # What the evaluation has written is no run without it.
             gone = FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
             raise unwritable(self.folder.path, self.folder.record.name, gone)
-        self._end("finished")
+        self._end("finished", result)
         if not config.checkpoint.keep:
             shutil.rmtree(self.folder.checkpoints, ignore_errors=True)
         print_closing_screen(
@@ -369,8 +373,14 @@ class TrainingRun:
             **provenance(),
             "command": self.invocation.command,
             "device": device_name(self.device),
+            # Where relative paths of the settings begin, and what decides in which order numbers are added.
+            "working_folder": str(Path.cwd()),
+            "processes": self.processes.size,
+            "threads": torch.get_num_threads(),
             "prepared_data": data.summary(),
         }
+        before = self.folder.read_record()
+        changed = before.get("processes", self.processes.size) != self.processes.size
         if self.start.continues and self.start.origin is None:
             # A damaged state must not take the place of the good one before it when the next is saved.
             for path in self._damaged_checkpoints():
@@ -382,6 +392,7 @@ class TrainingRun:
             wandb_id = wandb_id or secrets.token_hex(4)
         # The record comes first: a folder with anything else in it is not taken for a run's.
         entries = {**record_of(config, "running"), "wandb_id": wandb_id, "origin": self.start.origin}
+        entries["processes_changed"] = changed or bool(before.get("processes_changed"))
         if wandb_id is not None:
             entries["wandb_group"] = group
         self.folder.update_record(**facts, **entries)
@@ -404,7 +415,8 @@ class TrainingRun:
             )
         if config.logger.kind == "wandb":
             assert wandb_id is not None
-            self.wandb_run = WandbRun(config, self.folder.path, group, wandb_id, facts, rows)
+            self.open_wandb = partial(WandbRun, config, self.folder.path, group, wandb_id, facts)
+            self.wandb_run = self.open_wandb(rows)
 
     def _damaged_checkpoints(self) -> tuple[Path, ...]:
         """Those newer than the one that the run goes on from."""
@@ -418,14 +430,29 @@ class TrainingRun:
         self.console.out(f"stopped: {reason}; {state}", highlight=False)
         return INTERRUPTED
 
-    def _end(self, status: Literal["stopped", "finished", "failed"]) -> None:
-        """Record how the run ended, and give W&B back, so that the next run of a sweep starts its own."""
+    def _end(
+        self, status: Literal["stopped", "finished", "failed"], result: LengthResult | None = None
+    ) -> None:
+        """Record how the run ended, and give W&B back, so that the next run of a sweep starts its own.
+
+        Args:
+            status: how.
+            result: the evaluation of a finished run.
+
+        Raises:
+            UserError: W&B's file does not hold all of a finished run, and cannot be made to.
+        """
         if not self.begun:
             return
         self.begun = False  # what goes wrong from here on does not change how it ended
-        if status == "finished":
+        if result is not None:
             # Killed before W&B has all of it, the run goes on and rebuilds the history.
             self._end_wandb(exit_code=0)
+            try:
+                self._complete_offline_run(result)
+            except UserError:
+                self._record_end("failed")
+                raise
             self._record_end(status)
             return
         try:
@@ -436,6 +463,27 @@ class TrainingRun:
     def _end_wandb(self, exit_code: int) -> None:
         if self.wandb_run is not None:
             self.wandb_run.finish(exit_code)
+
+    def _complete_offline_run(self, result: LengthResult) -> None:
+        """Rebuild W&B's file where it lacks something: where a disk is full, W&B ends it without a word."""
+        if self.wandb_run is None or not self.wandb_run.is_offline:
+            return  # what the service has cannot be read back
+        if not (lacking := history_differences(self.folder.path)):
+            return
+        print(f"warning: W&B's file is rebuilt from {self.folder.metrics}: {lacking[0]}", file=sys.stderr)
+        try:
+            self.wandb_run = self.open_wandb(MetricsLog(self.folder.metrics).rows())
+            self._log_length(result)
+            self._end_wandb(exit_code=0)
+            lacking = history_differences(self.folder.path)
+        except (OSError, UserError) as error:
+            lacking = [str(error)]
+        if lacking:
+            raise UserError(
+                f"{self.folder.path / 'wandb'}: W&B's file does not hold all of the run, and could not be "
+                f"rebuilt: {lacking[0]}. Weights, metrics and evaluation are whole; resume=auto tries again, "
+                "and with logger=none does without W&B"
+            )
 
     def _record_end(self, status: Literal["stopped", "finished", "failed"]) -> None:
         try:
@@ -637,9 +685,12 @@ class TrainingRun:
                 self.folder.evaluation,
                 self.processes,
             )
-        if self.wandb_run is not None:
-            self.wandb_run.log_length(result, self.folder.evaluation / "length.png")
+        self._log_length(result)
         return result
+
+    def _log_length(self, result: LengthResult) -> None:
+        if self.wandb_run is not None:
+            self.wandb_run.log_length(result, self.folder.evaluation / PLOT_NAME)
 
 
 def _what_is_saved(path: Path) -> str:

@@ -144,7 +144,24 @@ class WandbRun:
         return f"wandb sync {shlex.join(map(str, folders))}" if folders else None
 
     def _offline_folders(self) -> list[Path]:
-        return sorted(self.folder.glob(f"wandb/offline-run-*-{self.id}"))
+        # W&B counts at the end of the name where one of the same second is there already.
+        return sorted(self.folder.glob(f"wandb/offline-run-*-{self.id}*"))
+
+
+def parse_record(data: bytes) -> Any:
+    """One record of an offline run's file.
+
+    Raises:
+        ValueError: it is none.
+    """
+    from wandb.proto import wandb_internal_pb2
+
+    record = wandb_internal_pb2.Record()
+    try:
+        record.ParseFromString(data)
+    except Exception as error:  # protobuf's own, of no kind of Python's
+        raise ValueError(f"it holds what is no record: {error}") from None
+    return record
 
 
 def choose_mode(asked: Literal["auto", "online", "offline"]) -> Mode:
