@@ -905,6 +905,12 @@ def permissions() -> Iterator[BadInput]:
     budget = "trainer.max_steps=9"
     for command, words, path, said in (
         ("train", ("run_dir=run", "resume=auto", budget), "run/checkpoints", "last.ckpt: Permission denied"),
+        (
+            "train",
+            ("run_dir=run", "resume=auto", budget),
+            "run/checkpoints/last.ckpt",
+            f"last.ckpt: {denied}",
+        ),
         ("train", ("run_dir=run", "resume=auto", budget), "run/run.json", "run.json cannot be read"),
         ("train", ("run_dir=new", "resume=run", budget), "run/checkpoints", f"resume=run: {denied}"),
         ("train", ("run_dir=shut/run",), "shut", f"run_dir=shut/run: {denied}"),
@@ -928,7 +934,7 @@ def permissions() -> Iterator[BadInput]:
         ("generate", ("checkpoint=shut/run", "prompt=a"), "shut", f"checkpoint=shut/run: {denied}"),
         ("compare_runs", ("shut",), "shut", "shut/run.json: Permission denied"),
         ("reproduce", ("shut/run",), "shut", "shut/run/run.json: Permission denied"),
-        ("replay_batch", ("shut/step_1.ckpt",), "shut", "shut/step_1.ckpt: Permission denied"),
+        ("replay_batch", ("shut/step_1.ckpt",), "shut", f"shut/step_1.ckpt: {denied}"),
     ):
 
         def make(folder: Path) -> None:
