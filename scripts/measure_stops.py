@@ -25,11 +25,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from offline_wandb import history_differences
 from out_argument import out_folder
 from synthetic_text import BYTES, write_text
 
 from windowlm.training.checkpoint_io import damage
+from windowlm.training.offline_wandb import history_differences
 from windowlm.training.peak_flops import device_name
 from windowlm.training.provenance import provenance
 

@@ -27,7 +27,7 @@ CHECKPOINTED = (
     "context compiled checkpointed",
 )
 # Both kinds of layers are compiled, and are checkpointed, in the other runs; to do both takes long.
-OF_ONE_LAYER = ("ddp compiled checkpointed", "context compiled checkpointed")
+OF_ONE_LAYER = ("fsdp2 compiled", "ddp compiled checkpointed", "context compiled checkpointed")
 STEPS = 20
 MOST = 1e-6
 COUNTS = ("context_length", "targets", "bytes")

@@ -4,10 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
-from offline_wandb import history_differences
 
 from tests.conftest import PROJECT, MakeOnce, run_script
 from tests.training.runs import record
+from windowlm.training.offline_wandb import history_differences
 
 STEPS = 2
 # Of `small_run`, which gives an absolute folder of text.
