@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from itertools import product
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, Generic
+from typing import Any, Generic, cast
 
 from windowlm.command_words import corrected, for_hydra, key_of, made_room, refuse_settings_of_no_group
 from windowlm.config import Config, ConfigError, Setting, check_config, settings_of, unknown_key_error
@@ -259,6 +259,7 @@ def _check(command: Command[Any], conf: Path, overrides: list[str], *, sweep: bo
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
     from hydra.errors import HydraException
+    from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
     configs, folders = [], []
@@ -269,7 +270,8 @@ def _check(command: Command[Any], conf: Path, overrides: list[str], *, sweep: bo
                 try:
                     refuse_settings_of_no_group(words, settings_of(command.config_type))
                     composed = compose(command.name, words, return_hydra_config=True)
-                    _refuse_code(command, composed.hydra)
+                    hydra = OmegaConf.to_container(composed.hydra, resolve=False)
+                    refuse_changes_of_hydra(cast(dict[str, Any], hydra))
                     configs.append(check_config(command.config_type, _plain(command, composed, words)))
                 except ConfigError as error:
                     raise _keep_sweep(error, overrides, words) if sweep else error from None
@@ -290,22 +292,6 @@ def _check(command: Command[Any], conf: Path, overrides: list[str], *, sweep: bo
             correction="run_dir=null",
         )
     return configs, folders[0]
-
-
-def _refuse_code(command: Command[Any], hydra: Any) -> None:
-    """Refuse what would have Hydra make or import something that the settings name."""
-    from hydra import compose
-    from omegaconf import OmegaConf
-
-    launcher = f"{LAUNCHER}={hydra.runtime.choices[LAUNCHER]}"
-    usual = compose(command.name, [launcher], return_hydra_config=True).hydra
-    composed, without = (OmegaConf.to_container(node, resolve=False) for node in (hydra, usual))
-    assert isinstance(composed, dict)
-    assert isinstance(without, dict)
-    refuse_changes_of_hydra(
-        {str(key): value for key, value in composed.items()},
-        {str(key): value for key, value in without.items()},
-    )
 
 
 def _plain(command: Command[Any], composed: Any, words: Iterable[str]) -> dict[str, Any]:

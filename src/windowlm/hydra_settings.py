@@ -12,12 +12,26 @@ from windowlm.config import ConfigError
 
 LAUNCHER = "hydra/launcher"
 CHANGEABLE = ("hydra.run.dir", "hydra.sweep.dir", "hydra.launcher.")
-# A sweep that a file holds; on the command line its settings stand themselves.
-OF_FILES = ("hydra.sweeper.params",)
-# What Hydra fills in itself.
-FILLED_IN = ("hydra.overrides.", "hydra.runtime.", "hydra.job.override_dirname")
-TARGET = "_target_"
-ABSENT = object()
+# What no file changes; one may hold a sweep (`hydra.sweeper.params`) and what the command line may change.
+FIXED: dict[str, tuple[Any, ...]] = {
+    "callbacks": ({},),
+    "job.chdir": (False,),
+    "job.env_copy": ([],),
+    "job.env_set": ({},),
+    "job_logging": ({"version": 1, "root": None, "disable_existing_loggers": False},),
+    "mode": (None,),
+    "output_subdir": (".hydra", None),
+    "searchpath": ([],),
+    "sweep.subdir": ("${hydra.job.num}",),
+    "sweeper._target_": ("hydra._internal.core_plugins.basic_sweeper.BasicSweeper",),
+    "verbose": (False,),
+}
+# Names of things to be made, in Hydra's settings and in those of Python's logging.
+MADE = ("_target_", "()", "class", "ext://", "cfg://")
+PLUGINS = ("hydra._internal.core_plugins.", "hydra_plugins.")
+# The rest is how Hydra itself writes to the screen.
+MADE_BY_HYDRA = ("launcher._target_", "sweeper._target_")
+OF_ITS_SCREEN = ("logging.StreamHandler", "ext://sys.stdout")
 
 
 def refuse_words_for_hydra(words: Iterable[str]) -> None:
@@ -33,45 +47,43 @@ def refuse_words_for_hydra(words: Iterable[str]) -> None:
             raise _refusal(key)
 
 
-def refuse_changes_of_hydra(composed: Mapping[str, Any], usual: Mapping[str, Any]) -> None:
-    """Refuse settings of Hydra's own that cannot be changed or that name code, from whichever file they come.
+def refuse_changes_of_hydra(composed: Mapping[str, Any]) -> None:
+    """Refuse settings of Hydra's own that no file may change, or that name something to be made.
 
     Args:
-        composed: the node `hydra` as it was composed.
-        usual: the same without anything from the user but the choice of a launcher.
+        composed: the node `hydra`, from whichever files and words.
 
     Raises:
         ConfigError: naming the first.
     """
-    for key in _changes("hydra", composed, usual):
-        if not key.startswith((*CHANGEABLE, *OF_FILES, *FILLED_IN)) or key.endswith(TARGET):
-            raise _refusal(key)
-    # The launcher's own names a plugin, and Hydra takes nothing else there; its option may hold others.
-    for name, value in composed["launcher"].items():
-        for key in _targets(f"hydra.launcher.{name}", value):
-            raise _refusal(key)
+    for key, usual in FIXED.items():
+        value: Any = composed
+        for name in key.split("."):
+            value = value[name]
+        if not any(value == other and type(value) is type(other) for other in usual):
+            raise _refusal(f"hydra.{key}")
+    launcher = composed["launcher"]
+    if not isinstance(launcher, Mapping):
+        raise _refusal("hydra.launcher")
+    if not str(launcher.get(MADE[0])).startswith(PLUGINS):
+        raise _refusal(f"hydra.launcher.{MADE[0]}")
+    for key, value in _entries("", composed):
+        names = key.endswith(MADE[:3]) or (isinstance(value, str) and value.startswith(MADE[3:]))
+        if names and key not in MADE_BY_HYDRA and value not in OF_ITS_SCREEN:
+            raise _refusal(f"hydra.{key}")
 
 
-def _changes(key: str, composed: Any, usual: Any) -> Iterator[str]:
-    if not (isinstance(composed, Mapping) and isinstance(usual, Mapping)):
-        if composed != usual:
-            yield key
-        return
-    for name in sorted(composed.keys() | usual.keys(), key=str):
-        yield from _changes(f"{key}.{name}", composed.get(name, ABSENT), usual.get(name, ABSENT))
-
-
-def _targets(key: str, value: Any) -> Iterator[str]:
-    """Keys below that Hydra would take for the name of something to make."""
-    entries: Iterable[tuple[Any, Any]] = ()
+def _entries(place: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """Each setting at and below a place, with its key."""
+    parts: Iterable[tuple[Any, Any]] = ()
     if isinstance(value, Mapping):
-        entries = value.items()
+        parts = value.items()
     elif isinstance(value, list):
-        entries = enumerate(value)
-    for name, part in entries:
-        if name == TARGET:
-            yield f"{key}.{TARGET}"
-        yield from _targets(f"{key}.{name}", part)
+        parts = enumerate(value)
+    for name, part in parts:
+        key = f"{place}.{name}" if place else str(name)
+        yield key, part
+        yield from _entries(key, part)
 
 
 def _refusal(key: str) -> ConfigError:
