@@ -26,8 +26,10 @@ FIXED: dict[str, tuple[Any, ...]] = {
     "sweeper._target_": ("hydra._internal.core_plugins.basic_sweeper.BasicSweeper",),
     "verbose": (False,),
 }
-# Names of things to be made, in Hydra's settings and in those of Python's logging.
-MADE = ("_target_", "()", "class", "ext://", "cfg://")
+# What names things to be made, in Hydra's settings and in those of Python's logging.
+TARGET = "_target_"
+MAKING_KEYS = (TARGET, "()", "class")
+MAKING_VALUES = ("ext://", "cfg://")
 PLUGINS = ("hydra._internal.core_plugins.", "hydra_plugins.")
 # The rest is how Hydra itself writes to the screen.
 MADE_BY_HYDRA = ("launcher._target_", "sweeper._target_")
@@ -65,11 +67,12 @@ def refuse_changes_of_hydra(composed: Mapping[str, Any]) -> None:
     launcher = composed["launcher"]
     if not isinstance(launcher, Mapping):
         raise _refusal("hydra.launcher")
-    if not str(launcher.get(MADE[0])).startswith(PLUGINS):
-        raise _refusal(f"hydra.launcher.{MADE[0]}")
+    if not str(launcher.get(TARGET)).startswith(PLUGINS):
+        raise _refusal(f"hydra.launcher.{TARGET}")
     for key, value in _entries("", composed):
-        names = key.endswith(MADE[:3]) or (isinstance(value, str) and value.startswith(MADE[3:]))
-        if names and key not in MADE_BY_HYDRA and value not in OF_ITS_SCREEN:
+        by_key = key.rpartition(".")[2] in MAKING_KEYS
+        by_value = isinstance(value, str) and value.startswith(MAKING_VALUES)
+        if (by_key or by_value) and key not in MADE_BY_HYDRA and value not in OF_ITS_SCREEN:
             raise _refusal(f"hydra.{key}")
 
 

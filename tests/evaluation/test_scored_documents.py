@@ -51,6 +51,13 @@ def test_a_run_that_was_handed_on_names_no_place_to_write_to(bundle, tmp_path, m
     assert (tmp_path / "data" / "documents").is_dir()
 
 
+@pytest.mark.parametrize("cache", [5, ["a"]])
+def test_a_cache_folder_that_is_no_text_is_named(bundle, cache):
+    bundle.config["data"]["cache_dir"] = cache
+    with pytest.raises(UserError, match=r"^data\.cache_dir="):
+        scored_documents(bundle, "validation", {})
+
+
 def test_own_data_that_have_changed_are_refused(bundle):
     (bundle.folder / "texts" / "new.txt").write_text("a new one")
     with pytest.raises(UserError, match=r"not those of its training.*data\.path=FILE"):

@@ -85,7 +85,7 @@ def _own_data(bundle: ScorableModel, settings: Mapping[str, Any]) -> PreparedDat
 def _own_settings(bundle: ScorableModel) -> dict[str, Any]:
     """The run's settings of its data."""
     settings: dict[str, Any] = bundle.config["data"]
-    return settings | {"cache_dir": filled_cache(settings.get("cache_dir"))}
+    return settings | {"cache_dir": filled_cache(_checked(settings).cache_dir)}
 
 
 def _checked(settings: Mapping[str, Any]) -> DataConfig:

@@ -82,7 +82,7 @@ class TokenChoice:
 
     Args:
         settings: how.
-        draws_BT: uniform numbers in [0, 1), as many as tokens will be chosen at most.
+        draws_BT: uniform numbers in [0, 1), at least as many as tokens will be chosen.
         earlier_BT: the tokens of the prompts, `NO_TOKEN` for padding in front.
         vocabulary_size: V.
     """
