@@ -7,7 +7,9 @@ Without a checkpoint the weights are drawn as those of a new model. The text is 
 standard library. By chunk size: the largest difference of a logit from one call over ten windows. Over the
 greedy tokens: how often the most probable next token differs from calls with the receptive field as context,
 where the two best differ by more than 1e-4. Over the stream: bytes of the cache, tokens a second, and bits a
-token of the last tenth beside the same tokens scored with just the receptive field as context.
+token of the last tenth beside the same tokens scored with just the receptive field as context. Behind it the
+cache that has read all of it and one that has read a few chunks take the same chunks in turns: the ratio of
+their median times is free of what else the machine does.
 
 Shapes: B batch, T tokens, V vocabulary.
 """
@@ -35,6 +37,8 @@ from windowlm.model.decoder import Decoder
 from windowlm.tokenization.tokenizer import BytesTokenizer, Tokenizer
 
 CLOSE = 1e-4
+# Of the two caches that take turns; before them the young one reads these many windows.
+TURNS, YOUNG_WINDOWS = 400, 8
 
 
 def main() -> int:
@@ -185,7 +189,24 @@ def stream_figures(model: Decoder, tokens_1T: torch.Tensor, chunk: int) -> dict[
             logits_1TV = model(tokens_1T[:, first : place + chunk])[:, place - first :]
             again += summed_nats(logits_1TV, tokens_1T, place, last_from)
         figures["with_the_receptive_field_as_context"] = again / scored / math.log(2)
+    figures["seconds_a_chunk_late_over_early"] = late_over_early(model, tokens_1T, chunk, cache)
     return figures
+
+
+def late_over_early(model: Decoder, tokens_1T: torch.Tensor, chunk: int, late: KVCache) -> float:
+    """Median seconds of a chunk by a cache that has read much over those of one that has read little."""
+    early = model.new_cache()
+    model(tokens_1T[:, : YOUNG_WINDOWS * max(window or 1 for window in model.layer_windows)], cache=early)
+    seconds: tuple[list[float], list[float]] = ([], [])
+    caches = [late, early]
+    for turn in range(TURNS):
+        start = turn * chunk % max(tokens_1T.shape[1] - chunk, 1)
+        # Who comes second finds the weights in the processor's cache.
+        for which in (0, 1) if turn % 2 else (1, 0):
+            began = time.perf_counter()
+            float(model(tokens_1T[:, start : start + chunk], cache=caches[which])[0, -1, 0])
+            seconds[which].append(time.perf_counter() - began)
+    return statistics.median(seconds[0]) / statistics.median(seconds[1])
 
 
 def summed_nats(logits_1TV: torch.Tensor, tokens_1T: torch.Tensor, start: int, scored_from: int) -> float:
