@@ -73,6 +73,7 @@ def test_a_file_that_was_handed_on_has_nothing_made(
         ({"launcher": {}}, "launcher._target_"),
         ({"sweep": {"dir": "a", "subdir": "../1"}}, "sweep.subdir"),
         ({"sweeper": {"_target_": "other", "params": None}}, "sweeper._target_"),
+        ({"sweeper": None}, "sweeper._target_"),
         ({"callbacks": {"x": {"_target_": "os.getcwd"}}}, "callbacks"),
         ({"verbose": 3}, "verbose"),
         ({"verbose": 0}, "verbose"),

@@ -61,7 +61,7 @@ def refuse_changes_of_hydra(composed: Mapping[str, Any]) -> None:
     for key, usual in FIXED.items():
         value: Any = composed
         for name in key.split("."):
-            value = value[name]
+            value = value[name] if isinstance(value, Mapping) else None
         if not any(value == other and type(value) is type(other) for other in usual):
             raise _refusal(f"hydra.{key}")
     launcher = composed["launcher"]
