@@ -4,17 +4,19 @@ python scripts/measure_streaming.py --out docs/results/streaming_cpu
 python scripts/measure_streaming.py --checkpoint RUN_DIR --stream 1000000 --out FOLDER
 
 Without a checkpoint the weights are drawn as those of a new model. The text is the source code of Python's
-standard library. By chunk size: the largest difference of a logit from one call over ten windows. Over the
-greedy tokens: how often the most probable next token differs from calls with the receptive field as context,
-where the two best differ by more than 1e-4. Over the stream: bytes of the cache, tokens a second, and bits a
-token of the last tenth beside the same tokens scored with just the receptive field as context. Behind it the
-cache that has read all of it and one that has read a few chunks take the same chunks in turns: the ratio of
-their median times is free of what else the machine does.
+standard library. By chunk size: the largest difference of a logit from one call over ten windows, also with
+model and cache in float64, and how far that one call itself is from float64. Over the greedy tokens: how
+often the most probable next token differs from calls with the receptive field as context, where the two best
+differ by more than 1e-4. Over the stream: bytes of the cache, tokens a second, and bits a token of the last
+tenth beside the same tokens scored with just the receptive field as context. Behind it the cache that has
+read all of it and a new one take the same chunks in turns: the ratio of their median times is free of what
+else the machine does.
 
 Shapes: B batch, T tokens, V vocabulary.
 """
 
 import argparse
+import copy
 import json
 import math
 import statistics
@@ -37,8 +39,8 @@ from windowlm.model.decoder import Decoder
 from windowlm.tokenization.tokenizer import BytesTokenizer, Tokenizer
 
 CLOSE = 1e-4
-# Of the two caches that take turns; before them the young one reads these many windows.
-TURNS, YOUNG_WINDOWS = 400, 8
+# So many that the new one's first chunks, which see less than a window, do not move its median.
+TURNS = 400
 
 
 def main() -> int:
@@ -73,7 +75,9 @@ def main() -> int:
             **circumstances(torch.device(options.device), ["torch"]),
             "windows": model.layer_windows,
             "weights": "drawn" if options.checkpoint is None else "trained",
+            "one_call": distance_of_one_call(model, tokens_1T),
             "logit_difference": logit_differences(model, tokens_1T),
+            "logit_difference_in_float64": logit_differences(copy.deepcopy(model).double(), tokens_1T),
             "greedy": greedy_differences(model, tokens_1T[:, : options.greedy], options.chunk),
             "stream": stream_figures(model, tokens_1T[:, : options.stream], options.chunk),
         }
@@ -109,9 +113,22 @@ def streamed(
             start += size
 
 
+def widest_window(model: Decoder) -> int:
+    """Of its layers; 1 where none has one."""
+    return max(window or 1 for window in model.layer_windows)
+
+
+def distance_of_one_call(model: Decoder, tokens_1T: torch.Tensor) -> dict[str, float]:
+    """How far the logits of one call over ten times the largest window are from the same in float64."""
+    row_1T = tokens_1T[:, : 10 * widest_window(model)]
+    wide_1TV = copy.deepcopy(model).double()(row_1T)
+    difference = float((model(row_1T) - wide_1TV).abs().max())
+    return {"largest_logit": float(wide_1TV.abs().max()), "difference_from_float64": difference}
+
+
 def logit_differences(model: Decoder, tokens_1T: torch.Tensor) -> dict[str, float]:
     """The largest by chunk size, over ten times the largest window."""
-    window = max(window or 1 for window in model.layer_windows)
+    window = widest_window(model)
     row_1T = tokens_1T[:, : 10 * window]
     whole_1TV = model(row_1T)
     sizes = {
@@ -194,19 +211,20 @@ def stream_figures(model: Decoder, tokens_1T: torch.Tensor, chunk: int) -> dict[
 
 
 def late_over_early(model: Decoder, tokens_1T: torch.Tensor, chunk: int, late: KVCache) -> float:
-    """Median seconds of a chunk by a cache that has read much over those of one that has read little."""
+    """Median seconds of a chunk by a cache that has read much over those of a new one."""
     early = model.new_cache()
-    model(tokens_1T[:, : YOUNG_WINDOWS * max(window or 1 for window in model.layer_windows)], cache=early)
-    seconds: tuple[list[float], list[float]] = ([], [])
-    caches = [late, early]
+    late_s: list[float] = []
+    early_s: list[float] = []
+    turns = [(late, late_s), (early, early_s)]
     for turn in range(TURNS):
         start = turn * chunk % max(tokens_1T.shape[1] - chunk, 1)
-        # Who comes second finds the weights in the processor's cache.
-        for which in (0, 1) if turn % 2 else (1, 0):
+        for cache, seconds in turns:
             began = time.perf_counter()
-            float(model(tokens_1T[:, start : start + chunk], cache=caches[which])[0, -1, 0])
-            seconds[which].append(time.perf_counter() - began)
-    return statistics.median(seconds[0]) / statistics.median(seconds[1])
+            float(model(tokens_1T[:, start : start + chunk], cache=cache)[0, -1, 0])
+            seconds.append(time.perf_counter() - began)
+        # Who comes second finds the weights in the processor's cache.
+        turns.reverse()
+    return statistics.median(late_s) / statistics.median(early_s)
 
 
 def summed_nats(logits_1TV: torch.Tensor, tokens_1T: torch.Tensor, start: int, scored_from: int) -> float:
