@@ -633,6 +633,8 @@ def test_ctrl_c_while_the_command_is_imported_prints_nothing(tmp_path: Path) -> 
     done = subprocess.run(
         [sys.executable, str(PROJECT / "train.py")],
         env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        # A shell starts what runs in the background with this signal ignored, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         capture_output=True,
         text=True,
         check=False,
