@@ -31,10 +31,21 @@ def test_any_number_of_rows_and_heads_is_launched_along_the_axis_without_a_limit
     query, key = (torch.empty(70_000, 300, heads, 16, device="meta") for heads in (4, 2))
     output, normalizer = band.forward(query, key, key, [], 20, 0.25)
     band.backward(query, key, key, output, normalizer, output, [], 20, 0.25)
-    tiles = band.schedule_for(16, 20, packed=False)
+    tiles = band.schedule_for(16, 20, packed=False, roomy=False)
     pack = 2
     assert launches.grids == [
         (-(-300 // (tiles.forward.rows // pack)) * 140_000,),
         (-(-300 // (tiles.query_gradient.rows // pack)) * 140_000,),
         (-(-300 // tiles.key_value_gradient.keys) * 140_000,),
     ]
+
+
+def test_tiles_that_fill_the_memory_of_an_h100_are_for_gpus_that_have_it() -> None:
+    def bytes_of(tiles: band.Tiles) -> int:
+        # Keys and values of each stage, and the rows' own numbers.
+        return 2 * 128 * (tiles.rows + 2 * tiles.stages * tiles.keys)
+
+    for window in (64, 1024, 4096):
+        for packed in (False, True):
+            assert bytes_of(band.schedule_for(128, window, packed, roomy=True).forward) <= band.ROOMY_BYTES
+            assert bytes_of(band.schedule_for(128, window, packed, roomy=False).forward) <= 163 * 1024
