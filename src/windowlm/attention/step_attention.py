@@ -16,6 +16,8 @@ KERNEL_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 LARGEST_HEAD_DIM = 256
 # Three tiles of keys and three of values fit into the shared memory of any GPU that the kernels take.
 MOST_SLOTS_OF_A_TILE, BYTES_OF_A_TILE = 64, 16384
+# The products are small, and few warps wait for one another: on an H100 fewer or more take longer.
+WARPS = 2
 # As many as the multiprocessors of a large GPU.
 ENOUGH_PROGRAMS = 132
 
@@ -122,7 +124,7 @@ def attend_one_by_kernels(
         seen_BS.stride(0) if len(seen_BS) > 1 else 0, *output_BHD.stride()[:2],
         kv_heads, slots, tiles_a_part * tile, parts, head_dim**-0.5, logit_cap or 0.0,
         G=group, R=band.power_of_two(group), D=head_dim, DIM=dim, N=tile,
-        SINKS=sink_logits_H is not None, CAPPED=logit_cap is not None, WHOLE=parts == 1,
+        SINKS=sink_logits_H is not None, CAPPED=logit_cap is not None, WHOLE=parts == 1, num_warps=WARPS,
     )  # fmt: skip
     if parts > 1:
         join_kernel[(batch * heads,)](

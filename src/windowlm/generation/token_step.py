@@ -33,6 +33,12 @@ GPU_OPTIONS: dict[str, Any] = {
     "combo_kernels": True,
     "triton.enable_pdl": True,
 }
+# Products of more rows are timed on the spot, torch's own beside kernels into which what follows is fused.
+PRODUCT_OPTIONS: dict[str, Any] = {
+    "max_autotune_gemm": True,
+    "max_autotune_gemm_backends": "ATEN,TRITON",
+    "benchmark_epilogue_fusion": False,
+}
 Outcome = TypeVar("Outcome")
 OutcomeOut = TypeVar("OutcomeOut", covariant=True)
 
@@ -104,7 +110,11 @@ class TokenStep(Generic[Outcome]):
     @torch.no_grad()
     def _compile(self) -> None:
         on_gpu = self._tokens_B1.is_cuda
-        given: dict[str, Any] = {"options": GPU_OPTIONS} if on_gpu else {"backend": compile_row_products}
+        if on_gpu:
+            rows = len(self._tokens_B1)
+            given: dict[str, Any] = {"options": GPU_OPTIONS | (PRODUCT_OPTIONS if rows > 1 else {})}
+        else:
+            given = {"backend": compile_row_products}
         self._after = torch.compile(outcome_after, fullgraph=True, dynamic=False, **given)
         with torch._dynamo.config.patch(recompile_limit=MOST_COMPILED, fail_on_recompile_limit_hit=True):
             if on_gpu:
