@@ -32,6 +32,7 @@ from windowlm.model.decoder import Decoder
 from windowlm.training import run
 from windowlm.training.compilation import forget_compiled, hidden_states
 from windowlm.training.device_batch import visibilities_on
+from windowlm.training.peak_flops import device_name
 from windowlm.training.provenance import provenance
 
 MOST_GROWTH = 0.02
@@ -89,7 +90,8 @@ def main() -> int:
     recompiled = recompilations(options.layouts)
     judged |= {"layouts": options.layouts, "recompilations": recompiled}
     judged["holds"] = judged["holds"] and recompiled == 0
-    report = {**provenance(), "command": " ".join(["python", *sys.argv]), **judged, "rows": seen}
+    where = {**provenance(), "device": device_name(torch.device("cpu"))}
+    report = {**where, "command": " ".join(["python", *sys.argv]), **judged, "rows": seen}
     print(json.dumps(judged, indent=1))
     if options.out is not None:
         options.out.mkdir(parents=True, exist_ok=True)

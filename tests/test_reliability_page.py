@@ -19,7 +19,7 @@ def measured(name: str) -> dict[str, Any]:
     return loaded
 
 
-@pytest.mark.parametrize("name", ["kill_and_resume", "stops", "fuzzing"])
+@pytest.mark.parametrize("name", ["kill_and_resume", "stops", "fuzzing", "soak"])
 def test_it_is_known_where_a_figure_was_measured(name: str) -> None:
     assert {"command", "git_commit", "versions", "machine", "device"} <= measured(name).keys()
 
