@@ -1,6 +1,7 @@
 """Our own kernels for windows: tiles of packed query heads, fitted to the window's edge.
 
-Shapes: B batch, T queries, S keys, H query heads, K key-value heads, D head dimension.
+Shapes: B batch, T queries, S keys, H query heads, K key-value heads, D head dimension, G packs of query
+heads, P places of a pack's queries.
 """
 
 from collections.abc import Iterator, Sequence
@@ -32,7 +33,8 @@ CAPABILITIES = Capabilities(
     gradients=True,
 )
 
-LARGEST_PACK = 16
+LARGEST_PACK = 16  # no tile has fewer rows
+ALIGNED_NUMBERS = 16
 # Up to here few tiles are seen whole, and a loop of their own costs more than masking them.
 SMALL_WINDOW = 128
 # Shared memory of a block on an H100, which the largest tiles fill.
@@ -105,25 +107,24 @@ def forward(
     scale: float,
     tiles: Tiles | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Outputs [B, T, H, D] and log2 of the softmax's denominators, float32 [B, H, T]."""
+    """Outputs [B, T, H, D] and log2 of the softmax's denominators, as `_each_query` holds them."""
     from .band_kernels import forward_kernel
 
     batch, queries, heads, head_dim = query_BTHD.shape
     kv_heads = key_BSKD.shape[2]
-    tiles = tiles or schedule_for(head_dim, window, bool(ranges), _roomy(query_BTHD.device)).forward
-    pack = _pack(heads // kv_heads, tiles.rows)
-    output_BTHD = torch.empty_like(query_BTHD)
-    normalizer_BHT = query_BTHD.new_empty((batch, heads, queries), dtype=torch.float32)
-    first_last_gaps = ranges or [normalizer_BHT] * 3  # not read
+    tiles = tiles or schedule_for(head_dim, window, bool(ranges), roomy(query_BTHD.device)).forward
+    pack = _pack(heads // kv_heads)
+    output_BTHD, normalizer_BGP = torch.empty_like(query_BTHD), _each_query(query_BTHD, pack)
+    first_last_gaps = ranges or [normalizer_BGP] * 3  # not read
     grid = (-(-queries // (tiles.rows // pack)) * (batch * heads // pack),)
     forward_kernel[grid](
-        query_BTHD, key_BSKD, value_BSKD, output_BTHD, normalizer_BHT, *first_last_gaps,
-        *_strides(query_BTHD, key_BSKD, value_BSKD, output_BTHD),
+        query_BTHD, key_BSKD, value_BSKD, output_BTHD, normalizer_BGP, *first_last_gaps,
+        *_strides(query_BTHD, key_BSKD, value_BSKD, output_BTHD), normalizer_BGP.shape[2],
         heads, heads // kv_heads, queries, key_BSKD.shape[1], window, scale * LOG2_E,
         D=head_dim, DIM=power_of_two(head_dim), R=tiles.rows, N=tiles.keys, PACK=pack,
         BOUNDED=bool(ranges), MOSTLY_FULL=window > SMALL_WINDOW, STAGES=tiles.stages, num_warps=tiles.warps,
     )  # fmt: skip
-    return output_BTHD, normalizer_BHT
+    return output_BTHD, normalizer_BGP
 
 
 def backward(
@@ -131,7 +132,7 @@ def backward(
     key_BSKD: Tensor,
     value_BSKD: Tensor,
     output_BTHD: Tensor,
-    normalizer_BHT: Tensor,
+    normalizer_BGP: Tensor,
     gradient_BTHD: Tensor,
     ranges: Sequence[Tensor],
     window: int,
@@ -143,10 +144,11 @@ def backward(
 
     batch, queries, heads, head_dim = query_BTHD.shape
     keys, kv_heads = key_BSKD.shape[1:3]
-    schedule = schedule or schedule_for(head_dim, window, bool(ranges), _roomy(query_BTHD.device))
+    schedule = schedule or schedule_for(head_dim, window, bool(ranges), roomy(query_BTHD.device))
     query_gradient, key_gradient, value_gradient = map(torch.empty_like, (query_BTHD, key_BSKD, value_BSKD))
-    delta_BHT = torch.empty_like(normalizer_BHT)
-    first_last_gaps = ranges or [normalizer_BHT] * 3  # not read
+    delta_BGP = torch.empty_like(normalizer_BGP)
+    first_last_gaps = ranges or [normalizer_BGP] * 3  # not read
+    pack = _pack(heads // kv_heads)
     shared = {
         "D": head_dim,
         "DIM": power_of_two(head_dim),
@@ -154,25 +156,23 @@ def backward(
         "MOSTLY_FULL": window > SMALL_WINDOW,
     }
     tiles = schedule.query_gradient
-    pack = _pack(heads // kv_heads, tiles.rows)
     grid = (-(-queries // (tiles.rows // pack)) * (batch * heads // pack),)
     # Before the other kernel, which reads the products of output and gradient that this one leaves.
     query_gradient_kernel[grid](
-        query_BTHD, key_BSKD, value_BSKD, output_BTHD, gradient_BTHD, query_gradient, normalizer_BHT,
-        delta_BHT, *first_last_gaps,
+        query_BTHD, key_BSKD, value_BSKD, output_BTHD, gradient_BTHD, query_gradient, normalizer_BGP,
+        delta_BGP, *first_last_gaps,
         *_strides(query_BTHD, key_BSKD, value_BSKD, output_BTHD, gradient_BTHD, query_gradient),
-        heads, heads // kv_heads, queries, keys, window, scale, scale * LOG2_E,
+        normalizer_BGP.shape[2], heads, heads // kv_heads, queries, keys, window, scale, scale * LOG2_E,
         R=tiles.rows, N=tiles.keys, PACK=pack, STAGES=tiles.stages, num_warps=tiles.warps, **shared,
     )  # fmt: skip
     tiles = schedule.key_value_gradient
     grid = (-(-keys // tiles.keys) * batch * kv_heads,)
     key_value_gradient_kernel[grid](
-        query_BTHD, key_BSKD, value_BSKD, gradient_BTHD, key_gradient, value_gradient, normalizer_BHT,
-        delta_BHT, *first_last_gaps,
+        query_BTHD, key_BSKD, value_BSKD, gradient_BTHD, key_gradient, value_gradient, normalizer_BGP,
+        delta_BGP, *first_last_gaps,
         *_strides(query_BTHD, key_BSKD, value_BSKD, gradient_BTHD, key_gradient, value_gradient),
-        heads, kv_heads, heads // kv_heads, queries, keys, window, scale, scale * LOG2_E,
-        R=tiles.rows, N=tiles.keys, PACK=_pack(heads // kv_heads, tiles.rows), STAGES=tiles.stages,
-        num_warps=tiles.warps, **shared,
+        normalizer_BGP.shape[2], kv_heads, heads // kv_heads, queries, keys, window, scale, scale * LOG2_E,
+        R=tiles.rows, N=tiles.keys, PACK=pack, STAGES=tiles.stages, num_warps=tiles.warps, **shared,
     )  # fmt: skip
     return query_gradient, key_gradient, value_gradient
 
@@ -186,7 +186,8 @@ def _of_each_row(bounds: Bounds, batch: int) -> Iterator[Tensor]:
         yield tensor.expand(batch, -1).contiguous() if tensor.dim() == 2 else tensor
 
 
-def _roomy(device: torch.device) -> bool:
+def roomy(device: torch.device) -> bool:
+    """Whether a block may have `ROOMY_BYTES` of shared memory."""
     if device.type != "cuda":
         return False
     # AMD's GPUs do not tell.
@@ -194,9 +195,18 @@ def _roomy(device: torch.device) -> bool:
     return bool(most >= ROOMY_BYTES)
 
 
-def _pack(group_size: int, rows: int) -> int:
+def _pack(group_size: int) -> int:
     """Query heads beside each other in a tile: the largest power of two that divides the group."""
-    return min(group_size & -group_size, LARGEST_PACK, rows)
+    return min(group_size & -group_size, LARGEST_PACK)
+
+
+def _each_query(query_BTHD: Tensor, pack: int) -> Tensor:
+    """Room for a float32 of each query, in the order of a tile's rows: `band_kernels` reads several at once,
+    where rows begin at multiples of `ALIGNED_NUMBERS`.
+    """
+    batch, queries, heads, _dim = query_BTHD.shape
+    places = -(-queries * pack // ALIGNED_NUMBERS) * ALIGNED_NUMBERS
+    return query_BTHD.new_empty((batch, heads // pack, places), dtype=torch.float32)
 
 
 def power_of_two(size: int) -> int:
@@ -223,9 +233,9 @@ def _compute(
 def _compute_gradients(
     gradient_BTHD: Tensor, query_BTHD: Tensor, key_BSKD: Tensor, value_BSKD: Tensor, *others: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    *ranges, window, scale, output_BTHD, normalizer_BHT = others
+    *ranges, window, scale, output_BTHD, normalizer_BGP = others
     return backward(
-        query_BTHD, key_BSKD, value_BSKD, output_BTHD, normalizer_BHT, rows_contiguous(gradient_BTHD),
+        query_BTHD, key_BSKD, value_BSKD, output_BTHD, normalizer_BGP, rows_contiguous(gradient_BTHD),
         _given(ranges), window, scale,
     )  # fmt: skip
 
@@ -234,9 +244,9 @@ def _given(ranges: list[Tensor | None]) -> list[Tensor]:
     return [each for each in ranges if each is not None]
 
 
-def _empty_outputs(query_BTHD: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-    batch, queries, heads, _dim = query_BTHD.shape
-    return torch.empty_like(query_BTHD), query_BTHD.new_empty((batch, heads, queries), dtype=torch.float32)
+def _empty_outputs(query_BTHD: Tensor, key_BSKD: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    pack = _pack(query_BTHD.shape[2] // key_BSKD.shape[2])
+    return torch.empty_like(query_BTHD), _each_query(query_BTHD, pack)
 
 
 _ARGUMENTS = (

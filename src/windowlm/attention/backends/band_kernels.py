@@ -12,6 +12,9 @@ do not depend on the order of execution.
 Each kernel has a loop over the tiles at the window's two edges, which masks, and, where the window is wide,
 one over those between, of which every query sees every key.
 
+What the kernels keep of each query, a number of float32, lies in the order of a tile's rows: for each batch
+and pack of heads the heads of the first position, those of the second, and so on.
+
 Shapes: R rows of a tile (positions x packed heads), N keys of a tile, D head dimension.
 """
 
@@ -33,6 +36,12 @@ def _row_pointers(pointer, batch, start_t, stride_b, stride_t, stride_h, local_R
     """Where the rows of a tile of queries lie, [R, DIM]."""
     base = pointer + batch.to(tl.int64) * stride_b + tl.cast(start_t, tl.int64) * stride_t
     return base + (local_R * stride_t + head_R * stride_h)[:, None] + tl.arange(0, DIM)[None, :]
+
+
+@triton.jit
+def _vector_offsets(row, start_t, vector_stride, R: tl.constexpr, PACK: tl.constexpr):
+    """Where the numbers of a tile's rows lie, [R]; `row` counts the packs of all batches."""
+    return tl.cast(row, tl.int64) * vector_stride + start_t * PACK + tl.arange(0, R)
 
 
 @triton.jit
@@ -148,7 +157,7 @@ def _forward_steps(
 def forward_kernel(
     query_ptr, key_ptr, value_ptr, output_ptr, normalizer_ptr, first_ptr, last_ptr, gaps_ptr,
     query_b, query_t, query_h, key_b, key_s, key_h, value_b, value_s, value_h, output_b, output_t, output_h,
-    heads, group_size, T, S, window, scale_log2,
+    vector_stride, heads, group_size, T, S, window, scale_log2,
     D: tl.constexpr, DIM: tl.constexpr, R: tl.constexpr, N: tl.constexpr, PACK: tl.constexpr,
     BOUNDED: tl.constexpr, MOSTLY_FULL: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
@@ -193,7 +202,7 @@ def forward_kernel(
     # Infinite where nothing is seen, which makes every weight of the row zero in the backward.
     normalizer_R = tl.where(seen_R, largest_R + tl.log2(tl.where(seen_R, total_R, 1.0)), float("inf"))
     tl.store(
-        normalizer_ptr + (batch.to(tl.int64) * heads + head_R) * T + position_R, normalizer_R, mask=inside_R
+        normalizer_ptr + _vector_offsets(row, start_t, vector_stride, R, PACK), normalizer_R, mask=inside_R
     )
 
 
@@ -234,7 +243,7 @@ def query_gradient_kernel(
     first_ptr, last_ptr, gaps_ptr,
     query_b, query_t, query_h, key_b, key_s, key_h, value_b, value_s, value_h, output_b, output_t, output_h,
     gradient_b, gradient_t, gradient_h, dquery_b, dquery_t, dquery_h,
-    heads, group_size, T, S, window, scale, scale_log2,
+    vector_stride, heads, group_size, T, S, window, scale, scale_log2,
     D: tl.constexpr, DIM: tl.constexpr, R: tl.constexpr, N: tl.constexpr, PACK: tl.constexpr,
     BOUNDED: tl.constexpr, MOSTLY_FULL: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
@@ -257,9 +266,9 @@ def query_gradient_kernel(
     outputs = _row_pointers(output_ptr, batch, start_t, output_b, output_t, output_h, local_R, head_R, DIM)
     output_RD = _load(outputs, inside_R, D, DIM, True)
     delta_R = tl.sum(output_RD.to(tl.float32) * gradient_RD.to(tl.float32), 1)
-    row_offset_R = (batch.to(tl.int64) * heads + head_R) * T + position_R
-    tl.store(delta_ptr + row_offset_R, delta_R, mask=inside_R)
-    normalizer_R = tl.load(normalizer_ptr + row_offset_R, mask=inside_R, other=float("inf"))
+    offset_R = _vector_offsets(row, start_t, vector_stride, R, PACK)
+    tl.store(delta_ptr + offset_R, delta_R, mask=inside_R)
+    normalizer_R = tl.load(normalizer_ptr + offset_R, mask=inside_R, other=float("inf"))
     first_R = _first_keys(first_ptr, batch, position_R, inside_R, at_R, T, S, window, BOUNDED)
     stop = tl.minimum(start_t + R // PACK + (S - T), S)
     start, before, full, others = _key_steps(first_R, inside_R, start_t + (S - T), stop, gaps_ptr, N, BOUNDED)
@@ -287,14 +296,14 @@ def query_gradient_kernel(
 
 @triton.jit
 def _key_value_gradient_steps(
-    key_gradient_ND, value_gradient_ND, key_ND, value_ND, query_ptr, gradient_ptr, normalizer_ptr, delta_ptr,
-    first_ptr, key_N, last_N, head_R,
-    query_b, query_t, query_h, gradient_b, gradient_t, gradient_h, batch, heads, T, S, scale_log2,
+    key_gradient_ND, value_gradient_ND, key_ND, value_ND, query_ptr, gradient_ptr, normalizer_ptr,
+    delta_ptr, first_ptr, key_N, last_N, head, row,
+    query_b, query_t, query_h, gradient_b, gradient_t, gradient_h, vector_stride, batch, T, S, scale_log2,
     count, start, stop, before, full,
     D: tl.constexpr, DIM: tl.constexpr, R: tl.constexpr, PACK: tl.constexpr, BOUNDED: tl.constexpr,
     MASKED: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    local_R = tl.arange(0, R) // PACK
+    local_R, head_R = tl.arange(0, R) // PACK, head + tl.arange(0, R) % PACK
     for step in tl.range(0, count, num_stages=STAGES):
         begin = _begin(start, step, before, full, R // PACK, MASKED)
         position_R = begin + local_R
@@ -305,9 +314,13 @@ def _key_value_gradient_steps(
             gradient_ptr, batch, begin, gradient_b, gradient_t, gradient_h, local_R, head_R, DIM
         )
         gradient_RD = _load(gradients, inside_R, D, DIM, MASKED)
-        row_offset_R = (batch.to(tl.int64) * heads + head_R) * T + position_R
-        normalizer_R = tl.load(normalizer_ptr + row_offset_R, mask=inside_R, other=float("inf"))
-        delta_R = tl.load(delta_ptr + row_offset_R, mask=inside_R, other=0.0)
+        offset_R = _vector_offsets(row, begin, vector_stride, R, PACK)
+        if MASKED:
+            normalizer_R = tl.load(normalizer_ptr + offset_R, mask=inside_R, other=float("inf"))
+            delta_R = tl.load(delta_ptr + offset_R, mask=inside_R, other=0.0)
+        else:
+            normalizer_R = tl.load(normalizer_ptr + offset_R)
+            delta_R = tl.load(delta_ptr + offset_R)
         score_NR = tl.dot(key_ND, tl.trans(query_RD))
         weight_NR = tl.exp2(score_NR * scale_log2 - normalizer_R[None, :])
         if MASKED:
@@ -331,7 +344,7 @@ def key_value_gradient_kernel(
     delta_ptr, first_ptr, last_ptr, gaps_ptr,
     query_b, query_t, query_h, key_b, key_s, key_h, value_b, value_s, value_h,
     gradient_b, gradient_t, gradient_h, dkey_b, dkey_s, dkey_h, dvalue_b, dvalue_s, dvalue_h,
-    heads, kv_heads, group_size, T, S, window, scale, scale_log2,
+    vector_stride, kv_heads, group_size, T, S, window, scale, scale_log2,
     D: tl.constexpr, DIM: tl.constexpr, R: tl.constexpr, N: tl.constexpr, PACK: tl.constexpr,
     BOUNDED: tl.constexpr, MOSTLY_FULL: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
@@ -351,7 +364,8 @@ def key_value_gradient_kernel(
         last_N = tl.where(exists_N, tl.minimum(key_N + (window - 1), S - 1), -1)
     # Queries stand at offset, offset + 1, ... among the keys.
     offset = S - T
-    start = tl.maximum(start_s - offset, 0)
+    # From a multiple on, so that several numbers of queries that follow one another are read at once.
+    start = tl.maximum(start_s - offset, 0) // 4 * 4
     stop = tl.max(last_N, 0) - offset + 1
     full_from, full_to = start_s + N - 1 - offset, tl.min(last_N, 0) - offset + 1
     if BOUNDED:
@@ -362,18 +376,21 @@ def key_value_gradient_kernel(
     key_gradient_ND = tl.zeros([N, DIM], tl.float32)
     value_gradient_ND = tl.zeros([N, DIM], tl.float32)
     for pack in range(group_size // PACK):
-        head_R = kv_head * group_size + pack * PACK + tl.arange(0, R) % PACK
+        head = kv_head * group_size + pack * PACK
+        pack_row = row * (group_size // PACK) + pack
         key_gradient_ND, value_gradient_ND = _key_value_gradient_steps(
             key_gradient_ND, value_gradient_ND, key_ND, value_ND, query_ptr, gradient_ptr, normalizer_ptr,
-            delta_ptr, first_ptr, key_N, last_N, head_R,
-            query_b, query_t, query_h, gradient_b, gradient_t, gradient_h, batch, heads, T, S, scale_log2,
+            delta_ptr, first_ptr, key_N, last_N, head, pack_row,
+            query_b, query_t, query_h, gradient_b, gradient_t, gradient_h, vector_stride, batch, T, S,
+            scale_log2,
             others, start, stop, before, full, D, DIM, R, PACK, BOUNDED, True, STAGES,
         )  # fmt: skip
         if MOSTLY_FULL:
             key_gradient_ND, value_gradient_ND = _key_value_gradient_steps(
                 key_gradient_ND, value_gradient_ND, key_ND, value_ND, query_ptr, gradient_ptr, normalizer_ptr,
-                delta_ptr, first_ptr, key_N, last_N, head_R,
-                query_b, query_t, query_h, gradient_b, gradient_t, gradient_h, batch, heads, T, S, scale_log2,
+                delta_ptr, first_ptr, key_N, last_N, head, pack_row,
+                query_b, query_t, query_h, gradient_b, gradient_t, gradient_h, vector_stride, batch, T, S,
+                scale_log2,
                 full, start, stop, before, full, D, DIM, R, PACK, BOUNDED, False, STAGES,
             )  # fmt: skip
     mask_ND = exists_N[:, None] & (tl.arange(0, DIM) < D)[None, :]
