@@ -90,7 +90,8 @@ def train_again(config: TrainConfig, record: dict[str, Any], run: Path, new: Pat
     with nullcontext() if work is None else chdir(work):
         data = replace(config.data, cache_dir=filled_cache(config.data.cache_dir))
         logger = replace(config.logger, kind="none")
-        again = replace(config, run_dir=str(new), resume=None, plan=False, data=data, logger=logger)
+        began_from = first_state(record)
+        again = replace(config, run_dir=str(new), resume=began_from, plan=False, data=data, logger=logger)
         return train(again, Invocation(output_dir=new, sweep_dir=None, command=f"reproduce {run}"))
 
 
@@ -135,6 +136,12 @@ def threads_of(record: dict[str, Any]) -> int:
     return threads if type(threads) is int and 0 < threads <= 1024 else torch.get_num_threads()
 
 
+def first_state(record: dict[str, Any]) -> str | None:
+    """Folder of the run from whose state this one started; None where it started from none."""
+    origin = record.get("began_from")
+    return origin if isinstance(origin, str) else None
+
+
 def working_folder(record: dict[str, Any]) -> Path | None:
     """Where the run was started; None where that is not known or not here."""
     work = record.get("working_folder")
@@ -167,6 +174,8 @@ def changes(record: dict[str, Any], folder: RunFolder, config: TrainConfig) -> l
         found.append("the budget was in seconds, so another run takes other steps")
     if record.get("processes_changed"):
         found.append("the run went on with another number of processes, so one number adds in other orders")
+    if (origin := first_state(record)) is not None:
+        found.append(f"the run started from the newest state of {origin}, which may be another one by now")
     relative = [
         path
         for path in (config.data.path, config.data.exclude, config.data.cache_dir, config.tokenizer.path)

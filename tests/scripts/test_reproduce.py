@@ -60,6 +60,18 @@ def test_what_is_not_the_same_is_said(
     assert (tmp_path / "again" / "evaluation" / "length.json").exists()
 
 
+def test_a_run_that_started_from_the_state_of_another_is_reproduced_from_it(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    texts, cache = finished.parent / "texts", finished.parent / "cache"
+    further = {"trainer": {"max_steps": 10}}
+    assert begin(tmp_path / "second", texts, cache, resume=str(finished), **further) == 0
+    assert reproduce(monkeypatch, str(tmp_path / "second")) == 0
+    screen = capsys.readouterr()
+    assert f"note: the run started from the newest state of {finished}, which may be another" in screen.err
+    assert "reproduced, equal bit for bit" in screen.out
+
+
 def test_what_is_no_finished_run_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert reproduce(monkeypatch, str(tmp_path)) == 2
     assert not os.listdir(tmp_path)

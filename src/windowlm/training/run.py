@@ -393,6 +393,7 @@ class TrainingRun:
         # The record comes first: a folder with anything else in it is not taken for a run's.
         entries = {**record_of(config, "running"), "wandb_id": wandb_id, "origin": self.start.origin}
         entries["processes_changed"] = changed or bool(before.get("processes_changed"))
+        entries["began_from"] = self.start.origin or before.get("began_from")
         if wandb_id is not None:
             entries["wandb_group"] = group
         self.folder.update_record(**facts, **entries)
