@@ -164,6 +164,15 @@ def test_an_archive_that_unpacks_to_far_more_than_its_size_is_refused_before_it_
     part.write_bytes(gzip.compress(stream.getvalue()))
     with pytest.raises(UserError, match="other columns"):
         unpack_runs(tmp_path / "packed", tmp_path / "there")
+    table = pyarrow.ipc.open_stream(good).read_all()
+    for codec in ("zstd", "lz4"):
+        stream = io.BytesIO()
+        options = pyarrow.ipc.IpcWriteOptions(compression=codec)
+        with pyarrow.ipc.new_stream(stream, table.schema, options=options) as writer:
+            writer.write_table(table)
+        part.write_bytes(gzip.compress(stream.getvalue()))
+        with pytest.raises(UserError, match="compressed once more"):
+            unpack_runs(tmp_path / "packed", tmp_path / "there")
     assert not (tmp_path / "there").exists()
 
 

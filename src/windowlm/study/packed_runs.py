@@ -224,13 +224,41 @@ def _entries(whole: bytes) -> dict[str, bytes]:
     """
     import pyarrow.ipc
 
-    with pyarrow.ipc.open_stream(_unpacked(whole)) as stream:
+    unpacked = _unpacked(whole)
+    with pyarrow.ipc.open_stream(unpacked) as stream:
         # Columns of other kinds, such as a dictionary's, may repeat one content many times.
         if stream.schema != _schema():
             raise ValueError("other columns than names and contents")
+        if any(_is_compressed(message) for message in pyarrow.ipc.MessageReader.open_stream(unpacked)):
+            raise ValueError("its columns are compressed once more, which those of results are not")
         table = stream.read_all()
     names, contents = table.column("name").to_pylist(), table.column("content").to_pylist()
     return {str(name): bytes(content) for name, content in zip(names, contents, strict=True)}
+
+
+def _is_compressed(message: "pyarrow.ipc.Message") -> bool:
+    """Whether what a message holds takes more room than the message, of which pyarrow does not tell.
+
+    Its description is a flatbuffer, a table of tables (https://arrow.apache.org/docs/format/Columnar.html,
+    Message.fbs): the third field of the message is its header, the fourth of a record batch its compression.
+    """
+    if message.type == "schema":
+        return False
+    description = message.metadata.to_pybytes()
+
+    def number(at: int, size: int, signed: bool = False) -> int:
+        return int.from_bytes(description[at : at + size], "little", signed=signed)
+
+    def field(table: int, index: int) -> int | None:
+        fields = table - number(table, 4, signed=True)
+        at = 4 + 2 * index
+        place = number(fields + at, 2) if at < number(fields, 2) else 0
+        return table + place if place else None
+
+    header = field(number(0, 4), 2)
+    return (
+        message.type != "record batch" or header is None or field(header + number(header, 4), 3) is not None
+    )
 
 
 def _unpacked(whole: bytes) -> bytes:
