@@ -1,8 +1,10 @@
 """Results of finished runs go to another folder and lose nothing that a study needs."""
 
+import contextlib
 import gzip
 import io
 import json
+import random
 import runpy
 import sys
 import tracemalloc
@@ -174,6 +176,21 @@ def test_an_archive_that_unpacks_to_far_more_than_its_size_is_refused_before_it_
         with pytest.raises(UserError, match="compressed once more"):
             unpack_runs(tmp_path / "packed", tmp_path / "there")
     assert not (tmp_path / "there").exists()
+
+
+def test_an_archive_that_is_damaged_inside_is_refused_or_whole(runs, tmp_path):
+    # Its own checksum right: bytes of somebody who writes archives by hand.
+    _, (part,) = pack_runs(runs, tmp_path / "packed", 1 << 20)
+    good, draw = gzip.decompress(part.read_bytes()), random.Random(0)
+    for number in range(200):
+        damaged = bytearray(good)
+        for _ in range(draw.choice([1, 2, 5])):
+            # Near its ends is what describes the content.
+            place = draw.choice([draw.randrange(600), -1 - draw.randrange(600)])
+            damaged[place] = draw.randrange(256)
+        part.write_bytes(gzip.compress(damaged, 1))
+        with contextlib.suppress(UserError):
+            unpack_runs(tmp_path / "packed", tmp_path / "there" / str(number))
 
 
 def test_the_command_packs_unpacks_and_names_a_mistake(runs, tmp_path, monkeypatch, capsys):

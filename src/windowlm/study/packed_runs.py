@@ -188,7 +188,7 @@ def _read(packed: Path) -> dict[str, bytes]:
         raise UserError(f"{packed}: {what}; take all parts of one archive along, and nothing else")
     try:
         entries = _entries(b"".join(part.read_bytes() for part in parts))
-    except (OSError, EOFError, ValueError, KeyError, zlib.error) as error:
+    except (OSError, EOFError, ValueError, NotImplementedError, KeyError, zlib.error) as error:
         raise UserError(f"{packed}: damaged ({error}); nothing was written") from None
     for name in entries:
         if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
@@ -219,8 +219,8 @@ def _entries(whole: bytes) -> dict[str, bytes]:
     """The files of ``_archive``.
 
     Raises:
-        OSError, EOFError, ValueError, KeyError, zlib.error: it is something else, or damaged, or holds far
-            more than results pack into one of its size.
+        OSError, EOFError, ValueError, NotImplementedError, KeyError, zlib.error: it is something else, or
+            damaged, or holds far more than results pack into one of its size.
     """
     import pyarrow.ipc
 
@@ -232,6 +232,8 @@ def _entries(whole: bytes) -> dict[str, bytes]:
         if any(_is_compressed(message) for message in pyarrow.ipc.MessageReader.open_stream(unpacked)):
             raise ValueError("its columns are compressed once more, which those of results are not")
         table = stream.read_all()
+        # Arrow reads where damaged offsets point to.
+        table.validate(full=True)
     names, contents = table.column("name").to_pylist(), table.column("content").to_pylist()
     return {str(name): bytes(content) for name, content in zip(names, contents, strict=True)}
 
@@ -278,5 +280,5 @@ def _settings_lists(data: bytes, path: Path) -> list[list[str]]:
         if isinstance(found, list) and all(isinstance(settings, list) for settings in found):
             return found
     except ValueError:
-        pass
+        table.validate(full=True)
     raise UserError(f"{path}: damaged; remove it, and the run is looked at again")
