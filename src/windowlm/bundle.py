@@ -123,8 +123,8 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> Bundle:
         device: where the model goes.
 
     Raises:
-        UserError: a file is missing or damaged, a tensor does not fit the model of ``config.json``, or our
-            layers cannot be that model.
+        UserError: a file is missing or damaged, a tensor or the tokenizer is not of the model of
+            ``config.json``, or our layers cannot be that model.
     """
     return _load(find_model_folder(path), device)
 
@@ -143,23 +143,14 @@ def _load(found: ModelFolder, device: str | torch.device) -> Bundle:
             f"{folder}: the tokenizer has {tokenizer.vocabulary_size} tokens and config.json says "
             f"vocabulary_size={config['vocabulary_size']}; the files are of different models"
         )
-    model = _decoder(shape, tokenizer.vocabulary_size, folder / WEIGHTS_NAME)
-    return Bundle(model.to(device).eval(), tokenizer, config, folder)
-
-
-def check_tokenizer(bundle: ScorableModel) -> None:
-    """Refuse a model whose tokenizer is another than in its training.
-
-    Raises:
-        UserError: the files in its folder are of another tokenizer.
-    """
-    now, then = bundle.tokenizer.identity, bundle.config["tokenizer_identity"]
+    now, then = tokenizer.identity, config["tokenizer_identity"]
     if now != then:
         raise UserError(
-            f"checkpoint={bundle.folder}: the tokenizer in {bundle.folder} is not that of its "
-            f"training ({now}, then {then}), so that its tokens would mean something else; restore the "
-            "tokenizer's files, or train again"
+            f"checkpoint={folder}: the tokenizer there is not that of its training ({now}, then {then}), so "
+            "that its tokens would mean something else; restore the tokenizer's files, or train again"
         )
+    model = _decoder(shape, tokenizer.vocabulary_size, folder / WEIGHTS_NAME)
+    return Bundle(model.to(device).eval(), tokenizer, config, folder)
 
 
 def device_named(name: str) -> torch.device:
@@ -266,7 +257,10 @@ def _decoder(shape: ModelConfig, vocabulary_size: int, path: Path) -> Decoder:
         if name not in expected:
             raise UserError(f"{path}: the model has no tensor {name}; config.json is of another model")
         check_shape(f"{path}: {name}", tensor.shape, expected[name].shape)
-        check_finite(f"{path}: {name}", tensor)
+        if expected[name].is_floating_point():
+            check_finite(f"{path}: {name}", tensor)
+        elif tensor.dtype != expected[name].dtype:
+            raise UserError(f"{path}: {name} holds {tensor.dtype}, the model {expected[name].dtype}")
     model = Decoder(shape, vocabulary_size)
     model.load_state_dict(state, strict=False)
     return model

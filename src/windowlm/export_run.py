@@ -3,13 +3,16 @@
 from pathlib import Path
 from typing import Any
 
-from windowlm.bundle import check_tokenizer, load
+from windowlm.bundle import load
 from windowlm.errors import UserError
 from windowlm.evaluation.result_files import OWN_EVALUATION, PLOT_NAME, RESULT_NAME
 from windowlm.interchange.export import check_out, export_to_transformers
 from windowlm.interchange.model_card import CURVE_NAME, model_card
 from windowlm.json_text import parse_json
 from windowlm.model_folder import IN_RUN
+
+# Of a row of the evaluation, what the card shows.
+ROW_FIELDS = ("context_length", "perplexity", "bits_per_byte", "naive_bits_per_byte", "targets", "bytes")
 
 
 def export_run(checkpoint: Path, out: Path) -> dict[str, Any]:
@@ -27,7 +30,6 @@ def export_run(checkpoint: Path, out: Path) -> dict[str, Any]:
     """
     check_out(out)
     bundle = load(checkpoint)
-    check_tokenizer(bundle)
     run = bundle.folder.parent if bundle.folder.name == IN_RUN else bundle.folder
     evaluation = _evaluation(run / OWN_EVALUATION / RESULT_NAME)
     pictures = {}
@@ -54,6 +56,13 @@ def _evaluation(path: Path) -> dict[str, Any] | None:
         result = parse_json(path.read_bytes())
     except ValueError as error:
         raise UserError(f"{path}: not JSON: {error}; evaluate the run again") from None
-    if not isinstance(result, dict) or not result.get("rows"):
+    try:
+        whole = bool(result["rows"]) and {*ROW_FIELDS} <= set.intersection(*map(set, result["rows"]))
+        whole &= isinstance(result["documents"], list) and {"split", "precision"} <= result.keys()
+        numbers = [row[name] for row in result["rows"] for name in ROW_FIELDS]
+        whole &= all(isinstance(number, int | float) for number in numbers)
+    except (KeyError, TypeError):
+        whole = False
+    if not whole:
         raise UserError(f"{path}: not the result of an evaluation; evaluate the run again")
-    return result
+    return dict(result)

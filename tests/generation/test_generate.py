@@ -36,18 +36,18 @@ SHAPE: dict[str, object] = {
 PROMPTS = ["a", "def window(", "Größe: 😀 €", "the small window sees few keys", "x = [1, 2]"]
 
 
-def bundle_of(folder: Path, **changes: object) -> Bundle:
+def bundle_of(folder: Path, sequence_length: int = 4096, **changes: object) -> Bundle:
     """A model of bytes with drawn weights, as a run leaves it."""
     torch.manual_seed(0)
     config = ModelConfig(**{**SHAPE, **changes})  # type: ignore[arg-type]
     model = Decoder(config, 256)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.4)
-    facts = {"vocabulary_size": 256, "sequence_length": 64, "source_identity": "", "tokenizer_identity": ""}
+    facts = {"vocabulary_size": 256, "sequence_length": sequence_length, "source_identity": ""}
     save_bundle(
         folder,
         model.state_dict(),
-        {"model": asdict(config), **facts, "data": {}, "training": {}},
+        {"model": asdict(config), **facts, "tokenizer_identity": "bytes", "data": {}, "training": {}},
         BytesTokenizer(),
     )
     return load(folder)
@@ -155,11 +155,9 @@ def test_what_cannot_be_continued_is_refused(bundle: Bundle, tmp_path: Path) -> 
         generate(bundle, "a\ud800")
     with pytest.raises(ValueError, match="length=3: there are max_new_tokens"):
         generate(bundle, "a", length=3)
-    full = bundle_of(tmp_path / "full", window=[6, None])
+    full = bundle_of(tmp_path / "full", 64, window=[6, None])
     assert position_range(full) == 64
-    with pytest.raises(
-        UserError, match="64 tokens, and the layers without a window were trained on positions"
-    ):
+    with pytest.raises(UserError, match="64 tokens, and layers that see further were trained on positions"):
         generate(full, "a" * 64)
     with pytest.raises(UserError, match="try max_new_tokens=24, or beyond_training=true"):
         generate(full, "a" * 40)
@@ -174,9 +172,27 @@ def test_what_cannot_be_continued_is_refused(bundle: Bundle, tmp_path: Path) -> 
 
 def test_the_range_of_positions_follows_scaling_and_layers_without_positions(tmp_path: Path) -> None:
     scaled = RotaryConfig(scaling=YarnScaling(kind="yarn", factor=4, original_length=64))
-    assert position_range(bundle_of(tmp_path / "scaled", window=None, rotary=scaled)) == 256
-    assert position_range(bundle_of(tmp_path / "none", window=None, rotary=None)) is None
-    assert position_range(bundle_of(tmp_path / "windows")) is None
+    assert position_range(bundle_of(tmp_path / "scaled", 64, window=None, rotary=scaled)) == 256
+    assert position_range(bundle_of(tmp_path / "none", 64, window=None, rotary=None)) is None
+    assert position_range(bundle_of(tmp_path / "windows", 64, attention_sinks=0)) is None
+    # Sinks stay visible from any distance, and a long window reaches beyond what was seen in training.
+    assert position_range(bundle_of(tmp_path / "sinks", 64)) == 64
+    assert position_range(bundle_of(tmp_path / "long", 64, window=[6, 65], attention_sinks=0)) == 64
+
+
+def test_rows_of_the_embedding_that_stand_for_no_text_are_not_chosen(tmp_path: Path) -> None:
+    small = bundle_of(tmp_path)
+    large = Decoder(small.model.config, 400)
+    state = {**small.model.state_dict(), "embedding.weight": torch.randn(400, 32)}
+    for name in ("embedding.weight", "head.weight"):
+        state[name] = torch.cat([small.model.state_dict()[name], 9 * torch.randn(144, 32)])
+    large.load_state_dict(state)
+    widened = Bundle(large.eval(), small.tokenizer, small.config, small.folder)
+    for compiled in (False, True):
+        settings = SamplingConfig(max_new_tokens=40, stop_at_end=False)
+        (result,) = Generator(widened, settings, compiled=compiled).batch(["some"])
+        assert max(result.tokens) < 256
+        assert result.bytes == sum(token != 255 for token in result.tokens)
 
 
 def assert_same_tokens_compiled(bundle: Bundle, prompts: list[str], **given: Any) -> None:

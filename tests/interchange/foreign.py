@@ -27,6 +27,7 @@ YARN = {
     "original_max_position_embeddings": 32,
     "beta_fast": 16,
 }
+MSCALES = {"mscale": 1.4, "mscale_all_dim": 0.3}
 LLAMA3 = {
     "rope_type": "llama3",
     "factor": 4.0,
@@ -50,6 +51,11 @@ FOREIGN: dict[str, tuple[str, dict[str, Any], Any]] = {
     "qwen2 with windows": ("Qwen2", {**SLIDING, "max_window_layers": 1}, [None, 8, 8, 8]),
     "qwen3": ("Qwen3", {"head_dim": 16, "rms_norm_eps": 1e-3}, None),
     "qwen3, yarn": ("Qwen3", {"head_dim": 16, "rope_theta": 500.0, "rope_scaling": YARN}, None),
+    "qwen3, yarn with all its parts": (
+        "Qwen3",
+        {"head_dim": 16, "rope_theta": 500.0, "rope_scaling": {**YARN, "truncate": False, **MSCALES}},
+        None,
+    ),
     "qwen3 with windows": (
         "Qwen3",
         {"head_dim": 8, **SLIDING, "layer_types": ["sliding_attention", "full_attention"] * 2},

@@ -62,6 +62,22 @@ def test_hidden_and_head_give_the_logits(kind: str, apart: bool, tmp_path: Path)
     assert (model.hidden(tokens_BT).shape[-1] == 32) is apart
 
 
+def test_a_model_that_sees_what_comes_is_refused(tmp_path: Path) -> None:
+    config = transformers.RobertaConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48,
+        max_position_embeddings=66, **{**SMALL, "pad_token_id": 1},
+    )  # fmt: skip
+    torch.manual_seed(0)
+    for reads_forward in (False, True):
+        config.is_decoder = reads_forward
+        transformers.RobertaForCausalLM(config).eval().save_pretrained(tmp_path)
+        if reads_forward:
+            assert load_any_causal_model(tmp_path).model_type == "roberta"
+        else:
+            with pytest.raises(UserError, match="this roberta sees tokens that come later"):
+                load_any_causal_model(tmp_path)
+
+
 def test_both_ways_score_the_same_targets_alike(tmp_path: Path, documents: Path) -> None:
     save_foreign(tmp_path / "ours", "mistral")
     through_layers = evaluate(tmp_path / "ours", documents, tmp_path / "cache")

@@ -56,6 +56,20 @@ MODELS: dict[str, tuple[dict[str, Any], str]] = {
     "linear": (rotated(scaling=LinearScaling(kind="linear", factor=4.0)), "Mistral"),
     "ntk": (rotated(scaling=NtkScaling(kind="ntk", factor=4.0)), "Mistral"),
     "yarn": (rotated(scaling=YarnScaling(kind="yarn", factor=4.0, original_length=32)), "Mistral"),
+    "yarn, not rounded": (
+        rotated(scaling=YarnScaling(kind="yarn", factor=4.0, original_length=32, truncate=False)),
+        "Mistral",
+    ),
+    "yarn with mscale": (
+        rotated(
+            scaling=YarnScaling(kind="yarn", factor=4.0, original_length=32, mscale=1.4, mscale_all_dim=0.3)
+        ),
+        "Mistral",
+    ),
+    "yarn with its factor": (
+        rotated(scaling=YarnScaling(kind="yarn", factor=4.0, original_length=32, attention_factor=1.3)),
+        "Mistral",
+    ),
     "llama3": (rotated(scaling=Llama3Scaling(kind="llama3", factor=4.0, original_length=32)), "Mistral"),
 }
 
@@ -227,6 +241,18 @@ def test_a_setting_added_to_the_model_is_expressed_or_refused() -> None:
     without_effect_once_trained = {"backend", "zero_output_init", "init_from"}
     known = expressed | set(_ABSENT_THERE) | without_effect_once_trained
     assert {field.name for field in fields(ModelConfig)} == known
+    of_rotations = {
+        RotaryConfig: {"base", "fraction", "scaling"},
+        LinearScaling: {"kind", "factor"},
+        NtkScaling: {"kind", "factor"},
+        YarnScaling: {
+            "kind", "factor", "original_length", "fast", "slow", "truncate", "attention_factor", "mscale",
+            "mscale_all_dim",
+        },
+        Llama3Scaling: {"kind", "factor", "original_length", "fast", "slow"},
+    }  # fmt: skip
+    for rotation, names in of_rotations.items():
+        assert {field.name for field in fields(rotation)} == names
 
 
 def test_the_folder_holds_the_config_in_the_words_of_all_versions(tmp_path: Path) -> None:

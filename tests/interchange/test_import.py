@@ -176,9 +176,9 @@ BAD: dict[str, tuple[str, Callable[[Path], object], str]] = {
     ),
     "part of yarn": (
         "qwen3, yarn",
-        config(rope_parameters={"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0, "mscale": 0.7,
+        config(rope_parameters={"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0, "wings": 0.7,
                                 "original_max_position_embeddings": 32}),
-        "mscale",
+        "wings is not read beside yarn",
     ),
     "sliding layers without a window": (
         "qwen3",
@@ -213,6 +213,13 @@ BAD: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "more layers than can be": ("llama", config(num_hidden_layers=10**9), "num_hidden_layers=1000000000"),
     "a size that fits nowhere": ("llama", config(intermediate_size=10**15), "must be at most 16777216"),
     "rows that fit nowhere": ("llama", config(vocab_size=10**12), "and config.json asks for"),
+    "a weight of whole numbers": (
+        "llama", weight(Q_PROJ, lambda w: w.to(torch.int8)), "q_proj.weight holds int8: float64, float32"
+    ),
+    "a weight of eight bits": (
+        "llama", weight(Q_PROJ, lambda w: w.to(torch.float8_e4m3fn)), "q_proj.weight holds float8_e4m3fn"
+    ),
+    "a weight beyond float32": ("llama", weight(Q_PROJ, lambda w: w.double() * 1e300), "more than float32"),
     "a weight that is NaN": ("llama", weight(Q_PROJ, nan), "q_proj.weight holds NaN"),
     "two heads": (
         "llama, tied, own head size",

@@ -1,5 +1,6 @@
 """scripts/export.py as a user calls it."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from tests.conftest import run_script, start_script
 from tests.interchange.models import random_decoder, save_run
 from windowlm.bundle import load
+from windowlm.export_run import ROW_FIELDS
 
 transformers = pytest.importorskip("transformers")
 
@@ -37,16 +39,26 @@ def test_a_finished_run_opens_in_transformers(finished_run: tuple[Path, str], wo
 def test_a_mistake_ends_with_one_message_and_no_folder(tmp_path: Path) -> None:
     save_run(tmp_path / "run", random_decoder(output_gate=True))
     save_run(tmp_path / "other", random_decoder())
+    save_run(tmp_path / "plain", random_decoder())
     config = tmp_path / "other" / "model" / "config.json"
     config.write_text(
         config.read_text().replace('"tokenizer_identity": "bytes"', '"tokenizer_identity": "x"')
     )
+    for name, damage in (("rowless", {"rows": [{"context_length": 8}]}), ("words", {"perplexity": "x"})):
+        save_run(tmp_path / name, random_decoder())
+        row = dict.fromkeys(ROW_FIELDS, 1) | damage
+        result = {"documents": [], "split": "test", "precision": "32-true", "rows": [row], **damage}
+        (tmp_path / name / "evaluation").mkdir()
+        (tmp_path / name / "evaluation" / "length.json").write_text(json.dumps(result))
     before = sorted(tmp_path.rglob("*"))
     for words, said in (
         (("checkpoint=run", "out=out"), "error: model.output_gate=true"),
         (("checkpoint=other", "out=out"), "is not that of its training"),
         (("checkpoint=nowhere", "out=out"), "there is no such folder"),
         (("checkpoint=run", "out=run"), "it exists"),
+        (("checkpoint=rowless", "out=out"), "not the result of an evaluation"),
+        (("checkpoint=words", "out=out"), "not the result of an evaluation"),
+        (("checkpoint=plain", f"out=new/folders/{'x' * 300}"), "cannot be written"),
         (("checkpoint=run", "out=run/model/config.json/x"), "cannot be written"),
         (("checkpoint=run", "out=out", "to=onnx"), "to=onnx: allowed is transformers"),
         (("checkpoint=run",), "out: must be given"),

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from windowlm.atomic_write import obstacle
-from windowlm.bundle import ScorableModel, check_tokenizer, device_named, load_scorable
+from windowlm.bundle import ScorableModel, device_named, load_scorable
 from windowlm.data.token_store import TokenSplit
 from windowlm.errors import UserError
 from windowlm.evaluation.config import EvaluationConfig
@@ -232,7 +232,6 @@ def evaluate_checkpoint(
     if not processes.leads:
         logging.getLogger("windowlm.attention").setLevel(logging.WARNING)
     bundle = load_scorable(checkpoint, own_gpu(device_named(device), processes.place, "devices"))
-    check_tokenizer(bundle)
     documents, source_identity = processes.leader_first(
         lambda: scored_documents(bundle, evaluation.split, data)
     )

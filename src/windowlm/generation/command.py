@@ -106,6 +106,13 @@ def _prompt_lines(path: str) -> list[dict[str, Any]]:
             raise UserError(
                 f"prompts_file: {name}, line {number}: the result has a key {taken[0]} too; rename it"
             )
+        try:
+            json.dumps(given, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise UserError(
+                f"prompts_file: {name}, line {number}: it holds half a character (a lone surrogate), which "
+                "the result cannot repeat; give UTF-8 text"
+            ) from None
         lines.append(given)
     if not lines:
         raise UserError(f"prompts_file: {name} holds no prompts; give one JSON object a line")

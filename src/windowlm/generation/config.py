@@ -1,10 +1,13 @@
 """Settings of generation."""
 
+import math
 from dataclasses import dataclass, field
 from typing import ClassVar
 
 # The draws of all of them are made before the first.
 MOST_NEW_TOKENS = 100_000_000
+# Below it the most probable token has all of the probability, and above what logits can be divided by.
+LEAST_TEMPERATURE = 1e-6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,10 +29,12 @@ class SamplingConfig:
             multiplied (CTRL, Keskar et al. 2019, arXiv:1909.05858); 1 for none.
         repetition_window: tokens back, the prompt's included, that count as occurred; null for all.
         seed: of the draws; the text of a prompt depends on the seed and the prompt's number, not on the
-            prompts that are served beside it.
+            prompts that are served beside it, as far as the model's numbers do not: in bfloat16 products
+            are rounded differently in batches of other sizes.
         stop: texts before which production ends; they are not part of the result.
         stop_at_end: end at the end mark of a document.
-        beyond_training: allow positions that layers without a window were not trained on.
+        beyond_training: allow positions at which layers without a window, with sinks, or with a window
+            longer than the sequences of the training see distances that they were not trained on.
     """
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
@@ -57,9 +62,10 @@ class SamplingConfig:
                 f"max_new_tokens={self.max_new_tokens}: must lie between 1 and {MOST_NEW_TOKENS:,}; try "
                 "max_new_tokens=256"
             )
-        if not self.temperature >= 0:
+        if self.temperature != 0 and not self.temperature >= LEAST_TEMPERATURE:
             raise ValueError(
-                f"temperature={self.temperature}: must be at least 0, which is greedy; try temperature=1.0"
+                f"temperature={self.temperature}: must be 0, which is greedy, or at least "
+                f"{LEAST_TEMPERATURE}; try temperature=1.0"
             )
         for name in ("top_k", "repetition_window"):
             number = getattr(self, name)
@@ -69,9 +75,9 @@ class SamplingConfig:
             raise ValueError(f"top_p={self.top_p}: must lie in (0, 1], where 1 keeps all; try top_p=0.95")
         if not 0 <= self.min_p <= 1:
             raise ValueError(f"min_p={self.min_p}: must lie in [0, 1], where 0 keeps all; try min_p=0.05")
-        if not self.repetition_penalty > 0:
+        if not 0 < self.repetition_penalty < math.inf:
             raise ValueError(
-                f"repetition_penalty={self.repetition_penalty}: must be above 0, where 1 is none; "
+                f"repetition_penalty={self.repetition_penalty}: must be above 0 and finite, where 1 is none; "
                 "try repetition_penalty=1.1"
             )
         if not 0 <= self.seed < 2**63:

@@ -187,7 +187,7 @@ class Generator:
         most = capacity_of_steps(settings.max_new_tokens)
         draws = [row_draws(settings.seed, first + row, most) for row in range(len(rows))]
         draws_BT = torch.stack(draws).to(self._device)
-        choose = TokenChoice(settings, draws_BT, earlier_BT, model.vocabulary_size)
+        choose = TokenChoice(settings, draws_BT, earlier_BT, model.vocabulary_size, self._without_text())
         capacity = longest + settings.max_new_tokens
         cache = model.new_cache(capacity_of_steps(capacity) if self.compiled else capacity)
         started = self._working_time()
@@ -251,6 +251,15 @@ class Generator:
     def _model(self) -> Decoder:
         return joined_view(self.bundle.model) if self.compiled else self.bundle.model
 
+    def _without_text(self) -> Tensor | None:
+        """Tokens that stand for no text and end none, such as rows of an embedding beyond its tokenizer."""
+        tokenizer = self.bundle.tokenizer
+        bytes_V = torch.from_numpy(np.asarray(tokenizer.token_bytes_V))
+        never_V = torch.ones(self._model.vocabulary_size, dtype=torch.bool)
+        never_V[: len(bytes_V)] = bytes_V == 0
+        never_V[tokenizer.end_of_document] = False
+        return never_V.to(self._device) if never_V.any() else None
+
     def _working_time(self) -> float:
         """The host's clock without the time in which it compiled."""
         return time.perf_counter() - self.pace.compile_seconds
@@ -275,7 +284,7 @@ class Generator:
                 raise UserError("prompt: it is empty; give a text that the model continues: prompt=TEXT")
             if largest is None:
                 continue
-            room, trained = largest - len(ids), "the layers without a window were trained on positions below"
+            room, trained = largest - len(ids), "layers that see further were trained on positions below"
             if room < 1:
                 raise UserError(
                     f"prompt: it has {len(ids):,} tokens, and {trained} {largest:,}; "
@@ -300,17 +309,21 @@ class Generator:
 
 
 def position_range(bundle: Bundle) -> int | None:
-    """Positions that the layers without a window know from training; None where none of them has a position.
+    """Positions up to which all distances that layers see are known from training; None for any.
 
-    A window bounds the distances that a rotation sees, whatever the position.
+    A window bounds the distances that a rotation sees, whatever the position, but not those to sinks, and
+    one that is larger than the sequences of the training does so too late.
     """
     config = bundle.model.config
     largest = None
-    for window, rotary in zip(config.layer_windows(), config.layer_rotaries(), strict=True):
-        if window is None and rotary is not None:
-            known, scaling = int(bundle.config["sequence_length"]), rotary.scaling
-            if isinstance(scaling, YarnScaling | Llama3Scaling):
-                known = max(known, int(scaling.original_length * scaling.factor))
+    layers = zip(config.layer_windows(), config.layer_sinks(), config.layer_rotaries(), strict=True)
+    for window, sinks, rotary in layers:
+        if rotary is None:
+            continue
+        known, scaling = int(bundle.config["sequence_length"]), rotary.scaling
+        if isinstance(scaling, YarnScaling | Llama3Scaling):
+            known = max(known, int(scaling.original_length * scaling.factor))
+        if window is None or window > known or sinks:
             largest = known if largest is None else min(largest, known)
     return largest
 

@@ -85,12 +85,18 @@ class TokenChoice:
         draws_BT: uniform numbers in [0, 1), at least as many as tokens will be chosen.
         earlier_BT: the tokens of the prompts, `NO_TOKEN` for padding in front.
         vocabulary_size: V.
+        never_V: bool [V], tokens that are not chosen; None for none.
     """
 
     def __init__(
-        self, settings: SamplingConfig, draws_BT: Tensor, earlier_BT: Tensor, vocabulary_size: int
+        self,
+        settings: SamplingConfig,
+        draws_BT: Tensor,
+        earlier_BT: Tensor,
+        vocabulary_size: int,
+        never_V: Tensor | None = None,
     ) -> None:
-        self.settings = settings
+        self.settings, self._never_V = settings, never_V
         self._draws_BT = draws_BT
         self._draw_1 = torch.zeros(1, dtype=torch.int64, device=draws_BT.device)
         self._occurrences: Occurrences | None = None
@@ -106,7 +112,10 @@ class TokenChoice:
         logits_BV = logits_BV.double()
         draws_B = self._draws_BT.index_select(1, self._draw_1)[:, 0]
         occurred_BV = None if self._occurrences is None else self._occurrences.counts > 0
-        tokens_B = next_tokens(logits_BV, draws_B, self.settings, occurred_BV)
+        allowed_BV = logits_BV
+        if self._never_V is not None:
+            allowed_BV = logits_BV.masked_fill(self._never_V, -torch.inf)
+        tokens_B = next_tokens(allowed_BV, draws_B, self.settings, occurred_BV)
         nats_B = -logits_BV.log_softmax(-1).gather(1, tokens_B[:, None])[:, 0]
         self._draw_1.add_(1)
         if self._occurrences is not None:

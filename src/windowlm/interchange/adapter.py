@@ -15,6 +15,7 @@ from windowlm.interchange.self_contained import check_self_contained
 # Of a model whose config states no length.
 USUAL_LENGTH = 2048
 PROBED_TOKENS = 9
+ROUNDING = 1e-5
 LONGEST_REASON = 300
 
 
@@ -27,6 +28,9 @@ class TransformersModel(nn.Module):
 
     Args:
         model: of ``AutoModelForCausalLM``.
+
+    Raises:
+        UserError: its logits depend on tokens that come later.
     """
 
     def __init__(self, model: Any) -> None:
@@ -41,6 +45,7 @@ class TransformersModel(nn.Module):
         self.most_positions: int | None = None if rotates else known
         head = model.get_output_embeddings()
         self.head: nn.Module = nn.Identity() if head is None else head
+        self._check_causal()
         self._apart = head is not None and self._agrees()
         if not self._apart:
             self.head = nn.Identity()
@@ -66,10 +71,26 @@ class TransformersModel(nn.Module):
         logits_BTV: torch.Tensor = self.model(tokens_BT, use_cache=False).logits
         return logits_BTV
 
+    @property
+    def _probe(self) -> torch.Tensor:
+        device = next(self.model.parameters()).device
+        return torch.arange(PROBED_TOKENS, device=device)[None] % self.vocabulary_size
+
+    @torch.no_grad()
+    def _check_causal(self) -> None:
+        half = PROBED_TOKENS // 2
+        others_1T = self._probe.clone()
+        others_1T[:, half:] = (others_1T[:, half:] + self.vocabulary_size // 2) % self.vocabulary_size
+        logits_TV, others_TV = (self._logits(tokens_1T)[0, :half] for tokens_1T in (self._probe, others_1T))
+        if (logits_TV - others_TV).abs().max() > ROUNDING * logits_TV.abs().max():
+            raise UserError(
+                f"this {self.model_type} sees tokens that come later, so that it does not predict them; one "
+                "that reads from left to right is needed (of some, is_decoder=true in config.json)"
+            )
+
     @torch.no_grad()
     def _agrees(self) -> bool:
-        device = next(self.model.parameters()).device
-        tokens_1T = torch.arange(PROBED_TOKENS, device=device)[None] % self.vocabulary_size
+        tokens_1T = self._probe
         states_1TD = self.model.base_model(tokens_1T, use_cache=False)[0]
         expected = self._logits(tokens_1T)
         if states_1TD.shape[-1] != getattr(self.head, "in_features", None):
@@ -97,4 +118,7 @@ def load_any_causal_model(folder: Path, device: str | torch.device = "cpu") -> T
     except Exception as error:  # of transformers and of what it checks with
         reason = " ".join(str(error).split())[:LONGEST_REASON]
         raise UserError(f"checkpoint={folder}: transformers cannot open it: {reason}") from None
-    return TransformersModel(model.to(device).eval())
+    try:
+        return TransformersModel(model.to(device).eval())
+    except UserError as error:
+        raise UserError(f"checkpoint={folder}: {error}") from None

@@ -197,16 +197,21 @@ def _scaling(kind: str, rest: dict[str, Any], theirs: Any) -> RotaryScaling | No
             slow=float(rest.pop("low_freq_factor")),
             fast=float(rest.pop("high_freq_factor")),
         )
-    if rest.pop("truncate", True) is not True:
-        raise UserError("rope_parameters: truncate=false is not read; yarn rounds the bounds of its ramp")
-    attention_factor = rest.pop("attention_factor", None)
+    attention_factor, truncate = rest.pop("attention_factor", None), rest.pop("truncate", True)
+    if not isinstance(truncate, bool):
+        raise UserError(f"rope_parameters: truncate={truncate!r}: true or false is allowed")
+    mscales = {name: rest.pop(name, None) for name in ("mscale", "mscale_all_dim")}
+    if attention_factor is not None or not all(mscales.values()):
+        mscales = {}  # transformers reads them where both are given, and no attention factor
     return YarnScaling(
         kind="yarn",
         factor=factor,
         original_length=original,
         fast=float(rest.pop("beta_fast", 32)),
         slow=float(rest.pop("beta_slow", 1)),
+        truncate=truncate,
         attention_factor=None if attention_factor is None else float(attention_factor),
+        **{name: float(value) for name, value in mscales.items()},
     )
 
 

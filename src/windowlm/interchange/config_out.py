@@ -21,6 +21,7 @@ from windowlm.attention.config import (
     RotaryConfig,
     YarnScaling,
 )
+from windowlm.attention.rotary import rotary_magnitude
 from windowlm.attention.window_conventions import to_transformers
 from windowlm.errors import UserError
 from windowlm.model.config import ModelConfig
@@ -193,8 +194,10 @@ def _rope(rotary: RotaryConfig | None, head_dim: int) -> dict[str, Any]:
             "beta_fast": scaling.fast,
             "beta_slow": scaling.slow,
         }
-        if scaling.attention_factor is not None:
-            parameters["attention_factor"] = scaling.attention_factor
+        if scaling.attention_factor is not None or scaling.mscale is not None:
+            parameters["attention_factor"] = rotary_magnitude(rotary)
+        if not scaling.truncate:
+            parameters["truncate"] = False
     elif isinstance(scaling, Llama3Scaling):
         parameters = {
             "rope_type": "llama3",

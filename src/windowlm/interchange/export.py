@@ -4,6 +4,7 @@ import math
 import os
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -87,10 +88,11 @@ def _write(
     weights: dict[str, torch.Tensor],
     pictures: Mapping[str, bytes],
 ) -> None:
-    out.parent.mkdir(parents=True, exist_ok=True)
+    made = [parent for parent in out.parents if not parent.exists()]
     partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
-    partial.mkdir()
     try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        partial.mkdir()
         write_transformers_files(tokenizer, partial)
         for name, content in {
             CONFIG_NAME: json_bytes(config),
@@ -105,6 +107,12 @@ def _write(
         check_out(out)
         partial.rename(out)
         sync_path(out.parent)
+    except OSError:
+        shutil.rmtree(partial, ignore_errors=True)
+        for parent in made:
+            with suppress(OSError):
+                parent.rmdir()
+        raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

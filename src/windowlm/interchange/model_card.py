@@ -40,7 +40,8 @@ def _facts(model: ModelConfig, facts: Mapping[str, Any]) -> list[str]:
     length, vocabulary = facts["sequence_length"], facts["vocabulary_size"]
     cost = model_cost(model, vocabulary, length, 2)
     training, data = facts["training"], facts["data"]
-    reach = cost.receptive_field
+    reach, tokenizer = cost.receptive_field, facts.get("tokenizer")
+    kind = tokenizer.get("kind") if isinstance(tokenizer, dict) else "of the folder"
     rows = {
         "parameters": f"{cost.parameters:,}",
         "layers, width, MLP": f"{model.layers}, {model.dim}, {model.feed_forward_dim}",
@@ -48,7 +49,7 @@ def _facts(model: ModelConfig, facts: Mapping[str, Any]) -> list[str]:
         "window": f"{setting_text(model.window)} keys, the query's own included; null is full attention",
         "receptive field": "the whole text" if reach is None else f"{reach:,} tokens",
         "KV cache": f"{cost.kv_cache_bytes:,} bytes in bfloat16 for {length:,} tokens",
-        "tokenizer": f"{facts['tokenizer'].get('kind', 'of the folder')}, {vocabulary:,} tokens",
+        "tokenizer": f"{kind}, {vocabulary:,} tokens",
         "training data": data.get("path") or data.get("name"),
         "hash of the training data": facts["source_identity"],
         "training sequences": f"{length:,} tokens",
@@ -96,8 +97,8 @@ def _curve(evaluation: Mapping[str, Any], has_picture: bool) -> list[str]:
     return ["## Loss by context length", about, table, *picture]
 
 
-def _count(number: int | None) -> str | None:
-    return None if number is None else f"{number:,}"
+def _count(number: object) -> str | None:
+    return f"{number:,}" if isinstance(number, int) else None
 
 
 def _cell(value: Any) -> str:

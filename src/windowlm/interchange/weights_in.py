@@ -16,6 +16,7 @@ from windowlm.model.decoder import Decoder
 
 WEIGHTS_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"
+FLOATING = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 # Tables that old versions wrote, which follow from the config.
 DERIVED = ("rotary_emb.inv_freq",)
 HEAD = transformers_name("head.weight")
@@ -141,10 +142,19 @@ def check_shape(what: str, shape: torch.Size, expected: torch.Size) -> None:
 
 
 def check_finite(what: str, tensor: torch.Tensor) -> None:
-    """Refuse a weight that holds NaN or infinity.
+    """Refuse a weight of which float32 cannot be made, or that holds NaN or infinity then.
 
     Raises:
         UserError: naming it.
     """
-    if not torch.isfinite(tensor).all():
-        raise UserError(f"{what} holds NaN or infinity; the training diverged, or the file is damaged")
+    if tensor.dtype not in FLOATING:
+        names = ", ".join(str(dtype).removeprefix("torch.") for dtype in FLOATING)
+        raise UserError(
+            f"{what} holds {str(tensor.dtype).removeprefix('torch.')}: {names} are read; give the model as "
+            "it was before it was quantised"
+        )
+    if not torch.isfinite(tensor.float()).all():
+        raise UserError(
+            f"{what} holds NaN or infinity, or more than float32 can; the training diverged, or the file is "
+            "damaged"
+        )
