@@ -730,7 +730,7 @@ def generated() -> Iterator[BadInput]:
         ("deep", b"[" * 100_000, "line 1"),
         ("number", b'{"prompt": 3}\n', "line 1"),
         ("no prompt", b'{"text": "a"}\n', "line 1"),
-        ("lone", b'{"prompt": "\\ud800"}\n', "prompt 1"),
+        ("lone", b'{"prompt": "\\ud800"}\n', "line 1"),
         ("utf16", "{}".encode("utf-16"), "no UTF-8 text"),
     ):
         words = ("checkpoint=run", "prompts_file=x.jsonl")
