@@ -1,7 +1,7 @@
 """Time how fast windowlm and transformers' Mistral of the same shape go on with a text, on a CPU or a GPU.
 
 python scripts/benchmark_decoding.py --shape speed --batches 1 64 --out docs/results/decoding_h100
-python scripts/benchmark_decoding.py --shape default --prompt 512 --tokens 128
+python scripts/benchmark_decoding.py --shape default --prompts 256 1024 4096 --tokens 64 --out docs/results
 
 All take the most probable token after the same prompt of drawn weights. `windowlm` is the generator with its
 tokenizer and streams of text, `windowlm compiled` the same with the step of a token as one graph;
@@ -9,12 +9,15 @@ tokenizer and streams of text, `windowlm compiled` the same with the step of a t
 tokens between a short and a long production over the difference of their times, the median of rounds in
 turns; the prompt's are its tokens over the time until the first token is chosen, which for transformers is
 all that the production of one token takes, and for ours what it counts itself, its tokenizer left out. The
-last column is the prompt's pace over that of the model's forward pass alone, as in training.
+column "of forward" is the prompt's pace over that of the model's forward pass alone, as in training; MiB are
+the keys and values that the cache holds behind the prompt. A plot shows both by the length of the prompt, where
+there are several.
 
 Shapes: B batch, T tokens.
 """
 
 import argparse
+import itertools
 import json
 import statistics
 import sys
@@ -56,15 +59,16 @@ def main() -> int:
     report: dict[str, Any] = {**circumstances(torch.device(options.device), PACKAGES), "rows": []}
     report |= {"shape": options.shape.__dict__, "precision": options.precision, "tokens": options.tokens}
     tokenizer = drawn_tokenizer(options.shape.vocabulary_size)
-    ids = text_tokens(tokenizer, options.prompt, "cpu")[0].numpy()
-    prompt = tokenizer.decode(ids.tolist())
-    for batch in options.batches:
-        rows = measured(options, tokenizer, [prompt] * batch)
+    for batch, length in itertools.product(options.batches, options.prompts):
+        ids = text_tokens(tokenizer, length, "cpu")[0].numpy()
+        rows = measured(options, tokenizer, [tokenizer.decode(ids.tolist())] * batch)
         report["rows"] += rows
-        console.print(table_of(rows, batch))
+        console.print(table_of(rows, batch, length))
         if options.out is not None:
             options.out.mkdir(parents=True, exist_ok=True)
             (options.out / "decoding.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    if options.out is not None and len(options.prompts) > 1:
+        (options.out / "decoding.png").write_bytes(plot_of(report))
     return 0
 
 
@@ -77,21 +81,26 @@ def parse_options() -> argparse.Namespace:
     entrants = [OURS, COMPILED, *PEERS]
     parser.add_argument("--shape", default="speed" if cuda else "default", help=f"{', '.join(SHAPES)}, sizes")
     parser.add_argument("--batches", type=int, nargs="+", default=[1], metavar="B")
-    parser.add_argument("--prompt", type=int, default=2048, help="tokens")
+    parser.add_argument(
+        "--prompts", type=int, nargs="+", default=[2048], metavar="T", help="tokens of a prompt"
+    )
     parser.add_argument("--tokens", type=int, default=256, help="produced between the two times")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if cuda else "cpu")
     parser.add_argument("--precision", choices=DTYPES, default="bf16-true" if cuda else "32-true")
     parser.add_argument("--entrants", nargs="+", choices=entrants, default=entrants)
-    parser.add_argument("--out", type=out_folder, metavar="FOLDER", help="write decoding.json")
+    parser.add_argument(
+        "--out", type=out_folder, metavar="FOLDER", help="write decoding.json and decoding.png"
+    )
     options = parser.parse_args()
     if options.device == "cuda" and not cuda:
         parser.error("--device cuda: this machine shows no CUDA GPU; try --device cpu")
-    for name in ("prompt", "tokens", "rounds"):
+    for name in ("tokens", "rounds"):
         if getattr(options, name) < 1:
             parser.error(f"--{name} {getattr(options, name)}: a number from 1 on is allowed")
-    if min(options.batches) < 1:
-        parser.error(f"--batches {min(options.batches)}: numbers from 1 on are allowed")
+    for name in ("batches", "prompts"):
+        if (least := min(getattr(options, name))) < 1:
+            parser.error(f"--{name} {least}: numbers from 1 on are allowed")
     options.shape = shape_of(options.shape, parser)
     return options
 
@@ -121,6 +130,7 @@ def measured(
         try:
             started = time.perf_counter()
             produce = produce_of[name] = entrant(name, options, tokenizer, prompts)
+            row["cache_bytes"] = cache_bytes(name, options, tokenizer, prompts)
             for tokens in lengths:
                 produce(tokens)
             row["start_s"] = time.perf_counter() - started
@@ -178,6 +188,22 @@ def entrant(
     return produce
 
 
+@torch.no_grad()
+def cache_bytes(
+    name: str, options: argparse.Namespace, tokenizer: BytePairTokenizer, prompts: list[str]
+) -> int:
+    """Of the keys and values that are held behind the prompts."""
+    tokens_BT = torch.tensor([tokenizer.encode(prompt).tolist() for prompt in prompts], device=options.device)
+    if name not in PEERS:
+        model = our_model(options)
+        cache = model.new_cache(tokens_BT.shape[1])
+        model.hidden(tokens_BT, cache=cache)
+        return cache.bytes_held
+    model, given = peer_model(PEERS[name], options)
+    held = model.generate(tokens_BT, max_new_tokens=1, return_dict_in_generate=True, **given).past_key_values
+    return sum(layer.keys.nbytes + layer.values.nbytes for layer in held.layers)
+
+
 def our_model(options: argparse.Namespace) -> Decoder:
     """Drawn, in evaluation mode."""
     shape: Shape = options.shape
@@ -203,13 +229,9 @@ def transformers_mistral(
     cache: str | None, options: argparse.Namespace, tokenizer: BytePairTokenizer, prompts: list[str]
 ) -> Produce:
     """Hugging Face transformers' Mistral of the same shape."""
-    from transformers import MistralForCausalLM
-
-    config = mistral_config(options.shape, max_position_embeddings=2**16)
-    model = MistralForCausalLM(config).to(options.device, DTYPES[options.precision]).eval()
+    model, given = peer_model(cache, options)
     encoded = [tokenizer.encode(prompt).astype("int64").tolist() for prompt in prompts]
     tokens_BT = torch.tensor(encoded, device=options.device)
-    given = {} if cache is None else {"cache_implementation": cache}
 
     def produce(tokens: int) -> None:
         model.generate(tokens_BT, max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False, **given)
@@ -217,20 +239,57 @@ def transformers_mistral(
     return produce
 
 
-def table_of(rows: list[dict[str, Any]], batch: int) -> Table:
+def peer_model(cache: str | None, options: argparse.Namespace) -> tuple[Any, dict[str, str]]:
+    """Drawn, in evaluation mode; and what asks for the cache."""
+    from transformers import MistralForCausalLM
+
+    config = mistral_config(options.shape, max_position_embeddings=2**16)
+    model = MistralForCausalLM(config).to(options.device, DTYPES[options.precision]).eval()
+    return model, {} if cache is None else {"cache_implementation": cache}
+
+
+def plot_of(report: dict[str, Any]) -> bytes:
+    """PNG: tokens a second, and what the cache holds, by the length of the prompt; one row a batch."""
+    import altair as alt
+    import vl_convert
+
+    rows = [row for row in report["rows"] if "tokens_per_second" in row]
+    values = [{**row, "mib": row["cache_bytes"] / 2**20} for row in rows]
+    panels = [
+        alt.Chart(
+            alt.Data(values=[value for value in values if value["batch"] == batch]),
+            title=f"batch {batch}",
+            width=300,
+        )
+        .mark_line(point=True)
+        .encode(
+            x=alt.X("prompt_tokens:Q", title="tokens of the prompt", scale=alt.Scale(type="log", base=2)),
+            y=alt.Y(f"{column}:Q", title=title, scale=alt.Scale(type="log")),
+            color=alt.Color("entrant:N", sort=[OURS, COMPILED, *PEERS], title=None),
+        )
+        for batch in dict.fromkeys(row["batch"] for row in rows)
+        for column, title in (("tokens_per_second", "tokens/s behind the prompt"), ("mib", "MiB of cache"))
+    ]
+    title = f"{report['device']}, window {report['shape']['window']:,}, {report['precision']}"
+    png: bytes = vl_convert.vegalite_to_png(alt.concat(*panels, columns=2, title=title).to_json(), ppi=144)
+    return png
+
+
+def table_of(rows: list[dict[str, Any]], batch: int, length: int) -> Table:
     """For the terminal."""
-    table = Table(title=f"batch {batch}, transformers {version_of('transformers')}")
-    for column in ("entrant", "tokens/s", "prompt tokens/s", "of forward", "start s", "note"):
+    table = Table(title=f"batch {batch}, prompts of {length:,}, transformers {version_of('transformers')}")
+    for column in ("entrant", "tokens/s", "prompt tokens/s", "of forward", "MiB", "start s", "note"):
         table.add_column(column, justify="left" if column in ("entrant", "note") else "right")
     for row in rows:
         if "problem" in row:
-            table.add_row(row["entrant"], "", "", "", "", row["problem"])
+            table.add_row(row["entrant"], *[""] * 5, row["problem"])
             continue
         table.add_row(
             row["entrant"],
             f"{row['tokens_per_second']:,.1f}",
             f"{row['prompt_tokens_per_second']:,.0f}",
             f"{row['prompt_over_forward']:.2f}",
+            f"{row['cache_bytes'] / 2**20:,.2f}",
             f"{row['start_s']:.1f}",
             "",
         )
