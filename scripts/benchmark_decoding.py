@@ -10,8 +10,8 @@ tokens between a short and a long production over the difference of their times,
 turns; the prompt's are its tokens over the time until the first token is chosen, which for transformers is
 all that the production of one token takes, and for ours what it counts itself, its tokenizer left out. The
 column "of forward" is the prompt's pace over that of the model's forward pass alone, as in training; MiB are
-the keys and values that the cache holds behind the prompt. A plot shows both by the length of the prompt, where
-there are several.
+the keys and values that the cache holds behind the prompt. A plot shows both by the length of the prompt,
+where there are several.
 
 Shapes: B batch, T tokens.
 """
