@@ -182,7 +182,7 @@ def test_a_tokenizer_that_is_not_the_trainings_is_refused(run):
     path = run / "model" / "config.json"
     config = json.loads(path.read_text())
     path.write_text(json.dumps(config | {"tokenizer_identity": "another"}))
-    with pytest.raises(UserError, match=r"^checkpoint=.*the tokenizer in .* is not that of its training"):
+    with pytest.raises(UserError, match=r"^checkpoint=.*the tokenizer there is not that of its training"):
         evaluate(run)
     assert not (run / "evaluation").exists()
 
