@@ -151,6 +151,9 @@ def measured(
         if row["entrant"] not in produce_of:
             continue
         short, long = (statistics.median(times[row["entrant"], tokens]) for tokens in lengths[1:])
+        if long <= short:
+            row["problem"] = "the times of its prompts differ by more than the tokens take; try more --tokens"
+            continue
         prompt = statistics.median(prompt_times[row["entrant"]])
         row["tokens_per_second"] = len(prompts) * options.tokens / (long - short)
         row["prompt_tokens_per_second"] = len(prompts) * length / prompt
