@@ -6,7 +6,6 @@ The metadata of ``model.safetensors`` hold the hash of its tensors.
 """
 
 import re
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -111,11 +110,12 @@ def save_bundle(
         config: content of ``config.json`` without ``format``.
         tokenizer: the model's tokenizer.
         inside: a folder above it that is not made.
+
+    Raises:
+        OSError: a file cannot be written, which it names.
     """
-    with tempfile.TemporaryDirectory() as staging:
-        tokenizer.save(Path(staging))
-        for file in sorted(Path(staging).iterdir()):
-            write_atomically(folder / file.name, file.read_bytes(), inside=inside)
+    for name, content in tokenizer.files().items():
+        write_atomically(folder / name, content, inside=inside)
     write_atomically(folder / CONFIG_NAME, json_bytes({"format": FORMAT, **config}), inside=inside)
     weights = _untied(model_state)
     write_atomically(folder / WEIGHTS_NAME, save(weights, {HASH_KEY: _hash(weights)}), inside=inside)
