@@ -31,7 +31,7 @@ class BadInput:
     Args:
         name: of the test.
         words: of the command line.
-        said: what the message must hold.
+        said: what the message must hold, which is never nothing.
         make: writes files into the working folder, which holds `books/` with good text and `run/`, a finished
             run.
         command: train, or the name of a script.
@@ -258,8 +258,8 @@ FILES: tuple[tuple[str, bytes, str], ...] = (
     ("empty.txt", b"", "empty"),
     ("empty.jsonl", b"", "empty"),
     ("empty.parquet", b"", "empty"),
-    ("blank.jsonl", b"\n\n\n", ""),
-    ("nothing.jsonl", b'{"text": ""}\n', ""),
+    ("blank.jsonl", b"\n\n\n", "no document holds text"),
+    ("nothing.jsonl", b'{"text": ""}\n', "no document holds text"),
     ("broken.jsonl", b'{"text": "a"}\n{"text": \n', "line 2"),
     ("list.jsonl", b'["a"]\n', "line 1"),
     ("number.jsonl", b"3\n", "line 1"),
@@ -297,8 +297,8 @@ FILES: tuple[tuple[str, bytes, str], ...] = (
         parquet([pa.array([LONG])] * 2, names=["text", "text"]),
         "2 columns of the name 'text'",
     ),
-    ("rows.parquet", parquet({"text": pa.array([], pa.string())}), ""),
-    ("tiny.txt", b"a", ""),
+    ("rows.parquet", parquet({"text": pa.array([], pa.string())}), "no document holds text"),
+    ("tiny.txt", b"a", "no document is left for the validation split"),
 )
 
 

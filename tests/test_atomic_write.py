@@ -35,6 +35,10 @@ def test_a_write_that_fails_says_of_which_file(tmp_path):
 
     with pytest.raises(OSError, match=r"No space left on device: .*/file'"):
         write_atomically(tmp_path / "file", fail)
+    (tmp_path / "taken").mkdir()
+    with pytest.raises(IsADirectoryError) as refused:
+        write_atomically(tmp_path / "taken", b"")
+    assert refused.value.filename == str(tmp_path / "taken")
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf")])

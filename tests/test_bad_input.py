@@ -91,6 +91,7 @@ def test_a_wrong_input_ends_with_one_message(
 ) -> None:
     work = tmp_path / "work"
     shutil.copytree(place, work)
+    assert entry.said
     monkeypatch.chdir(work)
     monkeypatch.setattr(sys, "argv", ["pytest"])
     entry.make(work)

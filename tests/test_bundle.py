@@ -154,13 +154,44 @@ def test_saving_again_replaces_the_files_and_leaves_nothing_else(tmp_path):
 def test_a_kill_before_the_weights_are_written_leaves_the_old_weights(tmp_path, monkeypatch):
     model = saved(tmp_path / "model")
 
-    def killed(state):
+    def killed(*_):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("windowlm.bundle.save", killed)
+    later = config_of(SHAPE) | {"training": {"tokens_trained": 20}}
     with pytest.raises(KeyboardInterrupt):
-        saved(tmp_path / "model")
+        save_bundle(tmp_path / "model", model.state_dict(), later, BytesTokenizer())
     monkeypatch.undo()
+    assert load(tmp_path).config == {"format": 1, **later}
+    assert torch.equal(load(tmp_path).model.embedding.weight, model.embedding.weight)
+
+
+def test_each_flipped_bit_of_the_weights_is_refused(tmp_path):
+    saved(tmp_path)
+    path = tmp_path / "model.safetensors"
+    whole = path.read_bytes()
+    first = 8 + int.from_bytes(whole[:8], "little")
+    for place in (first, first + 1001, (first + len(whole)) // 2, len(whole) - 1):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        with pytest.raises(UserError, match=r"model\.safetensors: damaged: .*; copy the file again"):
+            load(tmp_path)
+
+
+def test_names_that_changed_places_in_the_weights_are_refused(tmp_path):
+    saved(tmp_path)
+    path = tmp_path / "model.safetensors"
+    names = b"blocks.0.", b"blocks.1.", b"blocks.x."
+    whole = path.read_bytes()
+    path.write_bytes(
+        whole.replace(names[0], names[2]).replace(names[1], names[0]).replace(names[2], names[1])
+    )
+    with pytest.raises(UserError, match="damaged"):
+        load(tmp_path)
+
+
+def test_weights_without_a_hash_are_read(tmp_path):
+    model = saved(tmp_path)
+    save_file(load_file(tmp_path / "model.safetensors"), tmp_path / "model.safetensors")
     assert torch.equal(load(tmp_path).model.embedding.weight, model.embedding.weight)
 
 

@@ -1,11 +1,15 @@
 """Files that a user can be handed run no code and reach no other folder; keys stay where they are."""
 
 import ast
+import copy
+import io
 import json
 import os
 import pickle
 import re
 import shutil
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +28,7 @@ from windowlm.data.errors import DataError
 from windowlm.data.sources import find_source
 from windowlm.errors import UserError
 from windowlm.tokenization.tokenizer import Tokenizer
-from windowlm.training.checkpoint_io import AtomicCheckpointIO
+from windowlm.training.checkpoint_io import AtomicCheckpointIO, DamagedCheckpointError
 
 SOURCES = [
     *(PROJECT / "src").rglob("*.py"),
@@ -63,8 +67,8 @@ UNSAFE = {
     "yaml.unsafe_load",
     "yaml.unsafe_load_all",
     "zipfile.PyZipFile",
-    "zipfile.ZipFile",
 }
+UNPACKING = ("extract", "extractall")  # of an archive, whose headers may be read
 # Safe where they are called with this; what is None must not be given at all, or be False.
 SAFE_CALLS = {"torch.load": "weights_only", "numpy.load": None}
 # All names of which would be those of a file, and could not be told from its own.
@@ -124,6 +128,8 @@ def mistakes(source: str) -> list[str]:
             safe.add(call.func)
     for node in ast.walk(tree):
         used = [full_name(node, names)]
+        if isinstance(node, ast.Attribute) and node.attr in UNPACKING:
+            found.append(f"{node.lineno}: {node.attr}")
         if isinstance(node, ast.Import):
             used = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
@@ -173,6 +179,7 @@ def test_no_file_calls_what_would_run_the_content_of_another(path: Path) -> None
         "from hydra.utils import instantiate; instantiate(config)",
         "from os import system",
         "import zipfile; zipfile.ZipFile(path).extractall()",
+        "with ZipFile(path) as archive: archive.extract(name)",
         "from shutil import unpack_archive as copy",
         "run = eval; run(text)",
         "import subprocess; subprocess.run(text, shell=True)",
@@ -191,6 +198,7 @@ def test_what_would_run_the_content_of_a_file_is_found_under_each_name(source: s
         "import numpy as np; np.load(path); np.load(path, allow_pickle=False)",
         "import yaml; yaml.safe_load(text)",
         "model.eval(); own.load(path); load(path)",
+        "import zipfile; zipfile.ZipFile(path).infolist()",
     ],
 )
 def test_what_is_safe_is_not_found(source: str) -> None:
@@ -249,6 +257,52 @@ def test_a_checkpoint_runs_nothing(content: bytes, tmp_path: Path, monkeypatch: 
     Path("file").write_bytes(saved(Runs()))
     torch.load("file", weights_only=False)
     assert Path("pwned").exists()
+
+
+def packed(state: Any) -> bytes:
+    """A state whose records are compressed, which torch reads as any other."""
+    content = io.BytesIO()
+    with (
+        zipfile.ZipFile(io.BytesIO(saved(state))) as whole,
+        zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive,
+    ):
+        for name in whole.namelist():
+            archive.writestr(name, whole.read(name))
+    return content.getvalue()
+
+
+def overlapping(state: Any) -> bytes:
+    """A state in whose list of records the weights stand many times."""
+    content = io.BytesIO(saved(state))
+    with zipfile.ZipFile(content, "a") as archive:
+        weights = archive.getinfo("archive/data/0")
+        for number in range(1, 100):
+            archive.filelist.append(copy.copy(weights))
+            archive.filelist[-1].filename = f"archive/data/{number}"
+        archive.writestr("archive/another", b"")  # so that the list is written anew
+    return content.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("altered", "message"),
+    [
+        (packed, "its records are compressed, which could fill the memory"),
+        (overlapping, r"its records state 104,[\d,]+ bytes and it has 1,[\d,]+, "),
+        (lambda _: b"text" + saved({}), "it is no zip archive"),
+    ],
+)
+def test_a_checkpoint_that_expands_is_refused_before_torch_reads_it(
+    altered: Callable[[Any], bytes], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, state = tmp_path / "last.ckpt", {"weights": torch.zeros(1 << 18)}
+    path.write_bytes(signed(altered(state)))
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("torch reads it"))
+    with pytest.raises(DamagedCheckpointError, match=rf"last\.ckpt: not a readable checkpoint \({message}"):
+        AtomicCheckpointIO().load_checkpoint(path)
+    monkeypatch.undo()
+    if altered is packed:  # The example is one.
+        assert path.stat().st_size < 10_000
+        assert torch.equal(torch.load(path, weights_only=True)["weights"], state["weights"])
 
 
 KINDS = ("Image", "Audio", "Video", "Pdf", "Nifti", "Mesh", "no kind")

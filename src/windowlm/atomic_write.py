@@ -23,7 +23,7 @@ def write_atomically(
         inside: a folder above it that is there, and is not made anew where somebody has moved it away.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: it cannot be written; names ``path``.
     """
     _make_folder(path.parent, inside)
     partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
@@ -38,7 +38,7 @@ def write_atomically(
         before_rename(partial)
         partial.replace(path)
     except OSError as error:
-        if error.filename is None and error.errno is not None:
+        if error.errno is not None and error.filename in (None, str(partial)):
             error.filename = str(path)  # a write that fails does not say of which file
         raise
     finally:

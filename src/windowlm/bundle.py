@@ -2,17 +2,18 @@
 
 ``config.json`` holds ``format``, ``model`` (the fields of ``ModelConfig``), ``vocabulary_size``,
 ``sequence_length``, ``source_identity``, ``tokenizer_identity``, ``data``, ``tokenizer`` and ``training``.
+The metadata of ``model.safetensors`` hold the hash of its tensors.
 """
 
 import re
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+import xxhash
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 
 from windowlm.atomic_write import json_bytes, write_atomically
@@ -34,6 +35,7 @@ from windowlm.tokenization.tokenizer import Tokenizer
 from windowlm.tokenization.transformers_files import read_transformers_files
 
 FORMAT = 1
+HASH_KEY = "xxh3_128"  # in the metadata of the weights
 _LAYER = re.compile(r"blocks\.(\d+)\.")
 UNKNOWN_SOURCE = "unknown"  # of models that others trained
 _JSON_NAMES: dict[type, str] = {dict: "an object", int: "a whole number", str: "a text"}
@@ -99,19 +101,24 @@ def save_bundle(
 ) -> None:
     """Write a bundle; each file is the old one or the new one, and the weights come last.
 
+    The weights carry their own hash, so that those of the save before, which a kill leaves beside a new
+    config.json, are known to be whole too, and are loaded.
+
     Args:
         folder: made where it does not exist.
         model_state: ``state_dict`` of the model; of tied tensors the first is written.
         config: content of ``config.json`` without ``format``.
         tokenizer: the model's tokenizer.
         inside: a folder above it that is not made.
+
+    Raises:
+        OSError: a file cannot be written, which it names.
     """
-    with tempfile.TemporaryDirectory() as staging:
-        tokenizer.save(Path(staging))
-        for file in sorted(Path(staging).iterdir()):
-            write_atomically(folder / file.name, file.read_bytes(), inside=inside)
+    for name, content in tokenizer.files().items():
+        write_atomically(folder / name, content, inside=inside)
     write_atomically(folder / CONFIG_NAME, json_bytes({"format": FORMAT, **config}), inside=inside)
-    write_atomically(folder / WEIGHTS_NAME, save(_untied(model_state)), inside=inside)
+    weights = _untied(model_state)
+    write_atomically(folder / WEIGHTS_NAME, save(weights, {HASH_KEY: _hash(weights)}), inside=inside)
 
 
 def load(path: str | Path, device: str | torch.device = "cpu") -> Bundle:
@@ -123,8 +130,8 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> Bundle:
         device: where the model goes.
 
     Raises:
-        UserError: a file is missing or damaged, a tensor or the tokenizer is not of the model of
-            ``config.json``, or our layers cannot be that model.
+        UserError: a file is missing or damaged, as far as the hash of the weights tells, a tensor or the
+            tokenizer is not of the model of ``config.json``, or our layers cannot be that model.
     """
     return _load(find_model_folder(path), device)
 
@@ -237,9 +244,17 @@ def _decoder(shape: ModelConfig, vocabulary_size: int, path: Path) -> Decoder:
     """The model with the weights of a file, compared with it before anything of the model's size is made."""
     try:
         check_opens(path)
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
         state = load_file(path)
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path}: not a readable safetensors file: {error}") from None
+    # Those of earlier versions, or written by others, have no hash.
+    if metadata.get(HASH_KEY, now := _hash(state)) != now:
+        raise UserError(
+            f"{path}: damaged: its tensors are not those of its hash; copy the file again. A run that kept "
+            "its checkpoints writes it anew by resume=auto, once its evaluation/length.json is removed"
+        )
     layers = len({found[1] for name in state if (found := _LAYER.match(name))})
     if layers != shape.layers:
         raise UserError(
@@ -264,6 +279,15 @@ def _decoder(shape: ModelConfig, vocabulary_size: int, path: Path) -> Decoder:
     model = Decoder(shape, vocabulary_size)
     model.load_state_dict(state, strict=False)
     return model
+
+
+def _hash(state: Mapping[str, torch.Tensor]) -> str:
+    """Hash of the names, types, shapes and bytes of contiguous tensors on the CPU."""
+    hashed = xxhash.xxh3_128()
+    for name, tensor in sorted(state.items()):
+        hashed.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        hashed.update(tensor.flatten().view(torch.uint8).numpy().data)
+    return hashed.hexdigest()
 
 
 def _untied(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

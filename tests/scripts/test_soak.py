@@ -5,7 +5,6 @@ from tests.conftest import run_script
 
 
 def test_a_short_soak_is_seen_and_judged(tmp_path: Path) -> None:
-    # Memory is judged over thousands of steps; the rest holds from the first save on.
     done = run_script(
         "scripts/soak.py",
         "--steps",
@@ -24,4 +23,8 @@ def test_a_short_soak_is_seen_and_judged(tmp_path: Path) -> None:
     assert report["layouts"] == 20
     assert report["recompilations"] == 0
     assert report["rows"][-1]["resident_bytes"] > 2**20
-    assert (done.returncode == 0) == report["holds"]
+    assert report["largest_growth"] <= 0.02
+    assert len(report["files"]) == 1
+    assert report["bytes_beside_metrics"][-1] < 400_000
+    assert report["holds"] is True
+    assert done.returncode == 0, done.stderr

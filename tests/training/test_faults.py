@@ -6,6 +6,7 @@ import itertools
 import os
 import shutil
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -222,6 +223,23 @@ def test_a_run_that_cannot_write_stops_with_what_was_saved_before(
     assert record(folder)["status"] == "failed"
     assert start(folder, checkpoint=EVERY_STEP) == 0
     assert rows(folder) == rows(uninterrupted)
+
+
+def test_a_save_needs_no_temporary_folder(
+    start: Start, uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As TMPDIR would set it, which has no effect once the process has looked for it.
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "cannot be written"))
+    assert start(tmp_path / "run", checkpoint=EVERY_STEP) == 0
+    assert rows(tmp_path / "run") == rows(uninterrupted)
+
+
+def test_the_file_of_the_model_that_cannot_be_written_is_named(stopped: Path, start: Start) -> None:
+    description = stopped / "model" / "tokenizer_description.json"
+    description.unlink()
+    description.mkdir()
+    with pytest.raises(UserError, match=r"^the state of step 5 \(tokenizer_description\.json\): cannot be"):
+        start(stopped, checkpoint=EVERY_STEP)
 
 
 @pytest.mark.parametrize("number", UNWRITABLE)

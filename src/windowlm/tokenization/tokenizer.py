@@ -71,8 +71,14 @@ class Tokenizer(ABC):
         return self.decode_bytes(ids).decode("utf-8", errors="replace")
 
     @abstractmethod
+    def files(self) -> dict[str, bytes]:
+        """Content of each of the JSON files of which the tokenizer can be loaded, by its name."""
+
     def save(self, folder: Path) -> None:
-        """Write the tokenizer as JSON files into the folder, which is made if it is missing."""
+        """Write `files` into the folder, which is made if it is missing."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, content in self.files().items():
+            (folder / name).write_bytes(content)
 
     @abstractmethod
     def as_library_tokenizer(self) -> tuple[tokenizers.Tokenizer, str]:
@@ -118,8 +124,8 @@ class BytesTokenizer(Tokenizer):
     def decode_bytes(self, ids: Iterable[int] | NDArray[Any]) -> bytes:  # noqa: D102
         return bytes(int(token) for token in ids if token != self.end_of_document)
 
-    def save(self, folder: Path) -> None:  # noqa: D102
-        _write_description(folder, {"kind": "bytes"})
+    def files(self) -> dict[str, bytes]:  # noqa: D102
+        return _description({"kind": "bytes"})
 
     def as_library_tokenizer(self) -> tuple[tokenizers.Tokenizer, str]:  # noqa: D102
         # The end mark takes the id of the byte that no text holds.
@@ -200,11 +206,10 @@ class BytePairTokenizer(Tokenizer):
     def decode_bytes(self, ids: Iterable[int] | NDArray[Any]) -> bytes:  # noqa: D102
         return b"".join(self._bytes_of_token[int(token)] for token in ids)
 
-    def save(self, folder: Path) -> None:  # noqa: D102
-        _write_description(
-            folder, {"kind": "bpe", "end_mark": self._end_mark, "vocabulary_size": self.vocabulary_size}
-        )
-        self._tokenizer.save(str(Path(folder) / _TOKENIZER))
+    def files(self) -> dict[str, bytes]:  # noqa: D102
+        size = self.vocabulary_size
+        description = {"kind": "bpe", "end_mark": self._end_mark, "vocabulary_size": size}
+        return _description(description) | {_TOKENIZER: self._tokenizer.to_str(pretty=True).encode()}
 
     def as_library_tokenizer(self) -> tuple[tokenizers.Tokenizer, str]:  # noqa: D102
         return self._tokenizer, self._end_mark
@@ -244,6 +249,5 @@ def _check_byte_level(description: dict[str, Any]) -> None:
             raise ValueError(f"its added token {added['content']!r} swallows white space")
 
 
-def _write_description(folder: Path, description: dict[str, str | int]) -> None:
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    (Path(folder) / DESCRIPTION_NAME).write_text(json.dumps(description) + "\n", encoding="utf-8")
+def _description(description: dict[str, Any]) -> dict[str, bytes]:
+    return {DESCRIPTION_NAME: f"{json.dumps(description)}\n".encode()}

@@ -1,6 +1,7 @@
 """Checkpoints on disk: written aside, synced, verified by hash, renamed; read without running code."""
 
 import hashlib
+import zipfile
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -71,10 +72,10 @@ class AtomicCheckpointIO(CheckpointIO):
     def load_checkpoint(
         self, path: Any, map_location: Any = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Read tensors and plain values; anything else in the file is refused.
+        """Read tensors and plain values; anything else in the file, or more than its size, is refused.
 
         Raises:
-            DamagedCheckpointError: not the file that was written.
+            DamagedCheckpointError: not the file that was written, nor any that torch writes.
             UserError: no file, or the system does not give its content.
         """
         try:
@@ -82,6 +83,10 @@ class AtomicCheckpointIO(CheckpointIO):
                 raise UserError(f"resume={path}: no such checkpoint; give a run's folder, or resume=auto")
             if (reason := damage(Path(path))) is not None:
                 raise DamagedCheckpointError(f"resume={path}: damaged: {reason}")
+            if (reason := _expansion(Path(path))) is not None:
+                raise DamagedCheckpointError(
+                    f"resume={path}: not a readable checkpoint ({reason}, which could fill the memory)"
+                )
             loaded: dict[str, Any] = torch.load(path, map_location=map_location or "cpu", weights_only=True)
         except UserError:
             raise
@@ -120,6 +125,24 @@ def damage(path: Path) -> str | None:
     if trailer.removeprefix(MARK) != hashed.hexdigest().encode():
         return "its content is not that of its hash"
     return None
+
+
+def _expansion(path: Path) -> str | None:
+    """Why a file may hold more than its size; None where torch.save can have written it, which packs nothing.
+
+    Raises:
+        zipfile.BadZipFile: it is no zip archive, as which torch.load would read an older format.
+    """
+    with path.open("rb") as file:
+        if file.read(4) != b"PK\x03\x04":
+            raise zipfile.BadZipFile("it is no zip archive")
+        with zipfile.ZipFile(file) as archive:
+            records = archive.infolist()
+    if any(record.compress_type != zipfile.ZIP_STORED for record in records):
+        return "its records are compressed"
+    # Records that overlap are each as large as they are said to be.
+    stated, size = sum(record.file_size for record in records), path.stat().st_size
+    return f"its records state {stated:,} bytes and it has {size:,}" if stated > size else None
 
 
 class _HashingFile:

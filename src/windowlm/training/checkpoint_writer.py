@@ -88,7 +88,9 @@ class CheckpointWriter(pl.Callback):
         except OSError as error:
             step = module.spent().steps
             is_last = name == LAST and (trainer.should_stop or module.finished)
-            self.failed_writes.report(f"the state of step {step:,} ({name})", error, is_last=is_last)
+            # Besides the state it may be the rows of the metrics, or a file of the model.
+            file = Path(error.filename or name).name
+            self.failed_writes.report(f"the state of step {step:,} ({file})", error, is_last=is_last)
 
     def _prepare(self) -> None:
         self.failed_writes.require_folder()
