@@ -393,6 +393,10 @@ class TrainingRun:
         # The record comes first: a folder with anything else in it is not taken for a run's.
         entries = {**record_of(config, "running"), "wandb_id": wandb_id, "origin": self.start.origin}
         entries["processes_changed"] = changed or bool(before.get("processes_changed"))
+        # The schedule of the steps before was another one; a run that begins anew has only its own.
+        goes_on = self.checkpoint is not None and self.start.origin is None
+        other_budget = goes_on and before.get("budget", entries["budget"]) != entries["budget"]
+        entries["budget_changed"] = other_budget or bool(before.get("budget_changed"))
         entries["began_from"] = self.start.origin or before.get("began_from")
         if wandb_id is not None:
             entries["wandb_group"] = group
