@@ -3,15 +3,17 @@
 python scripts/replay_batch.py RUN_DIR/replay/step_12.ckpt
 python scripts/replay_batch.py RUN_DIR/replay/step_12.ckpt --precision 64-true
 
-The file holds the weights before the step and its batches; settings come from the run's config.json. Dropout
-draws what it drew then. Where the device had taken steps on before the run heard of it, which a GPU may when
-trainer.max_skipped_steps allows it, the weights are of so many steps later, which is said.
+The file holds the weights before the step and its batches; settings come from the run's config.json. Windows
+are those of the step's stage of the window warm-up, and dropout draws what it drew then. Where the device had
+taken steps on before the run heard of it, which a GPU may when trainer.max_skipped_steps allows it, the
+weights are of so many steps later, which is said.
 """
 
 import argparse
 import contextlib
 import sys
 from pathlib import Path
+from types import UnionType
 from typing import Any
 
 import torch
@@ -31,11 +33,12 @@ from windowlm.training.non_finite import REPLAY_FORMAT
 
 MOST_SHOWN = 10
 # Of a replay, as `windowlm.training.non_finite` writes it.
-KEYS: dict[str, type] = {
+KEYS: dict[str, type | UnionType] = {
     "step": int,
     "later_steps": int,
     "first_batch": int,
     "learning_rate": float,
+    "window_limit": int | None,
     "seed": int,
     "batches": list,
     "vocabulary_size": int,
@@ -55,11 +58,13 @@ def main() -> int:
     options = parser.parse_args()
     device = device_named(options.device)
     content = AtomicCheckpointIO().load_checkpoint(options.replay)
-    foreign = f"{options.replay}: is no replay of this version; give a file of RUN_DIR/replay"
+    foreign = f"{options.replay}: is no replay of this version; give a file that it saved in RUN_DIR/replay"
     if not isinstance(content, dict) or content.get("format") != REPLAY_FORMAT:
         raise UserError(foreign)
-    if wrong := [name for name, kind in KEYS.items() if not isinstance(content.get(name), kind)]:
+    if wrong := [name for name, kind in KEYS.items() if not isinstance(content.get(name, ...), kind)]:
         raise UserError(f"{foreign} (its {wrong[0]} is missing or of another kind)")
+    if (limit := content["window_limit"]) is not None and limit < 1:
+        raise UserError(f"{foreign} (its window_limit is {limit}; none or a number from 1 on is allowed)")
     if not all(isinstance(batch, dict) and batch.keys() >= BATCH_KEYS for batch in content["batches"]):
         raise UserError(f"{foreign} (a batch lacks one of {', '.join(sorted(BATCH_KEYS))})")
     config = read_config(options.replay.parent.parent / "config.json")
@@ -107,7 +112,7 @@ def replay(
         moved = {name: tensor.to(device) for name, tensor in batch.items()}
         targets_N = moved["targets_BT"].flatten()
         shown = batch if config.data.document_masking else {"tokens_BT": batch["tokens_BT"]}
-        visibilities = visibilities_on(model, shown, device)
+        visibilities = visibilities_on(model, shown, device, content["window_limit"])
         with torch.autocast(device.type, dtype) if dtype is not None else contextlib.nullcontext():
             hidden_BTD = model.hidden(moved["tokens_BT"], visibilities=visibilities)
             summed, nats_N = loss_of(

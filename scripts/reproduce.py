@@ -6,8 +6,8 @@ Settings, seed and budget are those of RUN_DIR/config.json; as many processes ar
 threads, as RUN_DIR/run.json says, and relative paths of the settings begin in the folder where the run was
 started. What differs here from where the run was made (commit, changed files, versions, machine) is said
 first; other documents or another tokenizer show in the first row of the metrics. Equal bit for bit is
-promised on the same machine, versions and device, of runs whose budget is in steps or tokens and which one
-number of processes has made from the beginning to the end. Status 0: equal; 1: not.
+promised on the same machine, versions and device, of runs whose budget is in steps or tokens, the same from
+the beginning to the end, and which one number of processes has made. Status 0: equal; 1: not.
 """
 
 import argparse
@@ -91,7 +91,17 @@ def train_again(config: TrainConfig, record: dict[str, Any], run: Path, new: Pat
         data = replace(config.data, cache_dir=filled_cache(config.data.cache_dir))
         logger = replace(config.logger, kind="none")
         began_from = first_state(record)
-        again = replace(config, run_dir=str(new), resume=began_from, plan=False, data=data, logger=logger)
+        # A run that was made in pieces is run again in one.
+        trainer = replace(config.trainer, max_time=None)
+        again = replace(
+            config,
+            run_dir=str(new),
+            resume=began_from,
+            plan=False,
+            data=data,
+            logger=logger,
+            trainer=trainer,
+        )
         return train(again, Invocation(output_dir=new, sweep_dir=None, command=f"reproduce {run}"))
 
 
@@ -174,6 +184,8 @@ def changes(record: dict[str, Any], folder: RunFolder, config: TrainConfig) -> l
         found.append("the budget was in seconds, so another run takes other steps")
     if record.get("processes_changed"):
         found.append("the run went on with another number of processes, so one number adds in other orders")
+    if record.get("budget_changed"):
+        found.append("the run went on with another budget, which planned its learning rates anew")
     if (origin := first_state(record)) is not None:
         found.append(f"the run started from the newest state of {origin}, which may be another one by now")
     relative = [

@@ -800,13 +800,15 @@ def exported() -> Iterator[BadInput]:
 def commands() -> Iterator[BadInput]:
     """What scripts beside those of Hydra cannot take, said before their work."""
     whole = {
-        "format": 1, "step": 1, "later_steps": 0, "first_batch": 0, "learning_rate": 1.0, "seed": 0,
-        "batches": [], "vocabulary_size": 256, "model": {},
+        "format": 2, "step": 1, "later_steps": 0, "first_batch": 0, "learning_rate": 1.0, "seed": 0,
+        "window_limit": None, "batches": [], "vocabulary_size": 256, "model": {},
     }  # fmt: skip
     replay = "run/replay/step_1.ckpt"
     for name, value, said in (
         ("pickle", pickled(), "step_1.ckpt"),
-        ("torn", signed(saved({"format": 1})), "its step is missing"),
+        ("torn", signed(saved({"format": 2})), "its step is missing"),
+        ("of an earlier version", signed(saved({**whole, "format": 1})), "is no replay of this version"),
+        ("without windows", signed(saved({**whole, "window_limit": 0})), "its window_limit is 0"),
         ("list", signed(saved([1])), "is no replay"),
         ("of nothing", signed(saved(whole)), "Missing key"),
         ("batch", signed(saved({**whole, "batches": [{"tokens_BT": 3}]})), "a batch lacks"),

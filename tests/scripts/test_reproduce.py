@@ -72,6 +72,32 @@ def test_a_run_that_started_from_the_state_of_another_is_reproduced_from_it(
     assert "reproduced, equal bit for bit" in screen.out
 
 
+def test_a_run_that_was_made_in_pieces_is_reproduced_in_one(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    texts, cache, folder = finished.parent / "texts", finished.parent / "cache", tmp_path / "pieces"
+    statuses = [75]
+    while statuses[-1] == 75 and len(statuses) < 20:
+        statuses.append(begin(folder, texts, cache, trainer={"max_steps": 3, "max_time": 1e-9}))
+    assert statuses.count(75) > 2
+    assert statuses[-1] == 0
+    assert reproduce(monkeypatch, str(folder)) == 0
+    assert "reproduced, equal bit for bit" in capsys.readouterr().out
+
+
+def test_a_run_that_went_on_with_another_budget_is_said_to_have(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    texts, cache, folder = finished.parent / "texts", finished.parent / "cache", tmp_path / "longer"
+    for steps, changed in ((4, False), (8, True), (8, True)):
+        assert begin(folder, texts, cache, trainer={"max_steps": steps}) == 0
+        assert json.loads((folder / "run.json").read_text())["budget_changed"] is changed
+    assert reproduce(monkeypatch, str(folder)) == 1
+    screen = capsys.readouterr()
+    assert "note: the run went on with another budget" in screen.err
+    assert "not reproduced" in screen.out
+
+
 def test_what_is_no_finished_run_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert reproduce(monkeypatch, str(tmp_path)) == 2
     assert not os.listdir(tmp_path)

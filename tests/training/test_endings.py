@@ -424,6 +424,36 @@ def test_the_wall_clock_limit_counts_from_the_start_of_the_command(
     assert steps_saved(tmp_path / "run") == 1
 
 
+def test_the_wall_clock_limit_ends_an_evaluation_between_two_parts(
+    start: Start,
+    before: Callable[..., None],
+    uninterrupted: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder, limit = tmp_path / "run", {"max_time": 4000.0}
+    early, kept = run.COMMAND_STARTED - 5000, []
+    before("training_step", 5, lambda _: monkeypatch.setattr(run, "COMMAND_STARTED", early))
+    for _ in range(3):
+        assert start("run", trainer=limit) == 75
+        said = "stopped: trainer.max_time=4000 seconds reached; the state is saved, resume=auto goes on"
+        assert said in capsys.readouterr().out
+        assert record(folder)["status"] == "stopped"
+        assert steps_saved(folder) == 6
+        kept.append(len(list(folder.glob("evaluation/unfinished/*"))))
+    assert kept == [0, 1, 2]
+    with pytest.raises(SystemExit) as left:
+        start("run", trainer=limit, sweep=True)
+    assert left.value.code == 75
+    assert start("run") == 0
+    assert rows(folder) == rows(uninterrupted)
+    for name in ("length.json", "length.csv"):
+        assert (folder / "evaluation" / name).read_bytes() == (
+            uninterrupted / "evaluation" / name
+        ).read_bytes()
+
+
 def test_other_documents_are_refused_by_name_before_anything_is_written(
     place: Path, before: Callable[..., None], tmp_path: Path
 ) -> None:

@@ -164,17 +164,20 @@ def test_one_more_than_may_be_skipped_ends_the_run_and_the_count_survives_a_resu
 
 
 @pytest.mark.parametrize(
-    ("precision", "options"), [("32-true", ()), ("bf16-true", ("--precision", "64-true"))]
+    ("precision", "options", "limit"),
+    [("32-true", (), None), ("bf16-true", ("--precision", "64-true"), None), ("32-true", (), 4)],
 )
 def test_a_step_is_replayed(
     precision: str,
     options: tuple[str, ...],
+    limit: int | None,
     start: Start,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     folder = tmp_path / "run"
+    saved = folder / "replay" / "step_3.ckpt"
     losses: list[float] = []
     training_step = LanguageModelModule.training_step
 
@@ -186,9 +189,10 @@ def test_a_step_is_replayed(
     monkeypatch.setattr(LanguageModelModule, "training_step", recording)
     make_not_finite(monkeypatch, {3}, "gradient")
     with pytest.raises(NonFiniteError):
-        start(folder, precision=precision)
+        start(folder, precision=precision, trainer={"window_warmup": limit, "window_warmup_fraction": 0.6})
+    assert AtomicCheckpointIO().load_checkpoint(saved)["window_limit"] == limit
     capsys.readouterr()
-    assert replay(monkeypatch, str(folder / "replay" / "step_3.ckpt"), *options) == 0
+    assert replay(monkeypatch, str(saved), *options) == 0
     screen = capsys.readouterr().out
     assert "weights       finite" in screen
     assert "first output  all finite" in screen

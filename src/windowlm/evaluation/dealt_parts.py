@@ -28,6 +28,7 @@ def score_parts(
     advance: Callable[[int, int], Any],
     kept: KeptNats | None = None,
     processes: Processes = ALONE,
+    between_rounds: Callable[[], object] | None = None,
 ) -> dict[Kind, dict[int, Nats]]:
     """Nats ``[N]`` of all targets by kind and context length, on each process the same.
 
@@ -43,6 +44,7 @@ def score_parts(
         advance: told after each step how many tokens are done, and how many of them were read in this call.
         kept: of the leader: what is scored already, and where parts go that are.
         processes: those that share the work.
+        between_rounds: called on all of them where a round is kept and another follows; it may raise.
 
     Raises:
         UserError: a loss is not finite, on whichever process, or a part cannot be kept.
@@ -63,6 +65,9 @@ def score_parts(
         # Those of a round should take equally long, and the shortest round comes last.
         missing.sort(key=lambda named: -named[1].tokens)
     for start in range(0, len(missing), processes.size):
+        # Not before the first, so that an evaluation that is started again and again gets somewhere.
+        if start and between_rounds is not None:
+            between_rounds()
         dealt = missing[start : start + processes.size]
         own = dealt[processes.rank][1] if processes.rank < len(dealt) else None
         outcomes = processes.gather(_outcome(own, model, device, advance))

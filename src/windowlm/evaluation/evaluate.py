@@ -3,7 +3,7 @@
 import logging
 import shlex
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -80,6 +80,7 @@ def evaluate_model(
     facts: RunFacts,
     folder: Path,
     processes: Processes = ALONE,
+    between_rounds: Callable[[], object] | None = None,
 ) -> tuple[LengthResult, Path | None]:
     """Score a model on its device, with a progress bar or lines on standard error, and write the result.
 
@@ -94,6 +95,7 @@ def evaluate_model(
         facts: what the result says about the run.
         folder: gets the files of ``result_files``, which the leader writes.
         processes: those that share the scoring; each calls this, with its own copy of the model.
+        between_rounds: called where a part is kept and others are missing; what it raises ends the scoring.
 
     Returns:
         The result, and where a different one that ``folder`` held was moved, or None.
@@ -102,7 +104,9 @@ def evaluate_model(
         UserError: no document is long enough, or the model cannot be scored.
         LostProcessError: a process is gone.
     """
-    result, earlier, _, _ = _evaluate(model, documents, token_bytes_V, evaluation, facts, folder, processes)
+    result, earlier, _, _ = _evaluate(
+        model, documents, token_bytes_V, evaluation, facts, folder, processes, between_rounds
+    )
     return result, earlier
 
 
@@ -114,6 +118,7 @@ def _evaluate(
     facts: RunFacts,
     folder: Path,
     processes: Processes,
+    between_rounds: Callable[[], object] | None = None,
 ) -> tuple[LengthResult, Path | None, TargetLosses, list[Section]]:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
@@ -144,6 +149,7 @@ def _evaluate(
             on_progress=show,
             kept=kept,
             processes=processes,
+            between_rounds=between_rounds,
         )
         seconds = time.perf_counter() - started
     pace = read / seconds / processes.size if read else kept.tokens_per_second

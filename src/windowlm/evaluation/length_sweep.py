@@ -84,6 +84,7 @@ def length_sweep(
     on_progress: Callable[[int, int, int], Any] | None = None,
     kept: KeptNats | None = None,
     processes: Processes = ALONE,
+    between_rounds: Callable[[], object] | None = None,
 ) -> tuple[LengthResult, TargetSet, TargetLosses]:
     """Score the fixed targets at every context length.
 
@@ -99,6 +100,7 @@ def length_sweep(
         kept: what is scored already, and where parts go that are; None for nothing and nowhere. The leader's
             counts.
         processes: those that share the work; each calls this with the same arguments and gets the same.
+        between_rounds: see ``score_parts``.
 
     Raises:
         UserError: no document is long enough; 16-mixed on a CPU; a loss is not finite or beyond all bounds;
@@ -135,6 +137,7 @@ def length_sweep(
             advance=advance,
             kept=kept,
             processes=processes,
+            between_rounds=between_rounds,
         )
     in_order = {kind: {c: by_length[c] for c in context_lengths} for kind, by_length in nats.items()}
     losses = losses_of(

@@ -109,8 +109,9 @@ class TrainerConfig:
             validation and the evaluation after the last step come on top. The schedule follows the clock.
             With none of the three given it is 180 seconds.
         max_time: wall-clock limit in seconds from the start of the command, for all runs of a sweep
-            together; training then stops between two steps, saves and exits with status 75, and
-            ``resume=auto`` goes on. An evaluation that has begun is finished.
+            together; training then stops between two steps, and the evaluation between two of its parts,
+            saves and exits with status 75, and ``resume=auto`` goes on. What a start has begun first, a
+            step or a part, is finished in any case.
         device: ``auto`` takes a GPU where there is one.
         devices: processes that ``python train.py`` starts on this machine, each with a GPU of its own where
             there are GPUs; under ``torchrun`` and ``srun`` these say how many there are.

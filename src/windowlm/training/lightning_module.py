@@ -159,6 +159,11 @@ class LanguageModelModule(pl.LightningModule):
         """Whether the budget is spent."""
         return self.budget.progress(self.spent()) >= 1
 
+    @property
+    def window_limit(self) -> int | None:
+        """Most keys that a window shows in the running step, None without a limit."""
+        return self.window_warmup.limits[self._window_stage]
+
     def require_finite_weights(self) -> None:
         """Raise ``NonFiniteError`` unless every weight is finite; waits for the device."""
         for name, parameter in self.model.named_parameters():
@@ -211,7 +216,7 @@ class LanguageModelModule(pl.LightningModule):
         if self.training:
             if self.batches_trained % self.accumulate_batches == 0:
                 self._window_stage = self.window_warmup.stage(self.budget.progress(self.spent()))
-            limit = self.window_warmup.limits[self._window_stage]
+            limit = self.window_limit
         visibilities = self.work.visibilities(self.model, shown, device, limit)
         own = self.work.own_tokens(batch)
         moved: dict[str, Any] = super().transfer_batch_to_device(own, device, dataloader_idx)

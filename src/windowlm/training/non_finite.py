@@ -19,7 +19,7 @@ from windowlm.deferred_numbers import DeferredNumbers
 from windowlm.errors import UserError
 from windowlm.training.checkpoint_io import AtomicCheckpointIO
 
-REPLAY_FORMAT = 1
+REPLAY_FORMAT = 2
 # Of steps that were left out, beside those that ended a run; each is as large as a checkpoint.
 MOST_REPLAYS = 3
 
@@ -87,7 +87,8 @@ class NonFiniteWatch(pl.Callback):
         if rest:
             return
         numbers = DeferredNumbers([pl_module.skipped_steps])
-        self._due.append(_Step(step, pl_module.learning_rate, self._batches, numbers))
+        rate, limit = pl_module.learning_rate, pl_module.window_limit
+        self._due.append(_Step(step, rate, limit, self._batches, numbers))
         self._batches = []
         self._read(wait=pl_module.finished)
 
@@ -147,6 +148,7 @@ class NonFiniteWatch(pl.Callback):
             "later_steps": 0 if needed else module.spent().steps - step.number,
             "first_batch": (step.number - 1) * module.accumulate_batches,
             "learning_rate": step.learning_rate,
+            "window_limit": step.window_limit,
             "seed": module.seed,
             "batches": [{name: value.cpu() for name, value in batch.items()} for batch in step.batches],
             "vocabulary_size": module.model.vocabulary_size,
@@ -168,5 +170,6 @@ class _Step(NamedTuple):
 
     number: int
     learning_rate: float
+    window_limit: int | None
     batches: list[dict[str, Tensor]]
     numbers: DeferredNumbers

@@ -75,7 +75,7 @@ from windowlm.training.schedule import Budget, WindowWarmup
 from windowlm.training.sharded_model import whole_state
 from windowlm.training.shared_work import SharedWork
 from windowlm.training.signals import Interrupted, Signals
-from windowlm.training.stopping import INTERRUPTED, Stopping
+from windowlm.training.stopping import INTERRUPTED, Stopping, reached_limit
 from windowlm.training.wandb_run import WandbRun, choose_mode
 
 MOST_VALIDATIONS = 8
@@ -255,6 +255,8 @@ class TrainingRun:
             reason = self._fit(module, data, data_module, plan)
             if reason is not None:
                 return self._stopped(reason)
+            # A start that has not trained scores a part first, so that each gets somewhere.
+            self._obey_limit()
         self.signals.check()
         result = self._evaluate(module, data)
         if not self.processes.leads:
@@ -393,6 +395,10 @@ class TrainingRun:
         # The record comes first: a folder with anything else in it is not taken for a run's.
         entries = {**record_of(config, "running"), "wandb_id": wandb_id, "origin": self.start.origin}
         entries["processes_changed"] = changed or bool(before.get("processes_changed"))
+        # The schedule of the steps before was another one; a run that begins anew has only its own.
+        goes_on = self.checkpoint is not None and self.start.origin is None
+        other_budget = goes_on and before.get("budget", entries["budget"]) != entries["budget"]
+        entries["budget_changed"] = other_budget or bool(before.get("budget_changed"))
         entries["began_from"] = self.start.origin or before.get("began_from")
         if wandb_id is not None:
             entries["wandb_group"] = group
@@ -685,9 +691,16 @@ class TrainingRun:
                 facts,
                 self.folder.evaluation,
                 self.processes,
+                self._obey_limit,
             )
         self._log_length(result)
         return result
+
+    def _obey_limit(self) -> None:
+        """Raise ``Interrupted`` on all processes where the leader's clock has reached the limit."""
+        reason = self.processes.share(reached_limit(self.config.trainer.max_time, COMMAND_STARTED))
+        if reason is not None:
+            raise Interrupted(reason)
 
     def _log_length(self, result: LengthResult) -> None:
         if self.wandb_run is not None:

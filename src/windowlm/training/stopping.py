@@ -96,6 +96,18 @@ class Stopping(pl.Callback):
     def _wants_to_stop(self) -> bool:
         if self.signals.received is not None:
             self.reason = self.signals.received
-        elif self.max_time is not None and time.monotonic() - self.started >= self.max_time:
-            self.reason = f"trainer.max_time={self.max_time:g} seconds reached"
+        else:
+            self.reason = reached_limit(self.max_time, self.started)
         return self.reason is not None
+
+
+def reached_limit(max_time: float | None, started: float) -> str | None:
+    """What to tell where the wall-clock limit is reached, None before it.
+
+    Args:
+        max_time: seconds; None for no limit.
+        started: what ``time.monotonic()`` gave when they began.
+    """
+    if max_time is None or time.monotonic() - started < max_time:
+        return None
+    return f"trainer.max_time={max_time:g} seconds reached"
