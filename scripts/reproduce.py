@@ -173,6 +173,9 @@ def read_config(path: Path) -> TrainConfig:
 def changes(record: dict[str, Any], folder: RunFolder, config: TrainConfig) -> list[str]:
     """What is not here as it was where the run was made, and what else stands against equality."""
     here = {**provenance(), "device": device_name(choose_device(config))}
+    if isinstance(then := record.get("versions"), dict):
+        # Records of earlier versions tell of fewer packages.
+        here["versions"] = {name: now for name, now in here["versions"].items() if name in then}
     found = [
         f"{name} was {json.dumps(record.get(name))} and is {json.dumps(here[name])}"
         for name in PLACES

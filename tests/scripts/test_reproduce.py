@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import runpy
 import shutil
 import sys
@@ -50,10 +51,13 @@ def test_what_is_not_the_same_is_said(
     (other / "config.json").write_text(json.dumps(config))
     record = json.loads((other / "run.json").read_text())
     record |= {"python": "3.0", "processes_changed": True, "working_folder": str(tmp_path / "gone")}
+    record["versions"] = {"torch": record["versions"]["torch"], "numpy": "0.1"}  # an earlier one, of fewer
     (other / "run.json").write_text(json.dumps(record))
     assert reproduce(monkeypatch, str(other), "--into", str(tmp_path / "again")) == 1
     screen = capsys.readouterr()
     assert 'note: python was "3.0" and is' in screen.err
+    assert re.search(r'note: versions was {"torch": "[^"]+", "numpy": "0\.1"} and is {"torch"', screen.err)
+    assert "safetensors" not in screen.err
     assert "note: the run went on with another number of processes" in screen.err
     assert f'gone", which is not here, so texts is looked for in {finished.parent}' in screen.err
     assert "metrics.jsonl, row 1" in screen.out

@@ -19,6 +19,7 @@ import torch
 
 from tests.conftest import run_script
 from tests.training.runs import begin, record, rows, steps_saved
+from windowlm.bundle import load
 from windowlm.errors import UserError, exit_status
 from windowlm.parallel.processes import ALONE
 from windowlm.training import checkpoint_io, metrics_log, run
@@ -240,6 +241,23 @@ def test_the_file_of_the_model_that_cannot_be_written_is_named(stopped: Path, st
     description.mkdir()
     with pytest.raises(UserError, match=r"^the state of step 5 \(tokenizer_description\.json\): cannot be"):
         start(stopped, checkpoint=EVERY_STEP)
+
+
+def test_damaged_weights_of_a_finished_run_are_written_anew_as_their_error_says(
+    start: Start, uninterrupted: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(uninterrupted, folder)
+    weights = folder / "model" / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-4] + bytes([whole[-4] ^ 1]) + whole[-3:])
+    with pytest.raises(
+        UserError, match=r"model\.safetensors: damaged: .* once its evaluation/length\.json is"
+    ):
+        load(folder)
+    (folder / "evaluation" / "length.json").unlink()
+    assert start(folder, checkpoint=EVERY_STEP) == 0
+    assert weights.read_bytes() == whole
 
 
 @pytest.mark.parametrize("number", UNWRITABLE)

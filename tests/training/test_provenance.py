@@ -2,12 +2,14 @@
 
 import shutil
 import subprocess
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import pytest
+import torch
 
 from windowlm.training import provenance as module
-from windowlm.training.provenance import code_difference, provenance
+from windowlm.training.provenance import RECORDED_PACKAGES, code_difference, provenance, versions
 
 pytestmark = pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
 
@@ -75,3 +77,30 @@ def test_the_repository_of_something_else_is_not_told_of(
     assert provenance()["git_commit"] is None
     assert provenance()["git_changed_files"] == []
     assert code_difference() == b""
+
+
+def test_the_packages_that_decide_numbers_are_told_and_which_of_them_are_not_installed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def installed(name: str) -> str:
+        if name not in (*RECORDED_PACKAGES, "triton"):
+            raise PackageNotFoundError(name)
+        return f"1 of {name}"
+
+    assert versions()["hydra-core"] == version("hydra-core")
+    monkeypatch.setattr(module, "version", installed)
+    monkeypatch.setattr(torch.version, "cuda", None)
+    there = {name: f"1 of {name}" for name in (*RECORDED_PACKAGES, "triton")}
+    assert versions() == {**there, "flash-attn-4": None, "torchao": None}
+
+
+def test_a_build_for_cuda_tells_its_versions_and_the_driver(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.version, "cuda", "12.8")
+    monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 91002)
+    monkeypatch.setattr(module, "DRIVER", tmp_path / "version")
+    said = versions()
+    assert [said[name] for name in ("cuda", "cudnn", "driver")] == ["12.8", 91002, None]
+    (tmp_path / "version").write_text("570.86.15\n")
+    assert versions()["driver"] == "570.86.15"

@@ -3,7 +3,8 @@
 import os
 import platform
 import subprocess
-from importlib.metadata import version
+import sys
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,18 @@ AS_A_PATCH = (
     "--dst-prefix=b/",
 )
 QUIET: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "timeout": 10}
-RECORDED_PACKAGES = ("windowlm", "torch", "lightning", "tokenizers", "datasets", "numpy")
+RECORDED_PACKAGES = (
+    "windowlm",
+    "torch",
+    "lightning",
+    "hydra-core",
+    "safetensors",
+    "tokenizers",
+    "datasets",
+    "numpy",
+)
+PACKAGES_OF_KERNELS = ("triton", "flash-attn-4", "torchao")  # which need not be installed
+DRIVER = Path("/sys/module/nvidia/version")
 
 
 def provenance() -> dict[str, Any]:
@@ -33,8 +45,27 @@ def provenance() -> dict[str, Any]:
         "git_changed_files": (changed or b"").decode(errors="replace").splitlines(),
         "python": platform.python_version(),
         "machine": platform.platform(),
-        "versions": {name: version(name) for name in RECORDED_PACKAGES},
+        "versions": versions(),
     }
+
+
+def versions() -> dict[str, str | int | None]:
+    """Versions of packages, and where torch is built for CUDA of that, of cuDNN and of the driver.
+
+    None stands for what is not there.
+    """
+    found: dict[str, str | int | None] = {name: version(name) for name in RECORDED_PACKAGES}
+    for name in PACKAGES_OF_KERNELS:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = None
+    # A command that has not loaded torch computes nothing by it, and need not wait for it.
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.version.cuda is not None:
+        driver = DRIVER.read_text(encoding="utf-8").strip() if DRIVER.is_file() else None
+        found |= {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version(), "driver": driver}
+    return found
 
 
 def code_difference() -> bytes:
