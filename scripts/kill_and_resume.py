@@ -8,9 +8,10 @@ A case is an optimizer, a precision, how many processes load data, and a logger;
 at each start. Every start is a process of its own. It is killed by SIGKILL: at a random time; a random while
 after a step, a backward pass, a validation or the evaluation began; or exactly at a place where something is
 half done, such as a checkpoint half written, its renames half made, a row of metrics half written, or a step
-taken and not yet counted. No place is drawn again before all have been. A run that is finished is compared
-with one that nothing disturbed, and what W&B holds of it, offline, with its own metrics; another one is
-started until the kills are spent. Gradient accumulation is on, and dropout unless it is set to 0.
+taken and not yet counted. No place is drawn again before all have been, and with W&B its own come first, so
+that few kills try them all. A run that is finished is compared with one that nothing disturbed, and what W&B
+holds of it, offline, with its own metrics; another one is started until the kills are spent. Gradient
+accumulation is on, and dropout unless it is set to 0.
 """
 
 import argparse
@@ -110,7 +111,6 @@ MOMENTS = (
     Moment("evaluated, not recorded", run, "evaluate_model", AFTER, 1),
 )
 WANDB_MOMENTS = (
-    Moment("random time"),
     Moment("W&B begun, history not rebuilt", wandb_run, "StepLogger", BEFORE, 1),
     Moment("row given to W&B", wandb_run.StepLogger, "log_metrics", BEGUN, 12),
     Moment("W&B not ended", wandb_run.WandbRun, "finish", BEFORE, 1),
@@ -128,22 +128,25 @@ class Places:
     """Draw places without replacement until each was used, then all again.
 
     One that was not reached, as the run ended before it or had not been killed yet, is tried again behind
-    another; not without end, as some are never reached by a run of a few steps.
+    another; not without end, as some are never reached by a run of a few steps. One of the first is tried
+    again at once, as the next run is a new one, which comes by all of them.
 
     Args:
         moments: the places.
         draw: of what is random.
+        first: further places, which are drawn before the others.
     """
 
-    def __init__(self, moments: Sequence[Moment], draw: random.Random) -> None:
-        self.moments, self.random = moments, draw
+    def __init__(self, moments: Sequence[Moment], draw: random.Random, first: Sequence[Moment] = ()) -> None:
+        self.moments, self.random, self.first = moments, draw, first
         self._left: list[Moment] = []
         self._missed: Counter[Moment] = Counter()
 
     def draw(self) -> Moment:
         """The next place."""
         if not self._left:
-            self._left = self.random.sample(self.moments, len(self.moments))
+            in_order = (self.moments, self.first)
+            self._left = [place for some in in_order for place in self.random.sample(some, len(some))]
             self._missed.clear()
         return self._left.pop()
 
@@ -151,7 +154,8 @@ class Places:
         """Take a place back that was not reached."""
         self._missed[moment] += 1
         if self._left and self._missed[moment] < TRIES:
-            self._left.insert(self.random.randrange(len(self._left)), moment)
+            left = len(self._left)
+            self._left.insert(left if moment in self.first else self.random.randrange(left), moment)
 
 
 def main() -> int:
@@ -227,8 +231,7 @@ class Campaign:
     def __init__(self, case: str, folder: Path, options: argparse.Namespace, draw: random.Random) -> None:
         self.case = case
         self.optimizer, self.precision, self.workers, self.logger = case.split(",")
-        moments = (*MOMENTS, *(WANDB_MOMENTS if self.logger == "wandb" else ()))
-        self.places = Places(moments, draw)
+        self.places = Places(MOMENTS, draw, first=WANDB_MOMENTS if self.logger == "wandb" else ())
         self.first = [self.named(place) for place in options.first]
         self.folder, self.options, self.draw = folder, options, draw
         (folder / "text").mkdir(parents=True)

@@ -35,10 +35,19 @@ def test_killed_runs_end_equal_bit_for_bit(case: str, words: tuple[str, ...], tm
 
 def test_every_place_is_drawn_before_one_is_drawn_again() -> None:
     moments = (*MOMENTS, *WANDB_MOMENTS)
-    places = Places(moments, random.Random(0))
+    places = Places(MOMENTS, random.Random(0), first=WANDB_MOMENTS)
     rounds = [[places.draw() for _ in moments] for _ in range(3)]
     assert [Counter(drawn) for drawn in rounds] == [Counter(moments)] * 3
     assert rounds[0] != rounds[1]
+
+
+def test_places_of_wandb_come_first_and_are_tried_again_at_once() -> None:
+    places = Places(MOMENTS, random.Random(0), first=WANDB_MOMENTS)
+    drawn = [missed := places.draw()]
+    places.miss(missed)
+    drawn += [places.draw() for _ in WANDB_MOMENTS]
+    assert drawn[1] == missed
+    assert set(drawn) == set(WANDB_MOMENTS)
 
 
 @pytest.mark.parametrize("seed", range(20))
