@@ -4,6 +4,7 @@ import contextlib
 import gzip
 import io
 import json
+import os
 import random
 import runpy
 import sys
@@ -205,6 +206,14 @@ def test_settings_of_scores_are_read_before_anything_is_written(tmp_path):
     with pytest.raises(UserError, match=r"scored\.json: damaged"):
         unpack_runs(packed, tmp_path / "there")
     assert not (tmp_path / "there").exists()
+
+
+@pytest.mark.parametrize("name", ["a\\b", os.fsdecode(b"a\xff")])
+def test_a_run_whose_name_could_not_be_unpacked_is_not_packed(tmp_path, name):
+    write(tmp_path / "runs" / name, RESULTS)
+    with pytest.raises(UserError, match="holds a backslash or is no UTF-8; give it another name"):
+        pack_runs(tmp_path / "runs", tmp_path / "packed", 1 << 20)
+    assert not (tmp_path / "packed").exists()
 
 
 def test_parts_are_not_counted_to_the_number_that_a_name_tells(tmp_path):

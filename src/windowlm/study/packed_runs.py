@@ -16,7 +16,7 @@ from windowlm.errors import UserError
 from windowlm.evaluation.comparison import run_folders
 from windowlm.evaluation.kept_nats import UNFINISHED
 from windowlm.evaluation.target_losses import LOSSES_NAME
-from windowlm.json_text import parse_json
+from windowlm.json_text import has_text, parse_json
 
 if TYPE_CHECKING:
     import pyarrow
@@ -70,7 +70,8 @@ def pack_runs(
         How many runs are in it, and the parts.
 
     Raises:
-        UserError: no finished run is there, or a file cannot be read or written.
+        UserError: no finished run is there, or a file cannot be read or written, or not unpacked everywhere
+            by its name.
     """
     finished = [run for run in run_folders(folder) if _is_finished(run)]
     if losses_of is not None:
@@ -82,8 +83,12 @@ def pack_runs(
     if not files:
         which = "" if losses_of is None else f" with losses.parquet whose name is like {losses_of}"
         raise UserError(f"{folder}: holds no finished run{which}")
+    paths = {file.relative_to(folder).as_posix(): file for file in sorted(files)}
+    for name in paths:
+        if not has_text(name) or not _is_plain(name):
+            raise UserError(f"{folder}: {name!r} holds a backslash or is no UTF-8; give it another name")
     try:
-        contents = {file.relative_to(folder).as_posix(): file.read_bytes() for file in sorted(files)}
+        contents = {name: file.read_bytes() for name, file in paths.items()}
         # Losses are compressed already.
         whole = _archive(contents, compression=6 if losses_of is None else 1)
         pieces = [whole[start : start + part_bytes] for start in range(0, len(whole), part_bytes)]
