@@ -7,6 +7,7 @@ import gzip
 import hashlib
 import io
 import json
+import math
 import os
 import pickle
 import shutil
@@ -137,6 +138,17 @@ def settings() -> Iterator[BadInput]:
         (("model.rotary.scaling={kind: none_such}",), "model.rotary.scaling"),
         (("model.short_convolution=0",), "model.short_convolution"),
         (("model.final_logit_cap=-1",), "model.final_logit_cap"),
+        (("model.final_logit_cap=1e-50",), "model.final_logit_cap"),
+        (("model.final_logit_cap=1e39",), "model.final_logit_cap"),
+        (("model.logit_cap=1e39",), "model.logit_cap"),
+        (("model.logit_cap=1e-50",), "model.logit_cap"),
+        (("evaluation.max_targets_per_document=9999999999999999999",), "evaluation.max_targets_per_document"),
+        (("evaluation.max_targets=9999999999999999999",), "evaluation.max_targets"),
+        (("evaluation.context_lengths=[9999999999999999999]",), "evaluation.context_lengths"),
+        (
+            ("evaluation.bytes_per_author=9999999999999999999", "evaluation.max_targets=null"),
+            "evaluation.bytes_per_author",
+        ),
         (("model.ngram_embeddings={orders: []}",), "model.ngram_embeddings"),
         (("optimizer.betas=[0.9]",), "optimizer.betas"),
         (("optimizer.betas=[0.9,1]",), "optimizer.betas"),
@@ -700,6 +712,53 @@ def in_result(change_of: Callable[[Any], Any]) -> Make:
     return change("run/evaluation/length.json", changed)
 
 
+CLUSTER = {
+    "distance_from": 256, "distance_to": None, "distance": 256, "span": "random", "cluster": "a", "bytes": 5,
+    "questions": 2, "right": 1.0, "saved": 1.0, "chooser": "b", "nats": {"8": 1.0},
+}  # fmt: skip
+# A measure and what is wrong with its file, or with an author's row in it.
+MEASURES: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("far_repeats", {"clusters": None}),
+    ("far_repeats", {"clusters": ["x"]}),
+    ("far_repeats", {"rows": ["x"]}),
+    ("far_repeats", {"rows": None}),
+    ("far_repeats", {"rows": [{"context_length": 8, "bytes": 3, "nats": math.nan}]}),
+    ("far_repeats", {"rows": [{"context_length": "8", "bytes": 3, "nats": 1.0}]}),
+    ("far_repeats", {"settings": None}),
+    ("far_repeats", {"meaning": ["\ud800"]}),
+    *(
+        (measure, {"clusters": [{**CLUSTER, **values}]})
+        for measure, values in (
+            ("far_repeats", {"nats": {"8": math.inf}}),
+            ("far_repeats", {"nats": {"x": 1.0}}),
+            ("far_repeats", {"nats": {}}),
+            ("far_repeats", {"nats": 3}),
+            ("far_repeats", {"bytes": 0}),
+            ("far_repeats", {"cluster": [1]}),
+            ("far_repeats", {"distance_to": "far"}),
+            ("key_words", {"chooser": None}),
+            ("pasted_spans", {"saved": math.nan}),
+            ("pasted_spans", {"span": 3}),
+            ("forced_choice", {"questions": 0}),
+            ("forced_choice", {"right": None}),
+            ("far_context", {"cluster": None}),
+        )
+    ),
+)
+
+
+def measured(measure: str, values: dict[str, Any]) -> Make:
+    content = {"format": 1, "measure": measure, "meaning": [], "settings": {}, "left_out": [], "rows": [],
+               "clusters": [], **values}  # fmt: skip
+
+    def make(folder: Path) -> None:
+        path = folder / "run" / "evaluation" / "study" / f"{measure}.json"
+        path.parent.mkdir()
+        path.write_text(json.dumps(content))
+
+    return make
+
+
 def in_shape(**values: Any) -> Make:
     """Other entries in the shape of the run's model."""
 
@@ -852,10 +911,28 @@ def commands() -> Iterator[BadInput]:
         ("documents", lambda content: content.update(documents=[])),
         ("format", lambda content: content.update(format=99)),
         ("document", lambda content: content["documents"][0].update(nats={"16": "a"})),
+        ("not a number", lambda content: content["rows"][0].update(nats=math.nan)),
+        ("endless", lambda content: content["rows"][-1].update(bits_per_byte=math.inf)),
+        ("of many digits", lambda content: content["rows"][0].update(nats=10**400)),
+        ("true", lambda content: content["rows"][0].update(perplexity=True)),
+        ("negative length", lambda content: content["rows"][0].update(context_length=-1)),
+        ("other length", lambda content: content["rows"][0].update(context_length=3)),
+        ("author", lambda content: content["documents"][0].update(author=[1])),
+        ("half a character", lambda content: content["documents"][0].update(author="\ud800")),
+        ("without bytes", lambda content: content["documents"][0].update(bytes=0)),
+        ("cluster", lambda content: content.update(cluster=[])),
+        ("parameters", lambda content: content.update(parameters="many")),
+        ("hash", lambda content: content.update(targets_hash=[1])),
     )
     for name, edit in rows:
         yield BadInput(f"cell {name}", ("run", "run"), "length.json", in_result(edit), "compare_runs")
+    for measure, values in MEASURES:
+        make = measured(measure, values)
+        said = f"{measure}.json: damaged, or not a measure"
+        yield BadInput(f"measure {measure} {values}", ("run", "run"), said, make, "compare_runs")
     for script in ("compare_runs", "compare_settings", "ablation_table"):
+        make_half = change("run/config.json", b'{"model": {"dim": "\\ud800"}}')
+        yield BadInput(f"{script} of half a character", (".",), "run/config.json", make_half, script)
         make_list = change("run/config.json", b"[]")
         yield BadInput(f"{script} of no settings", (".",), "run/config.json", make_list, script)
     for script in ("compare_settings", "ablation_table"):

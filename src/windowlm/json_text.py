@@ -3,6 +3,27 @@
 import json
 from typing import Any
 
+LARGEST = 1e100  # of numbers in results: its square is finite in float64
+
+
+def is_number(value: object, least: float = -LARGEST) -> bool:
+    """Whether a value of JSON is a number from ``least`` on with which results can be computed."""
+    return not isinstance(value, bool) and isinstance(value, int | float) and least <= value <= LARGEST
+
+
+def is_count(value: object) -> bool:
+    """Whether it is a whole number from 1 on that fits into 64 bits."""
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value < 2**63
+
+
+def has_text(value: object) -> bool:
+    """Whether all strings in a value of JSON are text; JSON may also say halves of characters."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except (UnicodeEncodeError, RecursionError):
+        return False
+    return True
+
 
 def parse_json(text: str | bytes) -> Any:
     """The value that ``text`` says.

@@ -30,14 +30,23 @@ def make_run(folder, settings, bits, *, seed=0, targets_hash="same", rows=((1.0,
         result = {
             "format": FORMAT,
             "rows": [
-                {"context_length": c, "bits_per_byte": rate, "nats": 3.5 * rate, "targets": 5, "bytes": 5}
+                {
+                    "context_length": c,
+                    "bits_per_byte": rate,
+                    "nats": 3.5 * rate,
+                    "perplexity": 2.0,
+                    "targets": 5,
+                    "bytes": 5,
+                    "extrapolation": False,
+                }
                 for c, rate in ((4, 9.0), (8, bits))
             ],
+            "cluster": "document",
             "targets_hash": targets_hash,
             "tokenizer_identity": "bytes",
             "parameters": 1000,
             "tokens_trained": 500,
-            "documents": [{"document_hash": "a", "bytes": 5, "nats": {"8": bits}}],
+            "documents": [{"document_hash": "a", "author": None, "bytes": 5, "nats": {"4": 9.0, "8": bits}}],
         }
         (folder / "evaluation").mkdir()
         (folder / "evaluation" / "length.json").write_text(json.dumps(result))

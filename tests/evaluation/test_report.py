@@ -2,12 +2,13 @@
 
 import struct
 
+import altair as alt
 import pytest
 from rich.console import Console
 
 from windowlm.evaluation.config import EvaluationConfig
 from windowlm.evaluation.length_sweep import length_sweep
-from windowlm.evaluation.report import caption, length_plot, length_table, window_text
+from windowlm.evaluation.report import _in_xml, caption, length_plot, length_table, png, window_text
 
 from .fakes import ReachModel, one_byte_each, random_documents
 from .test_length_sweep import FACTS
@@ -25,6 +26,17 @@ def printed(table):
     with console.capture() as capture:
         console.print(table)
     return capture.get()
+
+
+def test_characters_that_xml_cannot_hold_do_not_end_the_process():
+    values = [{"name": "a\0b\x01c\x0b\ud800\ufffe\uffff\t漢", "y": 1.0}]
+    chart = alt.Chart(alt.Data(values=values), title="a\x1f").mark_bar().encode(x="name:N", y="y:Q")
+    assert png(chart).startswith(b"\x89PNG")
+    found = _in_xml({"title\0": ["a\x1f", 1.0, None], "kept": "a\t\r\n\x7f漢\U0001fffe"})
+    assert found == {
+        "title\N{REPLACEMENT CHARACTER}": ["a\N{REPLACEMENT CHARACTER}", 1.0, None],
+        "kept": "a\t\r\n\x7f漢\U0001fffe",
+    }
 
 
 def test_the_table_shows_every_length_with_its_change_and_marks_extrapolation():

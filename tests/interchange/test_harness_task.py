@@ -1,6 +1,8 @@
 """lm-evaluation-harness and our naive figure agree on an exported model."""
 
+import errno
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +42,21 @@ def test_a_text_that_is_too_short_or_a_folder_that_exists_is_refused(tmp_path: P
     assert not (tmp_path / "task").exists()
     with pytest.raises(UserError, match=r"^out=.*: File exists"):
         write_harness_task(BytesTokenizer(), TEXT, 9, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["text.txt", "targets.jsonl", f"{TASK}.yaml"])
+def test_a_full_disk_leaves_no_folder_and_names_the_file(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write(path: Path, content: bytes, **options: Path) -> None:
+        path.write_bytes(content[:5])
+        if path.name == name:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    monkeypatch.setattr("windowlm.interchange.harness_task.write_atomically", write)
+    with pytest.raises(UserError, match=rf"out=.*{name} cannot be written: No space left on device"):
+        write_harness_task(BytesTokenizer(), TEXT, 9, tmp_path / "task")
+    assert not (tmp_path / "task").exists()
 
 
 @each_tokenizer

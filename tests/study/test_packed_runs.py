@@ -4,6 +4,7 @@ import contextlib
 import gzip
 import io
 import json
+import os
 import random
 import runpy
 import sys
@@ -139,9 +140,86 @@ def test_an_archive_writes_nowhere_else(runs, tmp_path, monkeypatch):
         lambda files, **options: archive({f"../{name}": data for name, data in files.items()}, **options),
     )
     pack_runs(runs, tmp_path / "packed", 1 << 20)
-    with pytest.raises(UserError, match=r"\.\./main/0/.* is no file of a run; nothing was written"):
+    with pytest.raises(UserError, match=r"\.\./main/0/.* is no file of a run.*nothing was written"):
         unpack_runs(tmp_path / "packed", tmp_path / "in" / "there")
     assert not (tmp_path / "in").exists()
+
+
+RUN = {"r1/run.json": b"{}"}
+
+
+def written_by_hand(folder, files, part="1-of-1"):
+    folder.mkdir()
+    (folder / f"runs.arrow.gz.{part}").write_bytes(packed_runs._archive(files, compression=1))
+    return folder
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("r1/a\0.json",),
+        ("./r1/run.json",),
+        (".",),
+        ("",),
+        ("r1",),
+        ("r1/a.json", "r1/a.json/b.json"),
+        ("r1//a.json",),
+        ("r1/./a.json",),
+        ("r1/../a.json",),
+        ("/r1/a.json",),
+        ("r1\\a.json",),
+        ("r1/" + "n" * 300 + ".json",),
+        ("other/config.json",),
+        ("r1/torch.py",),
+        ("r1/sitecustomize.pyc",),
+        ("r1/model/model.safetensors",),
+        ("r1/.json",),
+    ],
+)
+def test_an_archive_of_other_names_than_those_of_runs_is_refused_before_anything_is_written(tmp_path, names):
+    packed = written_by_hand(
+        tmp_path / "packed", {**RUN, "r1/config.json": b"{}", **dict.fromkeys(names, b"1")}
+    )
+    with pytest.raises(UserError, match=r"is no file of a run.*nothing was written"):
+        unpack_runs(packed, tmp_path / "there")
+    assert not (tmp_path / "there").exists()
+
+
+@pytest.mark.parametrize(
+    "columns", [(["r1/run.json"], [None]), ([None], [b"1"]), (["r1/run.json"] * 2, [b"1"] * 2)]
+)
+def test_an_archive_without_names_or_contents_or_with_one_twice_is_damaged(tmp_path, columns):
+    stream = io.BytesIO()
+    table = pyarrow.table(dict(zip(("name", "content"), columns, strict=True)), packed_runs._schema())
+    with pyarrow.ipc.new_stream(stream, table.schema) as writer:
+        writer.write_table(table)
+    (tmp_path / "runs.arrow.gz.1-of-1").write_bytes(gzip.compress(stream.getvalue()))
+    with pytest.raises(
+        UserError, match=r"damaged \(a name or a content is missing, or a name is there twice"
+    ):
+        unpack_runs(tmp_path, tmp_path / "there")
+    assert not (tmp_path / "there").exists()
+
+
+def test_settings_of_scores_are_read_before_anything_is_written(tmp_path):
+    packed = written_by_hand(tmp_path / "packed", {**RUN, "r1/a.json": b"", "r1/scored.json": b"{"})
+    with pytest.raises(UserError, match=r"scored\.json: damaged"):
+        unpack_runs(packed, tmp_path / "there")
+    assert not (tmp_path / "there").exists()
+
+
+@pytest.mark.parametrize("name", ["a\\b", os.fsdecode(b"a\xff")])
+def test_a_run_whose_name_could_not_be_unpacked_is_not_packed(tmp_path, name):
+    write(tmp_path / "runs" / name, RESULTS)
+    with pytest.raises(UserError, match="holds a backslash or is no UTF-8; give it another name"):
+        pack_runs(tmp_path / "runs", tmp_path / "packed", 1 << 20)
+    assert not (tmp_path / "packed").exists()
+
+
+def test_parts_are_not_counted_to_the_number_that_a_name_tells(tmp_path):
+    packed = written_by_hand(tmp_path / "packed", RUN, "1-of-99999999999")
+    with pytest.raises(UserError, match=r"runs\.arrow\.gz\.2-of-99999999999 is missing"):
+        unpack_runs(packed, tmp_path / "there")
 
 
 def test_an_archive_that_unpacks_to_far_more_than_its_size_is_refused_before_it_fills_memory(runs, tmp_path):

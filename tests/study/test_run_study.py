@@ -4,6 +4,7 @@ import csv
 import html
 import json
 
+import numpy as np
 import pytest
 import vl_convert
 
@@ -67,6 +68,32 @@ def test_an_interrupted_study_goes_on_and_other_settings_keep_the_earlier_result
     assert json.loads(kept.read_text()) == spans
     assert read_measure(run / "evaluation", "pasted_spans") != spans
     assert len(measures_in(run / "evaluation")) == 2
+
+
+def test_measures_of_other_authors_are_made_again(run, tmp_path, capsys):  # noqa: F811
+    draw = np.random.default_rng(0)
+    rows = [
+        {
+            "text": " ".join(draw.choice(["window", "of", "text"], size=60)),
+            "one": f"a{n}",
+            "two": f"b{n // 2}",
+        }
+        for n in range(4)
+    ]
+    (tmp_path / "books.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = []
+    for column in ("one", "one", "two"):
+        data = {
+            "path": str(tmp_path / "books.jsonl"),
+            "author_column": column,
+            "cache_dir": str(tmp_path / "cache"),
+        }
+        evaluation = EvaluationConfig(context_lengths=[4, 8])
+        scored = evaluate_checkpoint(run, data=data, evaluation=evaluation, device="cpu")
+        found += run_study(scored, StudyConfig(measures=["pasted_spans"], **SMALL))
+        assert ("made already" in capsys.readouterr().err) == (len(found) == 2)
+    assert found[0] == found[1]
+    assert {row["cluster"] for row in found[2]["clusters"]} == {"b0", "b1"}
 
 
 def test_the_text_around_a_span_is_recorded_as_long_as_it_was(run):  # noqa: F811

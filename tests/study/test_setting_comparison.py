@@ -162,6 +162,15 @@ def test_the_report_is_written_with_every_claim(tmp_path):
     assert there["difference"] == pytest.approx(-here["difference"])
 
 
+def test_measures_of_other_authors_are_not_compared_and_earlier_ones_do_not_tell(tmp_path):
+    for name, facts in (("0", {"clusters_hash": "a"}), ("1", {"clusters_hash": "b"}), ("2", {})):
+        add_run(tmp_path / name, 4, 0, draws(0), far_N=draws(0), **facts)
+    with pytest.raises(UserError, match="far_repeats was measured with different clusters_hash"):
+        paired_measures(read_run(tmp_path / "0"), read_run(tmp_path / "1"))
+    for first, second in ("02", "20"):
+        assert paired_measures(read_run(tmp_path / first), read_run(tmp_path / second))
+
+
 def test_what_cannot_be_compared_is_said(tmp_path):
     console = Console(file=io.StringIO())
     add_run(tmp_path / "0", 4, 0, draws(0), far_N=draws(0))

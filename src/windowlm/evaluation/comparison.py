@@ -13,7 +13,7 @@ from windowlm.evaluation.equivalence import Equivalence, equivalence
 from windowlm.evaluation.paired_difference import paired_difference
 from windowlm.evaluation.result import Interval, LengthResult, bits_per_byte, interval
 from windowlm.evaluation.result_files import OWN_EVALUATION, RESULT_NAME, evaluate_command, read_result
-from windowlm.json_text import parse_json
+from windowlm.json_text import has_text, parse_json
 from windowlm.setting_text import flattened, setting_text
 
 # Where a run goes and how it is logged does not change what it learns.
@@ -147,6 +147,8 @@ def paired_lengths(first: Run, second: Run) -> list[PairedLength]:
     documents_one, documents_two = (
         {document["document_hash"]: document for document in result["documents"]} for result in (one, two)
     )
+    if documents_one.keys() != documents_two.keys():
+        raise UserError(_why_unpaired(first, one, second, two))
     hashes = list(documents_one)
     clusters = cluster_names([documents_one[digest]["author"] for digest in hashes], hashes)
     cluster_bytes = sums_by_cluster([documents_one[digest]["bytes"] for digest in hashes], clusters)
@@ -224,4 +226,6 @@ def _settings(folder: Path) -> dict[str, Any]:
         raise UserError(f"{path}: not JSON: {error}") from None
     if not isinstance(content, dict):
         raise UserError(f"{path}: not the settings of a run, but {type(content).__name__}")
+    if not has_text(content):
+        raise UserError(f"{path}: damaged: a setting holds half a character (a surrogate), which is no text")
     return flattened(content)

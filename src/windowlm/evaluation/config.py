@@ -6,6 +6,8 @@ from typing import ClassVar, Literal
 from windowlm.data.config import DataName
 from windowlm.setting_text import setting_text
 
+LARGEST_COUNT = 2**62  # sums of two fit into 64 bits
+
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
@@ -81,6 +83,12 @@ class EvaluationConfig:
                 f"bytes_per_author={self.bytes_per_author} states the budget already; "
                 "try max_targets_per_document=null"
             )
+        for name in ("max_targets", "max_targets_per_document", "bytes_per_author", "batch_tokens"):
+            if (number := getattr(self, name)) is not None and number > LARGEST_COUNT:
+                raise ValueError(
+                    f"{name}={number}: no text is that long; at most {LARGEST_COUNT}; "
+                    f"try {name}={LARGEST_COUNT}"
+                )
         for name in ("max_targets", "max_targets_per_document", "bytes_per_author"):
             if self.targets is not None and (value := getattr(self, name)) is not None:
                 raise ValueError(

@@ -1,5 +1,6 @@
 """The result for readers: a table for the terminal and a plot for a paper."""
 
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 PIXELS_PER_INCH = 216
+NOT_IN_XML = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
 COLORS = [
     "#1b5e9b",
     "#b3541e",
@@ -207,8 +209,17 @@ def png(chart: Any) -> bytes:
     import vl_convert
 
     styled = chart.configure_legend(orient="bottom", labelLimit=400).configure_view(stroke="#ccc")
-    image: bytes = vl_convert.vegalite_to_png(styled.to_dict(), ppi=PIXELS_PER_INCH)
+    image: bytes = vl_convert.vegalite_to_png(_in_xml(styled.to_dict()), ppi=PIXELS_PER_INCH)
     return image
+
+
+def _in_xml(value: Any) -> Any:
+    """A specification whose texts hold U+FFFD for what XML cannot, at which the renderer ends the process."""
+    if isinstance(value, str):
+        return NOT_IN_XML.sub("\N{REPLACEMENT CHARACTER}", value)
+    if isinstance(value, dict):
+        return {_in_xml(name): _in_xml(entry) for name, entry in value.items()}
+    return [_in_xml(entry) for entry in value] if isinstance(value, list | tuple) else value
 
 
 def window_text(result: LengthResult) -> str:

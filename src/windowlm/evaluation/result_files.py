@@ -2,7 +2,6 @@
 
 import csv
 import io
-import math
 import re
 import shlex
 from collections.abc import Mapping, Sequence
@@ -14,7 +13,7 @@ from windowlm.errors import UserError
 from windowlm.evaluation.result import FORMAT, LengthResult
 from windowlm.evaluation.target_losses import LOSSES_NAME, TargetLosses, write_losses
 from windowlm.evaluation.targets import TargetSet
-from windowlm.json_text import parse_json
+from windowlm.json_text import has_text, is_count, is_number, parse_json
 
 RESULT_NAME = "length.json"
 PLOT_NAME = "length.png"
@@ -97,7 +96,7 @@ def read_result(run: Path, evaluation: str = OWN_EVALUATION) -> LengthResult:
     try:
         result: LengthResult = parse_json(path.read_text(encoding="utf-8"))
         complete = _is_complete(result)
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         complete = False
     if not complete:
         raise UserError(f"{path}: damaged, or not the result of an evaluation of this version{advice}")
@@ -108,16 +107,31 @@ def _is_complete(result: LengthResult) -> bool:
     """Whether it holds what comparisons read; values that later versions added may be missing.
 
     Raises:
-        KeyError, TypeError: it does not.
+        KeyError, TypeError, AttributeError: it does not.
     """
-    rows = [row for row in result["rows"] if row["context_length"] > 0]
-    documents = [document for document in result["documents"] if document["document_hash"]]
-    measured = ("bits_per_byte", "nats", "targets", "bytes")
+    rows, documents = result["rows"], result["documents"]
+    lengths = [str(row["context_length"]) for row in rows]
+    measured = ("bits_per_byte", "nats", "perplexity")
     numbers: list[object] = [row[name] for row in rows for name in measured]  # type: ignore[literal-required]
-    numbers += [nats for document in documents for nats in dict(document["nats"]).values()]
-    if not all(isinstance(number, int | float) and math.isfinite(number) for number in numbers):
-        return False
-    return result["format"] == FORMAT and bool(result["targets_hash"] and rows and documents)
+    numbers += [document["nats"][length] for document in documents for length in lengths]
+    counted = ("context_length", "targets", "bytes")
+    counts: list[object] = [row[name] for row in rows for name in counted]  # type: ignore[literal-required]
+    counts += [document["bytes"] for document in documents]
+    texts: list[object] = [result["targets_hash"], result["tokenizer_identity"]]
+    texts += [document["document_hash"] for document in documents]
+    texts += [document["author"] for document in documents if document["author"] is not None]
+    return (
+        result["format"] == FORMAT
+        and bool(rows and documents)
+        and result["cluster"] in ("author", "document")
+        and all(map(is_number, numbers))
+        and all(map(is_count, counts))
+        and all(isinstance(text, str) for text in texts)
+        and all(isinstance(row["extrapolation"], bool) for row in rows)
+        and is_number(result["parameters"], 0)
+        and (result["tokens_trained"] is None or is_number(result["tokens_trained"], 0))
+        and has_text(result)
+    )
 
 
 def evaluate_command(run: Path, evaluation: str = OWN_EVALUATION) -> str:

@@ -7,11 +7,13 @@ targets alone, a whole number of windows, and the mark is the token before them.
 """
 
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from windowlm.atomic_write import write_atomically
 from windowlm.errors import UserError
 from windowlm.tokenization.tokenizer import Tokenizer
 
@@ -60,7 +62,8 @@ def write_harness_task(tokenizer: Tokenizer, text: str, context_length: int, fol
         folder: made; must not exist.
 
     Raises:
-        UserError: the folder exists, or the text is too short.
+        UserError: the folder exists, the text is too short, or a file cannot be written; the folder is then
+            removed again.
     """
     for dropped in range(min(MOST_DROPPED, len(text))):
         tokens = tokenizer.encode(text[dropped:])
@@ -84,8 +87,19 @@ def _written(folder: Path, text: str, targets: str, prefix_token: int, count: in
         folder.mkdir(parents=True)
     except OSError as error:
         raise UserError(f"out={folder}: {error.strerror}; give a folder that does not exist") from None
-    (folder / TEXT_NAME).write_bytes(text.encode())
-    (folder / DATA_NAME).write_text(json.dumps({"targets": targets}) + "\n", encoding="utf-8")
     data = json.dumps(str((folder / DATA_NAME).absolute()))
-    (folder / TASK_NAME).write_text(TASK_FILE.format(task=TASK, data=data), encoding="utf-8")
+    files = {
+        TEXT_NAME: text,
+        DATA_NAME: json.dumps({"targets": targets}) + "\n",
+        TASK_NAME: TASK_FILE.format(task=TASK, data=data),
+    }
+    try:
+        for name, content in files.items():
+            write_atomically(folder / name, content.encode(), inside=folder)
+    except OSError as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise UserError(
+            f"out={folder}: {error.filename} cannot be written: {error.strerror}; the folder was removed: "
+            "make room, or give another"
+        ) from None
     return HarnessTask(folder / TEXT_NAME, folder, prefix_token, count)

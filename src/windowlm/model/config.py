@@ -1,7 +1,6 @@
 """Settings of the decoder."""
 
 import json
-import math
 from dataclasses import asdict, dataclass, field, replace
 from typing import ClassVar, Literal, TypeVar
 
@@ -10,6 +9,7 @@ from windowlm.attention.config import BackendName, RotaryConfig, nearest_fractio
 Entry = TypeVar("Entry")
 LONGEST_NGRAM = 16
 LARGEST_WINDOW = 2**31 - 1  # positions are 32-bit on some backends
+LEAST_CAP, LARGEST_CAP = 1.2e-38, 3.4e38  # float32 has no more and, but for a few digits, no less
 Activation = Literal["swiglu", "relu_squared"]
 
 # Beyond these a slip of the finger would be counted through, layer by layer and head by head.
@@ -159,9 +159,10 @@ class ModelConfig:
             )
         for name, usual in (("logit_cap", 50), ("final_logit_cap", 30)):
             cap = getattr(self, name)
-            if cap is not None and not 0 < cap < math.inf:
+            if cap is not None and not LEAST_CAP <= cap <= LARGEST_CAP:
                 raise ValueError(
-                    f"{name}={cap}: must be above 0 and finite, or null for no bound; try {name}={usual}"
+                    f"{name}={cap}: must be from {LEAST_CAP:g} to {LARGEST_CAP:g}, as scores are float32, or "
+                    f"null for no bound; try {name}={usual}"
                 )
         if not 0 <= self.value_embeddings <= self.layers // 2:
             raise ValueError(

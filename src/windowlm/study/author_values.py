@@ -9,6 +9,7 @@ from windowlm.evaluation.clusters import cluster_names, sums_by_cluster
 from windowlm.evaluation.comparison import Run
 from windowlm.evaluation.result import LengthResult, bits_per_byte
 from windowlm.study.measure_files import measures_in
+from windowlm.study.measure_result import CLUSTERS
 
 LOSS = "bits per byte"
 FAR_REPEATS = "far repeats, nats a byte"
@@ -92,7 +93,8 @@ def comparable(first: Run, one: AuthorValues, second: Run, two: AuthorValues) ->
         )
     for name in one.settings.keys() & two.settings.keys():
         here, there = one.settings[name], two.settings[name]
-        if differing := sorted(key for key in here if here[key] != there.get(key)):
+        told = [key for key in here if key != CLUSTERS or key in there]
+        if differing := sorted(key for key in told if here[key] != there.get(key)):
             raise UserError(
                 f"{first.folder} and {second.folder}: {name} was measured with different "
                 f"{', '.join(differing)}; measure both with the same study settings"

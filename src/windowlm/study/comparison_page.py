@@ -102,7 +102,8 @@ def _far_repeat_nats(run: Run) -> float | None:
         return None
     longest = max(row["context_length"] for row in measured["rows"])
     rows = [row for row in measured["rows"] if row["context_length"] == longest]
-    return math.fsum(row["nats"] for row in rows) / float(sum(row["bytes"] for row in rows))
+    size = float(sum(row["bytes"] for row in rows))
+    return math.fsum(row["nats"] for row in rows) / size if size else None
 
 
 def _chart(rows: Sequence[dict[str, Any]], cost: str, loss: str) -> Any:

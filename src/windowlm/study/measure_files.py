@@ -1,13 +1,14 @@
 """Files of the measures, in ``study`` beside ``length.json``: each as JSON, CSV and PNG."""
 
-import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 from windowlm.atomic_write import json_bytes, write_atomically
 from windowlm.errors import UserError
 from windowlm.evaluation.report import png
 from windowlm.evaluation.result_files import csv_of_rows, keep_earlier
+from windowlm.json_text import has_text, is_count, is_number, parse_json
 from windowlm.study.config import Measure
 from windowlm.study.measure_charts import measure_charts
 from windowlm.study.measure_result import FORMAT, MeasureResult
@@ -51,10 +52,9 @@ def read_measure(folder: Path, name: str) -> MeasureResult | None:
     if not path.is_file():
         return None
     try:
-        result: MeasureResult = json.loads(path.read_text(encoding="utf-8"))
-        sound = result["format"] == FORMAT and result["measure"] == name
-        sound = sound and isinstance(result["settings"], dict) and isinstance(result["rows"], list)
-    except (ValueError, KeyError, TypeError):
+        result: MeasureResult = parse_json(path.read_text(encoding="utf-8"))
+        sound = result["format"] == FORMAT and result["measure"] == name and _is_complete(result)
+    except (ValueError, KeyError, TypeError, AttributeError):
         sound = False
     if not sound:
         raise UserError(
@@ -62,6 +62,44 @@ def read_measure(folder: Path, name: str) -> MeasureResult | None:
             "run the command again"
         )
     return result
+
+
+def _is_complete(result: MeasureResult) -> bool:
+    """Whether it holds what comparisons read.
+
+    Raises:
+        KeyError, TypeError, AttributeError, ValueError: it does not.
+    """
+    name, rows, clusters = result["measure"], result["rows"], result["clusters"]
+    if not all(isinstance(each, list) for each in (rows, clusters)) or not isinstance(
+        result["settings"], dict
+    ):
+        return False
+    if not all(isinstance(row, dict) for row in (*rows, *clusters)) or not has_text(result):
+        return False
+    if name == "far_repeats":
+        sizes = [row[key] for row in rows for key in ("bytes", "context_length")]
+        if not all(is_number(size, 0) for size in sizes) or not all(is_number(row["nats"]) for row in rows):
+            return False
+    return all(isinstance(row["cluster"], str) and _is_figure(name, row) for row in clusters)
+
+
+def _is_figure(name: str, row: Mapping[str, Any]) -> bool:
+    """Whether an author's row of a measure has its figures."""
+    if name == "pasted_spans":
+        return isinstance(row["span"], str) and is_count(row["distance"]) and is_number(row["saved"])
+    if name == "forced_choice":
+        return is_count(row["distance"]) and is_count(row["questions"]) and is_number(row["right"], 0)
+    if name not in ("far_repeats", "key_words"):
+        return True
+    nats = row["nats"]
+    if not nats or not is_count(row["bytes"]) or not all(map(is_count, map(int, nats))):
+        return False
+    if not all(map(is_number, nats.values())):
+        return False
+    if name == "key_words":
+        return isinstance(row["chooser"], str)
+    return is_count(row["distance_from"]) and (row["distance_to"] is None or is_count(row["distance_to"]))
 
 
 def measures_in(folder: Path) -> list[MeasureResult]:

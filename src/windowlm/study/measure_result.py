@@ -3,6 +3,7 @@
 from typing import Any, TypedDict
 
 FORMAT = 1
+CLUSTERS = "clusters_hash"  # setting that tells which documents are whose; earlier results lack it
 
 
 class MeasureResult(TypedDict):
@@ -12,7 +13,7 @@ class MeasureResult(TypedDict):
         format: of the file.
         measure: its name.
         meaning: what the numbers say, in plain sentences.
-        settings: all that decides the numbers, the hashes of model and targets among it.
+        settings: all that decides the numbers, the hashes of model, targets and clusters among it.
         left_out: what could not be measured, in plain sentences.
         rows: one flat object a number with its interval.
         clusters: sums of each author, from which the paired differences of two runs can be computed.

@@ -16,7 +16,7 @@ from windowlm.errors import UserError
 from windowlm.evaluation.comparison import run_folders
 from windowlm.evaluation.kept_nats import UNFINISHED
 from windowlm.evaluation.target_losses import LOSSES_NAME
-from windowlm.json_text import parse_json
+from windowlm.json_text import has_text, parse_json
 
 if TYPE_CHECKING:
     import pyarrow
@@ -25,7 +25,11 @@ NAME = "runs.arrow.gz"
 RECORD = "run.json"
 SCORED = "scored.json"  # settings of each time that scripts/score_runs.py has scored the run
 PART = re.compile(rf"{re.escape(NAME)}\.(\d+)-of-(\d+)")
-WEIGHTS = ("*.safetensors", "*.ckpt")
+# Of results and of W&B's files: neither weights, nor code that Python would import from the folder.
+SUFFIXES = frozenset(
+    {".json", ".jsonl", ".yaml", ".csv", ".html", ".png", ".parquet", ".diff", ".txt", ".log", ".wandb"}
+)
+LONGEST_PART = 255  # bytes of a name that a file may have
 LEFT_OUT = ("checkpoints", UNFINISHED)
 PAGES = (".html", ".png")
 GZIP_FORMAT = 31  # zlib's window bits for a gzip header and the largest window
@@ -66,7 +70,8 @@ def pack_runs(
         How many runs are in it, and the parts.
 
     Raises:
-        UserError: no finished run is there, or a file cannot be read or written.
+        UserError: no finished run is there, or a file cannot be read or written, or not unpacked everywhere
+            by its name.
     """
     finished = [run for run in run_folders(folder) if _is_finished(run)]
     if losses_of is not None:
@@ -78,8 +83,12 @@ def pack_runs(
     if not files:
         which = "" if losses_of is None else f" with losses.parquet whose name is like {losses_of}"
         raise UserError(f"{folder}: holds no finished run{which}")
+    paths = {file.relative_to(folder).as_posix(): file for file in sorted(files)}
+    for name in paths:
+        if not has_text(name) or not _is_plain(name):
+            raise UserError(f"{folder}: {name!r} holds a backslash or is no UTF-8; give it another name")
     try:
-        contents = {file.relative_to(folder).as_posix(): file.read_bytes() for file in sorted(files)}
+        contents = {name: file.read_bytes() for name, file in paths.items()}
         # Losses are compressed already.
         whole = _archive(contents, compression=6 if losses_of is None else 1)
         pieces = [whole[start : start + part_bytes] for start in range(0, len(whole), part_bytes)]
@@ -102,8 +111,8 @@ def unpack_runs(packed: Path, folder: Path) -> Unpacked:
         folder: of the runs; made where it is missing.
 
     Raises:
-        UserError: a part is missing or damaged, or the folder holds another run, or an unfinished one, where
-            a run of the archive belongs; nothing is written then.
+        UserError: a part is missing or damaged, or holds what is no file of a run, or the folder holds
+            another run, or an unfinished one, where a run of the archive belongs; nothing is written then.
     """
     entries = _read(packed)
     runs = [PurePosixPath(name).parent for name in entries if PurePosixPath(name).name == RECORD]
@@ -114,14 +123,18 @@ def unpack_runs(packed: Path, folder: Path) -> Unpacked:
                 f"{folder / run}: is another run than that of the archive, or not finished; nothing was "
                 "overwritten: move it away, or unpack into another folder"
             )
+    names = [name for name in entries if PurePosixPath(name).name == SCORED]
+    scored = {
+        name: (read_scored(folder / name), _settings_lists(entries[name], packed / name)) for name in names
+    }
     written, kept = 0, []
     try:
         # The record of a run comes last: without it there is no run.
         for name in sorted(entries, key=lambda name: PurePosixPath(name).name == RECORD):
             path, data = folder / name, entries[name]
             if path.name == SCORED and path.is_file():
-                known = read_scored(path)
-                added = [each for each in _settings_lists(data, packed / name) if each not in known]
+                known, others = scored[name]
+                added = [each for each in others if each not in known]
                 if added:
                     write_atomically(path, json_bytes([*known, *added]))
             elif not path.exists():
@@ -155,8 +168,8 @@ def _files(run: Path, *, losses: bool) -> Iterator[Path]:
         inside = file.relative_to(run).parts
         if not file.is_file() or file.is_symlink() or any(part in LEFT_OUT for part in inside):
             continue
-        if file.name.startswith(".") or any(file.match(pattern) for pattern in WEIGHTS):
-            continue  # locks, partial files
+        if file.name.startswith(".") or file.suffix not in SUFFIXES:
+            continue  # locks, partial files, weights
         if (file.name == LOSSES_NAME) == losses:
             yield file
 
@@ -178,22 +191,38 @@ def _read(packed: Path) -> dict[str, bytes]:
     if not parts:
         raise UserError(f"{packed}: holds no {NAME}.1-of-N; give the folder that scripts/pack_runs.py wrote")
     count = int(_numbers(parts[0])[1])
-    missing = [
-        name
-        for number in range(1, count + 1)
-        if not (packed / (name := f"{NAME}.{number}-of-{count}")).is_file()
-    ]
-    if missing or len(parts) != count:
-        what = f"{missing[0]} is missing" if missing else "parts of several archives"
+    # The first alone: a name may speak of more parts than could be counted.
+    names = (f"{NAME}.{number}-of-{count}" for number in range(1, count + 1))
+    missing = next((name for name in names if not (packed / name).is_file()), None)
+    if missing is not None or len(parts) != count:
+        what = "parts of several archives" if missing is None else f"{missing} is missing"
         raise UserError(f"{packed}: {what}; take all parts of one archive along, and nothing else")
     try:
         entries = _entries(b"".join(part.read_bytes() for part in parts))
     except (OSError, EOFError, ValueError, NotImplementedError, KeyError, zlib.error) as error:
         raise UserError(f"{packed}: damaged ({error}); nothing was written") from None
-    for name in entries:
-        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
-            raise UserError(f"{packed}: {name} is no file of a run; nothing was written")
+    paths = [PurePosixPath(name) for name in entries]
+    runs = {path.parent for path in paths if path.name == RECORD}
+    folders = {parent for path in paths for parent in path.parents}
+    for name, path in zip(entries, paths, strict=True):
+        of_a_run = path.name == LOSSES_NAME or not runs.isdisjoint(path.parents)
+        if not _is_plain(name) or path.suffix not in SUFFIXES or path in folders or not of_a_run:
+            raise UserError(
+                f"{packed}: {name[:LONGEST_PART]!r} is no file of a run, as scripts/pack_runs.py packs them; "
+                "nothing was written: take an archive that it wrote"
+            )
     return entries
+
+
+def _is_plain(name: str) -> bool:
+    """Whether it names one file below a folder, on every system, and has no other spelling."""
+    path = PurePosixPath(name)
+    return (
+        str(path) == name
+        and not path.is_absolute()
+        and not any(part == ".." or len(part.encode()) > LONGEST_PART for part in path.parts)
+        and not any(character in name for character in "\0\\")
+    )
 
 
 def _archive(files: Mapping[str, bytes], compression: int) -> bytes:
@@ -235,7 +264,9 @@ def _entries(whole: bytes) -> dict[str, bytes]:
         # Arrow reads where damaged offsets point to.
         table.validate(full=True)
     names, contents = table.column("name").to_pylist(), table.column("content").to_pylist()
-    return {str(name): bytes(content) for name, content in zip(names, contents, strict=True)}
+    if None in names or None in contents or len(set(names)) < len(names):
+        raise ValueError("a name or a content is missing, or a name is there twice")
+    return dict(zip(names, contents, strict=True))
 
 
 def _is_compressed(message: "pyarrow.ipc.Message") -> bool:

@@ -28,7 +28,7 @@ from windowlm.study.forced_choice import forced_choice
 from windowlm.study.key_words import key_words
 from windowlm.study.measure_charts import TITLES, measure_charts
 from windowlm.study.measure_files import STUDY_FOLDER, measures_in, read_measure, write_measure
-from windowlm.study.measure_result import MeasureResult
+from windowlm.study.measure_result import CLUSTERS, MeasureResult
 from windowlm.study.pasted_spans import pasted_spans
 from windowlm.study.rare_words import RareWords
 from windowlm.study.reach import reach
@@ -219,9 +219,12 @@ def _facts(evaluated: Evaluated) -> dict[str, Any]:
     weights = hashlib.sha256()
     for file in weight_files(evaluated.bundle.folder):
         weights.update(file.read_bytes())
+    scored = evaluated.result["documents"]
     return {
         "model": weights.hexdigest(),
         "targets_hash": evaluated.result["targets_hash"],
+        # The same text may be read with other authors, which the intervals are over.
+        CLUSTERS: hash_of([(document["document_hash"], document["author"]) for document in scored]),
         "context_lengths": [row["context_length"] for row in evaluated.result["rows"]],
         "precision": evaluated.evaluation.precision,
     }
