@@ -328,7 +328,7 @@ def test_a_step_that_is_not_finite_makes_no_vanished_folder_anew(tmp_path: Path)
         model=SimpleNamespace(vocabulary_size=2, state_dict=dict),
     )  # fmt: skip
     watch._of = SimpleNamespace(optimizers=[SimpleNamespace(state_dict=dict)]), module  # type: ignore[assignment]
-    step = SimpleNamespace(number=1, learning_rate=0.1, batches=[])
+    step = SimpleNamespace(number=1, learning_rate=0.1, window_limit=None, batches=[])
     assert "gone is gone" in watch._save(step, needed=True)  # type: ignore[arg-type]
     assert not (tmp_path / "gone").exists()
 
