@@ -84,21 +84,13 @@ def picture(rows: list[list[int | None]], options: argparse.Namespace) -> bytes:
     cells: list[dict[str, Any]] = []
     tokens = 0
     for number, (count, row) in enumerate(zip(options.chunks, rows, strict=True)):
-        name = (
-            f"{number + 1}: tokens {tokens} to {tokens + count - 1}"
-            if count > 1
-            else f"{number + 1}: token {tokens}"
-        )
+        name = f"{number + 1}: tokens {tokens} to {tokens + count - 1}"
         for slot, token in enumerate(row):
-            kind = (
-                EMPTY
-                if token is None
-                else WRITTEN
-                if token >= tokens
-                else SINK
-                if slot < options.sinks
-                else KEPT
-            )
+            kind = SINK if slot < options.sinks else KEPT
+            if token is None:
+                kind = EMPTY
+            elif token >= tokens:
+                kind = WRITTEN
             cells.append({"chunk": name, "slot": slot, "token": "" if token is None else token, "kind": kind})
         tokens += count
     places = {"x": alt.X("slot:O", title="slot", axis=alt.Axis(orient="top", labelAngle=0)),

@@ -15,7 +15,7 @@ from windowlm.bundle import Bundle, device_named, load
 from windowlm.errors import UserError
 from windowlm.generation.config import SamplingConfig
 from windowlm.generation.generate import Generation, Generator
-from windowlm.json_text import parse_json
+from windowlm.json_text import has_text, parse_json
 
 STANDARD_INPUT = "-"
 RESULT_KEYS = ("text", "tokens", "prompt_tokens", "ended_by", "bits_per_byte")
@@ -106,13 +106,11 @@ def _prompt_lines(path: str) -> list[dict[str, Any]]:
             raise UserError(
                 f"prompts_file: {name}, line {number}: the result has a key {taken[0]} too; rename it"
             )
-        try:
-            json.dumps(given, ensure_ascii=False).encode()
-        except UnicodeEncodeError:
+        if not has_text(given):
             raise UserError(
                 f"prompts_file: {name}, line {number}: it holds half a character (a lone surrogate), which "
                 "the result cannot repeat; give UTF-8 text"
-            ) from None
+            )
         lines.append(given)
     if not lines:
         raise UserError(f"prompts_file: {name} holds no prompts; give one JSON object a line")

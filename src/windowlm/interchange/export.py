@@ -107,14 +107,11 @@ def _write(
         check_out(out)
         partial.rename(out)
         sync_path(out.parent)
-    except OSError:
-        shutil.rmtree(partial, ignore_errors=True)
-        for parent in made:
-            with suppress(OSError):
-                parent.rmdir()
-        raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+        for parent in made:  # those that hold nothing
+            with suppress(OSError):
+                parent.rmdir()
 
 
 def exported_weights(model: Decoder) -> dict[str, torch.Tensor]:
