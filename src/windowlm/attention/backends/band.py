@@ -65,15 +65,21 @@ def schedule_for(head_dim: int, window: int, packed: bool, roomy: bool) -> Sched
     of shared memory: the fastest measured on an H100.
     """
     if head_dim <= 64:
-        forward = Tiles(64, 32, 4, 3) if window <= 512 else Tiles(128, 64, 4, 3)
-        return Schedule(forward, Tiles(64, 32, 4, 3), Tiles(128, 64, 4, 2))
+        query_gradient = Tiles(64, 32, 4, 3)
+        if window <= 512:
+            forward = Tiles(64, 32, 4, 3) if packed else Tiles(64, 64, 4, 2)
+            return Schedule(forward, query_gradient, Tiles(64, 64, 4, 2))
+        forward = Tiles(128, 64, 4, 3) if packed else Tiles(64, 64, 4, 3)
+        return Schedule(forward, query_gradient, Tiles(64, 64, 4, 3))
     if window >= 2048:
-        query_gradient = Tiles(64, 64, 4, 2) if packed else Tiles(128, 64, 8, 3)
-        if roomy and not packed:
-            return Schedule(Tiles(128, 128, 8, 3), query_gradient, Tiles(64, 128, 8, 2))
-        return Schedule(Tiles(64, 64, 4, 3), query_gradient, Tiles(32, 64, 4, 3))
+        if packed:
+            return Schedule(Tiles(64, 64, 4, 3), Tiles(64, 64, 4, 2), Tiles(32, 64, 4, 3))
+        if roomy:
+            return Schedule(Tiles(128, 64, 8, 3), Tiles(128, 64, 8, 4), Tiles(32, 64, 4, 4))
+        return Schedule(Tiles(64, 64, 4, 3), Tiles(128, 64, 8, 3), Tiles(32, 64, 4, 3))
     if window <= SMALL_WINDOW:
-        return Schedule(Tiles(64, 32, 4, 2), Tiles(64, 32, 4, 3), Tiles(32, 64, 4, 3))
+        key_value_gradient = Tiles(32, 128, 8, 3) if roomy and not packed else Tiles(32, 64, 4, 3)
+        return Schedule(Tiles(64, 32, 4, 2), Tiles(64, 32, 4, 3), key_value_gradient)
     return Schedule(Tiles(128, 32, 4, 3), Tiles(64, 64, 4, 2), Tiles(32, 64, 4, 3))
 
 
