@@ -6,7 +6,13 @@ from pathlib import Path
 from typing import Any
 
 DOCS = Path(__file__).parents[2] / "docs"
-RUNS = ("attention_h100", "attention_h200", "attention_h100_documents", "attention_h100_documents_wide")
+RUNS = (
+    "attention_h100",
+    "attention_h100_wide",
+    "attention_h100_documents_c",
+    "attention_h100_documents_wide",
+    "attention_h100_documents",
+)
 PEERS = {
     "flex, flash": "flex flash",
     "flex, autotuned": "flex autotuned",
