@@ -36,11 +36,13 @@ from scaling_entrants import ALONE, CONTEXT, DDP, FSDP2, Job
 from training_entrants import Shape
 
 from windowlm.evaluation.precision import compute_dtype
-from windowlm.parallel.launcher import free_port
+from windowlm.parallel.launcher import free_port, threads_of_each
 
 SCRIPT = Path(__file__).with_name("scaling_entrants.py")
 SHORT, LONG, LONGEST = range(3)
 SECONDS_BETWEEN_LOOKS = 0.05
+# As ``train.py`` sets it: processes whose threads spin keep each other from the cores.
+THREADS = {"OMP_WAIT_POLICY": "PASSIVE"}
 
 
 @dataclass(frozen=True)
@@ -204,7 +206,8 @@ def answer_of(job: Job, processes: int, limit: float) -> tuple[dict[str, Any] | 
                     "LOCAL_WORLD_SIZE": processes,
                 }
                 environment = {key: str(value) for key, value in place.items()} if processes > 1 else {}
-                environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+                environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, **THREADS}
+                environment["OMP_NUM_THREADS"] = str(threads_of_each(processes))
                 with (folder / "answer").open("w") as answer, (folder / "log").open("w") as log:
                     command = [sys.executable, str(SCRIPT), json.dumps(asdict(job))]
                     started.append(
@@ -269,7 +272,8 @@ def table_of(report: dict[str, Any]) -> Table:
         caption_justify="left",
     )
     table.add_column("")
-    for heading in ("T", "tokens/s", "step ms", "peak GiB", "state GiB", "MB", "formula MB", "loss"):
+    numbers = ("T", "tokens/s", "step ms", "peak GiB", "state GiB", "MB", "formula MB", "first loss", "loss")
+    for heading in numbers:
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("note", overflow="fold")
     for row in report["rows"]:
@@ -286,6 +290,7 @@ def table_of(report: dict[str, Any]) -> Table:
             shown("state_bytes", "{:.3f}", 2**30),
             shown("bytes_sent_forward", "{:,.3f}", 1e6),
             shown("formula_bytes", "{:,.3f}", 1e6),
+            shown("first_loss", "{:.5f}"),
             shown("loss", "{:.4f}"),
             row["problem"] or "",
         )

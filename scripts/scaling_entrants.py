@@ -104,7 +104,9 @@ def measured(job: Job) -> dict[str, Any] | None:
         processes.wait()
         return time.perf_counter() - started
 
-    seconds_of(job.warmup)
+    loop.step()
+    first_losses = processes.gather(float(loop.loss))
+    seconds_of(job.warmup - 1)
     reset_peak_memory(device)
     rounds = [seconds_of(job.steps) / job.steps for _ in range(job.rounds)]
     peaks = processes.gather(peak_memory_bytes(device))
@@ -119,6 +121,8 @@ def measured(job: Job) -> dict[str, Any] | None:
         "state_bytes": max(states),
         "bytes_sent_forward": sum(forward for forward, _ in sent),
         "bytes_sent_backward": sum(back for _, back in sent),
+        # Before any update it is that of one process but for rounding; the last has gone its own way.
+        "first_loss": sum(first_losses) / len(first_losses),
         "loss": sum(losses) / len(losses),
         "compile_s": compile_seconds(),
     }

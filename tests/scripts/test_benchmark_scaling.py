@@ -39,6 +39,7 @@ def test_entrants_share_one_model_and_are_compared(tmp_path: Path) -> None:
     assert {row["problem"] for row in rows.values()} == {None}
     one, context, gather = (rows[name] for name in ("one long", "context", "gather"))
     for row in (context, gather):
+        assert row["first_loss"] == pytest.approx(one["first_loss"], abs=1e-6)
         assert row["loss"] == pytest.approx(one["loss"], abs=1e-5)
         assert row["tokens_per_second"] == pytest.approx(64 / row["step_s"])
     assert rows["fsdp2"]["state_bytes"] == pytest.approx(one["state_bytes"] / 2, rel=0.01)

@@ -13,6 +13,9 @@ from tests.parallel.processes import run_in_processes
 from tests.training.runs import begin, record, rows
 from windowlm.bundle import load
 from windowlm.config import ConfigError, TrainConfig, check_config
+from windowlm.model.config import ModelConfig
+from windowlm.model.decoder import Decoder, Visibilities
+from windowlm.parallel.context_group import ContextGroup
 from windowlm.parallel.launcher import LAUNCHED
 from windowlm.parallel.place import Place, own_place
 from windowlm.parallel.processes import Processes
@@ -197,3 +200,23 @@ def test_what_needs_whole_matrices_is_refused_where_a_process_has_none(
     with pytest.raises(ConfigError) as caught:
         check_config(TrainConfig, {"run_dir": "run", "parallel": {"kind": "fsdp2"}, **changes})
     assert caught.value.correction == correction
+
+
+def test_what_rows_of_one_document_each_show_is_planned_once() -> None:
+    model = Decoder(ModelConfig(dim=16, layers=2, heads=2, window=4), vocabulary_size=8)
+    work = SharedWork(context=ContextGroup())
+
+    def seen(window_limit: int | None = None, **more: torch.Tensor) -> Visibilities:
+        shown = {"tokens_BT": torch.zeros(1, 12, dtype=torch.int64), **more}
+        return work.visibilities(model, shown, torch.device("cpu"), window_limit)
+
+    with torch.inference_mode():
+        first = seen()
+    assert seen() is first
+    positions = [visibility.positions for visibility in first.values()]
+    assert not any(places_BT is None or places_BT.is_inference() for places_BT in positions)
+    assert [visibility.window for visibility in seen(3).values()] == [3]
+    documents_BT = torch.tensor([[0] * 5 + [1] * 7])
+    packed = seen(documents_BT=documents_BT)
+    assert packed is not seen(documents_BT=documents_BT)
+    assert all(visibility.documents is not None for visibility in packed.values())

@@ -36,7 +36,7 @@ def launch(count: int, command: Sequence[str], saved: str) -> int:
     """
     assert own_place().size == 1
     environment = {
-        "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // count)),
+        "OMP_NUM_THREADS": str(threads_of_each(count)),
         **os.environ,
         LAUNCHED: "1",
         "WORLD_SIZE": str(count),
@@ -110,6 +110,11 @@ def _end_with_the_launcher() -> None:
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+
+
+def threads_of_each(count: int) -> int:
+    """Of so many processes that share this machine's cores."""
+    return max(1, (os.cpu_count() or 1) // count)
 
 
 def free_port() -> int:

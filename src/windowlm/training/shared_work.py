@@ -1,12 +1,14 @@
 """How the processes of a run share its work: rows of the batch, parts of the model or of each sequence."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
 from lightning.pytorch.strategies import SingleDeviceStrategy, Strategy
 from torch.distributed.device_mesh import init_device_mesh
 
+from windowlm.attention.window import outside_inference_mode
 from windowlm.config import ConfigError, TrainConfig
 from windowlm.model.decoder import Decoder, Visibilities
 from windowlm.parallel.context_group import ContextGroup
@@ -19,6 +21,8 @@ from windowlm.training.sharded_model import ShardedStrategy
 
 # What a part of a sequence is cut from a batch.
 BY_TOKEN = ("tokens_BT", "targets_BT", "documents_BT", "positions_BT")
+# A run has those of its batches and of its validation's, and a window's warm-up goes through others.
+PLANS_KEPT = 4
 
 
 @dataclass(frozen=True)
@@ -110,17 +114,42 @@ class SharedWork:
         if self.context is None:
             return visibilities_on(model, shown, device, window_limit)
         batch, tokens = shown["tokens_BT"].shape
-        visibilities = shard_visibilities(
-            dict(zip(model.layer_windows, model.config.layer_sinks(), strict=True)),
-            self.context,
-            batch,
-            tokens,
-            documents_BT=shown.get("documents_BT"),
-            positions_BT=shown.get("positions_BT"),
-            window_limit=window_limit,
-            earlier=model.earlier_tokens_read(),
-        )
-        return prepared_on(visibilities, batch, device)
+        layers = tuple(zip(model.layer_windows, model.config.layer_sinks(), strict=True))
+        arguments = (self.context, layers, batch, tokens, window_limit, model.earlier_tokens_read(), device)
+        documents_BT, positions_BT = shown.get("documents_BT"), shown.get("positions_BT")
+        if documents_BT is None and positions_BT is None:
+            return _of_whole_rows(*arguments)
+        return _of_shards(*arguments, documents_BT, positions_BT)
+
+
+def _of_shards(
+    group: ContextGroup,
+    layers: tuple[tuple[int | None, int], ...],
+    batch: int,
+    tokens: int,
+    window_limit: int | None,
+    earlier: tuple[int, ...],
+    device: torch.device,
+    documents_BT: torch.Tensor | None = None,
+    positions_BT: torch.Tensor | None = None,
+) -> Visibilities:
+    visibilities = shard_visibilities(
+        dict(layers),
+        group,
+        batch,
+        tokens,
+        documents_BT=documents_BT,
+        positions_BT=positions_BT,
+        window_limit=window_limit,
+        earlier=earlier,
+    )
+    return prepared_on(visibilities, batch, device)
+
+
+@lru_cache(maxsize=PLANS_KEPT)
+def _of_whole_rows(*arguments: Any) -> Visibilities:
+    """The same for each batch of rows that are one document each, training and validation alike."""
+    return outside_inference_mode(lambda: _of_shards(*arguments))
 
 
 def _check_divisible(config: TrainConfig, readers: int, context_processes: int) -> None:
