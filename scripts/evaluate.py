@@ -18,7 +18,7 @@ def evaluate(config: EvaluateConfig, invocation: Invocation) -> int:
     """Import torch and the rest only once the settings are known to be right."""
     from windowlm.evaluation.evaluate import evaluate_checkpoint
     from windowlm.parallel.processes import Processes, ending_together
-    from windowlm.study.run_study import run_study
+    from windowlm.study.run_study import check_measures, run_study
 
     processes = Processes.join()
     with ending_together(processes, SAVED):
@@ -26,6 +26,7 @@ def evaluate(config: EvaluateConfig, invocation: Invocation) -> int:
             from windowlm.training.finished_wandb_run import check_wandb_run
 
             processes.leader_alone(lambda: check_wandb_run(Path(config.checkpoint)))
+        check_measures(Path(config.checkpoint), config.study)
         evaluated = evaluate_checkpoint(
             Path(config.checkpoint),
             data=config.data.given(),

@@ -11,6 +11,9 @@ from pathlib import Path
 from windowlm.bundle import load
 from windowlm.errors import UserError, exit_status
 from windowlm.interchange.harness_task import TASK, write_harness_task
+from windowlm.json_text import parse_json
+from windowlm.model_folder import ModelFolder, find_model_folder
+from windowlm.tokenization.transformers_files import OWN_CLASS, SETTINGS_NAME
 
 
 def main() -> int:
@@ -29,6 +32,7 @@ def main() -> int:
         text = given.text.read_bytes().decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{given.text}: cannot be read as UTF-8 text: {error}") from None
+    _check_tokenizer(find_model_folder(given.checkpoint), given.checkpoint)
     task = write_harness_task(load(given.checkpoint).tokenizer, text, given.context_length, given.out)
     settings = (
         f"pretrained={given.checkpoint},dtype=float32,max_length={given.context_length},"
@@ -41,6 +45,26 @@ def main() -> int:
     theirs = ("--model", "hf", "--model_args", settings, "--tasks", TASK, "--include_path", str(task.folder))
     print(shlex.join(["lm_eval", *theirs, "--batch_size", "8"]))
     return 0
+
+
+def _check_tokenizer(folder: ModelFolder, checkpoint: str) -> None:
+    """Refuse what the harness could not open, or would give other ids."""
+    if not folder.foreign:
+        raise UserError(
+            f"CHECKPOINT {checkpoint}: the harness opens folders in transformers' layout; write one with "
+            f"python scripts/export.py checkpoint={shlex.quote(checkpoint)} to=transformers out=FOLDER"
+        )
+    if "," in checkpoint:
+        raise UserError(
+            f"CHECKPOINT {checkpoint}: the harness cuts its arguments at commas; rename the folder"
+        )
+    settings = folder.path / SETTINGS_NAME
+    ours = settings.is_file() and parse_json(settings.read_text()).get("tokenizer_class") == OWN_CLASS
+    if ours and folder.config["model_type"] == "qwen2":
+        raise UserError(
+            f"CHECKPOINT {checkpoint}: the harness opens tokenizers by AutoTokenizer, which gives a Qwen2, "
+            "as which a model with model.qkv_bias=true is written, other ids than ours"
+        )
 
 
 if __name__ == "__main__":

@@ -949,6 +949,7 @@ def commands() -> Iterator[BadInput]:
         ("show_attention", ("sequence_length=1000000000",), "sequence_length"),
         ("harness_task", ("run", "none.txt", "32", "new"), "none.txt"),
         ("harness_task", ("run", "books/a.txt", "0", "new"), "CONTEXT_LENGTH"),
+        ("harness_task", ("run", "books/a.txt", "32", "new"), "scripts/export.py checkpoint=run"),
         ("benchmark_attention", ("--rounds", "0"), "--rounds"),
         ("benchmark_attention", ("--shapes", "Z"), "--shapes"),
         ("benchmark_attention", ("--out", "books/a.txt"), "books/a.txt"),

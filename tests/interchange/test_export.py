@@ -19,6 +19,7 @@ from windowlm.attention.config import (
 from windowlm.errors import UserError
 from windowlm.interchange.config_out import transformers_config
 from windowlm.interchange.export import export_to_transformers
+from windowlm.interchange.model_card import model_card
 from windowlm.model.config import ModelConfig, NgramEmbeddingsConfig
 from windowlm.model.decoder import Decoder
 from windowlm.tokenization.tokenizer import BytesTokenizer, Tokenizer
@@ -177,6 +178,19 @@ def test_the_auto_tokenizer_gives_the_same_ids(tokenizer: Tokenizer, tmp_path: P
     assert theirs.eos_token_id == tokenizer.end_of_document
     assert theirs.bos_token_id is None
     assert len(theirs) == tokenizer.vocabulary_size
+
+
+def test_the_tokenizer_beside_biases_is_opened_as_the_card_says(tmp_path: Path) -> None:
+    tokenizer = BytesTokenizer()
+    model = random_decoder(vocabulary_size=tokenizer.vocabulary_size, qk_norm=False, qkv_bias=True)
+    folder = exported(tmp_path, model, tokenizer)
+    facts = {"sequence_length": 64, "vocabulary_size": tokenizer.vocabulary_size, "source_identity": "none"}
+    card = model_card("biased", model.config, {**facts, "training": {}, "data": {}}, None)
+    assert "PreTrainedTokenizerFast.from_pretrained" in card
+    assert "AutoTokenizer.from_pretrained" not in card
+    theirs = transformers.PreTrainedTokenizerFast.from_pretrained(folder)
+    for text in (TEXT, "1234567 of 89", "e\u0301"):
+        assert theirs(text)["input_ids"] == tokenizer.encode(text).tolist()
 
 
 def test_a_tokenizer_from_elsewhere_puts_no_mark_before_a_text(tmp_path: Path) -> None:

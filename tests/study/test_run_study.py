@@ -16,7 +16,7 @@ from windowlm.evaluation.evaluate import evaluate_checkpoint
 from windowlm.study.config import StudyConfig
 from windowlm.study.measure_charts import TITLES, measure_charts
 from windowlm.study.measure_files import measures_in, read_measure
-from windowlm.study.run_study import SETTINGS, run_study
+from windowlm.study.run_study import SETTINGS, check_measures, run_study
 
 ALL = [name for name in SETTINGS if name != "key_words"]
 SMALL = {"distances": [32, 64, 120], "span": 32, "window": 200, "places": 1, "depths": [0.0, 0.5], "block": 4}
@@ -129,6 +129,16 @@ def test_choosers_must_be_scored_runs_and_others_than_the_measured_one(run, tmp_
     ):
         with pytest.raises(UserError, match=message):
             run_study(scored, StudyConfig(measures=["key_words"], choosers=[str(chooser)]))
+
+
+def test_rare_words_of_an_unknown_training_are_refused_before_anything_is_scored(run, tmp_path):  # noqa: F811
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    (theirs / "config.json").write_text('{"model_type": "llama"}')
+    check_measures(theirs, StudyConfig(measures=["reach"]))
+    check_measures(run, StudyConfig(measures=["far_repeats"]))
+    with pytest.raises(UserError, match=r"^study\.measures: far_repeats .*leave far_repeats away$"):
+        check_measures(theirs, StudyConfig(measures=["reach", "far_repeats"]))
 
 
 def test_near_context_must_be_shorter_than_the_longest(run):  # noqa: F811

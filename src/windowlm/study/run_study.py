@@ -20,6 +20,7 @@ from windowlm.evaluation.precision import scoring
 from windowlm.evaluation.scored_documents import training_documents
 from windowlm.evaluation.target_losses import LOSSES_NAME, TargetLosses, read_losses
 from windowlm.interchange.weights_in import weight_files
+from windowlm.model_folder import find_model_folder
 from windowlm.study import rare_words, words
 from windowlm.study.config import StudyConfig
 from windowlm.study.far_context import far_context
@@ -47,6 +48,19 @@ SETTINGS: dict[str, tuple[str, ...]] = {
     "reach": ("seed",),
     "useful_reach": (),
 }
+
+
+def check_measures(checkpoint: Path, study: StudyConfig) -> None:
+    """Refuse, before anything is scored, a measure that the checkpoint cannot have.
+
+    Raises:
+        UserError: there is one, or the checkpoint cannot be read.
+    """
+    if "far_repeats" in study.measures and find_model_folder(checkpoint).foreign:
+        raise UserError(
+            "study.measures: far_repeats looks for words that are rare in the model's training, and which "
+            f"documents others trained checkpoint={checkpoint} on is not known; leave far_repeats away"
+        )
 
 
 def run_study(evaluated: Evaluated, study: StudyConfig) -> list[MeasureResult]:

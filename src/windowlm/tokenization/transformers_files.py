@@ -13,6 +13,7 @@ from windowlm.tokenization.training import BYTE_OF_CHARACTER
 TOKENIZER_NAME = "tokenizer.json"
 SETTINGS_NAME = "tokenizer_config.json"
 MODEL_NAME = "config.json"
+OWN_CLASS = "PreTrainedTokenizerFast"
 
 
 def write_transformers_files(tokenizer: Tokenizer, folder: Path) -> None:
@@ -29,7 +30,7 @@ def write_transformers_files(tokenizer: Tokenizer, folder: Path) -> None:
     # A tokenizer.json from elsewhere may put marks around texts, which no text of the training had.
     content["post_processor"] = None
     settings: dict[str, Any] = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
+        "tokenizer_class": OWN_CLASS,
         "eos_token": end_mark,
         "split_special_tokens": True,
         "clean_up_tokenization_spaces": False,
