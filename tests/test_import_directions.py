@@ -21,7 +21,7 @@ ALLOWED = {
     "export_run": {"bundle", "evaluation", "interchange", "model_folder"},
     "generation": {"attention", "bundle", "model", "tokenization"},
     "evaluation": {"bundle", "data", "interchange", "model", "model_folder", "parallel", "tokenization"},
-    "study": {"bundle", "data", "evaluation", "interchange", "model", "tokenization"},
+    "study": {"bundle", "data", "evaluation", "interchange", "model", "model_folder", "tokenization"},
     "training": {
         "attention",
         "bundle",

@@ -166,6 +166,12 @@ def test_many_prompts_are_answered_line_by_line(
         (("prompt=a", "temperature=-1"), b"", "temperature=-1.0: must be 0, which is greedy, or at least"),
         (("prompt=a", "temperature=1e-310"), b"", "or at least 1e-06"),
         (("prompts_file=-",), b'{"prompt": "a", "b": "\\ud800"}', "line 1: it holds half a character"),
+        (
+            ("prompts_file=-",),
+            b'{"prompt": "a", "b": [1e999]}',
+            "line 1: it holds a number beyond those of JSON",
+        ),
+        (("prompt=a", 'stop=["b",""]'), b"", "stop=[b]"),
         (("prompt=a", "temprature=1"), b"", "nearest: temperature"),
         (("prompt=a", "stop=x"), b"", "stop=[x]"),
         (("prompt=a", "prompt_file=b"), b"", "prompt_file=b: prompt is given too"),

@@ -188,6 +188,7 @@ BAD: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "kinds of too few layers": ("qwen2", config(layer_types=["full_attention"]), "layer_types|layers"),
     "quantised": ("llama", config(quantization_config={"quant_method": "gptq", "bits": 4}), "quantization"),
     "heads that do not divide": ("mistral", config(num_key_value_heads=3), "kv_heads=3"),
+    "no positions": ("llama", config(max_position_embeddings=-1), "max_position_embeddings=-1"),
     "text for a number": ("llama", config(hidden_size="wide"), "config.json"),
     "no config": ("llama", without("config.json"), "is missing"),
     "config that is no JSON": (

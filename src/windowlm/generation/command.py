@@ -111,6 +111,13 @@ def _prompt_lines(path: str) -> list[dict[str, Any]]:
                 f"prompts_file: {name}, line {number}: it holds half a character (a lone surrogate), which "
                 "the result cannot repeat; give UTF-8 text"
             )
+        try:
+            json.dumps(given, allow_nan=False)
+        except ValueError:
+            raise UserError(
+                f"prompts_file: {name}, line {number}: it holds a number beyond those of JSON, such as NaN "
+                "or 1e999, which the result cannot repeat; give null or a text"
+            ) from None
         lines.append(given)
     if not lines:
         raise UserError(f"prompts_file: {name} holds no prompts; give one JSON object a line")

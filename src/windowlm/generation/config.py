@@ -4,6 +4,8 @@ import math
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from windowlm.setting_text import setting_text
+
 # The draws of all of them are made before the first.
 MOST_NEW_TOKENS = 100_000_000
 # Below it the most probable token has all of the probability, and above what logits can be divided by.
@@ -82,5 +84,10 @@ class SamplingConfig:
             )
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed={self.seed}: must lie in [0, 2**63); try seed=0")
+        if isinstance(self.stop, str):
+            raise ValueError(f"stop={self.stop!r}: a list of texts is allowed; try stop=[{self.stop!r}]")
         if "" in self.stop:
-            raise ValueError("stop: a text that ends production holds a character at least; try stop=[]")
+            raise ValueError(
+                f"stop={self.stop!r}: texts that end production, of a character at least, are "
+                f"allowed; try stop={setting_text([text for text in self.stop if text])}"
+            )

@@ -18,6 +18,7 @@ from windowlm.attention.config import (
 )
 from windowlm.attention.window_conventions import from_transformers
 from windowlm.errors import UserError
+from windowlm.json_text import is_count
 from windowlm.model.config import ModelConfig
 
 ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3", "smollm3")
@@ -79,10 +80,13 @@ def read_foreign_config(folder: Path, stated: Mapping[str, Any]) -> ForeignConfi
     except Exception as error:  # of transformers and of what it checks with
         reason = " ".join(str(error).split())[:LONGEST_REASON]
         raise UserError(f"{path}: cannot be read as the config of a {model_type}: {reason}") from None
+    length = theirs.max_position_embeddings
+    if not is_count(length):
+        raise UserError(f"{path}: max_position_embeddings={length!r}: whole numbers from 1 on are read")
     return ForeignConfig(
         model=shape,
         vocabulary_size=theirs.vocab_size,
-        sequence_length=theirs.max_position_embeddings,
+        sequence_length=length,
         model_type=theirs.model_type,
     )
 
