@@ -119,8 +119,9 @@ def test_another_architecture_is_reported_like_a_run(tmp_path: Path, documents: 
     assert result["training_length"] == 64
     assert [row["extrapolation"] for row in result["rows"]] == [False, False]
     assert "attention of gpt2" in (evaluated.folder / "report.html").read_text()
-    study = run_study(evaluated, StudyConfig(measures=["useful_reach"]))
-    assert study[0]["rows"][0]["windows_1_5"] is None
+    useful, probed = run_study(evaluated, StudyConfig(measures=["useful_reach", "reach"]))
+    assert useful["rows"][0]["windows_1_5"] is None
+    assert probed["rows"][0]["tokens_probed"] == probed["rows"][0]["by_gradient"] == 64
 
 
 def test_what_it_cannot_do_is_said(tmp_path: Path, documents: Path) -> None:

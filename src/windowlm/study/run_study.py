@@ -178,6 +178,7 @@ def _makers(
     def make_reach() -> MeasureResult:
         field = evaluated.result["receptive_field"]
         length = PROBED_WITHOUT if field is None else field + PROBED_BEYOND
+        length = min(length, getattr(evaluated.bundle.model, "most_positions", None) or length)
         tokens = np.concatenate([subject.encode([data])[0] for data in subject.data.values()])
         # Repeated where the documents are shorter: which tokens they are does not matter here.
         probed = np.resize(tokens, length)
