@@ -1,5 +1,6 @@
 """Train a windowed language model and measure its perplexity against context length."""
 
+import os
 import signal
 import sys
 from pathlib import Path
@@ -7,6 +8,11 @@ from pathlib import Path
 if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     # Ctrl-C within the imports, which take a moment, ends the process without a traceback.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+if __name__ == "__main__":
+    # There is nothing to save within them, and the status is that of a run that can go on.
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        if signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, lambda *_: os._exit(os.EX_TEMPFAIL))
 
 from windowlm.command_line import Command, Invocation, main
 from windowlm.config import TrainConfig

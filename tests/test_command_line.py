@@ -627,9 +627,14 @@ def test_ctrl_c_while_data_are_read_ends_in_one_line_and_leaves_nothing(tmp_path
     assert not (tmp_path / "new").exists()
 
 
-def test_ctrl_c_while_the_command_is_imported_prints_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGINT, -signal.SIGINT), (signal.SIGTERM, 75), (signal.SIGUSR1, 75)]
+)
+def test_a_signal_while_the_command_is_imported_prints_nothing(
+    tmp_path: Path, number: signal.Signals, status: int
+) -> None:
     (tmp_path / "windowlm").mkdir()
-    (tmp_path / "windowlm" / "__init__.py").write_text("import os\nos.kill(os.getpid(), 2)")
+    (tmp_path / "windowlm" / "__init__.py").write_text(f"import os\nos.kill(os.getpid(), {number.value})")
     done = subprocess.run(
         [sys.executable, str(PROJECT / "train.py")],
         env={**os.environ, "PYTHONPATH": str(tmp_path)},
@@ -639,7 +644,7 @@ def test_ctrl_c_while_the_command_is_imported_prints_nothing(tmp_path: Path) -> 
         text=True,
         check=False,
     )
-    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
+    assert (done.returncode, done.stdout, done.stderr) == (status, "", "")
 
 
 def test_a_reader_that_goes_away_is_no_mistake(tmp_path: Path) -> None:
