@@ -153,6 +153,8 @@ def settings() -> Iterator[BadInput]:
         (("optimizer.betas=[0.9]",), "optimizer.betas"),
         (("optimizer.betas=[0.9,1]",), "optimizer.betas"),
         (("optimizer.weight_decay=-1",), "optimizer.weight_decay"),
+        (("optimizer.weight_decay=1e39",), "optimizer.weight_decay"),
+        (("optimizer.lr=1e39",), "optimizer.lr"),
         (("optimizer.gradient_clip=0",), "optimizer.gradient_clip"),
         (("trainer.max_steps=3", "trainer.max_tokens=3"), "the budget is one of"),
         (("evaluation.context_lengths=[]",), "evaluation.context_lengths"),

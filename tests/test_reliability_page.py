@@ -34,6 +34,13 @@ def test_kills_and_soak_are_those_of_the_results() -> None:
     kills, soak = measured("kill_and_resume"), measured("soak")
     assert f"{kills['kills']} kills over {kills['runs']} runs" in PAGE
     assert f": {kills['different']} differences" in PAGE
+    paths = (PROJECT / "docs" / "results" / "reliability_h100").glob("kill_and_resume_*.json")
+    on_gpu = [json.loads(path.read_text()) for path in paths]
+    of_all, of_muon = (
+        sum(each["kills"] for each in on_gpu if name in each["cases"][0]["case"]) for name in ("", "muon")
+    )
+    assert f"{of_all} kills over {sum(each['runs'] for each in on_gpu)} runs, {of_muon} with Muon" in PAGE
+    assert not any(each["different"] for each in on_gpu)
     grown = f"grew by {100 * soak['largest_growth']:.2f}% of {soak['resident_bytes_first'] / 1e6:.0f} MB"
     assert grown in PAGE
 

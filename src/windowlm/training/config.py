@@ -9,6 +9,9 @@ DEFAULT_BUDGET_SECONDS = 180.0
 
 Precision = Literal["32-true", "16-mixed", "bf16-mixed", "bf16-true", "fp8"]
 
+# Of numbers that multiply a step: far beyond any of use, and far below where float32 ends.
+LARGEST = 1e6
+
 
 def _at_least(owner: object, minimum: float, names: tuple[str, ...]) -> None:
     for name in names:
@@ -76,11 +79,17 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         for name in ("lr", "muon_lr", "embedding_lr", "vector_lr", "epsilon", "gradient_clip"):
             value = getattr(self, name)
-            if value is not None and not 0 < value < float("inf"):
-                raise ValueError(f"{name}={value}: must be a finite number above 0; try {name}=0.001")
+            if value is not None and not 0 < value <= LARGEST:
+                raise ValueError(
+                    f"{name}={value}: must lie above 0 and up to {LARGEST:,.0f}; try {name}=0.001"
+                )
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas={list(self.betas)}: each must lie in [0, 1); try betas=[0.9,0.95]")
-        _at_least(self, 0, ("weight_decay",))
+        if not 0 <= self.weight_decay <= LARGEST:
+            raise ValueError(
+                f"weight_decay={self.weight_decay}: must lie between 0 and {LARGEST:,.0f}; "
+                "try weight_decay=0.1"
+            )
         if not 0 <= self.muon_momentum < 1:
             raise ValueError(
                 f"muon_momentum={self.muon_momentum}: must lie in [0, 1); try muon_momentum=0.95"
