@@ -276,7 +276,7 @@ class LayerCache:
         self._check_goes_on(key_BTKD)
         dtype = key_BTKD.dtype if self.dtype is None else self.dtype
         if dtype != key_BTKD.dtype:
-            # Rounded before the chunk itself reads them, so that results do not depend on how text is cut.
+            # Rounded before the chunk itself reads them, so that the same are read however the text is cut.
             key_BTKD, value_BTKD = (tensor.to(dtype).to(tensor.dtype) for tensor in (key_BTKD, value_BTKD))
         self.key_BSKD, key_seen = self.slots.extend(self.key_BSKD, key_BTKD, dtype=dtype)
         self.value_BSKD, value_seen = self.slots.extend(self.value_BSKD, value_BTKD, dtype=dtype)
