@@ -11,9 +11,7 @@ from pathlib import Path
 from windowlm.bundle import load
 from windowlm.errors import UserError, exit_status
 from windowlm.interchange.harness_task import TASK, write_harness_task
-from windowlm.json_text import parse_json
 from windowlm.model_folder import ModelFolder, find_model_folder
-from windowlm.tokenization.transformers_files import OWN_CLASS, SETTINGS_NAME
 
 
 def main() -> int:
@@ -32,7 +30,7 @@ def main() -> int:
         text = given.text.read_bytes().decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{given.text}: cannot be read as UTF-8 text: {error}") from None
-    _check_tokenizer(find_model_folder(given.checkpoint), given.checkpoint)
+    _check_opens(find_model_folder(given.checkpoint), given.checkpoint)
     task = write_harness_task(load(given.checkpoint).tokenizer, text, given.context_length, given.out)
     settings = (
         f"pretrained={given.checkpoint},dtype=float32,max_length={given.context_length},"
@@ -47,8 +45,8 @@ def main() -> int:
     return 0
 
 
-def _check_tokenizer(folder: ModelFolder, checkpoint: str) -> None:
-    """Refuse what the harness could not open, or would give other ids."""
+def _check_opens(folder: ModelFolder, checkpoint: str) -> None:
+    """Refuse what the harness could not open."""
     if not folder.foreign:
         raise UserError(
             f"CHECKPOINT {checkpoint}: the harness opens folders in transformers' layout; write one with "
@@ -57,13 +55,6 @@ def _check_tokenizer(folder: ModelFolder, checkpoint: str) -> None:
     if "," in checkpoint:
         raise UserError(
             f"CHECKPOINT {checkpoint}: the harness cuts its arguments at commas; rename the folder"
-        )
-    settings = folder.path / SETTINGS_NAME
-    ours = settings.is_file() and parse_json(settings.read_text()).get("tokenizer_class") == OWN_CLASS
-    if ours and folder.config["model_type"] == "qwen2":
-        raise UserError(
-            f"CHECKPOINT {checkpoint}: the harness opens tokenizers by AutoTokenizer, which gives a Qwen2, "
-            "as which a model with model.qkv_bias=true is written, other ids than ours"
         )
 
 

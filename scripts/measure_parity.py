@@ -38,9 +38,13 @@ WINDOW, TOKENS, PROMPT, GREEDY = 64, 512, 100, 256
 NOPE = [RotaryConfig(), RotaryConfig(), RotaryConfig(), None]
 OUT: dict[str, dict[str, Any]] = {
     "Mistral": {"qk_norm": False},
-    "Qwen2": {"qk_norm": False, "qkv_bias": True, "window": [WINDOW, None]},
     "Qwen3": {"window": [WINDOW, None]},
-    "SmolLM3": {"qk_norm": False, "window": [WINDOW, WINDOW, WINDOW, None], "rotary": NOPE},
+    "SmolLM3": {
+        "qk_norm": False,
+        "qkv_bias": True,
+        "window": [WINDOW, WINDOW, WINDOW, None],
+        "rotary": NOPE,
+    },
 }
 SLIDING = {"use_sliding_window": True, "sliding_window": WINDOW}
 MIXED = ["sliding_attention", "full_attention"] * 2

@@ -112,6 +112,8 @@ def test_bad_batches_are_refused_with_the_argument_named() -> None:
         Visibility.build(window=2, documents_BT=documents_BT[0])
     with pytest.raises(ValueError, match=r"documents_BT has dtype torch\.float32"):
         Visibility.build(window=2, documents_BT=documents_BT.float())
+    with pytest.raises(ValueError, match="documents_BT has no rows"):
+        Visibility.build(window=2, documents_BT=documents_BT[:0])
     with pytest.raises(ValueError, match=r"mask_BT has dtype torch\.float32"):
         Visibility.build(window=2, mask_BT=torch.tensor([[1.0, float("nan")]]))
     with pytest.raises(ValueError, match="positions_BT does not advance by one a token at row 0, token 2"):

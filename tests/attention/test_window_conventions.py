@@ -109,6 +109,7 @@ def test_numbers_of_another_kind_or_range_are_refused_by_name(given: Any) -> Non
         (lambda: conventions.from_local_attention(4, 1), "exact_windowsize=1: True or False"),
         (lambda: conventions.from_local_attention(4, True, look_forward=1), "look_forward=1: "),
         (lambda: conventions.from_mask_mod(3, 8), "mask_mod=3: a function"),
+        (lambda: conventions.from_mask_mod(lambda *_: True, 8), "mask_mod gives True: a tensor of bool"),
         (lambda: conventions.from_mask_mod(conventions.to_mask_mod(2), 1), "length=1: "),
         (lambda: from_mask(BOOLS.float()), "visible_TT has shape .* dtype torch.float32: .*bool"),
         (lambda: from_mask(BOOLS[:2]), r"visible_TT has shape \(2, 3\) "),
@@ -145,6 +146,7 @@ def test_a_mask_of_no_more_tokens_than_the_window_shows_none() -> None:
     mask_mod = conventions.to_mask_mod(8)
     assert conventions.from_mask_mod(mask_mod, 8) == Window(None)
     assert conventions.from_mask_mod(mask_mod, 9) == Window(8)
+    assert conventions.from_mask_mod(lambda b, h, q, k: k >= 0, 8) == Window(None, causal=False)
     assert conventions.from_mask_mod(conventions.to_mask_mod(1, causal=False), 8) == Window(1)
 
 

@@ -19,7 +19,6 @@ from windowlm.attention.config import (
 from windowlm.errors import UserError
 from windowlm.interchange.config_out import transformers_config
 from windowlm.interchange.export import export_to_transformers
-from windowlm.interchange.model_card import model_card
 from windowlm.model.config import ModelConfig, NgramEmbeddingsConfig
 from windowlm.model.decoder import Decoder
 from windowlm.tokenization.tokenizer import BytesTokenizer, Tokenizer
@@ -49,8 +48,9 @@ MODELS: dict[str, tuple[dict[str, Any], str]] = {
         {"qk_norm": False, "window": [8, 8, None], "rotary": [RotaryConfig(base=500.0), None]},
         "SmolLM3",
     ),
-    "biases": ({"qk_norm": False, "qkv_bias": True}, "Qwen2"),
-    "biases, and full layers": ({"qk_norm": False, "qkv_bias": True, "window": [None, 8]}, "Qwen2"),
+    "biases": ({"qk_norm": False, "qkv_bias": True}, "SmolLM3"),
+    "biases, and no positions": ({"qk_norm": False, "qkv_bias": True, "rotary": None}, "SmolLM3"),
+    "biases, and full layers": ({"qk_norm": False, "qkv_bias": True, "window": [None, 8]}, "SmolLM3"),
     "own epsilon in norms": ({"qk_norm_epsilon": 1e-2}, "Qwen3"),
     "no positions": ({"qk_norm": False, "rotary": None}, "SmolLM3"),
     "another base": (rotated(base=123.0), "Mistral"),
@@ -180,15 +180,10 @@ def test_the_auto_tokenizer_gives_the_same_ids(tokenizer: Tokenizer, tmp_path: P
     assert len(theirs) == tokenizer.vocabulary_size
 
 
-def test_the_tokenizer_beside_biases_is_opened_as_the_card_says(tmp_path: Path) -> None:
+def test_the_auto_tokenizer_beside_biases_gives_the_same_ids(tmp_path: Path) -> None:
     tokenizer = BytesTokenizer()
     model = random_decoder(vocabulary_size=tokenizer.vocabulary_size, qk_norm=False, qkv_bias=True)
-    folder = exported(tmp_path, model, tokenizer)
-    facts = {"sequence_length": 64, "vocabulary_size": tokenizer.vocabulary_size, "source_identity": "none"}
-    card = model_card("biased", model.config, {**facts, "training": {}, "data": {}}, None)
-    assert "PreTrainedTokenizerFast.from_pretrained" in card
-    assert "AutoTokenizer.from_pretrained" not in card
-    theirs = transformers.PreTrainedTokenizerFast.from_pretrained(folder)
+    theirs = transformers.AutoTokenizer.from_pretrained(exported(tmp_path, model, tokenizer))
     for text in (TEXT, "1234567 of 89", "e\u0301"):
         assert theirs(text)["input_ids"] == tokenizer.encode(text).tolist()
 
@@ -225,7 +220,6 @@ def test_a_tokenizer_from_elsewhere_puts_no_mark_before_a_text(tmp_path: Path) -
         ({"rotary": [RotaryConfig(base=10.0), RotaryConfig()]}, "rotate in different ways"),
         ({"rotary": [RotaryConfig(), None]}, "rotates in every layer"),
         ({"qkv_bias": True}, "model.qkv_bias=true beside norms"),
-        ({"qkv_bias": True, "qk_norm": False, "rotary": None}, "model.qkv_bias=true beside layers without"),
     ],
 )
 def test_what_cannot_be_expressed_is_refused_with_the_reason(

@@ -103,13 +103,10 @@ def test_the_script_says_both_commands(tmp_path: Path) -> None:
     assert "File exists" in again.stderr
 
 
-def test_a_folder_that_the_harness_would_open_as_something_else_is_refused(tmp_path: Path) -> None:
+def test_a_folder_whose_name_the_harness_would_cut_is_refused(tmp_path: Path) -> None:
     (tmp_path / "book.txt").write_bytes(TEXT.encode())
-    biased = random_decoder(qk_norm=False, qkv_bias=True)
-    export_to_transformers(biased, BytesTokenizer(), tmp_path / "biased", sequence_length=64, card="")
     export_to_transformers(random_decoder(), BytesTokenizer(), tmp_path / "a,b", sequence_length=64, card="")
-    for folder, said in (("biased", "model.qkv_bias=true"), ("a,b", "rename the folder")):
-        done = run_script("scripts/harness_task.py", folder, "book.txt", "16", "task", cwd=tmp_path)
-        assert done.returncode == 2
-        assert said in done.stderr
-        assert not (tmp_path / "task").exists()
+    done = run_script("scripts/harness_task.py", "a,b", "book.txt", "16", "task", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "rename the folder" in done.stderr
+    assert not (tmp_path / "task").exists()

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.interchange.foreign import FOREIGN, save_foreign
+from tests.interchange.foreign import FOREIGN, foreign_model, save_foreign
 from tests.interchange.models import TEXT, random_decoder, trained_bpe
 from tests.interchange.test_export import MODELS
 from windowlm import generate, load
@@ -17,6 +17,7 @@ from windowlm.attention.config import RotaryConfig
 from windowlm.errors import UserError
 from windowlm.interchange.export import export_to_transformers
 from windowlm.tokenization.tokenizer import BytesTokenizer
+from windowlm.tokenization.transformers_files import write_transformers_files
 
 transformers = pytest.importorskip("transformers")
 TOKENS = 100
@@ -57,6 +58,21 @@ def test_what_was_exported_comes_back(name: str, tmp_path: Path) -> None:
     torch.testing.assert_close(back.model(tokens_BT), model(tokens_BT), atol=1e-4, rtol=0)
     assert isinstance(back.tokenizer, BytesTokenizer)
     assert back.model.config.layer_windows() == model.config.layer_windows()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["llama", "smollm3 with windows"])
+def test_biases_are_read_where_that_of_the_output_is_zero(name: str, tmp_path: Path) -> None:
+    theirs = foreign_model(name, attention_bias=True)
+    write_transformers_files(trained_bpe(), tmp_path)
+    theirs.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"o_proj\.bias is not zero, and our layers have no such bias"):
+        load(tmp_path)
+    for layer in theirs.model.layers:
+        layer.self_attn.o_proj.bias.zero_()
+    theirs.save_pretrained(tmp_path)
+    tokens_BT = torch.randint(300, (2, TOKENS))
+    torch.testing.assert_close(load(tmp_path).model(tokens_BT), theirs(tokens_BT).logits, atol=1e-4, rtol=0)
 
 
 @torch.no_grad()
@@ -161,7 +177,8 @@ Q_PROJ = "model.layers.1.self_attn.q_proj.weight"
 BAD: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "another architecture": ("llama", config(model_type="gpt2"), "model_type=gpt2: our layers can be llama"),
     "an unknown one": ("llama", config(model_type="none"), "model_type=none: our layers"),
-    "bias of the output": ("llama", config(attention_bias=True), "attention_bias=True"),
+    "biases that are missing": ("llama", config(attention_bias=True), "q_proj.bias is missing"),
+    "biases beside norms": ("qwen3", config(attention_bias=True), "attention_bias=True"),
     "bias of the MLP": ("smollm3", config(mlp_bias=True), "mlp_bias=True"),
     "another activation": ("qwen3", config(hidden_act="gelu"), "hidden_act=gelu"),
     "a part of the head": (

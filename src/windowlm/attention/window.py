@@ -189,7 +189,7 @@ class Segments(NamedTuple):
 class Visibility:
     """What each query of a batch may see; build it once a batch and share it over layers of one window.
 
-    A key is visible iff it is within the window (or among the first `sinks` tokens of the document), in
+    A key is visible iff it is within the window (or at one of the first `sinks` places of the document), in
     the query's document, not padding and, if `causal`, not in the future. Positions decide, not indices.
     A window of 2 over six tokens, rows are queries: documents of four and two tokens; the same with one sink;
     one document, of which the last two tokens are queries.
@@ -268,6 +268,8 @@ class Visibility:
         ):
             if tensor is not None:
                 _check_matrix(name, tensor, torch.int32, torch.int64)
+                if not tensor.shape[0]:
+                    raise ValueError(f"{name} has no rows: one is allowed, or as many as the batch has")
         if positions_BT is not None and documents_BT is not None:
             _check_same_shape("positions_BT", positions_BT, "documents_BT", documents_BT)
         if key_positions_BS is None and key_documents_BS is not None:

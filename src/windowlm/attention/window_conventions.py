@@ -2,7 +2,8 @@
 
 Here a window W counts the keys that a query sees, itself included; see `window.py`. Each pair of functions
 holds for self-attention over as many keys as queries, and raises ValueError for what the other side cannot
-say and for arguments of another kind: numbers are whole, and True is none.
+say and for arguments of another kind: numbers are whole, and True is none. A window beyond 2^30, longer than
+any sequence, is given as 2^30 + 1.
 `docs/attention-window.md` has the table.
 
 Shapes: T queries, S keys.
@@ -173,7 +174,11 @@ def from_mask_mod(mask_mod: MaskMod, length: int) -> Window:
         raise ValueError(f"length={length!r}: a whole number from 2 on is allowed; try length=1024")
     index_T = torch.arange(length)
     zero = torch.zeros((), dtype=torch.int64)
-    return from_mask(mask_mod(zero, zero, index_T[:, None], index_T[None, :]))
+    visible = mask_mod(zero, zero, index_T[:, None], index_T[None, :])
+    if not isinstance(visible, Tensor) or visible.dtype != torch.bool:
+        raise ValueError(f"mask_mod gives {visible!r}: a tensor of bool is allowed, True for visible")
+    # It is asked for one pair at a time where it is used, and need not look at both.
+    return from_mask(visible.expand(length, length))
 
 
 def from_mask(visible_TT: Tensor) -> Window:

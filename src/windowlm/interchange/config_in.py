@@ -105,7 +105,7 @@ def _shape(theirs: Any) -> ModelConfig:
         window=_pattern(_windows(theirs)),
         qk_norm=has_norms,
         qk_norm_epsilon=float(theirs.rms_norm_eps) if has_norms else None,
-        qkv_bias=theirs.model_type == "qwen2",
+        qkv_bias=theirs.model_type == "qwen2" or _has_biases(theirs),
         tied_embeddings=theirs.tie_word_embeddings,
         attention_dropout=float(theirs.attention_dropout or 0),
         norm_epsilon=float(theirs.rms_norm_eps),
@@ -113,8 +113,15 @@ def _shape(theirs: Any) -> ModelConfig:
     )
 
 
+def _has_biases(theirs: Any) -> bool:
+    """Whether biases are ours, but for that of the output, which must be zero."""
+    return theirs.model_type in ("llama", "smollm3") and getattr(theirs, "attention_bias", False) is True
+
+
 def _refuse_unknown_parts(theirs: Any) -> None:
     for name, known in (("hidden_act", "silu"), ("attention_bias", False), ("mlp_bias", False)):
+        if name == "attention_bias" and _has_biases(theirs):
+            continue
         value = getattr(theirs, name, known)
         if value != known:
             raise UserError(f"{name}={value}: our layers have {name}={known} alone")

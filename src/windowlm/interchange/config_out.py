@@ -3,11 +3,12 @@
 | layers                                              | architecture |
 |-----------------------------------------------------|--------------|
 | alike, without norms of queries and keys            | Mistral      |
-| the same, but windowed and full ones, or NoPE       | SmolLM3      |
+| the same, but windowed and full ones, NoPE, biases  | SmolLM3      |
 | with norms of queries and keys, windowed or full    | Qwen3        |
-| with biases and without norms, windowed or full     | Qwen2        |
 
 Their ``sliding_window`` counts the query as ours does, and all windowed layers of a model share it.
+Qwen2 has biases on queries, keys and values too, but transformers opens every tokenizer beside it as Qwen's.
+SmolLM3's come with one of the output, which is written as zeros.
 """
 
 import json
@@ -29,7 +30,6 @@ from windowlm.setting_text import setting_text
 
 CLASSES = {
     "mistral": "MistralForCausalLM",
-    "qwen2": "Qwen2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
     "smollm3": "SmolLM3ForCausalLM",
 }
@@ -94,8 +94,8 @@ def transformers_config(
         content["layer_types"] = [
             "full_attention" if window is None else "sliding_attention" for window in windows
         ]
-    if model_type in ("qwen3", "smollm3"):
-        content["attention_bias"] = False
+    if model_type != "mistral":
+        content["attention_bias"] = config.qkv_bias
     if model_type == "smollm3":
         content["no_rope_layers"] = [int(layer is not None) for layer in config.layer_rotaries()]
         content["mlp_bias"] = False
@@ -104,14 +104,11 @@ def transformers_config(
 
 def _model_type(config: ModelConfig) -> str:
     has_nope = None in config.layer_rotaries()
-    if config.qkv_bias:
-        if config.qk_norm or has_nope:
-            beside = "norms of queries and keys" if config.qk_norm else "layers without rotary positions"
-            raise UserError(
-                f"model.qkv_bias=true beside {beside}: Qwen2, the architecture with these biases, has none, "
-                "so transformers cannot express the model"
-            )
-        return "qwen2"
+    if config.qkv_bias and config.qk_norm:
+        raise UserError(
+            "model.qkv_bias=true beside norms of queries and keys: SmolLM3, the architecture with these "
+            "biases, has none, so transformers cannot express the model"
+        )
     if config.qk_norm:
         if has_nope:
             raise UserError(
@@ -119,7 +116,8 @@ def _model_type(config: ModelConfig) -> str:
                 "norms of queries and keys, rotates in every layer, so transformers cannot express the model"
             )
         return "qwen3"
-    return "smollm3" if has_nope or len(set(config.layer_windows())) > 1 else "mistral"
+    differ = len(set(config.layer_windows())) > 1
+    return "smollm3" if has_nope or differ or config.qkv_bias else "mistral"
 
 
 def _refuse_absent(config: ModelConfig) -> None:
@@ -128,7 +126,7 @@ def _refuse_absent(config: ModelConfig) -> None:
         if value != without:
             text = setting_text(asdict(value) if name == "ngram_embeddings" else value)
             raise UserError(
-                f"model.{name}={text}: Mistral, Qwen2, Qwen3 and SmolLM3 have no such part, so transformers "
+                f"model.{name}={text}: Mistral, Qwen3 and SmolLM3 have no such part, so transformers "
                 f"cannot express the model; a model trained with model.{name}={setting_text(without)} can be"
             )
     if any(config.layer_sinks()):
@@ -160,12 +158,12 @@ def _rotary(config: ModelConfig) -> RotaryConfig | None:
     if len(kinds) > 1:
         text = json.dumps([asdict(kind) for kind in kinds])
         raise UserError(
-            f"model.rotary: layers rotate in different ways, {text}, and Mistral, Qwen2, Qwen3 and SmolLM3 "
+            f"model.rotary: layers rotate in different ways, {text}, and Mistral, Qwen3 and SmolLM3 "
             "have one rotation for all layers"
         )
     if kinds and kinds[0].fraction != 1:
         raise UserError(
-            f"model.rotary.fraction={kinds[0].fraction}: Mistral, Qwen2, Qwen3 and SmolLM3 rotate whole "
+            f"model.rotary.fraction={kinds[0].fraction}: Mistral, Qwen3 and SmolLM3 rotate whole "
             "heads, so transformers cannot express the model"
         )
     return kinds[0] if kinds else None

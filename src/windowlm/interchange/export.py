@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from windowlm.atomic_write import json_bytes, obstacle, sync_path
 from windowlm.errors import UserError
 from windowlm.interchange.config_out import transformers_config
-from windowlm.interchange.weight_names import transformers_name
+from windowlm.interchange.weight_names import output_bias_name, transformers_name
 from windowlm.model.config import ModelConfig
 from windowlm.model.decoder import Decoder
 from windowlm.tokenization.tokenizer import Tokenizer
@@ -123,6 +123,8 @@ def exported_weights(model: Decoder) -> dict[str, torch.Tensor]:
         if config.qk_norm and name.endswith(("attention.query.weight", "attention.key.weight")):
             kept = kept * _norm_scale(config)
         weights[transformers_name(name)] = kept.contiguous()
+    if config.qkv_bias:
+        weights |= {output_bias_name(layer): torch.zeros(config.dim) for layer in range(config.layers)}
     return weights
 
 

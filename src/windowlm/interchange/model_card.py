@@ -69,17 +69,10 @@ def _usage(model: ModelConfig, facts: Mapping[str, Any]) -> list[str]:
         notes += (
             " The window is in every mask that transformers builds for `eager`, `sdpa` and `flex_attention`."
         )
-    tokenizer_class = "AutoTokenizer"
-    if model.qkv_bias:
-        tokenizer_class = "PreTrainedTokenizerFast"
-        notes += (
-            " `AutoTokenizer` would read the tokenizer's file as one of Qwen's, which gives other ids for "
-            "numbers and for text that is not composed."
-        )
     code = (
-        f"```python\nfrom transformers import AutoModelForCausalLM, {tokenizer_class}\n\n"
+        "```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
         'model = AutoModelForCausalLM.from_pretrained("PATH")\n'
-        f'tokenizer = {tokenizer_class}.from_pretrained("PATH")\n```'
+        'tokenizer = AutoTokenizer.from_pretrained("PATH")\n```'
     )
     return [code, notes]
 

@@ -33,3 +33,8 @@ def transformers_name(name: str) -> str:
         return _OUTSIDE[name]
     layer, module, kind = of_block.groups()
     return f"model.layers.{layer}.{_IN_BLOCK[module]}.{kind}"
+
+
+def output_bias_name(layer: int) -> str:
+    """Name there of a bias that our layers lack."""
+    return f"model.layers.{layer}.{_IN_BLOCK['attention.output']}.bias"

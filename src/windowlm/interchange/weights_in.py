@@ -9,7 +9,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
 from windowlm.errors import UserError
-from windowlm.interchange.weight_names import transformers_name
+from windowlm.interchange.weight_names import output_bias_name, transformers_name
 from windowlm.json_text import parse_json
 from windowlm.model.config import ModelConfig
 from windowlm.model.decoder import Decoder
@@ -72,13 +72,16 @@ def foreign_decoder(config: ModelConfig, vocabulary_size: int, files: Sequence[P
     _check_stated(config, vocabulary_size, files)
     model = Decoder(config, vocabulary_size)
     weights = {transformers_name(name): weight for name, weight in model.state_dict().items()}
-    tied_head = None
+    tied_head, absent = None, _output_biases(config)
     for file in files:
         for name, tensor in load_file(file).items():
             if name.endswith(DERIVED):
                 continue
             check_finite(f"{file}: {name}", tensor)
-            if name == HEAD and config.tied_embeddings:
+            if name in absent:
+                if tensor.any():
+                    raise UserError(f"{file}: {name} is not zero, and our layers have no such bias")
+            elif name == HEAD and config.tied_embeddings:
                 tied_head = tensor
             else:
                 weights[name].copy_(tensor)
@@ -111,8 +114,12 @@ def _check_stated(config: ModelConfig, vocabulary_size: int, files: Sequence[Pat
             transformers_name(name): weight.shape
             for name, weight in Decoder(config, vocabulary_size).state_dict().items()
         }
+    output_biases = _output_biases(config)
     for name, (file, shape) in stated.items():
         if name.endswith(DERIVED):
+            continue
+        if name in output_biases:
+            check_shape(f"{file}: {name}", shape, torch.Size([config.dim]))
             continue
         if name not in expected:
             raise UserError(f"{file}: the model of config.json has no weight {name}")
@@ -120,6 +127,11 @@ def _check_stated(config: ModelConfig, vocabulary_size: int, files: Sequence[Pat
     for name in expected:
         if name not in stated and not (name == HEAD and config.tied_embeddings):
             raise UserError(f"{files[0].parent}: the weight {name} is missing, which config.json asks for")
+
+
+def _output_biases(config: ModelConfig) -> set[str]:
+    """What others have beside biases of queries, keys and values; we can be them where it is zero."""
+    return {output_bias_name(layer) for layer in range(config.layers)} if config.qkv_bias else set()
 
 
 def check_opens(file: Path) -> None:

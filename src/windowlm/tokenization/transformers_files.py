@@ -13,7 +13,6 @@ from windowlm.tokenization.training import BYTE_OF_CHARACTER
 TOKENIZER_NAME = "tokenizer.json"
 SETTINGS_NAME = "tokenizer_config.json"
 MODEL_NAME = "config.json"
-OWN_CLASS = "PreTrainedTokenizerFast"
 
 
 def write_transformers_files(tokenizer: Tokenizer, folder: Path) -> None:
@@ -30,7 +29,7 @@ def write_transformers_files(tokenizer: Tokenizer, folder: Path) -> None:
     # A tokenizer.json from elsewhere may put marks around texts, which no text of the training had.
     content["post_processor"] = None
     settings: dict[str, Any] = {
-        "tokenizer_class": OWN_CLASS,
+        "tokenizer_class": "PreTrainedTokenizerFast",
         "eos_token": end_mark,
         "split_special_tokens": True,
         "clean_up_tokenization_spaces": False,
