@@ -11,7 +11,7 @@ from torch import Tensor
 from windowlm.attention.backends.capability import Request
 from windowlm.attention.dispatch import MODULES, attention, capabilities, compute_capability
 from windowlm.attention.layers import SlidingWindowAttention
-from windowlm.attention.window import Visibility
+from windowlm.attention.window import PADDING, Visibility
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 
@@ -125,3 +125,21 @@ def test_a_hidden_value_of_any_finite_size_changes_nothing_in_the_band(huge: flo
     changed[:, 0] = huge
     pairs = zip(of_queries_behind_the_first(value), of_queries_behind_the_first(changed), strict=True)
     assert all(torch.equal(before, after) for before, after in pairs)
+
+
+@pytest.mark.parametrize("huge", [3e38, -3e38])
+def test_a_padded_value_of_any_finite_size_gives_its_key_a_gradient_of_zero_in_the_band(huge: float) -> None:
+    torch.manual_seed(0)
+    documents_BT = torch.zeros(BATCH, TOKENS, dtype=torch.int32, device="cuda")
+    documents_BT[:, -16:] = PADDING
+    visibility = Visibility.build(window=WINDOW, documents_BT=documents_BT)
+    query, key, value, gradient = (
+        torch.randn(BATCH, TOKENS, heads, 64, device="cuda", dtype=torch.bfloat16) for heads in (4, 2, 2, 4)
+    )
+    value[:, -16:] = huge
+    key.requires_grad_()
+    value.requires_grad_()
+    output = attention(query, key, value, visibility, backend="band")
+    for found in torch.autograd.grad(output, (key, value), gradient):
+        assert found.isfinite().all()
+        assert not found[:, -16:].any()

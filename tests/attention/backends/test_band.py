@@ -1,5 +1,6 @@
 """How our kernels are launched; their results are compared where there is a GPU."""
 
+import itertools
 import sys
 from types import ModuleType
 from typing import Any
@@ -40,11 +41,28 @@ def test_any_number_of_rows_and_heads_is_launched_along_the_axis_without_a_limit
     ]
 
 
+def test_heads_that_lie_too_far_apart_for_the_kernels_are_brought_together() -> None:
+    heads_BHTD = torch.empty(1, 32, 2**20, 128, device="meta", dtype=torch.bfloat16)
+    assert band.rows_contiguous(heads_BHTD.transpose(1, 2)).stride() == (2**32, 2**12, 2**7, 1)
+    near_BTHD = heads_BHTD[:, :8].transpose(1, 2)
+    assert band.rows_contiguous(near_BTHD) is near_BTHD
+
+
 def test_tiles_that_fill_the_memory_of_an_h100_are_for_gpus_that_have_it() -> None:
     def bytes_of(tiles: band.Tiles) -> int:
         # Keys and values of each stage, and the rows' own numbers.
         return 2 * 128 * (tiles.rows + 2 * tiles.stages * tiles.keys)
 
+    for window, packed in itertools.product((64, 1024, 4096), (False, True)):
+        small = band.schedule_for(128, window, packed, roomy=False)
+        # What Triton takes for other GPUs: one stage is in registers.
+        taken = (
+            small.forward.rows + 2 * (small.forward.stages - 1) * small.forward.keys,
+            2 * small.query_gradient.rows + 2 * (small.query_gradient.stages - 1) * small.query_gradient.keys,
+            2 * small.key_value_gradient.keys
+            + 2 * (small.key_value_gradient.stages - 1) * small.key_value_gradient.rows,
+        )
+        assert 2 * 128 * max(taken) <= 99 * 1024
     for window in (64, 1024, 4096):
         for packed in (False, True):
             assert bytes_of(band.schedule_for(128, window, packed, roomy=True).forward) <= band.ROOMY_BYTES

@@ -76,7 +76,7 @@ def schedule_for(head_dim: int, window: int, packed: bool, roomy: bool) -> Sched
             return Schedule(Tiles(64, 64, 4, 3), Tiles(64, 64, 4, 2), Tiles(32, 64, 4, 3))
         if roomy:
             return Schedule(Tiles(128, 64, 8, 3), Tiles(128, 64, 8, 4), Tiles(32, 64, 4, 4))
-        return Schedule(Tiles(64, 64, 4, 3), Tiles(128, 64, 8, 3), Tiles(32, 64, 4, 3))
+        return Schedule(Tiles(64, 64, 4, 3), Tiles(64, 64, 4, 2), Tiles(32, 64, 4, 3))
     if window <= SMALL_WINDOW:
         key_value_gradient = Tiles(32, 128, 8, 3) if roomy and not packed else Tiles(32, 64, 4, 3)
         return Schedule(Tiles(64, 32, 4, 2), Tiles(64, 32, 4, 3), key_value_gradient)
@@ -221,8 +221,9 @@ def power_of_two(size: int) -> int:
 
 
 def rows_contiguous(tensor: Tensor) -> Tensor:
-    """The same with its last dimension contiguous."""
-    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
+    """The same with its last dimension contiguous, and heads as near as the kernels' 32 bits reach."""
+    far = tensor.shape[2] * tensor.stride(2) >= 2**31
+    return tensor.contiguous() if far or tensor.stride(-1) != 1 else tensor
 
 
 def _strides(*tensors: Tensor) -> list[int]:

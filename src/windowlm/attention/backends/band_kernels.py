@@ -334,6 +334,9 @@ def _key_value_gradient_steps(
         value_gradient_ND = tl.dot(weight_NR.to(gradient_RD.dtype), gradient_RD, value_gradient_ND)
         weight_gradient_NR = tl.dot(value_ND, tl.trans(gradient_RD))
         score_gradient_NR = weight_NR * (weight_gradient_NR - delta_R[None, :])
+        if MASKED:
+            # As in the other kernel.
+            score_gradient_NR = tl.where(weight_NR > 0.0, score_gradient_NR, 0.0)
         key_gradient_ND = tl.dot(score_gradient_NR.to(query_RD.dtype), query_RD, key_gradient_ND)
     return key_gradient_ND, value_gradient_ND
 
