@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from windowlm.attention.dispatch import attention
-from windowlm.attention.window import Visibility
+from windowlm.attention.window import PADDING, Visibility
 
 TOKENS, CHANGED = 300, 140
 HUGE = 3e38
@@ -72,3 +72,21 @@ def test_what_is_hidden_changes_nothing_in_a_compiled_graph(
 ) -> None:
     torch.compiler.reset()
     check(given, options, torch.float32, compiled=True)
+
+
+@pytest.mark.parametrize("huge", [3e38, -3e38])
+def test_padding_inside_a_document_of_any_finite_size_changes_no_gradient(huge: float) -> None:
+    torch.manual_seed(0)
+    documents_BT = torch.zeros(1, 100, dtype=torch.int32)
+    documents_BT[:, 60:70] = PADDING
+    visibility = Visibility.build(window=20, documents_BT=documents_BT)
+    query, key, value, gradient = (torch.randn(1, 100, heads, 16) for heads in (4, 2, 2, 4))
+
+    def gradients(value: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        numbers = [tensor.clone().requires_grad_() for tensor in (query, key, value)]
+        output = attention(*numbers, visibility, backend="banded")
+        return torch.autograd.grad(output, numbers, gradient)
+
+    changed = value.clone()
+    changed[:, 60:70] = huge
+    assert all(map(torch.equal, gradients(value), gradients(changed)))

@@ -93,6 +93,9 @@ class _Row:
         """Where asked to be exact, write over what is hidden: added to infinity, -inf leaves NaN."""
         if self.exact:
             _by_head(scores_KPL, block).masked_fill_(block.bias == -torch.inf, value)
+            if block.blind is not None:
+                # Their bias hides nothing, as a softmax of -inf alone is no number.
+                _by_head(scores_KPL, block).masked_fill_(block.blind, 0.0)
 
     def dropout_factors(self, block: Block | Run, weights_KPL: Tensor) -> Tensor | None:
         """What dropout multiplies the weights of the next block by; None where nothing is dropped."""
