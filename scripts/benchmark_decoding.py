@@ -37,6 +37,7 @@ from training_entrants import Shape, mistral_config
 
 from windowlm.bundle import Bundle
 from windowlm.errors import exit_status
+from windowlm.evaluation.report import png
 from windowlm.generation.config import SamplingConfig
 from windowlm.generation.generate import Generator
 from windowlm.model.decoder import Decoder
@@ -254,7 +255,6 @@ def peer_model(cache: str | None, options: argparse.Namespace) -> tuple[Any, dic
 def plot_of(report: dict[str, Any]) -> bytes:
     """PNG: tokens a second, and what the cache holds, by the length of the prompt; one row a batch."""
     import altair as alt
-    import vl_convert
 
     rows = [row for row in report["rows"] if "tokens_per_second" in row]
     values = [{**row, "mib": row["cache_bytes"] / 2**20} for row in rows]
@@ -274,8 +274,7 @@ def plot_of(report: dict[str, Any]) -> bytes:
         for column, title in (("tokens_per_second", "tokens/s behind the prompt"), ("mib", "MiB of cache"))
     ]
     title = f"{report['device']}, window {report['shape']['window']:,}, {report['precision']}"
-    png: bytes = vl_convert.vegalite_to_png(alt.concat(*panels, columns=2, title=title).to_json(), ppi=144)
-    return png
+    return png(alt.concat(*panels, columns=2, title=title))
 
 
 def table_of(rows: list[dict[str, Any]], batch: int, length: int) -> Table:

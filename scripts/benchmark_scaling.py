@@ -41,8 +41,6 @@ from windowlm.parallel.launcher import free_port, threads_of_each
 SCRIPT = Path(__file__).with_name("scaling_entrants.py")
 SHORT, LONG, LONGEST = range(3)
 SECONDS_BETWEEN_LOOKS = 0.05
-# As ``train.py`` sets it: processes whose threads spin keep each other from the cores.
-THREADS = {"OMP_WAIT_POLICY": "PASSIVE"}
 
 
 @dataclass(frozen=True)
@@ -194,7 +192,13 @@ def answer_of(job: Job, processes: int, limit: float) -> tuple[dict[str, Any] | 
     """What the leader of the job's processes measured, or why there is nothing."""
     with tempfile.TemporaryDirectory(prefix="benchmark-scaling-") as name:
         folders = [Path(name) / str(rank) for rank in range(processes)]
-        port = str(free_port())
+        # Threads as ``train.py`` has them: those that spin keep each other from the cores.
+        shared = {
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(free_port()),
+            "OMP_NUM_THREADS": str(threads_of_each(processes)),
+            "OMP_WAIT_POLICY": "PASSIVE",
+        }
         started: list[subprocess.Popen[bytes]] = []
         try:
             for rank, folder in enumerate(folders):
@@ -206,13 +210,15 @@ def answer_of(job: Job, processes: int, limit: float) -> tuple[dict[str, Any] | 
                     "LOCAL_WORLD_SIZE": processes,
                 }
                 environment = {key: str(value) for key, value in place.items()} if processes > 1 else {}
-                environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, **THREADS}
-                environment["OMP_NUM_THREADS"] = str(threads_of_each(processes))
                 with (folder / "answer").open("w") as answer, (folder / "log").open("w") as log:
                     command = [sys.executable, str(SCRIPT), json.dumps(asdict(job))]
                     started.append(
                         subprocess.Popen(
-                            command, env={**os.environ, **environment}, cwd=folder, stdout=answer, stderr=log
+                            command,
+                            env={**os.environ, **shared, **environment},
+                            cwd=folder,
+                            stdout=answer,
+                            stderr=log,
                         )
                     )
             deadline = time.monotonic() + limit

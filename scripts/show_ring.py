@@ -19,10 +19,11 @@ from out_argument import out_file
 from windowlm.atomic_write import write_atomically
 from windowlm.attention.kv_cache import KVCache
 from windowlm.errors import exit_status
+from windowlm.evaluation.report import png
 
 EMPTY, SINK, KEPT, WRITTEN = "empty", "sink", "kept", "written now"
 COLORS = {EMPTY: "#eeeeee", SINK: "#f0c9a8", KEPT: "#c5d9ec", WRITTEN: "#7fb0dc"}
-CELL_PIXELS, PIXELS_PER_INCH = 34, 144
+CELL_PIXELS = 34
 
 
 def main() -> int:
@@ -78,7 +79,6 @@ def ring(window: int, sinks: int, chunks: list[int]) -> list[list[int | None]]:
 def picture(rows: list[list[int | None]], options: argparse.Namespace) -> bytes:
     """PNG of the rows."""
     import altair as alt
-    import vl_convert
     from PIL import Image
 
     cells: list[dict[str, Any]] = []
@@ -104,8 +104,7 @@ def picture(rows: list[list[int | None]], options: argparse.Namespace) -> bytes:
         title=f"window {options.window}, sinks {options.sinks}: the token in each slot"
     )
     content = BytesIO()
-    png = vl_convert.vegalite_to_png(chart.to_json(), ppi=PIXELS_PER_INCH)
-    Image.open(BytesIO(png)).save(content, format="PNG", optimize=True)
+    Image.open(BytesIO(png(chart))).save(content, format="PNG", optimize=True)
     return content.getvalue()
 
 

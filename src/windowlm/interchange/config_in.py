@@ -119,9 +119,8 @@ def _has_biases(theirs: Any) -> bool:
 
 
 def _refuse_unknown_parts(theirs: Any) -> None:
-    for name, known in (("hidden_act", "silu"), ("attention_bias", False), ("mlp_bias", False)):
-        if name == "attention_bias" and _has_biases(theirs):
-            continue
+    ours = {"hidden_act": "silu", "attention_bias": _has_biases(theirs), "mlp_bias": False}
+    for name, known in ours.items():
         value = getattr(theirs, name, known)
         if value != known:
             raise UserError(f"{name}={value}: our layers have {name}={known} alone")

@@ -43,9 +43,9 @@ def test_any_number_of_rows_and_heads_is_launched_along_the_axis_without_a_limit
 
 def test_heads_that_lie_too_far_apart_for_the_kernels_are_brought_together() -> None:
     heads_BHTD = torch.empty(1, 32, 2**20, 128, device="meta", dtype=torch.bfloat16)
-    assert band.rows_contiguous(heads_BHTD.transpose(1, 2)).stride() == (2**32, 2**12, 2**7, 1)
+    assert band._reachable(heads_BHTD.transpose(1, 2)).stride() == (2**32, 2**12, 2**7, 1)
     near_BTHD = heads_BHTD[:, :8].transpose(1, 2)
-    assert band.rows_contiguous(near_BTHD) is near_BTHD
+    assert band._reachable(near_BTHD) is near_BTHD
 
 
 def test_tiles_that_fill_the_memory_of_an_h100_are_for_gpus_that_have_it() -> None:

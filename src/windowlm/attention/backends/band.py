@@ -72,9 +72,7 @@ def schedule_for(head_dim: int, window: int, packed: bool, roomy: bool) -> Sched
         forward = Tiles(128, 64, 4, 3) if packed else Tiles(64, 64, 4, 3)
         return Schedule(forward, query_gradient, Tiles(64, 64, 4, 3))
     if window >= 2048:
-        if packed:
-            return Schedule(Tiles(64, 64, 4, 3), Tiles(64, 64, 4, 2), Tiles(32, 64, 4, 3))
-        if roomy:
+        if roomy and not packed:
             return Schedule(Tiles(128, 64, 8, 3), Tiles(128, 64, 8, 4), Tiles(32, 64, 4, 4))
         return Schedule(Tiles(64, 64, 4, 3), Tiles(64, 64, 4, 2), Tiles(32, 64, 4, 3))
     if window <= SMALL_WINDOW:
@@ -99,7 +97,7 @@ def attend(
     if visibility.documents is not None:
         bounds = Bounds(*_of_each_row(visibility.bounds(queries, keys, query_BTHD.device), batch))
     window = keys if visibility.window is None else min(visibility.window, keys)
-    query_BTHD, key_BSKD, value_BSKD = map(rows_contiguous, (query_BTHD, key_BSKD, value_BSKD))
+    query_BTHD, key_BSKD, value_BSKD = map(_reachable, (query_BTHD, key_BSKD, value_BSKD))
     ranges = (None,) * 3 if bounds is None else (bounds.first_keys, bounds.last_queries, bounds.gaps)
     return _attention(query_BTHD, key_BSKD, value_BSKD, *ranges, window, scale)
 
@@ -221,9 +219,15 @@ def power_of_two(size: int) -> int:
 
 
 def rows_contiguous(tensor: Tensor) -> Tensor:
-    """The same with its last dimension contiguous, and heads as near as the kernels' 32 bits reach."""
-    far = tensor.shape[2] * tensor.stride(2) >= 2**31
-    return tensor.contiguous() if far or tensor.stride(-1) != 1 else tensor
+    """The same with its last dimension contiguous."""
+    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
+
+
+def _reachable(tensor_BTHD: Tensor) -> Tensor:
+    """The same as the kernels read it: rows contiguous, and heads no further apart than 32 bits tell."""
+    if tensor_BTHD.shape[2] * tensor_BTHD.stride(2) >= 2**31:
+        return tensor_BTHD.contiguous()
+    return rows_contiguous(tensor_BTHD)
 
 
 def _strides(*tensors: Tensor) -> list[int]:
@@ -242,7 +246,7 @@ def _compute_gradients(
 ) -> tuple[Tensor, Tensor, Tensor]:
     *ranges, window, scale, output_BTHD, normalizer_BGP = others
     return backward(
-        query_BTHD, key_BSKD, value_BSKD, output_BTHD, normalizer_BGP, rows_contiguous(gradient_BTHD),
+        query_BTHD, key_BSKD, value_BSKD, output_BTHD, normalizer_BGP, _reachable(gradient_BTHD),
         _given(ranges), window, scale,
     )  # fmt: skip
 
