@@ -113,12 +113,13 @@ def metrics_by_step(metrics: Path) -> dict[int, dict[str, Any]]:
     return merged
 
 
-def history_differences(run: Path) -> list[str]:
-    """How what W&B holds of a finished run differs from its ``metrics.jsonl``; nothing where it does not.
+def history_differences(run: Path, evaluated: bool = True) -> list[str]:
+    """How what W&B holds of a run that has left differs from its ``metrics.jsonl``; empty where it does not.
 
     Args:
-        run: folder of the run. It must hold one offline run, of the recorded id, with each step once, an
-            evaluation, and its end.
+        run: folder of the run. It must hold one offline run, of the recorded id, with each step once and its
+            end.
+        evaluated: whether the run has finished, so that W&B must hold an evaluation.
     """
     folders = sorted(run.glob("wandb/offline-run-*"))
     if len(folders) != 1:
@@ -133,7 +134,7 @@ def history_differences(run: Path) -> list[str]:
     for step in sorted(history.keys() | metrics.keys()):
         if history.get(step) != [metrics.get(step)]:
             found.append(f"W&B, step {step}: {history.get(step)} and not {metrics.get(step)} once")
-    if not any(name.startswith(OWN_EVALUATION) for row in read["history"] for name in row):
+    if evaluated and not any(name.startswith(OWN_EVALUATION) for row in read["history"] for name in row):
         found.append("W&B has no evaluation")
     if read["exit_code"] != 0:
         found.append(f"the W&B run ended with {read['exit_code']} and not 0")
