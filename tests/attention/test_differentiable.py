@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from windowlm.attention.backends import band, flash4
 from windowlm.attention.dispatch import attention
@@ -64,6 +65,38 @@ def test_forward_mode_is_refused_and_gives_no_zeros(call: Callable[..., Tensor])
     query, key, value = (heads().detach() for _ in range(3))
     with pytest.raises(ValueError, match="a derivative in forward mode was asked for" + REFUSED):
         torch.func.jvp(call, (query, key, value), (query, key, value))
+
+
+def test_dual_tensors_are_refused_and_give_no_zeros(call: Callable[..., Tensor]) -> None:
+    query, key, value = (heads().detach() for _ in range(3))
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(query, query)
+        torch.compiler.reset()
+        for attend in (call, torch.compile(call, fullgraph=True, backend="eager")):
+            # A compiled graph tells it in an error of its own.
+            with pytest.raises(Exception, match="a derivative in forward mode was asked for" + REFUSED):
+                attend(dual, key, value)
+        tangent = forward_ad.unpack_dual(call(dual, key, value, backend="reference")).tangent
+    torch.testing.assert_close(
+        tangent, torch.func.jvp(lambda each: call(each, key, value, "reference"), (query,), (query,))[1]
+    )
+
+
+def test_derivatives_of_torch_func_within_torch_compile_are_refused(call: Callable[..., Tensor]) -> None:
+    query, key, value = (heads().detach() for _ in range(3))
+
+    def forward_mode(query: Tensor, backend: str) -> Tensor:
+        return torch.func.jvp(lambda each: call(each, key, value, backend), (query,), (query,))[1]
+
+    def reverse_mode(query: Tensor, backend: str) -> Tensor:
+        return torch.func.grad(lambda each: call(each, key, value, backend).sin().sum())(query)
+
+    for derivative in (forward_mode, reverse_mode):
+        torch.compiler.reset()
+        compiled = torch.compile(derivative, fullgraph=True, backend="eager")
+        with pytest.raises(Exception, match="was asked for" + REFUSED):
+            compiled(query, "banded")
+        torch.testing.assert_close(compiled(query, "reference"), derivative(query, "reference"))
 
 
 @pytest.mark.filterwarnings("ignore:There is a performance drop")

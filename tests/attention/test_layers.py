@@ -1,5 +1,6 @@
 """The layer: the interface it keeps, its options, and that only the past is seen."""
 
+import copy
 import shutil
 import subprocess
 import sys
@@ -308,12 +309,24 @@ def test_inputs_that_do_not_fit_are_refused() -> None:
             "length 4, .* has 12",
         ),
         ({"visibility": Visibility.build(window=5, positions_BT=torch.arange(12).expand(2, -1))}, "2 rows"),
+        (
+            {
+                "visibility": Visibility.build(
+                    window=5, positions_BT=torch.arange(12)[None], key_positions_BS=torch.arange(12)[None]
+                )
+            },
+            "visibility has key_positions_BS: the keys of a layer are its tokens' own",
+        ),
     ):
         with pytest.raises(ValueError, match=message):
             layer(hidden_BTD, **options)
     for wider in (6, None):
         with pytest.raises(ValueError, match=f"visibility has window={wider}"):
             layer(hidden_BTD, visibility=Visibility.build(window=wider))
+    with torch.autocast("cpu", torch.bfloat16):
+        for each, hidden in ((layer, hidden_BTD.double()), (copy.deepcopy(layer).double(), hidden_BTD)):
+            with pytest.raises(ValueError, match="or use autocast, not for float64"):
+                each(hidden)
     with pytest.raises(ValueError, match="mask beside visibility"):
         layer(hidden_BTD, torch.ones(1, 12, dtype=torch.bool), visibility=Visibility.build(window=5))
 

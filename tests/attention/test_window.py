@@ -62,6 +62,21 @@ def test_keys_with_positions_of_their_own_may_stand_in_any_order() -> None:
     assert torch.equal(visibility.mask(5, 5, CPU), whole[:, :, order])
 
 
+def test_positions_may_be_further_apart_than_32_bits_hold() -> None:
+    visibility = Visibility.build(
+        window=4,
+        positions_BT=torch.tensor([[2**31 - 1]], dtype=torch.int32),
+        key_positions_BS=torch.tensor([[-(2**31), -1, 2**31 - 3]], dtype=torch.int32),
+    )
+    assert visibility.mask(1, 3, CPU).tolist() == [[[False, False, True]]]
+
+
+def test_a_visibility_is_not_built_within_vmap() -> None:
+    documents = torch.zeros(2, 1, 4, dtype=torch.int32)
+    with pytest.raises(ValueError, match=r"documents_BT is mapped by torch\.func\.vmap: build"):
+        torch.func.vmap(lambda each: Visibility.build(window=2, documents_BT=each).mask(4, 4, CPU))(documents)
+
+
 def test_a_mask_is_padding_and_joins_the_documents() -> None:
     mask_BT = torch.tensor([[True, True, True, False]])
     documents_BT = torch.tensor([[0, 1, 1, 1]], dtype=torch.int32)

@@ -110,6 +110,9 @@ def test_numbers_of_another_kind_or_range_are_refused_by_name(given: Any) -> Non
         (lambda: conventions.from_local_attention(4, True, look_forward=1), "look_forward=1: "),
         (lambda: conventions.from_mask_mod(3, 8), "mask_mod=3: a function"),
         (lambda: conventions.from_mask_mod(lambda *_: True, 8), "mask_mod gives True: a tensor of bool"),
+        (lambda: conventions.from_mask_mod(lambda query, key: query >= key, 8), "mask_mod=<function .* four"),
+        (lambda: conventions.from_mask_mod(lambda *_: BOOLS, 8), r"mask_mod gives shape \(3, 3\) "),
+        (lambda: conventions.from_mask_mod(lambda *_: BOOLS[None], 3), r"mask_mod gives shape \(1, 3, 3\) "),
         (lambda: conventions.from_mask_mod(conventions.to_mask_mod(2), 1), "length=1: "),
         (lambda: from_mask(BOOLS.float()), "visible_TT has shape .* dtype torch.float32: .*bool"),
         (lambda: from_mask(BOOLS[:2]), r"visible_TT has shape \(2, 3\) "),
@@ -123,6 +126,17 @@ def test_numbers_of_another_kind_or_range_are_refused_by_name(given: Any) -> Non
 def test_arguments_of_another_kind_are_refused_by_name(convert: Callable[[], Any], message: str) -> None:
     with pytest.raises(ValueError, match=rf"^{message}"):
         convert()
+
+
+def test_windows_longer_than_any_sequence_are_given_as_one_length() -> None:
+    for window in (2**30 + 2, 10**30):
+        for causal in (True, False):
+            assert conventions.from_flash_attention(
+                conventions.to_flash_attention(window, causal), causal
+            ) == (2**30 + 1, causal)
+            told = conventions.to_transformers(window, causal)
+            assert conventions.from_transformers(told, causal) == (2**30 + 1, causal)
+        assert conventions.from_local_attention(**conventions.to_local_attention(window)) == (2**30 + 1, True)
 
 
 def test_a_direction_that_is_no_boolean_is_refused() -> None:

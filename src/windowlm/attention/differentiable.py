@@ -5,6 +5,8 @@ from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
+from torch._C._functorch import TransformType, get_interpreter_stack
+from torch.autograd import forward_ad
 
 from .operator import Operator
 
@@ -28,8 +30,8 @@ def differentiable(
 ) -> Callable[..., Tensor]:
     """A function of the arguments whose value is computed by `forward` and whose gradients by `backward`.
 
-    torch.func.grad and torch.func.vmap know it. Its operators are `attend`, `attend_backward` and, where
-    torch.compile records it, `attend_recorded`.
+    torch.func.grad and torch.func.vmap know it, the former outside torch.compile. Its operators are `attend`,
+    `attend_backward` and, where torch.compile records it, `attend_recorded`.
 
     Args:
         backend: whose it is, for the error.
@@ -42,8 +44,8 @@ def differentiable(
         gradients: how many `backward` returns.
 
     Raises:
-        ValueError: where the gradient is differentiated again, and where the function is differentiated in
-            forward mode.
+        ValueError: where the gradient is differentiated again, where the function is differentiated in
+            forward mode, and where torch.compile records a derivative of torch.func.
     """
     results = "(Tensor, Tensor)" if keeps_outputs else "Tensor"
     read = f"{arguments}, Tensor output, Tensor normalizer" if keeps_outputs else arguments
@@ -125,6 +127,11 @@ def differentiable(
     apply: Callable[..., Any] = Attention.apply
 
     def attention(*arguments: Any) -> Tensor:
+        if _forward_mode(arguments):
+            # An operator would pass tangents over, and one that writes into a tensor fail in words of torch.
+            refuse("a derivative in forward mode")
+        if torch.compiler.is_compiling() and _in_derivative():
+            refuse("a derivative of torch.func within torch.compile")
         compute = recorded.call if torch.compiler.is_compiling() else apply
         output: Tensor = _results(compute(*arguments))[0]
         return output
@@ -134,3 +141,21 @@ def differentiable(
 
 def _results(output: Any) -> tuple[Any, ...]:
     return output if isinstance(output, tuple) else (output,)
+
+
+def _forward_mode(arguments: tuple[Any, ...]) -> bool:
+    """Whether one of them carries a tangent, or may: those of a graph's inputs are not seen in it."""
+    if forward_ad._current_level < 0:
+        return False
+    return torch.compiler.is_compiling() or any(
+        forward_ad.unpack_dual(each).tangent is not None  # type: ignore[no-untyped-call]
+        for each in arguments
+        if isinstance(each, Tensor)
+    )
+
+
+# torch.compile knows the transforms while it traces, and not in the graph.
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _in_derivative() -> bool:
+    """Whether a transform of torch.func other than vmap is at work."""
+    return any(each.key() != TransformType.Vmap for each in get_interpreter_stack() or [])

@@ -201,9 +201,10 @@ class SlidingWindowAttention(nn.Module):
 
         Raises:
             ValueError: for a hidden state of other rank, size, dtype or device, a mask or positions of
-                another shape, dtype or device, a mask beside a visibility, or a visibility of a wider window,
-                another direction, number of sinks or shape, value embeddings that are missing, not asked for,
-                or of another shape, or a cache of another window, or beside what it says itself.
+                another shape, dtype or device, a mask beside a visibility, a visibility of a wider window,
+                another direction, number of sinks or shape, or with keys of its own, value embeddings that
+                are missing, not asked for, or of another shape, or a cache of another window, or beside what
+                it says itself.
         """
         self._check_hidden(hidden_BTD)
         batch, tokens = hidden_BTD.shape[:2]
@@ -325,12 +326,15 @@ class SlidingWindowAttention(nn.Module):
             )
         if 0 in hidden_BTD.shape:
             raise ValueError(f"hidden_BTD has shape {tuple(hidden_BTD.shape)}: sizes from 1 on are allowed")
-        device = hidden_BTD.device.type
-        other_dtype = weight.dtype != hidden_BTD.dtype and weight.is_floating_point()
-        if hidden_BTD.device != weight.device or (other_dtype and not torch.is_autocast_enabled(device)):
+        dtypes = {weight.dtype, hidden_BTD.dtype}
+        other_dtype = len(dtypes) > 1 and weight.is_floating_point()
+        # Autocast leaves double precision as it is, and the meta device knows none.
+        if hidden_BTD.device != weight.device or (
+            other_dtype and (torch.float64 in dtypes or not torch.is_autocast_enabled(hidden_BTD.device.type))
+        ):
             raise ValueError(
                 f"hidden_BTD is {hidden_BTD.dtype} on {hidden_BTD.device}, the layer {weight.dtype} on "
-                f"{weight.device}: give both one dtype (or use autocast) and one device"
+                f"{weight.device}: give both one dtype (or use autocast, not for float64) and one device"
             )
 
     def _visibility(
@@ -357,6 +361,11 @@ class SlidingWindowAttention(nn.Module):
                 f"visibility has window={given[0]}, causal={given[1]}, sinks={given[2]}, the layer "
                 f"window_size={self.window_size}, causal={self.causal}, sinks={self.sinks}; "
                 "build one for each kind of layer"
+            )
+        if visibility.separate_keys:
+            raise ValueError(
+                "visibility has key_positions_BS: the keys of a layer are its tokens' own and stand where "
+                "its queries do; leave them away, or give a cache"
             )
         return visibility
 

@@ -250,8 +250,9 @@ class Visibility:
         The values of tensors are checked too, except inside a compiled graph and on the meta device.
 
         Raises:
-            ValueError: for a bad window or sinks, wrong ranks, shapes, dtypes or devices, documents whose
-                numbers decrease, and positions that do not advance with the tokens of their document.
+            ValueError: for a bad window or sinks, wrong ranks, shapes, dtypes or devices, tensors that
+                torch.func.vmap maps, documents whose numbers decrease, and positions that do not advance
+                with the tokens of their document.
         """
         if mask_BT is not None:
             _check_matrix("mask_BT", mask_BT, torch.bool)
@@ -289,7 +290,9 @@ class Visibility:
                 )
             _check_same_device("key_positions_BS", key_positions_BS, "positions_BT", positions_BT)
         documents_BT, positions_BT, key_documents_BS, key_positions_BS = map(
-            _for_training, (documents_BT, positions_BT, key_documents_BS, key_positions_BS)
+            _for_training,
+            # The distance of two positions may not fit into 32 bits.
+            (documents_BT, _long(positions_BT), key_documents_BS, _long(key_positions_BS)),
         )
         layout = None
         if not torch.compiler.is_compiling():
@@ -718,6 +721,10 @@ def _check_lowest(name: str, lowest: int) -> None:
         raise ValueError(f"{name} holds {lowest}: numbers from 0 on and -1 for padding are allowed")
 
 
+def _long(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.long()
+
+
 def _for_training(tensor: Tensor | None) -> Tensor | None:
     """The tensor, or a copy of it where it was made in inference mode."""
     if tensor is None or torch.compiler.is_compiling() or not tensor.is_inference():
@@ -736,6 +743,8 @@ def _check_matrix(name: str, tensor: Tensor, *dtypes: torch.dtype) -> None:
         raise ValueError(
             f"{name} has shape {tuple(tensor.shape)}: two dimensions [batch, tokens] are allowed"
         )
+    if torch._C._functorch.is_batchedtensor(tensor):
+        raise ValueError(f"{name} is mapped by torch.func.vmap: build the visibility outside, once for all")
     if tensor.dtype not in dtypes:
         allowed = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
         raise ValueError(f"{name} has dtype {tensor.dtype}: {allowed} is allowed")

@@ -2,13 +2,14 @@
 
 Here a window W counts the keys that a query sees, itself included; see `window.py`. Each pair of functions
 holds for self-attention over as many keys as queries, and raises ValueError for what the other side cannot
-say and for arguments of another kind: numbers are whole, and True is none. A window beyond 2^30, longer than
-any sequence, is given as 2^30 + 1.
+say and for arguments of another kind: numbers are whole, and True is none. `to_` functions give a window
+beyond 2^30 + 1, longer than any sequence, as that.
 `docs/attention-window.md` has the table.
 
 Shapes: T queries, S keys.
 """
 
+import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -71,7 +72,8 @@ def to_transformers(window: int | None, causal: bool = True) -> int | None:
     if check_window(window) is None:
         return None
     assert window is not None
-    return window if causal else reach(window, causal)[0]
+    behind, _ = reach(window, causal)
+    return behind + 1 if causal else behind
 
 
 def from_transformers(sliding_window: int | None, causal: bool = True) -> Window:
@@ -166,10 +168,11 @@ def from_mask_mod(mask_mod: MaskMod, length: int) -> Window:
     """The window of a `mask_mod`, found by asking it for all pairs of `length` tokens; see `from_mask`.
 
     Raises:
-        ValueError: where it is no function, or the length no whole number from 2 on, and as `from_mask`.
+        ValueError: where it is no function of four arguments, the length no whole number from 2 on, or its
+            answer not in bool and one for each pair, and as `from_mask`.
     """
-    if not callable(mask_mod):
-        raise ValueError(f"mask_mod={mask_mod!r}: a function of batch, head, query and key is allowed")
+    if not callable(mask_mod) or not _takes_four(mask_mod):
+        raise ValueError(f"mask_mod={mask_mod!r}: a function of four, batch, head, query and key, is allowed")
     if not _is_whole(length) or length < 2:
         raise ValueError(f"length={length!r}: a whole number from 2 on is allowed; try length=1024")
     index_T = torch.arange(length)
@@ -177,6 +180,11 @@ def from_mask_mod(mask_mod: MaskMod, length: int) -> Window:
     visible = mask_mod(zero, zero, index_T[:, None], index_T[None, :])
     if not isinstance(visible, Tensor) or visible.dtype != torch.bool:
         raise ValueError(f"mask_mod gives {visible!r}: a tensor of bool is allowed, True for visible")
+    if visible.dim() > 2 or any(size not in (1, length) for size in visible.shape):
+        raise ValueError(
+            f"mask_mod gives shape {tuple(visible.shape)} for queries [{length}, 1] and keys [1, {length}]: "
+            "one answer for each pair is allowed"
+        )
     # It is asked for one pair at a time where it is used, and need not look at both.
     return from_mask(visible.expand(length, length))
 
@@ -211,6 +219,16 @@ def from_mask(visible_TT: Tensor) -> Window:
         f"a mask in which {tokens} queries see {counts}{', ...' if tokens > SHOWN_QUERIES else ''} keys: "
         "a window shows each query the same keys around it"
     )
+
+
+def _takes_four(function: Callable[..., Any]) -> bool:
+    try:
+        inspect.signature(function).bind(*range(4))
+    except TypeError:
+        return False
+    except ValueError:  # of builtins, whose arguments are not told
+        return True
+    return True
 
 
 def _is_whole(value: object) -> bool:
