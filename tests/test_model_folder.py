@@ -55,3 +55,13 @@ def test_a_run_and_its_model_are_the_same(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model": {}, "data": {}}))
     assert find_model_folder(tmp_path) == find_model_folder(tmp_path / "model")
     assert not find_model_folder(tmp_path).foreign
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("[1]", "config.json: holds a list and not an object"), ('{"a', "config.json: not JSON: ")],
+)
+def test_a_config_that_says_nothing_is_named(tmp_path: Path, content: str, message: str) -> None:
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(UserError, match=message):
+        find_model_folder(tmp_path)

@@ -64,6 +64,8 @@ def _find_model_folder(checkpoint: str | Path, key: str) -> ModelFolder:
     # The config.json of a run itself is that of the training.
     is_model = (path / WEIGHTS_NAME).is_file() or "model_type" in _config(path / CONFIG_NAME, lenient=True)
     folder = path if is_model else path / IN_RUN
+    if not folder.is_dir() and (path / CONFIG_NAME).is_file():
+        _config(path / CONFIG_NAME, lenient=False)  # which says what is wrong with it
     config = _config(folder / CONFIG_NAME, lenient=True)
     for name in (CONFIG_NAME, *([] if "model_type" in config else [WEIGHTS_NAME])):
         if not (folder / name).is_file():
@@ -89,14 +91,18 @@ def own_shape(folder: ModelFolder) -> ModelConfig:
 
 
 def _config(path: Path, *, lenient: bool) -> dict[str, Any]:
-    """Its content; empty where it holds something else than an object, or cannot be read leniently."""
+    """Its content; leniently empty where it cannot be read or holds something else than an object."""
     try:
         content = parse_json(path.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
         if lenient:
             return {}
         raise UserError(f"{path}: not JSON: {error}") from None
-    return content if isinstance(content, dict) else {}
+    if isinstance(content, dict):
+        return content
+    if lenient:
+        return {}
+    raise UserError(f"{path}: holds a {type(content).__name__} and not an object of JSON")
 
 
 def _downloaded(given: str, name: str) -> Path:
