@@ -39,4 +39,7 @@ if __name__ == "__main__":
         devices="trainer.devices",
         saved="resume=auto goes on from the last checkpoint",
     )
-    sys.exit(main(command, Path(__file__), Path(__file__).parent / "conf"))
+    status = main(command, Path(__file__), Path(__file__).parent / "conf")
+    # SLURM's word that time is short would end the interpreter's own end.
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    sys.exit(status)

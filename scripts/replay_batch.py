@@ -65,8 +65,11 @@ def main() -> int:
         raise UserError(f"{foreign} (its {wrong[0]} is missing or of another kind)")
     if (limit := content["window_limit"]) is not None and limit < 1:
         raise UserError(f"{foreign} (its window_limit is {limit}; none or a number from 1 on is allowed)")
-    if not all(isinstance(batch, dict) and batch.keys() >= BATCH_KEYS for batch in content["batches"]):
-        raise UserError(f"{foreign} (a batch lacks one of {', '.join(sorted(BATCH_KEYS))})")
+    if (size := content["vocabulary_size"]) < 1 or not content["batches"]:
+        raise UserError(f"{foreign} (its vocabulary_size is {size}, its batches {len(content['batches'])})")
+    for batch in content["batches"]:
+        if (wrong := what_is_wrong(batch, size)) is not None:
+            raise UserError(f"{foreign} ({wrong})")
     config = read_config(options.replay.parent.parent / "config.json")
     precision = options.precision or config.precision
     model = Decoder(config.model, content["vocabulary_size"])
@@ -78,6 +81,24 @@ def main() -> int:
     lines = replay(model, content, config, precision, device)
     print("\n".join(lines))
     return 0
+
+
+def what_is_wrong(batch: Any, vocabulary_size: int) -> str | None:
+    """Why a batch cannot be replayed; None where it can."""
+    if not isinstance(batch, dict) or not batch.keys() >= BATCH_KEYS:
+        return f"a batch lacks one of {', '.join(sorted(BATCH_KEYS))}"
+    shapes = set()
+    for name in sorted(BATCH_KEYS):
+        tensor = batch[name]
+        if not isinstance(tensor, torch.Tensor) or tensor.is_floating_point() or tensor.dim() != 2:
+            return f"the {name} of a batch are no whole numbers of rows and tokens"
+        shapes.add(tensor.shape)
+    if len(shapes) > 1 or not batch["tokens_BT"].numel():
+        return f"the tensors of a batch have the shapes {sorted(map(tuple, shapes))}"
+    tokens, targets = batch["tokens_BT"], batch["targets_BT"][batch["targets_BT"] != UNSCORED]
+    if any(bool(((ids < 0) | (ids >= vocabulary_size)).any()) for ids in (tokens, targets)):
+        return f"a token of a batch is none of the {vocabulary_size:,}"
+    return None
 
 
 def read_config(path: Path) -> TrainConfig:

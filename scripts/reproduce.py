@@ -185,6 +185,15 @@ def changes(record: dict[str, Any], folder: RunFolder, config: TrainConfig) -> l
         found.append(f"the run's code differed from its commit by {folder.path / DIFF}")
     if config.trainer.max_steps is None and config.trainer.max_tokens is None:
         found.append("the budget was in seconds, so another run takes other steps")
+    for start in record.get("earlier_starts") or ():
+        was = [
+            f"{name} was {json.dumps(start.get(name))}"
+            for name in (*PLACES, "threads", "code_difference")
+            if start.get(name) != record.get(name)
+        ]
+        found.append(
+            f"its steps up to {start.get('until_step')} were made by another start: {', '.join(was)}"
+        )
     if record.get("processes_changed"):
         found.append("the run went on with another number of processes, so one number adds in other orders")
     if record.get("budget_changed"):
@@ -193,7 +202,13 @@ def changes(record: dict[str, Any], folder: RunFolder, config: TrainConfig) -> l
         found.append(f"the run started from the newest state of {origin}, which may be another one by now")
     relative = [
         path
-        for path in (config.data.path, config.data.exclude, config.data.cache_dir, config.tokenizer.path)
+        for path in (
+            config.data.path,
+            config.data.exclude,
+            config.data.cache_dir,
+            config.tokenizer.path,
+            config.model.init_from,
+        )
         if path is not None and not Path(path).is_absolute()
     ]
     if relative and working_folder(record) is None:

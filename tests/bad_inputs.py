@@ -590,8 +590,9 @@ def run_folders() -> Iterator[BadInput]:
         ("lock a folder", (in_place_of("run/.lock", Path.mkdir),), ".lock is no file"),
         ("last state a folder", (in_place_of(states[0], Path.mkdir),), "last.ckpt is no file"),
         ("checkpoints a file", (in_place_of("run/checkpoints", Path.touch),), "checkpoints is no folder"),
-        ("origin a number", (gone(*states), in_json("run/run.json", origin=5)), "origin=5 must be a text"),
-        ("W&B a number", (in_json("run/run.json", wandb_id=5),), "wandb_id=5 must be a text"),
+        ("origin a number", (gone(*states), in_json("run/run.json", origin=5)), "origin=5 must be null or a"),
+        ("W&B a number", (in_json("run/run.json", wandb_id=5),), "wandb_id=5 must be null or a text of"),
+        ("W&B a path", (in_json("run/run.json", wandb_id="../a"),), "text of letters, digits, - and _; mend"),
     ):
 
         def make(folder: Path, makes: tuple[Make, ...] = makes) -> None:
@@ -858,12 +859,17 @@ def exported() -> Iterator[BadInput]:
         yield BadInput(f"export {' '.join(words)[:80]}", words, said, command="export")
 
 
+BATCH = ("tokens_BT", "targets_BT", "documents_BT", "positions_BT")
+
+
 def commands() -> Iterator[BadInput]:
     """What scripts beside those of Hydra cannot take, said before their work."""
     whole = {
         "format": 2, "step": 1, "later_steps": 0, "first_batch": 0, "learning_rate": 1.0, "seed": 0,
-        "window_limit": None, "batches": [], "vocabulary_size": 256, "model": {},
+        "window_limit": None, "batches": [dict.fromkeys(BATCH, torch.ones(1, 4, dtype=torch.int64))],
+        "vocabulary_size": 256, "model": {},
     }  # fmt: skip
+    of_batch = dict.fromkeys(BATCH, torch.full((1, 4), 256))
     replay = "run/replay/step_1.ckpt"
     for name, value, said in (
         ("pickle", pickled(), "step_1.ckpt"),
@@ -873,6 +879,14 @@ def commands() -> Iterator[BadInput]:
         ("list", signed(saved([1])), "is no replay"),
         ("of nothing", signed(saved(whole)), "Missing key"),
         ("batch", signed(saved({**whole, "batches": [{"tokens_BT": 3}]})), "a batch lacks"),
+        ("no batch", signed(saved({**whole, "batches": []})), "its batches 0"),
+        ("no vocabulary", signed(saved({**whole, "vocabulary_size": -1})), "its vocabulary_size is -1"),
+        ("tokens", signed(saved({**whole, "batches": [of_batch]})), "a token of a batch is none of the 256"),
+        (
+            "lists",
+            signed(saved({**whole, "batches": [{name: [1] for name in BATCH}]})),
+            "no whole numbers of rows",
+        ),
     ):
         yield BadInput(f"replay {name}", (replay,), said, replay_of(value), "replay_batch")
     for words, said in (

@@ -32,7 +32,7 @@ KINDS: tuple[Callable[[], None], ...] = (
 
 
 def main() -> int:
-    """Draw and write; 1 where a case ended otherwise than it may."""
+    """Draw and write; 1 where a case ended otherwise than it may, or too few were drawn."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -54,7 +54,9 @@ def main() -> int:
     }
     if options.out is not None:
         write_atomically(options.out / "fuzzing.json", json_bytes(report))
-    return int(report["failed"] > 0)
+    # A kind may end before it has drawn.
+    whole = all(row["cases"] >= options.cases and row["error"] is None for row in rows)
+    return int(report["failed"] > 0 or not whole)
 
 
 def drawn(kind: Callable[[], None], count: int, seed: int) -> dict[str, Any]:

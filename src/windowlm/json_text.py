@@ -29,9 +29,13 @@ def parse_json(text: str | bytes) -> Any:
     """The value that ``text`` says.
 
     Raises:
-        ValueError: it is not JSON, or nested deeper than Python can read.
+        ValueError: it is not JSON, nested deeper than Python can read, or holds a longer number.
     """
     try:
         return json.loads(text)
     except RecursionError:
         raise ValueError("it is nested too deep") from None
+    except ValueError as error:
+        if "int_max_str_digits" not in str(error):
+            raise
+        raise ValueError("a number in it has more digits than Python reads") from None

@@ -536,6 +536,35 @@ def test_a_run_is_recorded_as_finished_once_wandb_has_all_of_it(
     assert history_differences(tmp_path / "run") == []
 
 
+def test_a_run_that_a_signal_ends_while_wandb_does_is_stopped(
+    start: Start, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    finish = run.WandbRun.finish
+
+    def told(self: run.WandbRun, exit_code: int) -> None:
+        finish(self, exit_code)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run.WandbRun, "finish", told)
+        assert start("run", logger={"kind": "wandb"}) == 75
+    assert record(tmp_path / "run")["status"] == "stopped"
+    assert start("run", logger={"kind": "wandb"}) == 0
+    assert history_differences(tmp_path / "run") == []
+
+
+def test_a_run_that_goes_on_without_wandb_keeps_what_it_wrote_offline(
+    start: Start, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    assert start("run", logger={"kind": "wandb"}) == 0
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    assert start("run", logger={"kind": "wandb"}, trainer={"max_steps": 8}) == 0
+    (offline,) = (tmp_path / "run" / "wandb").glob("offline-run-*")
+    assert read_offline_run(offline)["exit_code"] == 0
+
+
 def test_a_file_of_wandb_that_is_cut_off_is_rebuilt_before_the_run_counts_as_finished(
     start: Start, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

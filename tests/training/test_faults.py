@@ -29,6 +29,8 @@ from windowlm.training.failed_writes import FailedWrites
 from windowlm.training.lightning_module import LanguageModelModule
 from windowlm.training.non_finite import NonFiniteWatch
 from windowlm.training.offline_wandb import history_differences
+from windowlm.training.provenance import provenance
+from windowlm.training.run import MADE_BY
 from windowlm.training.run_folder import RunFolder
 from windowlm.training.run_lock import RunLock
 
@@ -113,6 +115,24 @@ def test_a_damaged_state_is_named_and_the_one_before_it_used(
         assert (stopped / path).read_bytes() == (uninterrupted / path).read_bytes()
 
 
+def test_a_state_that_other_settings_made_is_named_and_the_one_before_it_used(
+    stopped: Path,
+    start: Start,
+    uninterrupted: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert start(tmp_path / "other", seed=1, checkpoint=EVERY_STEP) == 0
+    shutil.copy(tmp_path / "other" / "checkpoints" / "last.ckpt", stopped / "checkpoints" / "last.ckpt")
+    capsys.readouterr()
+    assert start(stopped, checkpoint=EVERY_STEP) == 0
+    screen = capsys.readouterr()
+    assert "last.ckpt: not of this run: seed=1 made it, not 0; going on from " in screen.err
+    assert (stopped / "checkpoints" / "damaged.ckpt").is_file()
+    assert rows(stopped) == rows(uninterrupted)
+    assert start(tmp_path / "new", seed=1, resume=str(stopped), trainer={"max_steps": 8}) == 0
+
+
 def test_a_half_written_state_is_no_state(stopped: Path, start: Start, uninterrupted: Path) -> None:
     checkpoints = stopped / "checkpoints"
     shutil.copy(checkpoints / "last.ckpt", checkpoints / ".last.ckpt.partial-4711")
@@ -179,6 +199,31 @@ def test_rows_that_are_gone_are_said_to_be(
     # Once is enough.
     assert start(stopped, checkpoint=EVERY_STEP) == 0
     assert "missing" not in capsys.readouterr().err
+
+
+def test_a_row_that_was_not_written_is_said_to_be_there(
+    stopped: Path, start: Start, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = (stopped / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+    (stopped / "metrics.jsonl").write_bytes(b"".join([lines[0], *lines]))
+    assert start(stopped, checkpoint=EVERY_STEP) == 0
+    said = "metrics.jsonl: 1 more than the 3 rows of step 4 are there"
+    assert said in capsys.readouterr().err
+
+
+def test_steps_of_another_start_keep_what_is_known_of_it(
+    stopped: Path, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = record(stopped)
+    (stopped / "changes.diff").write_bytes(b"of the first start")
+    monkeypatch.setattr(run, "provenance", lambda: {**provenance(), "git_commit": "another"})
+    assert start(stopped, checkpoint=EVERY_STEP) == 0
+    after = record(stopped)
+    (earlier,) = after["earlier_starts"]
+    assert earlier["until_step"] == 4
+    assert {name: earlier[name] for name in MADE_BY} == {name: before[name] for name in MADE_BY}
+    assert (stopped / earlier["code_difference"]).read_bytes() == b"of the first start"
+    assert after["git_commit"] == "another"
 
 
 def unwritable_from(monkeypatch: pytest.MonkeyPatch, step: int, number: int, times: int) -> list[int]:
@@ -279,6 +324,34 @@ def test_a_run_may_go_on_while_it_cannot_write(
     assert rows(folder) == rows(uninterrupted)
     weights = "model/model.safetensors"
     assert (folder / weights).read_bytes() == (uninterrupted / weights).read_bytes()
+
+
+def test_a_best_state_that_could_not_be_saved_is_not_counted_as_the_best(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save, failed = checkpoint_io.AtomicCheckpointIO._save, []
+
+    def failing(self: checkpoint_io.AtomicCheckpointIO, checkpoint: dict[str, Any], target: Path) -> None:
+        if target.name == "best.ckpt" and not failed:
+            failed.append(checkpoint["windowlm"]["validation_bits_per_byte"])
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target))
+        save(self, checkpoint, target)
+
+    monkeypatch.setattr(checkpoint_io.AtomicCheckpointIO, "_save", failing)
+    end, validated = LanguageModelModule.on_validation_epoch_end, []
+
+    def worse_and_worse(self: LanguageModelModule) -> None:
+        end(self)
+        self.validation_bits_per_byte = 8.0 + len(validated)
+        validated.append(self.validation_bits_per_byte)
+
+    monkeypatch.setattr(LanguageModelModule, "on_validation_epoch_end", worse_and_worse)
+    folder = tmp_path / "run"
+    assert start(folder, checkpoint={**EVERY_STEP, "on_failed_write": "go_on"}) == 0
+    assert failed == [8.0]
+    for name in ("best", "last"):
+        saved = checkpoint_io.AtomicCheckpointIO().load_checkpoint(folder / "checkpoints" / f"{name}.ckpt")
+        assert saved["callbacks"]["CheckpointWriter"] == {"best_bits_per_byte": 9.0}
 
 
 def test_the_end_of_a_run_must_be_written(
@@ -388,10 +461,12 @@ def test_a_full_disk_stops_the_run_and_room_lets_it_go_on(
     small_disk: Path, start: Start, uninterrupted: Path
 ) -> None:
     folder = small_disk / "run"
-    (small_disk / "ballast").write_bytes(bytes(80_000))
+    subprocess.run(["mount", "-o", "remount,size=400k", str(small_disk)], check=True)
+    (small_disk / "ballast").write_bytes(bytes(150_000))
     with pytest.raises(UserError, match="No space left on device"):
         start(folder, checkpoint=EVERY_STEP)
     states = RunFolder(folder).saved_states()
+    assert states
     assert all(damage(path) is None for path in states)
     assert not list(folder.rglob(".*.partial-*"))
     (small_disk / "ballast").unlink()

@@ -158,6 +158,15 @@ def test_the_launcher_returns_the_status_of_its_processes(code: str, status: int
     assert launch(2, [sys.executable, "-c", f"import os, sys; sys.exit({code})"], "") == status
 
 
+def test_the_launcher_tells_of_a_process_that_ended_and_left_others(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    code = "import os, sys; sys.exit(75 if os.environ['RANK'] == '1' else 1)"
+    assert launch(2, [sys.executable, "-c", code], "SAVED") == 75
+    said = capfd.readouterr().err
+    assert said == "error: process 1 of 2 ended with status 75, and with it all others; SAVED\n"
+
+
 def test_the_launcher_ends_those_that_do_not_end_by_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("windowlm.parallel.launcher.SECONDS_AFTER_FAILURE", 0.5)
     stubborn = (

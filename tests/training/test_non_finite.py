@@ -14,6 +14,7 @@ import torch
 
 from tests.conftest import PROJECT
 from tests.training.runs import begin, record, rows
+from windowlm.config import ConfigError
 from windowlm.errors import exit_status
 from windowlm.training.checkpoint_io import AtomicCheckpointIO
 from windowlm.training.lightning_module import LanguageModelModule
@@ -161,6 +162,11 @@ def test_one_more_than_may_be_skipped_ends_the_run_and_the_count_survives_a_resu
     with monkeypatch.context() as patch:
         make_not_finite(patch, {5}, "gradient")
         assert start(folder, trainer={"max_skipped_steps": 2}) == 0
+    # A state that has left out more than are allowed would leave out all that follow.
+    for name, settings in ((folder, {}), (tmp_path / "new", {"resume": str(folder)})):
+        with pytest.raises(ConfigError, match=r"max_skipped_steps=1: the state of .* has left out 2 steps"):
+            start(name, trainer={"max_skipped_steps": 1, "max_steps": 9}, **settings)
+    assert start(folder, trainer={"max_skipped_steps": 2, "max_steps": 9}) == 0
 
 
 @pytest.mark.parametrize(

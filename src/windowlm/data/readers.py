@@ -96,7 +96,8 @@ def json_rows(path: Path) -> Iterator[dict[str, Any]]:
                 row = parse_json(line.removeprefix("\ufeff"))
             except ValueError as error:
                 raise DataError(
-                    f"data.path: {str(path)!r} line {number} is not JSON: {getattr(error, 'msg', error)}"
+                    f"data.path: {str(path)!r} line {number} cannot be read as JSON: "
+                    f"{getattr(error, 'msg', error)}"
                 ) from error
             if not isinstance(row, dict):
                 raise DataError(f"data.path: {str(path)!r} line {number} is not a JSON object")

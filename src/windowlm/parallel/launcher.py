@@ -14,6 +14,8 @@ from windowlm.parallel.place import own_place
 
 # Set for processes of this launcher, which reports a lost one itself.
 LAUNCHED = "WINDOWLM_LAUNCHED"
+# Status of those that are left when another has ended; a process that fails by itself has it too.
+LOST = 1
 # What they have to notice the end of one, and to save after a signal, before they are killed.
 SECONDS_AFTER_FAILURE = 15.0
 POLL_SECONDS = 0.1
@@ -100,7 +102,15 @@ def _watched(processes: list[subprocess.Popen[bytes]], saved: str) -> int:
             file=sys.stderr,
         )
         return 1
-    return max(process.poll() or 0 for process in processes)
+    ended = [process.poll() or 0 for process in processes]
+    stopped = [rank for rank, status in enumerate(ended) if status not in (0, LOST)]
+    if stopped and LOST in ended:
+        print(
+            f"error: process {stopped[0]} of {len(processes)} ended with status {ended[stopped[0]]}, "
+            f"and with it all others; {saved}",
+            file=sys.stderr,
+        )
+    return max(ended)
 
 
 def _end_with_the_launcher() -> None:

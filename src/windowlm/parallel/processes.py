@@ -14,14 +14,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from windowlm.parallel.launcher import LAUNCHED
+from windowlm.parallel.launcher import LAUNCHED, LOST
 from windowlm.parallel.place import Place, own_place
 
 ONE_ALONE = Place()
 Result = TypeVar("Result")
 # The others wait while the leader prepares data or evaluates. One that is gone is noticed at once.
 PATIENCE = timedelta(days=7)
-LOST = 1
 
 
 class LostProcessError(Exception):

@@ -1,6 +1,7 @@
 """Checkpoints on disk: written aside, synced, verified by hash, renamed; read without running code."""
 
 import hashlib
+import pickle
 import zipfile
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -99,9 +100,10 @@ class AtomicCheckpointIO(CheckpointIO):
         except Exception as error:
             if lacks_memory(error) is not None:
                 raise
-            raise DamagedCheckpointError(
-                f"resume={path}: not a readable checkpoint ({_first_line(error)})"
-            ) from error
+            # torch would advise to run what is in the file.
+            of_code = isinstance(error, pickle.UnpicklingError)
+            reason = "it holds more than tensors and plain values" if of_code else _first_line(error)
+            raise DamagedCheckpointError(f"resume={path}: not a readable checkpoint ({reason})") from error
         return loaded
 
     def remove_checkpoint(self, path: Any) -> None:

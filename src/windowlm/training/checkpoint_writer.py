@@ -30,7 +30,7 @@ class CheckpointWriter(pl.Callback):
         failed_writes: what follows when a save fails.
 
     Attributes:
-        best_bits_per_byte: lowest validation so far; kept over resumes.
+        best_bits_per_byte: lowest validation of which the state was saved; kept over resumes.
     """
 
     def __init__(
@@ -62,10 +62,11 @@ class CheckpointWriter(pl.Callback):
         """Save the last state, and the best where the validation says so."""
         if trainer.state.fn != "fit":
             return
-        is_best = pl_module.validation_bits_per_byte < self.best_bits_per_byte
-        if is_best:
+        before = self.best_bits_per_byte
+        if pl_module.validation_bits_per_byte < before:
             self.best_bits_per_byte = pl_module.validation_bits_per_byte
-            self._save(trainer, pl_module, BEST)
+            if not self._save(trainer, pl_module, BEST):
+                self.best_bits_per_byte = before  # of the best that is there
         self._save(trainer, pl_module, LAST)
 
     def state_dict(self) -> dict[str, Any]:
@@ -76,7 +77,8 @@ class CheckpointWriter(pl.Callback):
         """Restore it."""
         self.best_bits_per_byte = state_dict["best_bits_per_byte"]
 
-    def _save(self, trainer: pl.Trainer, module: Any, name: str) -> None:
+    def _save(self, trainer: pl.Trainer, module: Any, name: str) -> bool:
+        """Save; whether it was possible, where a failure does not end the run."""
         module.require_finite_weights()
         processes = module.processes
         try:
@@ -91,6 +93,8 @@ class CheckpointWriter(pl.Callback):
             # Besides the state it may be the rows of the metrics, or a file of the model.
             file = Path(error.filename or name).name
             self.failed_writes.report(f"the state of step {step:,} ({file})", error, is_last=is_last)
+            return False
+        return True
 
     def _prepare(self) -> None:
         self.failed_writes.require_folder()

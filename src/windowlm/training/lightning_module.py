@@ -61,6 +61,7 @@ class LanguageModelModule(pl.LightningModule):
         accumulate_batches: batches per optimizer step.
         seed: with the number of the batch, seeds dropout.
         identities: hashes of source and tokenizer, kept in checkpoints.
+        settings: `run_folder.lasting_settings`, kept in checkpoints.
         loss_scaling: float16's; it must see the gradients before a fused optimizer would.
         hidden_states: of tokens and visibilities, ``model.hidden`` or the same compiled; None for the former.
         loss: of head and targets, a choice of ``head_loss``.
@@ -96,6 +97,7 @@ class LanguageModelModule(pl.LightningModule):
         accumulate_batches: int,
         seed: int,
         identities: Mapping[str, str] | None = None,
+        settings: Mapping[str, Any] | None = None,
         loss_scaling: bool = False,
         hidden_states: HiddenStates | None = None,
         loss: HeadLoss = linear_cross_entropy,
@@ -126,6 +128,7 @@ class LanguageModelModule(pl.LightningModule):
         self.accumulate_batches = accumulate_batches
         self.seed = seed
         self.identities = dict(identities or {})
+        self.settings = dict(settings or {})
         self.loss_scaling = loss_scaling
         self.hidden_states = hidden_states or states_of(model)
         self.head_loss = loss
@@ -169,7 +172,7 @@ class LanguageModelModule(pl.LightningModule):
         for name, parameter in self.model.named_parameters():
             wrong = (~local(parameter.detach()).isfinite()).any().to(torch.int32)
             if bool(self.processes.largest(wrong) if self.work.sharded else wrong):
-                raise NonFiniteError(self.spent().steps, f"the weight {name} is not finite")
+                raise NonFiniteError.of_step(self.spent().steps, f"the weight {name} is not finite")
 
     def configure_model(self) -> None:
         """Leave each process its part of the model, where they share it."""
@@ -320,6 +323,7 @@ class LanguageModelModule(pl.LightningModule):
         """Keep the run's own state beside Lightning's, the sums of the row that is being filled included."""
         checkpoint[STATE] = {
             "identities": self.identities,
+            "settings": self.settings,
             "batches_trained": self.batches_trained,
             "seconds_trained": self.seconds_trained,
             "validation_loss": self.validation_loss,

@@ -9,7 +9,7 @@ the host hears of it.
 import sys
 from collections import deque
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import lightning.pytorch as pl
 import torch
@@ -25,16 +25,18 @@ MOST_REPLAYS = 3
 
 
 class NonFiniteError(UserError):
-    """A loss, a gradient or a weight is infinite or not a number.
+    """A loss, a gradient or a weight is infinite or not a number."""
 
-    Args:
-        step: optimizer step that was found to be so.
-        what: what is not finite.
-        advice: what else to say.
-    """
+    @classmethod
+    def of_step(cls, step: int, what: str, advice: str = "") -> Self:
+        """The error of an optimizer step.
 
-    def __init__(self, step: int, what: str, advice: str = "") -> None:
-        super().__init__(
+        Args:
+            step: that was found to be so.
+            what: what is not finite.
+            advice: what else to say.
+        """
+        return cls(
             f"step {step}: {what}, so the run stops; what it saved before, if anything, is of a step when "
             f"all was finite. {advice}Try a lower optimizer.lr, a longer optimizer.warmup_fraction, a "
             "smaller optimizer.gradient_clip, or precision=32-true"
@@ -122,7 +124,7 @@ class NonFiniteWatch(pl.Callback):
         if ends:
             self._due.clear()
             setting = f"trainer.max_skipped_steps={self.most}"
-            raise NonFiniteError(step.number, f"{what} ({setting})", f"{replay} ")
+            raise NonFiniteError.of_step(step.number, f"{what} ({setting})", f"{replay} ")
         if not replay:
             return
         print(

@@ -11,6 +11,7 @@ from windowlm.config import ConfigError
 from windowlm.errors import UserError
 from windowlm.training.checkpoint_io import AtomicCheckpointIO, DamagedCheckpointError
 from windowlm.training.lightning_module import STATE, LanguageModelModule
+from windowlm.training.run_folder import changed_settings
 
 KINDS: dict[str, type | tuple[type, ...]] = {
     STATE: dict,
@@ -37,12 +38,15 @@ KINDS_OF_STATE: dict[str, type | tuple[type, ...]] = {
 KINDS_OF_CALLBACKS: dict[str, type | tuple[type, ...]] = {"MetricsWriter": dict, "CheckpointWriter": dict}
 
 
-def read_newest(paths: Sequence[Path], module: LanguageModelModule) -> tuple[Path, dict[str, Any]]:
+def read_newest(
+    paths: Sequence[Path], module: LanguageModelModule, *, of_same_settings: bool = False
+) -> tuple[Path, dict[str, Any]]:
     """The newest checkpoint that is whole, and what it holds; what is wrong with newer ones is printed.
 
     Args:
         paths: the newest first, at least one.
         module: what is to go on from it.
+        of_same_settings: whether one that other settings have made is passed over like a damaged one.
 
     Raises:
         ConfigError: its state is not that of the module; see ``read_checkpoint``.
@@ -52,6 +56,8 @@ def read_newest(paths: Sequence[Path], module: LanguageModelModule) -> tuple[Pat
     for path in paths:
         try:
             saved = read_checkpoint(path, module)
+            if of_same_settings:
+                _check_settings(module, saved[STATE].get("settings"), path)
         except DamagedCheckpointError as error:
             damages.append(str(error))
             continue
@@ -124,6 +130,14 @@ def _check_shapes(module: LanguageModelModule, saved: dict[str, Any], path: Path
             "here; give the model settings of that run",
             key="resume",
         )
+
+
+def _check_settings(module: LanguageModelModule, saved: object, path: Path) -> None:
+    # States of earlier versions do not say.
+    if not isinstance(saved, dict):
+        return
+    for key, ours, theirs in changed_settings(saved, module.settings):
+        raise DamagedCheckpointError(f"resume={path}: not of this run: {key}={theirs} made it, not {ours}")
 
 
 def _check_identities(module: LanguageModelModule, saved: dict[str, str], path: Path) -> None:

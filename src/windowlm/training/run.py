@@ -68,7 +68,15 @@ from windowlm.training.provenance import code_difference, provenance
 from windowlm.training.requeue import requeue
 from windowlm.training.resuming import read_newest
 from windowlm.training.run_ahead import RunAhead
-from windowlm.training.run_folder import DAMAGED, DIFF, RunFolder, Start, find_start, record_of
+from windowlm.training.run_folder import (
+    DAMAGED,
+    DIFF,
+    RunFolder,
+    Start,
+    find_start,
+    lasting_settings,
+    record_of,
+)
 from windowlm.training.run_lock import RunLock
 from windowlm.training.run_screen import RunScreen
 from windowlm.training.schedule import Budget, WindowWarmup
@@ -81,6 +89,8 @@ from windowlm.training.wandb_run import WandbRun, choose_mode
 MOST_VALIDATIONS = 8
 # A validation reads forward only, a third of the work of training on the same tokens.
 VALIDATION_SHARE = 0.1
+# Of the record: where these change, a run that goes on is another's from there.
+MADE_BY = ("git_commit", "python", "machine", "versions", "device", "processes", "threads")
 
 
 def train(config: TrainConfig, invocation: Invocation) -> int:
@@ -311,6 +321,7 @@ class TrainingRun:
             accumulate_batches=config.trainer.accumulate_batches,
             seed=config.seed,
             identities=_identities(data),
+            settings=lasting_settings(config),
             loss_scaling=config.precision == "16-mixed",
             hidden_states=self.states_of(model),
             loss=self.loss,
@@ -322,12 +333,21 @@ class TrainingRun:
 
     def _restore(self, module: LanguageModelModule) -> None:
         """Weights and counters; ``Trainer.fit`` restores the rest."""
-        checkpoint, saved = read_newest(self.start.checkpoints, module)
+        own = self.start.continues and self.start.origin is None
+        checkpoint, saved = read_newest(self.start.checkpoints, module, of_same_settings=own)
         self.checkpoint = checkpoint
         module.on_load_checkpoint(saved)
         # Weights that were trained in bfloat16 stay what they are.
         module.model.to(WEIGHT_DTYPES[self.config.precision])
         module.load_state_dict(saved["state_dict"])
+        left_out, allowed = int(module.skipped_steps), self.config.trainer.max_skipped_steps
+        if left_out > allowed:
+            raise ConfigError(
+                f"trainer.max_skipped_steps={allowed}: the state of {checkpoint} has left out {left_out} "
+                f"steps, and counts them; a number from {left_out} on is allowed",
+                key="trainer.max_skipped_steps",
+                correction=f"trainer.max_skipped_steps={left_out}",
+            )
         if self.start.origin is None:
             # States of earlier versions do not say.
             self.rows_saved = saved["callbacks"]["MetricsWriter"].get("rows")
@@ -400,12 +420,14 @@ class TrainingRun:
         other_budget = goes_on and before.get("budget", entries["budget"]) != entries["budget"]
         entries["budget_changed"] = other_budget or bool(before.get("budget_changed"))
         entries["began_from"] = self.start.origin or before.get("began_from")
+        difference = code_difference()
+        entries["earlier_starts"] = self._earlier_starts(before, facts, difference, step) if goes_on else []
         if wandb_id is not None:
             entries["wandb_group"] = group
         self.folder.update_record(**facts, **entries)
         self.folder.remove_partial_files()
         self.folder.write_config(config)
-        if difference := code_difference():
+        if difference:
             write_atomically(self.folder.path / DIFF, difference)
         else:
             (self.folder.path / DIFF).unlink(missing_ok=True)
@@ -413,17 +435,36 @@ class TrainingRun:
         log = MetricsLog(self.folder.metrics)
         rows = log.cut_back(step) if self.start.continues else []
         self.rows_kept = len(rows)
-        if isinstance(self.rows_saved, int) and self.rows_kept < self.rows_saved:
+        if isinstance(self.rows_saved, int) and self.rows_kept != self.rows_saved:
+            missing = self.rows_saved - self.rows_kept
+            what = f"{missing:,} of the {self.rows_saved:,} rows up to step {step:,} are missing"
+            if missing < 0:
+                what = f"{-missing:,} more than the {self.rows_saved:,} rows of step {step:,} are there"
             print(
-                f"warning: {self.folder.metrics}: {self.rows_saved - self.rows_kept:,} of the "
-                f"{self.rows_saved:,} rows up to step {step:,} are missing; the run goes on, and its history "
-                "ends without them",
+                f"warning: {self.folder.metrics}: {what}; the run goes on, and its history stays so",
                 file=sys.stderr,
             )
         if config.logger.kind == "wandb":
             assert wandb_id is not None
             self.open_wandb = partial(WandbRun, config, self.folder.path, group, wandb_id, facts)
             self.wandb_run = self.open_wandb(rows)
+
+    def _earlier_starts(
+        self, before: dict[str, Any], facts: dict[str, Any], difference: bytes, step: int
+    ) -> list[dict[str, Any]]:
+        """What made the steps so far, where it is not what makes those that come."""
+        known = before.get("earlier_starts")
+        earlier = known if isinstance(known, list) else []
+        path = self.folder.path / DIFF
+        differed = path.read_bytes() if path.is_file() else b""
+        if differed == difference and all(before.get(name) == facts[name] for name in MADE_BY):
+            return earlier
+        start = {"until_step": step, **{name: before.get(name) for name in MADE_BY}, "code_difference": None}
+        if differed:
+            kept = path.with_name(f"{path.stem}.{len(earlier)}{path.suffix}")
+            write_atomically(kept, differed)
+            start["code_difference"] = kept.name
+        return [*earlier, start]
 
     def _damaged_checkpoints(self) -> tuple[Path, ...]:
         """Those newer than the one that the run goes on from."""
@@ -454,11 +495,14 @@ class TrainingRun:
         self.begun = False  # what goes wrong from here on does not change how it ended
         if result is not None:
             # Killed before W&B has all of it, the run goes on and rebuilds the history.
-            self._end_wandb(exit_code=0)
             try:
+                self._end_wandb(exit_code=0)
                 self._complete_offline_run(result)
             except UserError:
                 self._record_end("failed")
+                raise
+            except Interrupted:
+                self._record_end("stopped")
                 raise
             self._record_end(status)
             return

@@ -5,7 +5,7 @@ This module loads no torch: a folder that cannot be used is refused before any w
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -67,6 +67,9 @@ WRITTEN_BEFORE_A_RUN = re.compile(r"\.hydra(-\d+)?|train\.log|\.lock|\.run\.json
 WRITTEN_BESIDE_RUNS = re.compile(
     r"\d+|multirun\.yaml|(comparison|settings).*\.(csv|png|html|json)|ablation\.(json|png)"
 )
+
+# Of an id of W&B names of files and folders are made.
+ANY_TEXT, WANDB_ID = re.compile(r".*", re.DOTALL), re.compile(r"[\w-]+")
 
 # Somebody may have put something else under these names.
 FILES = (
@@ -302,11 +305,13 @@ def _refuse_other_kinds(folder: RunFolder, record: dict[str, Any]) -> None:
                     f"run_dir={folder.path}: its {name} is no {kind}; move it away, or give another run_dir",
                     key="run_dir",
                 )
-    for name in ("origin", "wandb_id"):
-        if not isinstance(record.get(name), str | None):
+    for name, of_texts in (("origin", ANY_TEXT), ("wandb_id", WANDB_ID)):
+        value = record.get(name)
+        if value is not None and not (isinstance(value, str) and of_texts.fullmatch(value)):
             raise ConfigError(
-                f"run_dir={folder.path}: {folder.record.name}: {name}={record[name]!r} must be a text or "
-                "null; mend it, or give another run_dir",
+                f"run_dir={folder.path}: {folder.record.name}: {name}={value!r} must be null or a text"
+                f"{'' if of_texts is ANY_TEXT else ' of letters, digits, - and _'}; mend it, or give another "
+                "run_dir",
                 key="run_dir",
             )
 
@@ -355,6 +360,12 @@ def _foreign_checkpoints(config: TrainConfig, source: Path) -> tuple[Path, ...]:
     return folder.saved_states()
 
 
+def lasting_settings(config: TrainConfig) -> dict[str, Any]:
+    """By key, those that a resumed run may not change: they decide what is learnt from what."""
+    settings = flattened(json.loads(json.dumps(asdict(config))))
+    return {key: value for key, value in settings.items() if not _is_changeable(key)}
+
+
 def _refuse_changes(config: TrainConfig, folder: RunFolder) -> None:
     """Refuse settings that differ from those of the run in ``folder``, but for the changeable ones."""
     for key, given, before in _changes(config, folder):
@@ -375,8 +386,11 @@ def _changes(config: TrainConfig, folder: RunFolder) -> Iterator[tuple[str, str,
             raise ValueError("it is no object")
     except (ValueError, OSError) as error:
         raise ConfigError(f"{folder.config}: cannot be read ({error}); choose another run_dir") from None
-    old = flattened(settings)
-    new = flattened(json.loads(json.dumps(asdict(config))))
+    return changed_settings(flattened(settings), flattened(json.loads(json.dumps(asdict(config)))))
+
+
+def changed_settings(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """Each setting that differs, as text: key, new value, old value."""
     known = settings_of(TrainConfig)
     for key in sorted(old.keys() | new.keys()):
         # A setting that came after that run: the run was as its default is.

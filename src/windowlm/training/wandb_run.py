@@ -99,8 +99,8 @@ class WandbRun:
         for row in rows:
             if row["step"] >= run.starting_step:
                 self.logger.log_metrics({name: row[name] for name in row if name != "step"}, row["step"])
-        # The new folder holds the whole history, and uploading both would log it twice.
-        for old in earlier:
+        # The new run holds the whole history, and uploading both would log it twice.
+        for old in earlier if mode != "disabled" else ():
             shutil.rmtree(old)
 
     def log_length(self, result: LengthResult, plot: Path, evaluation: str = OWN_EVALUATION) -> None:
