@@ -216,6 +216,13 @@ def test_what_was_prepared_in_a_loader_is_not_computed_again(monkeypatch: pytest
         other.bounds(packed.queries, packed.keys, CPU)
 
 
+def test_a_moved_visibility_takes_what_was_prepared_of_one_row_for_several() -> None:
+    visibility = Visibility.build(window=5, documents_BT=torch.zeros(1, 64, dtype=torch.int64)).prepare(4)
+    assert visibility._of_documents.keys() == {("segments", 4, 64, torch.device("cpu"))}
+    moved = visibility.to(torch.device("meta"))
+    assert moved._of_documents.keys() == {("segments", 4, 64, torch.device("meta"))}
+
+
 def test_a_moved_visibility_takes_its_tensors_along() -> None:
     documents = torch.tensor([[0, 0, 1, 1, -1]], dtype=torch.int32)
     meta = torch.device("meta")

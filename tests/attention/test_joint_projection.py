@@ -1,3 +1,5 @@
+import copy
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -41,6 +43,36 @@ def test_layers_side_by_side_in_memory_are_trained_all_the_same() -> None:
     joint = lay_side_by_side(layers)
     torch.cat(project_jointly(torch.randn(2, 3, 6), layers, joint), -1).sum().backward()
     assert all(weight.grad is not None for layer in layers for weight in layer.parameters())
+
+
+def test_weights_that_lie_elsewhere_by_now_are_multiplied_all_the_same() -> None:
+    hidden_BTD = torch.randn(2, 3, 6)
+    layers = [torch.nn.Linear(6, outputs) for outputs in (3, 5)]
+    joint = lay_side_by_side(layers)
+
+    def changed(change: Callable[[torch.nn.ModuleList], Any]) -> None:
+        others = copy.deepcopy(torch.nn.ModuleList(layers))
+        change(others)
+        own: list[Any] = [*others]
+        given = hidden_BTD.to(own[0].weight.dtype)
+        with torch.no_grad():
+            found = project_jointly(given, own, joint)
+            torch.testing.assert_close(list(found), [layer(given) for layer in own])
+
+    with torch.no_grad():
+        changed(lambda others: others[0].weight.add_(1))
+    changed(
+        lambda others: others.load_state_dict({k: v + 1 for k, v in others.state_dict().items()}, assign=True)
+    )
+    changed(lambda others: others.bfloat16())
+    changed(lambda others: others[1].register_forward_hook(lambda layer, given, output: output + 1))
+    with torch.no_grad():
+        layers[0].weight.add_(1)
+        found = project_jointly(hidden_BTD, layers, joint)
+        torch.testing.assert_close(list(found), [layer(hidden_BTD) for layer in layers])
+    layers[1].bias = torch.nn.Parameter(torch.ones(5))
+    with torch.no_grad():
+        torch.testing.assert_close(project_jointly(hidden_BTD, layers, joint)[1], layers[1](hidden_BTD))
 
 
 def test_hooks_of_a_layer_are_called() -> None:

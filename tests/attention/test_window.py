@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 
+from windowlm.attention.backends import flex
 from windowlm.attention.dispatch import attention
 from windowlm.attention.window import Visibility, check_window, positions_in_documents
 
@@ -69,6 +70,28 @@ def test_positions_may_be_further_apart_than_32_bits_hold() -> None:
         key_positions_BS=torch.tensor([[-(2**31), -1, 2**31 - 3]], dtype=torch.int32),
     )
     assert visibility.mask(1, 3, CPU).tolist() == [[[False, False, True]]]
+
+
+def test_keys_before_the_first_position_are_no_sinks() -> None:
+    positions_BS = torch.arange(-3, 7)[None]
+    visibility = Visibility.build(
+        window=2, sinks=2, positions_BT=positions_BS[:, 9:], key_positions_BS=positions_BS
+    )
+    # Positions 0 and 1 stand at places 3 and 4.
+    assert visibility.mask(1, 10, CPU)[0, 0].nonzero()[:, 0].tolist() == [3, 4, 8, 9]
+    index, zero = torch.arange(10), torch.zeros((), dtype=torch.int64)
+    seen_by_flex = flex._sees(visibility, 1, 10, CPU)(zero, zero, zero, index)
+    assert torch.equal(seen_by_flex, visibility.mask(1, 10, CPU)[0, 0])
+
+
+def test_positions_below_zero_are_refused_beside_sinks() -> None:
+    positions_BT = torch.arange(-3, 7)[None]
+    with pytest.raises(ValueError, match="positions_BT is below 0 at row 0, token 0: sinks stand at pos"):
+        Visibility.build(window=2, sinks=2, positions_BT=positions_BT)
+    documents_BT = torch.tensor([[-1, -1, -1, 0, 0, 0, 0, 0, 0, 0]])
+    seen = Visibility.build(window=2, sinks=2, positions_BT=positions_BT, documents_BT=documents_BT)
+    assert seen.mask(10, 10, CPU)[0, 9].nonzero()[:, 0].tolist() == [3, 4, 8, 9]
+    assert Visibility.build(window=2, positions_BT=positions_BT).mask(10, 10, CPU)[0, 9].sum() == 2
 
 
 def test_a_visibility_is_not_built_within_vmap() -> None:

@@ -51,14 +51,15 @@ def project_jointly(
     Args:
         hidden_ND: [..., D].
         layers: of D inputs each, all with biases or all without.
-        joint: what `lay_side_by_side` made of them; without gradients the product is then one in any case.
+        joint: what `lay_side_by_side` made of them; without gradients the product is then one in any case,
+            unless the layers have other weights by now.
         outputs_kept: whether the backward pass needs them all.
 
     Returns:
         [..., outputs of the layer] for each layer.
     """
     # What lies side by side is no parameter, and would keep gradients from those that are.
-    if joint is None or torch.is_grad_enabled():
+    if joint is None or torch.is_grad_enabled() or not _are_parts(layers, joint):
         few_tokens = not torch.is_grad_enabled() and math.prod(hidden_ND.shape[:-1]) <= FEW_TOKENS
         joinable = outputs_kept or hidden_ND.device.type == "cpu"
         joinable = joinable and all(map(_is_its_weight, layers))
@@ -73,6 +74,30 @@ def _is_its_weight(layer: nn.Linear) -> bool:
     """Whether calling the layer is the product with its weight and nothing else."""
     hooks = (layer._forward_pre_hooks, layer._forward_hooks, layer._backward_pre_hooks, layer._backward_hooks)
     return type(layer) is nn.Linear and not any(hooks)
+
+
+def _are_parts(layers: Sequence[nn.Linear], joint: JointWeights) -> bool:
+    """Whether the layers are their weights, and these still lie where they were laid.
+
+    A copy of a layer has weights of its own, and so has one that was cast or loaded by assignment. A graph
+    knows no addresses: what it is compiled for must stay.
+    """
+    if not all(map(_is_its_weight, layers)):
+        return False
+    if torch.compiler.is_compiling():
+        return True
+    start = 0
+    for layer in layers:
+        for own, whole in zip((layer.weight, layer.bias), joint, strict=True):
+            if (own is None) != (whole is None):
+                return False
+            if own is None or whole is None:
+                continue
+            place = whole.data_ptr() + start * whole.stride(0) * whole.element_size()
+            if own.data_ptr() != place or (own.dtype, own.device) != (whole.dtype, whole.device):
+                return False
+        start += layer.out_features
+    return True
 
 
 def _put_together(layers: Sequence[nn.Linear]) -> JointWeights:

@@ -160,8 +160,8 @@ class SlidingWindowAttention(nn.Module):
     def join_projections(self) -> None:
         """Keep the weights of queries, keys and values in one tensor from now on, for one product.
 
-        The product is one where no gradients are recorded. Whoever gives the layer other weights, or another
-        dtype or device, must call it again.
+        The product is one where no gradients are recorded. A layer that gets other weights, or another dtype
+        or device, and a copy of it are multiplied one by one until it is called again.
         """
         self._joint_weights = lay_side_by_side((self.query, self.key, self.value))
 

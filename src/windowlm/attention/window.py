@@ -189,7 +189,7 @@ class Segments(NamedTuple):
 class Visibility:
     """What each query of a batch may see; build it once a batch and share it over layers of one window.
 
-    A key is visible iff it is within the window (or at one of the first `sinks` places of the document), in
+    A key is visible iff it is within the window (or at one of the positions 0 to `sinks - 1`), in
     the query's document, not padding and, if `causal`, not in the future. Positions decide, not indices.
     A window of 2 over six tokens, rows are queries: documents of four and two tokens; the same with one sink;
     one document, of which the last two tokens are queries.
@@ -251,8 +251,8 @@ class Visibility:
 
         Raises:
             ValueError: for a bad window or sinks, wrong ranks, shapes, dtypes or devices, tensors that
-                torch.func.vmap maps, documents whose numbers decrease, and positions that do not advance
-                with the tokens of their document.
+                torch.func.vmap maps, documents whose numbers decrease, positions that do not advance
+                with the tokens of their document, and such below 0 beside sinks.
         """
         if mask_BT is not None:
             _check_matrix("mask_BT", mask_BT, torch.bool)
@@ -297,7 +297,7 @@ class Visibility:
         layout = None
         if not torch.compiler.is_compiling():
             if key_positions_BS is None:
-                layout = _inspect(documents_BT, positions_BT)
+                layout = _inspect(documents_BT, positions_BT, sinks)
             elif documents_BT is not None and key_documents_BS is not None:
                 _check_numbers("documents_BT", documents_BT)
                 _check_numbers("key_documents_BS", key_documents_BS)
@@ -373,11 +373,14 @@ class Visibility:
 
         def all_moved(prepared: dict[Hashable, Any]) -> dict[Hashable, Any]:
             """Ranges and segments; the rest is made anew."""
-            return {
-                name: made.moved(moved)
-                for name, made in prepared.items()
-                if isinstance(made, Bounds | Segments) and name in (("bounds",), ("segments",))
-            }
+            kept: dict[Hashable, Any] = {}
+            for name, made in prepared.items():
+                if isinstance(made, Bounds | Segments) and isinstance(name, tuple):
+                    there = made.moved(moved)
+                    # Where rows or documents do not tell the device, the name does.
+                    device = there[0].device
+                    kept[tuple(device if isinstance(part, torch.device) else part for part in name)] = there
+            return kept
 
         if id(self._of_documents) not in memo:
             memo[id(self._of_documents)] = all_moved(self._of_documents)
@@ -603,9 +606,9 @@ class Visibility:
         distance_BTS = places.query_positions[..., :, None] - places.key_positions[..., None, :]
         visible_BTS = within_window(distance_BTS, self.window, self.causal)
         if self.sinks:
+            sink_BS = (places.key_positions >= 0) & (places.key_positions < min(self.sinks, LONGEST_REACH))
             visible_BTS = visible_BTS | (
-                within_window(distance_BTS, None, self.causal)
-                & (places.key_positions < min(self.sinks, LONGEST_REACH))[..., None, :]
+                within_window(distance_BTS, None, self.causal) & sink_BS[..., None, :]
             )
         if places.query_documents is not None:
             assert places.key_documents is not None
@@ -663,7 +666,7 @@ def _previous_token(documents_BT: Tensor) -> Tensor:
     return torch.nn.functional.pad(latest_BT, (1, 0), value=-1)[:, :-1]
 
 
-def _inspect(documents_BT: Tensor | None, positions_BT: Tensor | None) -> Layout | None:
+def _inspect(documents_BT: Tensor | None, positions_BT: Tensor | None, sinks: int) -> Layout | None:
     """Check documents and positions, and tell how the documents lie, with one transfer from the device."""
     if documents_BT is None and positions_BT is None:
         return None
@@ -681,15 +684,17 @@ def _inspect(documents_BT: Tensor | None, positions_BT: Tensor | None) -> Layout
     previous_document_BT = documents_BT.gather(1, previous_BT)
     decreases_BT = follows_BT & (documents_BT < previous_document_BT)
     goes_on_BT = follows_BT & (documents_BT == previous_document_BT)
-    jumps_BT = torch.zeros_like(real_BT)
+    jumps_BT = below_BT = torch.zeros_like(real_BT)
     if positions_BT is not None:
+        below_BT = real_BT & (positions_BT < 0)
         advance_BT = positions_BT - positions_BT.gather(1, previous_BT)
         jumps_BT = goes_on_BT & (advance_BT != index_T - previous_BT)
-    lowest, decreases, jumps, runs, longest, padded, gaps = torch.stack(
+    lowest, decreases, jumps, below, runs, longest, padded, gaps = torch.stack(
         [
             documents_BT.min(),
             decreases_BT.sum(),
             jumps_BT.sum(),
+            below_BT.sum(),
             _opens_run(documents_BT).sum(),
             (index_T - run_starts(documents_BT)).max() + 1,
             (~real_BT).sum(),
@@ -707,6 +712,11 @@ def _inspect(documents_BT: Tensor | None, positions_BT: Tensor | None) -> Layout
             f"positions_BT does not advance by one a token at {_place(jumps_BT)}: "
             "positions may restart only where documents_BT changes; "
             "for keys in another order give key_positions_BS"
+        )
+    if below and sinks:
+        raise ValueError(
+            f"positions_BT is below 0 at {_place(below_BT)}: sinks stand at positions 0 to {sinks - 1}, "
+            "before all others of their document; give positions from 0 on, or sinks=0"
         )
     return Layout(runs, longest, bool(padded), bool(gaps)) if given else None
 

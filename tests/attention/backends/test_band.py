@@ -67,3 +67,11 @@ def test_tiles_that_fill_the_memory_of_an_h100_are_for_gpus_that_have_it() -> No
         for packed in (False, True):
             assert bytes_of(band.schedule_for(128, window, packed, roomy=True).forward) <= band.ROOMY_BYTES
             assert bytes_of(band.schedule_for(128, window, packed, roomy=False).forward) <= 163 * 1024
+
+
+def test_outputs_have_contiguous_rows_whatever_the_strides_of_one_entry_say() -> None:
+    for strides in ((1, 16, 0, 1), (240, 48, 16, 1), (240, 16, 80, 1), (1, 3, 7, 1)):
+        query = torch.empty(2000).as_strided((1, 5, 3, 16), strides)
+        assert band._empty_like(query).stride(-1) == 1
+    permuted = torch.empty(1, 3, 5, 16).transpose(1, 2)
+    assert band._empty_like(permuted).stride() == permuted.stride()

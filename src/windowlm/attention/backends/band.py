@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from ..differentiable import Computation, differentiable
-from ..operator import empty_gradients
 from ..window import Bounds, Visibility
 from .capability import Capabilities
 
@@ -118,7 +117,7 @@ def forward(
     kv_heads = key_BSKD.shape[2]
     tiles = tiles or schedule_for(head_dim, window, bool(ranges), roomy(query_BTHD.device)).forward
     pack = _pack(heads // kv_heads)
-    output_BTHD, normalizer_BGP = torch.empty_like(query_BTHD), _each_query(query_BTHD, pack)
+    output_BTHD, normalizer_BGP = _empty_like(query_BTHD), _each_query(query_BTHD, pack)
     first_last_gaps = ranges or [normalizer_BGP] * 3  # not read
     grid = (-(-queries // (tiles.rows // pack)) * (batch * heads // pack),)
     forward_kernel[grid](
@@ -149,7 +148,7 @@ def backward(
     batch, queries, heads, head_dim = query_BTHD.shape
     keys, kv_heads = key_BSKD.shape[1:3]
     schedule = schedule or schedule_for(head_dim, window, bool(ranges), roomy(query_BTHD.device))
-    query_gradient, key_gradient, value_gradient = map(torch.empty_like, (query_BTHD, key_BSKD, value_BSKD))
+    query_gradient, key_gradient, value_gradient = map(_empty_like, (query_BTHD, key_BSKD, value_BSKD))
     delta_BGP = torch.empty_like(normalizer_BGP)
     first_last_gaps = ranges or [normalizer_BGP] * 3  # not read
     pack = _pack(heads // kv_heads)
@@ -230,6 +229,15 @@ def _reachable(tensor_BTHD: Tensor) -> Tensor:
     return rows_contiguous(tensor_BTHD)
 
 
+def _empty_like(tensor: Tensor) -> Tensor:
+    """An empty tensor that lies in memory like this one, rows contiguous in any case.
+
+    torch orders dimensions by their strides, and those of dimensions of one entry may say anything.
+    """
+    empty = torch.empty_like(tensor)
+    return empty if empty.stride(-1) == 1 else tensor.new_empty(tensor.shape)
+
+
 def _strides(*tensors: Tensor) -> list[int]:
     return [stride for tensor in tensors for stride in tensor.stride()[:3]]
 
@@ -257,7 +265,11 @@ def _given(ranges: list[Tensor | None]) -> list[Tensor]:
 
 def _empty_outputs(query_BTHD: Tensor, key_BSKD: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     pack = _pack(query_BTHD.shape[2] // key_BSKD.shape[2])
-    return torch.empty_like(query_BTHD), _each_query(query_BTHD, pack)
+    return _empty_like(query_BTHD), _each_query(query_BTHD, pack)
+
+
+def _empty_gradients(gradient_BTHD: Tensor, *heads: Any) -> tuple[Tensor, ...]:
+    return tuple(map(_empty_like, heads[:3]))
 
 
 _ARGUMENTS = (
@@ -269,6 +281,6 @@ _attention = differentiable(
     __name__,
     _ARGUMENTS,
     Computation(_compute, _empty_outputs),
-    Computation(_compute_gradients, empty_gradients),
+    Computation(_compute_gradients, _empty_gradients),
     keeps_outputs=True,
 )

@@ -173,8 +173,8 @@ def _sees(visibility: Visibility, queries: int, keys: int, device: torch.device)
             distance = t + shift - s  # in one document positions advance by one a token
         visible = (distance <= behind) & (distance >= -ahead)
         if with_sinks:
-            sink = (places.key_positions[row, s] < sinks) & (distance >= -no_later)
-            visible = visible | sink
+            position = places.key_positions[row, s]
+            visible = visible | ((position >= 0) & (position < sinks) & (distance >= -no_later))
         if query_documents is not None and key_documents is not None:
             document = key_documents[row, s]
             visible = visible & (query_documents[row, t] == document) & (document != PADDING)
