@@ -131,9 +131,12 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> Bundle:
 
     Raises:
         UserError: a file is missing or damaged, as far as the hash of the weights tells, a tensor or the
-            tokenizer is not of the model of ``config.json``, or our layers cannot be that model.
+            tokenizer is not of the model of ``config.json``, our layers cannot be that model, or the device
+            is not here.
     """
-    return _load(find_model_folder(path), device)
+    if not isinstance(path, str | Path):
+        raise UserError(f"path={path!r}: a folder or the name of a model on the hub is allowed")
+    return _load(find_model_folder(path), device_named(str(device)))
 
 
 def _load(found: ModelFolder, device: str | torch.device) -> Bundle:

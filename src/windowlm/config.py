@@ -328,7 +328,11 @@ def unknown_key_error(key: str, value: str, settings: Iterable[str]) -> ConfigEr
     nearest += [others[match] for match in difflib.get_close_matches(leaf, others, n=3, cutoff=0.6)]
     nearest = list(dict.fromkeys(nearest))[:3]
     hint = ""
-    if nearest:
+    if parent.partition(".")[0] == "model" and not any(name.startswith("model.") for name in known):
+        # Another group's setting of the same name would be taken for the model's.
+        nearest = []
+        hint = f"; the checkpoint says it; train.py model.init_from=CHECKPOINT {key}={value} changes it"
+    elif nearest:
         hint = f"; nearest: {', '.join(nearest)}"
     elif siblings:
         hint = f"; {parent + ' has' if parent else 'there are'} {', '.join(siblings)}"

@@ -163,8 +163,8 @@ def test_many_prompts_are_answered_line_by_line(
     [
         ((), b"", "prompt: standard input holds no text"),
         (("prompt=",), b"", "prompt=: it is empty"),
-        (("prompt=a", "temperature=-1"), b"", "temperature=-1.0: must be 0, which is greedy, or at least"),
-        (("prompt=a", "temperature=1e-310"), b"", "or at least 1e-06"),
+        (("prompt=a", "temperature=-1"), b"", "temperature=-1.0: must be 0, which is greedy, or finite and"),
+        (("prompt=a", "temperature=1e-310"), b"", "finite and at least 1e-06"),
         (("prompts_file=-",), b'{"prompt": "a", "b": "\\ud800"}', "line 1: it holds half a character"),
         (
             ("prompts_file=-",),

@@ -1,6 +1,9 @@
 """Text from a model."""
 
+import contextlib
 import copy
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, replace
@@ -236,3 +239,40 @@ def test_a_backend_by_name_and_compiled_steps_are_refused_together(bundle: Bundl
     model.config = replace(model.config, backend="reference")
     with pytest.raises(UserError, match="compile=true"):
         Generator(replace(bundle, model=model), SamplingConfig(), compiled=True)
+
+
+def test_a_stream_may_begin_and_end_in_other_modes(bundle: Bundle) -> None:
+    settings = SamplingConfig(max_new_tokens=12, seed=3, stop_at_end=False)
+    whole = "".join(stream(bundle, "the cat", settings))
+    for first, then in (
+        (torch.inference_mode(), contextlib.nullcontext()),
+        (contextlib.nullcontext(), torch.inference_mode()),
+        (torch.no_grad(), torch.enable_grad()),
+    ):
+        pieces = stream(bundle, "the cat", settings)
+        with first:
+            begun = next(pieces)
+        with then:
+            assert begun + "".join(pieces) == whole
+    assert torch.is_grad_enabled()
+    next(stream(bundle, "the cat", settings))
+    assert torch.is_grad_enabled()
+
+
+def test_a_stream_that_is_left_at_the_end_of_the_interpreter_says_nothing(tmp_path: Path) -> None:
+    bundle_of(tmp_path)
+    code = f"from windowlm import load, stream; s = stream(load({str(tmp_path)!r}), 'the cat'); next(s)"
+    left = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert left.stderr == ""
+
+
+def test_what_is_no_prompt_or_no_bundle_is_refused(bundle: Bundle) -> None:
+    wrong: list[Any] = [None, ["a"], b"a", 3]
+    for prompt in wrong:
+        with pytest.raises(UserError, match=r"a text \(str\) is allowed"):
+            generate(bundle, prompt)
+    with pytest.raises(UserError, match="prompts: there is none"):
+        Generator(bundle, SamplingConfig()).batch([])
+    folder: Any = "runs/a"
+    with pytest.raises(UserError, match=r"bundle='runs/a': what windowlm\.load gives"):
+        generate(folder, "a")

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 from typing import ClassVar
 
 from windowlm.setting_text import setting_text
@@ -10,6 +11,15 @@ from windowlm.setting_text import setting_text
 MOST_NEW_TOKENS = 100_000_000
 # Below it the most probable token has all of the probability, and above what logits can be divided by.
 LEAST_TEMPERATURE = 1e-6
+# Names of settings, what they may be, the same in words, and an example.
+_KINDS: tuple[tuple[tuple[str, ...], tuple[type, ...], str, str], ...] = (
+    (("max_new_tokens",), (Integral,), "a whole number", "256"),
+    (("seed",), (Integral,), "a whole number", "0"),
+    (("top_k", "repetition_window"), (Integral, type(None)), "a whole number or null", "null"),
+    (("temperature", "top_p", "repetition_penalty"), (Real,), "a number", "1.0"),
+    (("min_p",), (Real,), "a number", "0.0"),
+    (("stop_at_end", "beyond_training"), (bool,), "true or false", "true"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,20 +64,25 @@ class SamplingConfig:
     beyond_training: bool = False
 
     def __post_init__(self) -> None:
-        """Check the ranges.
+        """Check kinds and ranges.
 
         Raises:
-            ValueError: a value out of range.
+            ValueError: a value of another kind or out of range.
         """
+        for names, kinds, what, example in _KINDS:
+            for name in names:
+                value = getattr(self, name)
+                if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+                    raise ValueError(f"{name}={value!r}: {what} is allowed; try {name}={example}")
         if not 1 <= self.max_new_tokens <= MOST_NEW_TOKENS:
             raise ValueError(
                 f"max_new_tokens={self.max_new_tokens}: must lie between 1 and {MOST_NEW_TOKENS:,}; try "
                 "max_new_tokens=256"
             )
-        if self.temperature != 0 and not self.temperature >= LEAST_TEMPERATURE:
+        if self.temperature != 0 and not LEAST_TEMPERATURE <= self.temperature < math.inf:
             raise ValueError(
-                f"temperature={self.temperature}: must be 0, which is greedy, or at least "
-                f"{LEAST_TEMPERATURE}; try temperature=1.0"
+                f"temperature={self.temperature}: must be 0, which is greedy, or finite and at "
+                f"least {LEAST_TEMPERATURE}; try temperature=1.0"
             )
         for name in ("top_k", "repetition_window"):
             number = getattr(self, name)
@@ -86,6 +101,8 @@ class SamplingConfig:
             raise ValueError(f"seed={self.seed}: must lie in [0, 2**63); try seed=0")
         if isinstance(self.stop, str):
             raise ValueError(f"stop={self.stop!r}: a list of texts is allowed; try stop=[{self.stop!r}]")
+        if not isinstance(self.stop, list | tuple) or not all(isinstance(text, str) for text in self.stop):
+            raise ValueError(f"stop={self.stop!r}: a list of texts is allowed; try stop=[]")
         if "" in self.stop:
             raise ValueError(
                 f"stop={self.stop!r}: texts that end production, of a character at least, are "

@@ -134,10 +134,14 @@ class Generator:
         pace: what it took so far.
 
     Raises:
-        UserError: compiled, with a model that asks for a backend by name.
+        UserError: not a bundle; compiled, with a model that asks for a backend by name.
     """
 
     def __init__(self, bundle: Bundle, settings: SamplingConfig, *, compiled: bool = False) -> None:
+        if not isinstance(bundle, Bundle):
+            raise UserError(
+                f"bundle={bundle!r}: what windowlm.load gives is allowed; try windowlm.load(PATH)"
+            )
         self.bundle, self.settings, self.compiled = bundle, settings, compiled
         self.pace = Pace()
         self.results: list[Generation] = []
@@ -164,14 +168,23 @@ class Generator:
             pass
         return self.results
 
-    @torch.no_grad()
     def pieces(self, prompts: Sequence[str], first: int = 0) -> Iterator[list[str]]:
         """Give for each token step the text of each row that is certain now; then `results` are complete.
 
         Raises:
-            UserError: an empty prompt, one that is too long for a layer without a window, or a model that
-                gives no numbers.
+            UserError: no prompt, an empty one, one that is too long for a layer without a window, or a model
+                that gives no numbers.
         """
+        steps = self._steps(prompts, first)
+        while True:
+            # The caller has modes of its own between two steps, and may have changed them.
+            with torch.inference_mode(False), torch.no_grad():
+                pieces = next(steps, None)
+            if pieces is None:
+                return
+            yield pieces
+
+    def _steps(self, prompts: Sequence[str], first: int) -> Iterator[list[str]]:
         settings, model = self.settings, self._model
         encoded = self.encode(prompts)
         rows = [_Row(self.bundle, ids, settings) for ids in encoded]
@@ -268,9 +281,13 @@ class Generator:
         """Tokens of the prompts.
 
         Raises:
-            UserError: a prompt is empty, or too long for a layer without a window.
+            UserError: there is no prompt, or one is no text, empty, or too long for a layer without a window.
         """
+        if not prompts:
+            raise UserError("prompts: there is none; give a text that the model continues")
         for prompt in prompts:
+            if not isinstance(prompt, str):
+                raise UserError(f"prompt={prompt!r}: a {type(prompt).__name__}; a text (str) is allowed")
             try:
                 prompt.encode()
             except UnicodeEncodeError:
