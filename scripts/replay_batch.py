@@ -78,7 +78,10 @@ def main() -> int:
     except (RuntimeError, AttributeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"{foreign}, beside the config.json of its run: {reason}") from None
-    lines = replay(model, content, config, precision, device)
+    try:
+        lines = replay(model, content, config, precision, device)
+    except ValueError as error:  # of documents and positions that are none
+        raise UserError(f"{foreign}: {error}") from None
     print("\n".join(lines))
     return 0
 
@@ -90,7 +93,8 @@ def what_is_wrong(batch: Any, vocabulary_size: int) -> str | None:
     shapes = set()
     for name in sorted(BATCH_KEYS):
         tensor = batch[name]
-        if not isinstance(tensor, torch.Tensor) or tensor.is_floating_point() or tensor.dim() != 2:
+        whole = isinstance(tensor, torch.Tensor) and tensor.dtype in (torch.int32, torch.int64)
+        if not whole or tensor.dim() != 2 or tensor.layout != torch.strided or tensor.is_meta:
             return f"the {name} of a batch are no whole numbers of rows and tokens"
         shapes.add(tensor.shape)
     if len(shapes) > 1 or not batch["tokens_BT"].numel():

@@ -35,7 +35,7 @@ from windowlm.training.device import choose_device
 from windowlm.training.peak_flops import device_name
 from windowlm.training.provenance import provenance
 from windowlm.training.run import train
-from windowlm.training.run_folder import DIFF, LAST, RunFolder
+from windowlm.training.run_folder import DIFF, LAST, MADE_BY, RunFolder, is_start
 from windowlm.training.same_run import differences
 
 PLACES = ("git_commit", "python", "machine", "versions", "device")
@@ -185,15 +185,16 @@ def changes(record: dict[str, Any], folder: RunFolder, config: TrainConfig) -> l
         found.append(f"the run's code differed from its commit by {folder.path / DIFF}")
     if config.trainer.max_steps is None and config.trainer.max_tokens is None:
         found.append("the budget was in seconds, so another run takes other steps")
-    for start in record.get("earlier_starts") or ():
+    earlier = record.get("earlier_starts")
+    for start in filter(is_start, earlier if isinstance(earlier, list) else ()):
         was = [
             f"{name} was {json.dumps(start.get(name))}"
-            for name in (*PLACES, "threads", "code_difference")
+            for name in MADE_BY
             if start.get(name) != record.get(name)
         ]
-        found.append(
-            f"its steps up to {start.get('until_step')} were made by another start: {', '.join(was)}"
-        )
+        code = start["code_difference"]
+        was.append("the code as its commit has it" if code is None else f"the code differed by {code}")
+        found.append(f"its steps up to {start['until_step']} were made by another start: {', '.join(was)}")
     if record.get("processes_changed"):
         found.append("the run went on with another number of processes, so one number adds in other orders")
     if record.get("budget_changed"):

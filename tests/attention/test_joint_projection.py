@@ -1,4 +1,5 @@
 import copy
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -7,6 +8,8 @@ import torch
 from torch.nn.utils import prune
 
 from windowlm.attention.joint_projection import FEW_TOKENS, lay_side_by_side, project_jointly
+from windowlm.attention.layers import SlidingWindowAttention
+from windowlm.model.feed_forward import FeedForward
 
 
 @pytest.mark.parametrize("tokens", [1, FEW_TOKENS, FEW_TOKENS + 1, 2 * FEW_TOKENS])
@@ -99,3 +102,23 @@ def test_a_pruned_layer_is_trained() -> None:
             layers[0].weight_orig += 1
     hidden_BTD = torch.randn(2, 3, 6)
     torch.testing.assert_close(project_jointly(hidden_BTD, layers)[0], layers[0](hidden_BTD))
+
+
+def test_copies_and_casts_of_a_layer_that_joined_its_weights_are_their_own() -> None:
+    hidden_BTD = torch.randn(1, 5, 16)
+    for layer in (SlidingWindowAttention(16, 2, 8, 4, dropout=0.0), FeedForward(16, 24)):
+        layer.join_projections()
+        copied, pickled = copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))
+        for other in (copied, pickled):
+            with torch.no_grad():
+                for weight in other.parameters():
+                    weight.mul_(-1.5)
+            expected = copy.deepcopy(other)(hidden_BTD).detach()
+            torch.compiler.reset()
+            with torch.no_grad():
+                torch.testing.assert_close(other(hidden_BTD), expected)
+                compiled = torch.compile(other, fullgraph=True, backend="eager")
+                torch.testing.assert_close(compiled(hidden_BTD), expected)
+        with torch.no_grad():
+            assert copied.bfloat16()(hidden_BTD.bfloat16()).isfinite().all()
+            assert layer.double()(hidden_BTD.double()).isfinite().all()

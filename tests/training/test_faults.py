@@ -30,8 +30,7 @@ from windowlm.training.lightning_module import LanguageModelModule
 from windowlm.training.non_finite import NonFiniteWatch
 from windowlm.training.offline_wandb import history_differences
 from windowlm.training.provenance import provenance
-from windowlm.training.run import MADE_BY
-from windowlm.training.run_folder import RunFolder
+from windowlm.training.run_folder import MADE_BY, RunFolder
 from windowlm.training.run_lock import RunLock
 
 Start = Callable[..., int]
@@ -133,6 +132,33 @@ def test_a_state_that_other_settings_made_is_named_and_the_one_before_it_used(
     assert start(tmp_path / "new", seed=1, resume=str(stopped), trainer={"max_steps": 8}) == 0
 
 
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"seed": 0, 5: torch.ones(2)}, "its settings are none; going on from "),
+        ({"seed": torch.ones(2)}, "its settings are none; going on from "),
+        (["seed"], None),
+        ("missing", None),
+        ("changeable", None),
+    ],
+)
+def test_settings_of_a_state_that_are_none_or_may_change(
+    settings: Any, said: str | None, stopped: Path, start: Start, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = stopped / "checkpoints" / "last.ckpt"
+    saved = checkpoint_io.AtomicCheckpointIO().load_checkpoint(path)
+    own = saved["windowlm"].pop("settings")
+    if settings != "missing":
+        saved["windowlm"]["settings"] = {**own, "data.workers": 9} if settings == "changeable" else settings
+    previous = path.with_name("previous.ckpt").read_bytes()
+    checkpoint_io.AtomicCheckpointIO().save_checkpoint(saved, path)
+    path.with_name("previous.ckpt").write_bytes(previous)
+    assert start(stopped, checkpoint=EVERY_STEP) == 0
+    screen = capsys.readouterr()
+    assert said is None or said in screen.err
+    assert ("going on from step 4 of" in screen.out) == (said is None)
+
+
 def test_a_half_written_state_is_no_state(stopped: Path, start: Start, uninterrupted: Path) -> None:
     checkpoints = stopped / "checkpoints"
     shutil.copy(checkpoints / "last.ckpt", checkpoints / ".last.ckpt.partial-4711")
@@ -216,7 +242,8 @@ def test_steps_of_another_start_keep_what_is_known_of_it(
 ) -> None:
     before = record(stopped)
     (stopped / "changes.diff").write_bytes(b"of the first start")
-    monkeypatch.setattr(run, "provenance", lambda: {**provenance(), "git_commit": "another"})
+    commit = "another"
+    monkeypatch.setattr(run, "provenance", lambda: {**provenance(), "git_commit": commit})
     assert start(stopped, checkpoint=EVERY_STEP) == 0
     after = record(stopped)
     (earlier,) = after["earlier_starts"]
@@ -224,6 +251,10 @@ def test_steps_of_another_start_keep_what_is_known_of_it(
     assert {name: earlier[name] for name in MADE_BY} == {name: before[name] for name in MADE_BY}
     assert (stopped / earlier["code_difference"]).read_bytes() == b"of the first start"
     assert after["git_commit"] == "another"
+    # A start like the one before adds nothing, and one that took no step is none.
+    for commit, steps, until in (("another", 7, [4]), ("third", 7, [4]), ("third", 8, [4, 7])):
+        assert start(stopped, checkpoint=EVERY_STEP, trainer={"max_steps": steps}) == 0
+        assert [each["until_step"] for each in record(stopped)["earlier_starts"]] == until, commit
 
 
 def unwritable_from(monkeypatch: pytest.MonkeyPatch, step: int, number: int, times: int) -> list[int]:

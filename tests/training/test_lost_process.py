@@ -14,6 +14,7 @@ from tests.conftest import PROJECT, run_script
 from tests.parallel.processes import LOOPBACK, free_port
 from tests.training.runs import record, rows, steps_saved
 from windowlm.parallel.launcher import LAUNCHED, launch
+from windowlm.parallel.processes import LostProcessError, is_loss
 
 SECONDS_TO_BEGIN = 240
 SECONDS_TO_END = 60
@@ -204,3 +205,11 @@ def test_processes_are_told_to_end_where_their_launcher_is_killed(tmp_path: Path
     while any(Path(f"/proc/{process}").exists() for process in left):
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+def test_an_error_that_is_behind_itself_says_no_loss() -> None:
+    first, second = ValueError("first"), ValueError("second")
+    first.__context__, second.__context__ = second, first
+    assert not is_loss(first)
+    second.__cause__ = LostProcessError("gone")
+    assert is_loss(first)

@@ -5,6 +5,7 @@ Shapes: N tokens of any leading dimensions, D input, O outputs of all maps toget
 
 import math
 from collections.abc import Sequence
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,26 @@ from torch import Tensor, nn
 FEW_TOKENS = 32
 # Weights [O, D] and biases [O], or None, of several layers one after the other.
 JointWeights = tuple[Tensor, Tensor | None]
+
+
+class WithJointWeights(nn.Module):
+    """A module that may hold the weights of some of its layers in one tensor.
+
+    Copies of it, pickled ones too, and what is cast or moved hold none: their weights lie elsewhere.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._joint_weights: JointWeights | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All but the joint weights."""
+        return {**self.__dict__, "_joint_weights": None}
+
+    def _apply(self, *arguments: Any, **options: Any) -> Self:
+        self._joint_weights = None
+        applied: Self = super()._apply(*arguments, **options)  # type: ignore[no-untyped-call]
+        return applied
 
 
 def lay_side_by_side(layers: Sequence[nn.Linear]) -> JointWeights:
@@ -79,8 +100,7 @@ def _is_its_weight(layer: nn.Linear) -> bool:
 def _are_parts(layers: Sequence[nn.Linear], joint: JointWeights) -> bool:
     """Whether the layers are their weights, and these still lie where they were laid.
 
-    A copy of a layer has weights of its own, and so has one that was cast or loaded by assignment. A graph
-    knows no addresses: what it is compiled for must stay.
+    Those that are loaded by assignment do not. A graph knows no addresses: what it is compiled for must stay.
     """
     if not all(map(_is_its_weight, layers)):
         return False

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from .config import BACKENDS, RotaryConfig, is_number
 from .dense_tensor import check_dense
 from .dispatch import attention, check_dropout, check_logit_cap, check_visibility
-from .joint_projection import JointWeights, lay_side_by_side, project_jointly
+from .joint_projection import WithJointWeights, lay_side_by_side, project_jointly
 from .kv_cache import LayerCache
 from .rotary import RotaryEmbedding, Rotation
 from .short_convolution import ShortConvolution, check_taps
@@ -21,7 +21,7 @@ from .window import Visibility, check_causal, check_sinks, check_window, narrowe
 DEFAULT_ROTARY = RotaryConfig()
 
 
-class SlidingWindowAttention(nn.Module):
+class SlidingWindowAttention(WithJointWeights):
     """Multi-head attention in which a token sees the last `window_size` tokens, itself included.
 
     With window_size=2, rows are tokens and 1 marks what they see:
@@ -134,7 +134,6 @@ class SlidingWindowAttention(nn.Module):
         self.query_norm = nn.RMSNorm(dim_head, eps=qk_norm_epsilon) if qk_norm else None
         self.key_norm = nn.RMSNorm(dim_head, eps=qk_norm_epsilon) if qk_norm else None
         self.sink_logits = nn.Parameter(torch.empty(heads)) if learned_sinks else None
-        self._joint_weights: JointWeights | None = None
         self.gate = nn.Linear(dim, heads, bias=False) if gate else None
         self.value_shares = nn.Parameter(torch.empty(2)) if value_embedding else None
         self.convolutions = None

@@ -8,11 +8,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from windowlm.attention.computed_again import computed_again
-from windowlm.attention.joint_projection import JointWeights, lay_side_by_side, project_jointly
+from windowlm.attention.joint_projection import WithJointWeights, lay_side_by_side, project_jointly
 from windowlm.model.config import Activation
 
 
-class FeedForward(nn.Module):
+class FeedForward(WithJointWeights):
     """Two or three matrices without biases; maps ``[B, T, D]`` to the same shape.
 
     ``swiglu`` is ``down(silu(gate(x)) * up(x))`` (Shazeer 2020, arXiv:2002.05202), ``relu_squared`` is
@@ -24,7 +24,6 @@ class FeedForward(nn.Module):
         self.gate = nn.Linear(dim, hidden_dim, bias=False) if activation == "swiglu" else None
         self.up = nn.Linear(dim, hidden_dim, bias=False)
         self.down = nn.Linear(hidden_dim, dim, bias=False)
-        self._joint_weights: JointWeights | None = None
 
     def join_projections(self) -> None:
         """Keep the weights of gate and up in one tensor, as `SlidingWindowAttention.join_projections`."""

@@ -103,7 +103,8 @@ def _watched(processes: list[subprocess.Popen[bytes]], saved: str) -> int:
         )
         return 1
     ended = [process.poll() or 0 for process in processes]
-    stopped = [rank for rank, status in enumerate(ended) if status not in (0, LOST)]
+    # One that a signal has stopped may have said nothing; one that failed has.
+    stopped = [rank for rank, status in enumerate(ended) if status == os.EX_TEMPFAIL]
     if stopped and LOST in ended:
         print(
             f"error: process {stopped[0]} of {len(processes)} ended with status {ended[stopped[0]]}, "

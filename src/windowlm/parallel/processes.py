@@ -226,14 +226,20 @@ def _losses() -> Iterator[None]:
 
 
 def is_loss(error: BaseException) -> bool:
-    """Whether an error says that another process is gone."""
+    """Whether an error, or one behind it, says that another process is gone."""
+    chain: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None and cause not in chain:
+        chain.append(cause)
+        cause = cause.__cause__ or cause.__context__
+    return any(map(_says_loss, chain))
+
+
+def _says_loss(error: BaseException) -> bool:
     if isinstance(error, LostProcessError | dist.DistBackendError | dist.DistNetworkError):
         return True
     # Gloo has no class of its own for it.
-    if isinstance(error, RuntimeError) and ("gloo" in str(error) or "Connection closed" in str(error)):
-        return True
-    earlier = error.__cause__ or error.__context__
-    return earlier is not None and is_loss(earlier)
+    return isinstance(error, RuntimeError) and ("gloo" in str(error) or "Connection closed" in str(error))
 
 
 def _take_from_slurm(place: Place) -> None:

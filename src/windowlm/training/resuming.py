@@ -1,5 +1,6 @@
 """Which checkpoint a run goes on from: the newest that is whole, if its state is that of the run."""
 
+import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ from windowlm.config import ConfigError
 from windowlm.errors import UserError
 from windowlm.training.checkpoint_io import AtomicCheckpointIO, DamagedCheckpointError
 from windowlm.training.lightning_module import STATE, LanguageModelModule
-from windowlm.training.run_folder import changed_settings
+from windowlm.training.run_folder import changed_settings, is_changeable
 
 KINDS: dict[str, type | tuple[type, ...]] = {
     STATE: dict,
@@ -136,7 +137,12 @@ def _check_settings(module: LanguageModelModule, saved: object, path: Path) -> N
     # States of earlier versions do not say.
     if not isinstance(saved, dict):
         return
-    for key, ours, theirs in changed_settings(saved, module.settings):
+    try:
+        plain = json.loads(json.dumps(saved))
+    except (TypeError, ValueError):
+        raise DamagedCheckpointError(f"resume={path}: its settings are none") from None
+    lasting = {key: value for key, value in plain.items() if not is_changeable(key)}
+    for key, ours, theirs in changed_settings(lasting, module.settings):
         raise DamagedCheckpointError(f"resume={path}: not of this run: {key}={theirs} made it, not {ours}")
 
 

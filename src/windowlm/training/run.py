@@ -1,6 +1,7 @@
 """One training run from a checked configuration to its evaluation."""
 
 import errno
+import hashlib
 import logging
 import math
 import os
@@ -71,9 +72,11 @@ from windowlm.training.run_ahead import RunAhead
 from windowlm.training.run_folder import (
     DAMAGED,
     DIFF,
+    MADE_BY,
     RunFolder,
     Start,
     find_start,
+    is_start,
     lasting_settings,
     record_of,
 )
@@ -89,8 +92,6 @@ from windowlm.training.wandb_run import WandbRun, choose_mode
 MOST_VALIDATIONS = 8
 # A validation reads forward only, a third of the work of training on the same tokens.
 VALIDATION_SHARE = 0.1
-# Of the record: where these change, a run that goes on is another's from there.
-MADE_BY = ("git_commit", "python", "machine", "versions", "device", "processes", "threads")
 
 
 def train(config: TrainConfig, invocation: Invocation) -> int:
@@ -453,18 +454,28 @@ class TrainingRun:
         self, before: dict[str, Any], facts: dict[str, Any], difference: bytes, step: int
     ) -> list[dict[str, Any]]:
         """What made the steps so far, where it is not what makes those that come."""
-        known = before.get("earlier_starts")
-        earlier = known if isinstance(known, list) else []
         path = self.folder.path / DIFF
         differed = path.read_bytes() if path.is_file() else b""
-        if differed == difference and all(before.get(name) == facts[name] for name in MADE_BY):
-            return earlier
-        start = {"until_step": step, **{name: before.get(name) for name in MADE_BY}, "code_difference": None}
-        if differed:
-            kept = path.with_name(f"{path.stem}.{len(earlier)}{path.suffix}")
-            write_atomically(kept, differed)
-            start["code_difference"] = kept.name
-        return [*earlier, start]
+        name, new_name = (
+            f"{path.stem}.{hashlib.sha256(content).hexdigest()[:8]}{path.suffix}" if content else None
+            for content in (differed, difference)
+        )
+        latest = {**{fact: before.get(fact) for fact in MADE_BY}, "code_difference": name}
+        # Records of earlier versions tell of fewer facts.
+        now = {fact: facts[fact] if fact in before else None for fact in MADE_BY}
+        now["code_difference"] = new_name
+        known = before.get("earlier_starts")
+        starts = [start for start in known if is_start(start)] if isinstance(known, list) else []
+        kept: list[dict[str, Any]] = []
+        for start in (*starts, {"until_step": step, **latest}):
+            until = min(start["until_step"], step)
+            if until > (kept[-1]["until_step"] if kept else 0):
+                kept.append({**start, "until_step": until})
+        while kept and all(kept[-1].get(fact) == now[fact] for fact in now):
+            kept.pop()
+        if name is not None and any(start["code_difference"] == name for start in kept):
+            write_atomically(path.with_name(name), differed)
+        return kept
 
     def _damaged_checkpoints(self) -> tuple[Path, ...]:
         """Those newer than the one that the run goes on from."""
@@ -498,7 +509,7 @@ class TrainingRun:
             try:
                 self._end_wandb(exit_code=0)
                 self._complete_offline_run(result)
-            except UserError:
+            except (UserError, OSError):
                 self._record_end("failed")
                 raise
             except Interrupted:

@@ -59,6 +59,9 @@ HAS_SAVED = "has_saved"
 # How the code differed from its commit, as git says it.
 DIFF = "changes.diff"
 
+# Of the record: where these change, the steps that follow are made by something else.
+MADE_BY = ("git_commit", "python", "machine", "versions", "device", "processes", "threads")
+
 # Empty, and locked by the process that writes the folder.
 LOCK = ".lock"
 
@@ -360,16 +363,21 @@ def _foreign_checkpoints(config: TrainConfig, source: Path) -> tuple[Path, ...]:
     return folder.saved_states()
 
 
+def is_start(value: object) -> bool:
+    """Whether it is an entry of ``earlier_starts``: `MADE_BY`, up to which step, and with which code."""
+    return isinstance(value, dict) and type(value.get("until_step")) is int and "code_difference" in value
+
+
 def lasting_settings(config: TrainConfig) -> dict[str, Any]:
     """By key, those that a resumed run may not change: they decide what is learnt from what."""
     settings = flattened(json.loads(json.dumps(asdict(config))))
-    return {key: value for key, value in settings.items() if not _is_changeable(key)}
+    return {key: value for key, value in settings.items() if not is_changeable(key)}
 
 
 def _refuse_changes(config: TrainConfig, folder: RunFolder) -> None:
     """Refuse settings that differ from those of the run in ``folder``, but for the changeable ones."""
     for key, given, before in _changes(config, folder):
-        if not _is_changeable(key):
+        if not is_changeable(key):
             raise ConfigError(
                 f"{key}={given}: the run in {folder.path} has {key}={before}; what may change when it goes "
                 f"on is {', '.join(CHANGEABLE)}",
@@ -400,5 +408,6 @@ def changed_settings(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator
             yield key, setting_text(new.get(key)), setting_text(old.get(key))
 
 
-def _is_changeable(key: str) -> bool:
+def is_changeable(key: str) -> bool:
+    """Whether a setting may change when a run goes on."""
     return any(key == name or key.startswith(f"{name}.") for name in CHANGEABLE)
