@@ -429,6 +429,7 @@ def test_a_step_that_is_not_finite_makes_no_vanished_folder_anew(tmp_path: Path)
     watch = NonFiniteWatch(tmp_path / "gone" / "replay", most=0)
     module = SimpleNamespace(
         processes=ALONE, spent=lambda: SimpleNamespace(steps=1), accumulate_batches=1, seed=0,
+        loss_scaling=False,
         model=SimpleNamespace(vocabulary_size=2, state_dict=dict),
     )  # fmt: skip
     watch._of = SimpleNamespace(optimizers=[SimpleNamespace(state_dict=dict)]), module  # type: ignore[assignment]

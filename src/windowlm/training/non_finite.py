@@ -143,11 +143,13 @@ class NonFiniteWatch(pl.Callback):
         if not needed and len(list(self.folder.glob("*.ckpt"))) >= MOST_REPLAYS:
             return f"{self.folder} holds {MOST_REPLAYS} replays already."
         path = self.folder / f"step_{step.number}.ckpt"
+        # Float16's scaler leaves out what is not finite, and not what follows one too many.
+        goes_on = not needed or module.loss_scaling
         content = {
             "format": REPLAY_FORMAT,
             "step": step.number,
             # The updates between the step and this state; 0 where the device was not ahead.
-            "later_steps": 0 if needed else module.spent().steps - step.number,
+            "later_steps": module.spent().steps - step.number if goes_on else 0,
             "first_batch": (step.number - 1) * module.accumulate_batches,
             "learning_rate": step.learning_rate,
             "window_limit": step.window_limit,
