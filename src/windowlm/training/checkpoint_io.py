@@ -1,7 +1,6 @@
 """Checkpoints on disk: written aside, synced, verified by hash, renamed; read without running code."""
 
 import hashlib
-import pickle
 import zipfile
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -101,7 +100,7 @@ class AtomicCheckpointIO(CheckpointIO):
             if lacks_memory(error) is not None:
                 raise
             # torch would advise to run what is in the file.
-            of_code = isinstance(error, pickle.UnpicklingError)
+            of_code = type(error).__name__ == "UnpicklingError"
             reason = "it holds more than tensors and plain values" if of_code else _first_line(error)
             raise DamagedCheckpointError(f"resume={path}: not a readable checkpoint ({reason})") from error
         return loaded
