@@ -32,13 +32,12 @@ from windowlm.model_folder import WEIGHTS_NAME
 from windowlm.parallel.launcher import LAUNCHED, launch
 from windowlm.parallel.place import own_place
 from windowlm.training.device import choose_device
+from windowlm.training.earlier_starts import MADE_BY, PLACES, recorded_starts
 from windowlm.training.peak_flops import device_name
 from windowlm.training.provenance import provenance
 from windowlm.training.run import train
-from windowlm.training.run_folder import DIFF, LAST, MADE_BY, RunFolder, is_start
+from windowlm.training.run_folder import DIFF, LAST, RunFolder
 from windowlm.training.same_run import differences
-
-PLACES = ("git_commit", "python", "machine", "versions", "device")
 
 
 def main() -> int:
@@ -185,8 +184,7 @@ def changes(record: dict[str, Any], folder: RunFolder, config: TrainConfig) -> l
         found.append(f"the run's code differed from its commit by {folder.path / DIFF}")
     if config.trainer.max_steps is None and config.trainer.max_tokens is None:
         found.append("the budget was in seconds, so another run takes other steps")
-    earlier = record.get("earlier_starts")
-    for start in filter(is_start, earlier if isinstance(earlier, list) else ()):
+    for start in recorded_starts(record):
         was = [
             f"{name} was {json.dumps(start.get(name))}"
             for name in MADE_BY

@@ -25,12 +25,13 @@ from windowlm.parallel.processes import ALONE
 from windowlm.training import checkpoint_io, metrics_log, run
 from windowlm.training.checkpoint_io import damage
 from windowlm.training.checkpoint_writer import CheckpointWriter
+from windowlm.training.earlier_starts import MADE_BY
 from windowlm.training.failed_writes import FailedWrites
 from windowlm.training.lightning_module import LanguageModelModule
 from windowlm.training.non_finite import NonFiniteWatch
 from windowlm.training.offline_wandb import history_differences
 from windowlm.training.provenance import provenance
-from windowlm.training.run_folder import MADE_BY, RunFolder
+from windowlm.training.run_folder import RunFolder
 from windowlm.training.run_lock import RunLock
 
 Start = Callable[..., int]

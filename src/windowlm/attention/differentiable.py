@@ -130,9 +130,10 @@ def differentiable(
         if _forward_mode(arguments):
             # An operator would pass tangents over, and one that writes into a tensor fail in words of torch.
             refuse("a derivative in forward mode")
-        if torch.compiler.is_compiling() and _in_derivative():
+        compiling = torch.compiler.is_compiling()
+        if compiling and _in_derivative():
             refuse("a derivative of torch.func within torch.compile")
-        compute = recorded.call if torch.compiler.is_compiling() else apply
+        compute = recorded.call if compiling else apply
         output: Tensor = _results(compute(*arguments))[0]
         return output
 

@@ -226,8 +226,8 @@ def _takes_four(function: Callable[..., Any]) -> bool:
         inspect.signature(function).bind(*range(4))
     except TypeError:
         return False
-    except ValueError:  # of builtins, whose arguments are not told
-        return True
+    except ValueError:
+        pass  # of builtins, whose arguments are not told
     return True
 
 

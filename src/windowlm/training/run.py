@@ -1,7 +1,6 @@
 """One training run from a checked configuration to its evaluation."""
 
 import errno
-import hashlib
 import logging
 import math
 import os
@@ -51,6 +50,7 @@ from windowlm.training.closing_screen import print_closing_screen
 from windowlm.training.compilation import forget_compiled, hidden_states, is_compiled, replays_graphs
 from windowlm.training.determinism import set_determinism
 from windowlm.training.device import check_room, choose_device
+from windowlm.training.earlier_starts import earlier_starts
 from windowlm.training.failed_writes import UNWRITABLE, FailedWrites, unwritable
 from windowlm.training.float8 import check_float8
 from windowlm.training.given_settings import given_settings
@@ -72,11 +72,9 @@ from windowlm.training.run_ahead import RunAhead
 from windowlm.training.run_folder import (
     DAMAGED,
     DIFF,
-    MADE_BY,
     RunFolder,
     Start,
     find_start,
-    is_start,
     lasting_settings,
     record_of,
 )
@@ -422,7 +420,9 @@ class TrainingRun:
         entries["budget_changed"] = other_budget or bool(before.get("budget_changed"))
         entries["began_from"] = self.start.origin or before.get("began_from")
         difference = code_difference()
-        entries["earlier_starts"] = self._earlier_starts(before, facts, difference, step) if goes_on else []
+        entries["earlier_starts"] = (
+            earlier_starts(before, facts, self.folder.path / DIFF, difference, step) if goes_on else []
+        )
         if wandb_id is not None:
             entries["wandb_group"] = group
         self.folder.update_record(**facts, **entries)
@@ -449,33 +449,6 @@ class TrainingRun:
             assert wandb_id is not None
             self.open_wandb = partial(WandbRun, config, self.folder.path, group, wandb_id, facts)
             self.wandb_run = self.open_wandb(rows)
-
-    def _earlier_starts(
-        self, before: dict[str, Any], facts: dict[str, Any], difference: bytes, step: int
-    ) -> list[dict[str, Any]]:
-        """What made the steps so far, where it is not what makes those that come."""
-        path = self.folder.path / DIFF
-        differed = path.read_bytes() if path.is_file() else b""
-        name, new_name = (
-            f"{path.stem}.{hashlib.sha256(content).hexdigest()[:8]}{path.suffix}" if content else None
-            for content in (differed, difference)
-        )
-        latest = {**{fact: before.get(fact) for fact in MADE_BY}, "code_difference": name}
-        # Records of earlier versions tell of fewer facts.
-        now = {fact: facts[fact] if fact in before else None for fact in MADE_BY}
-        now["code_difference"] = new_name
-        known = before.get("earlier_starts")
-        starts = [start for start in known if is_start(start)] if isinstance(known, list) else []
-        kept: list[dict[str, Any]] = []
-        for start in (*starts, {"until_step": step, **latest}):
-            until = min(start["until_step"], step)
-            if until > (kept[-1]["until_step"] if kept else 0):
-                kept.append({**start, "until_step": until})
-        while kept and all(kept[-1].get(fact) == now[fact] for fact in now):
-            kept.pop()
-        if name is not None and any(start["code_difference"] == name for start in kept):
-            write_atomically(path.with_name(name), differed)
-        return kept
 
     def _damaged_checkpoints(self) -> tuple[Path, ...]:
         """Those newer than the one that the run goes on from."""

@@ -59,9 +59,6 @@ HAS_SAVED = "has_saved"
 # How the code differed from its commit, as git says it.
 DIFF = "changes.diff"
 
-# Of the record: where these change, the steps that follow are made by something else.
-MADE_BY = ("git_commit", "python", "machine", "versions", "device", "processes", "threads")
-
 # Empty, and locked by the process that writes the folder.
 LOCK = ".lock"
 
@@ -71,8 +68,11 @@ WRITTEN_BESIDE_RUNS = re.compile(
     r"\d+|multirun\.yaml|(comparison|settings).*\.(csv|png|html|json)|ablation\.(json|png)"
 )
 
-# Of an id of W&B names of files and folders are made.
-ANY_TEXT, WANDB_ID = re.compile(r".*", re.DOTALL), re.compile(r"[\w-]+")
+# Entries of the record that are texts. Of an id of W&B names of files and folders are made.
+TEXTS = {
+    "origin": (re.compile(r".*", re.DOTALL), "a text"),
+    "wandb_id": (re.compile(r"[\w-]+"), "a text of letters, digits, - and _"),
+}
 
 # Somebody may have put something else under these names.
 FILES = (
@@ -308,13 +308,12 @@ def _refuse_other_kinds(folder: RunFolder, record: dict[str, Any]) -> None:
                     f"run_dir={folder.path}: its {name} is no {kind}; move it away, or give another run_dir",
                     key="run_dir",
                 )
-    for name, of_texts in (("origin", ANY_TEXT), ("wandb_id", WANDB_ID)):
+    for name, (pattern, allowed) in TEXTS.items():
         value = record.get(name)
-        if value is not None and not (isinstance(value, str) and of_texts.fullmatch(value)):
+        if value is not None and not (isinstance(value, str) and pattern.fullmatch(value)):
             raise ConfigError(
-                f"run_dir={folder.path}: {folder.record.name}: {name}={value!r} must be null or a text"
-                f"{'' if of_texts is ANY_TEXT else ' of letters, digits, - and _'}; mend it, or give another "
-                "run_dir",
+                f"run_dir={folder.path}: {folder.record.name}: {name}={value!r} must be null or {allowed}; "
+                "mend it, or give another run_dir",
                 key="run_dir",
             )
 
@@ -363,15 +362,14 @@ def _foreign_checkpoints(config: TrainConfig, source: Path) -> tuple[Path, ...]:
     return folder.saved_states()
 
 
-def is_start(value: object) -> bool:
-    """Whether it is an entry of ``earlier_starts``: `MADE_BY`, up to which step, and with which code."""
-    return isinstance(value, dict) and type(value.get("until_step")) is int and "code_difference" in value
-
-
 def lasting_settings(config: TrainConfig) -> dict[str, Any]:
     """By key, those that a resumed run may not change: they decide what is learnt from what."""
-    settings = flattened(json.loads(json.dumps(asdict(config))))
-    return {key: value for key, value in settings.items() if not is_changeable(key)}
+    return {key: value for key, value in _settings(config).items() if not is_changeable(key)}
+
+
+def _settings(config: TrainConfig) -> dict[str, Any]:
+    """All of them by key, as JSON says them."""
+    return flattened(json.loads(json.dumps(asdict(config))))
 
 
 def _refuse_changes(config: TrainConfig, folder: RunFolder) -> None:
@@ -394,7 +392,7 @@ def _changes(config: TrainConfig, folder: RunFolder) -> Iterator[tuple[str, str,
             raise ValueError("it is no object")
     except (ValueError, OSError) as error:
         raise ConfigError(f"{folder.config}: cannot be read ({error}); choose another run_dir") from None
-    return changed_settings(flattened(settings), flattened(json.loads(json.dumps(asdict(config)))))
+    return changed_settings(flattened(settings), _settings(config))
 
 
 def changed_settings(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
