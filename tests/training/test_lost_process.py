@@ -7,14 +7,18 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from tests.conftest import PROJECT, run_script
 from tests.parallel.processes import LOOPBACK, free_port
 from tests.training.runs import record, rows, steps_saved
 from windowlm.parallel.launcher import LAUNCHED, launch
 from windowlm.parallel.processes import LostProcessError, is_loss
+from windowlm.training.signals import Signals
+from windowlm.training.stopping import Stopping
 
 SECONDS_TO_BEGIN = 240
 SECONDS_TO_END = 60
@@ -213,3 +217,18 @@ def test_an_error_that_is_behind_itself_says_no_loss() -> None:
     assert not is_loss(first)
     second.__cause__ = LostProcessError("gone")
     assert is_loss(first)
+
+
+def test_a_signal_that_comes_while_processes_agree_still_gives_the_job_back() -> None:
+    signals = Signals()
+
+    def others(told: torch.Tensor) -> torch.Tensor:
+        signals.requeues, signals.received = True, "SIGUSR1 received"
+        return told
+
+    processes = SimpleNamespace(size=2, leads=False, largest=others)
+    stopping = Stopping(signals, None, 0.0, lambda _: False, processes)  # type: ignore[arg-type]
+    assert stopping._agreed(1.0) == (0.0, False)
+    assert signals.requeues
+    assert stopping._agreed(2.0) == (0.0, True)
+    assert signals.requeues

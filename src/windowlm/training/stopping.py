@@ -88,7 +88,8 @@ class Stopping(pl.Callback):
         own = [seconds if self.processes.leads else 0.0, self._wants_to_stop(), self.signals.requeues]
         told = self.processes.largest(torch.tensor(own, dtype=torch.float64))
         clock, wants_to_stop, requeues = told.tolist()
-        self.signals.requeues = bool(requeues)
+        if requeues:  # one that has come to this process meanwhile is told to the others next time
+            self.signals.requeues = True
         if wants_to_stop and self.reason is None:
             self.reason = "another process of the run received a signal"
         return clock, bool(wants_to_stop)
