@@ -57,7 +57,7 @@ def test_the_example_runs_and_gives_the_shapes_that_it_says() -> None:
 
 
 def test_the_ratios_beside_the_peers_are_those_of_the_results() -> None:
-    rows_of, (plain, packed, _) = measured(), tables("Speed on a GPU")[1:]
+    rows_of, (plain, packed, *_) = measured(), tables("Speed on a GPU")[1:]
     for documents, table in ((False, plain), (True, packed)):
         assert [row["shape"] for row in table] == sorted(s for s, packed in rows_of if packed == documents)
         for row in table:
@@ -74,7 +74,7 @@ def test_the_ratios_beside_the_peers_are_those_of_the_results() -> None:
 
 
 def test_every_backend_of_ours_that_was_measured_is_in_the_page() -> None:
-    rows_of, (*_, ours) = measured(), tables("Speed on a GPU")[1:]
+    rows_of, (_, _, ours, _) = measured(), tables("Speed on a GPU")[1:]
     assert len(ours) == len(rows_of)
     for row in ours:
         rows = rows_of[row.pop("shape"), row.pop("documents") == "yes"]
@@ -83,6 +83,24 @@ def test_every_backend_of_ours_that_was_measured_is_in_the_page() -> None:
         assert {f"windowlm:{name}" for name in row} == timed - {"windowlm:reference"}
         for name, ratio in row.items():
             assert ratio == f"{rows[f'windowlm:{name}']['total_ratio']:.2f}", name
+
+
+def test_the_peers_of_band_take_as_long_as_the_results_say() -> None:
+    *_, table = tables("Speed on a GPU")
+    assert len(table) == 5
+    for row in table:
+        (link,) = re.findall(r"\((.*)\)", row.pop("result"))
+        (shape,) = json.loads((DOCS / link).read_text())["shapes"]
+        told = shape["shape"], "no" if shape["documents"] is None else "yes"
+        assert told == (row.pop("shape"), row.pop("documents"))
+        rows = {peer["name"]: peer for peer in shape["rows"]}
+        band = rows["windowlm:band"]
+        times = " / ".join(f"{band[name]:.3f}" for name in ("forward_ms", "backward_ms"))
+        assert row.pop("forward / backward ms") == times
+        for name, ratio in row.items():
+            peer = rows.get(PEERS.get(name, name))
+            timed = peer is not None and peer["calls"]
+            assert ratio == (f"{peer['total_ratio'] / band['total_ratio']:.2f}" if timed else ""), name
 
 
 def test_the_layer_takes_what_the_result_says() -> None:

@@ -7,6 +7,7 @@ from torch._inductor.utils import run_and_get_code
 from tests.model.step_logits import Logits
 from tests.model.test_streaming import LAYERS, LENGTH, drawn, packed
 from tests.model.test_switches import tokens
+from windowlm.generation.split_products import product_by_kernel
 from windowlm.generation.token_step import TokenStep, joined_view
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
@@ -44,3 +45,36 @@ def test_a_kernel_that_starts_early_waits_for_the_one_before_it() -> None:
     for kernel in early:
         wait, launch = kernel.find("gdc_wait()"), kernel.find("gdc_launch_dependents()")
         assert 0 <= wait < (launch if launch >= 0 else len(kernel)), kernel
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("outputs", "inputs"), [(50, 100), (768, 2048), (1280, 768), (4097, 769)])
+@pytest.mark.parametrize("rows", [2, 3, 17, 64, 128])
+def test_a_split_product_is_the_product(rows: int, outputs: int, inputs: int, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    # Every other number of a row, and weights that are part of wider ones.
+    row_RK = torch.randn(rows, 2 * inputs, device="cuda", dtype=dtype)[:, ::2]
+    weight_NK = torch.randn(outputs, inputs + 8, device="cuda", dtype=dtype)[:, :inputs] / inputs**0.5
+    part_PRN = product_by_kernel(row_RK, weight_NK)
+    wanted_RN = row_RK.double() @ weight_NK.double().T
+    error = (part_PRN.double().sum(0) - wanted_RN).abs().max()
+    assert error <= 1e-5 * wanted_RN.abs().max()
+    assert torch.equal(part_PRN, product_by_kernel(row_RK, weight_NK))
+
+
+def test_the_steps_of_a_batch_take_split_products_and_one_row_takes_none() -> None:
+    model = drawn(LAYERS["windows"]).cuda().bfloat16()
+    for batch in (1, 4):
+        torch.compiler.reset()
+        tokens_BT, logits = tokens(batch, LENGTH).cuda(), []
+        with torch.no_grad():
+            for compiled in (False, True):
+                cache = model.new_cache(LENGTH)
+                model(tokens_BT[:, :PROMPT], cache=cache)
+                step, codes = run_and_get_code(
+                    lambda: TokenStep(joined_view(model), cache, batch, Logits(), compiled=compiled)  # noqa: B023
+                )
+                logits.append(torch.stack([step(token_B).clone() for token_B in tokens_BT[:, PROMPT:].T]))
+        assert any("split_products.product" in code for code in codes) == (batch > 1)
+        slow, fast = logits
+        torch.testing.assert_close(fast, slow, rtol=0, atol=0.1 * float(slow.std()))

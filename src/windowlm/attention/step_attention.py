@@ -44,14 +44,17 @@ def attend_one(
 
 def kernels_take(query_BHD: Tensor) -> bool:
     """Whether kernels of our own serve such queries."""
-    declared, capability = band.CAPABILITIES, compute_capability(query_BHD.device)
     return (
-        declared.missing is None
-        and capability is not None
-        and capability >= declared.compute_capability
+        kernels_run_on(query_BHD.device)
         and query_BHD.dtype in KERNEL_DTYPES
         and query_BHD.shape[-1] <= LARGEST_HEAD_DIM
     )
+
+
+def kernels_run_on(device: torch.device) -> bool:
+    """Whether kernels in Triton do."""
+    declared, capability = band.CAPABILITIES, compute_capability(device)
+    return declared.missing is None and capability is not None and capability >= declared.compute_capability
 
 
 def attend_one_by_products(

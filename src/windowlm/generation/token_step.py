@@ -9,6 +9,7 @@ Shapes: B batch, V vocabulary.
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from itertools import chain
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -18,6 +19,7 @@ from torch import Tensor
 from windowlm.attention.kv_cache import KVCache
 from windowlm.attention.step_cache import StepCache
 from windowlm.generation.row_products import compile_row_products
+from windowlm.generation.split_products import compile_split_products
 from windowlm.model.decoder import Block, Decoder
 
 # A capacity of these many slots or a multiple: each other number would be compiled anew.
@@ -32,12 +34,6 @@ GPU_OPTIONS: dict[str, Any] = {
     "coordinate_descent_tuning": True,
     "combo_kernels": True,
     "triton.enable_pdl": True,
-}
-# Products of more rows are timed on the spot, torch's own beside kernels into which what follows is fused.
-PRODUCT_OPTIONS: dict[str, Any] = {
-    "max_autotune_gemm": True,
-    "max_autotune_gemm_backends": "ATEN,TRITON",
-    "benchmark_epilogue_fusion": False,
 }
 Outcome = TypeVar("Outcome")
 OutcomeOut = TypeVar("OutcomeOut", covariant=True)
@@ -111,11 +107,10 @@ class TokenStep(Generic[Outcome]):
     def _compile(self) -> None:
         on_gpu = self._tokens_B1.is_cuda
         if on_gpu:
-            rows = len(self._tokens_B1)
-            given: dict[str, Any] = {"options": GPU_OPTIONS | (PRODUCT_OPTIONS if rows > 1 else {})}
+            backend: Any = partial(compile_split_products, options=GPU_OPTIONS)
         else:
-            given = {"backend": compile_row_products}
-        self._after = torch.compile(outcome_after, fullgraph=True, dynamic=False, **given)
+            backend = compile_row_products
+        self._after = torch.compile(outcome_after, fullgraph=True, dynamic=False, backend=backend)
         with torch._dynamo.config.patch(recompile_limit=MOST_COMPILED, fail_on_recompile_limit_hit=True):
             if on_gpu:
                 self._record()

@@ -1,0 +1,41 @@
+"""Triton kernel of a product of a few rows with a weight, split along what is summed over.
+
+Shapes: R rows, N outputs, K what is summed over, of a tile each.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit(do_not_specialize=["steps"])
+def split_product_kernel(
+    row_ptr, weight_ptr, part_ptr, row_r, weight_n, R, N, K, steps,
+    TILE_R: tl.constexpr, TILE_N: tl.constexpr, TILE_K: tl.constexpr, EARLY: tl.constexpr,
+):  # fmt: skip
+    """What one part of K contributes to a tile of outputs of all rows.
+
+    Where it may start before the kernel in front has ended, it waits for that one with its first weights at
+    hand: no kernel of a step writes them.
+    """
+    tile, part = tl.program_id(0), tl.program_id(1)
+    place_R, place_K = tl.arange(0, TILE_R), tl.arange(0, TILE_K)
+    place_N = tile * TILE_N + tl.arange(0, TILE_N)
+    begin = part * steps * TILE_K
+    end = tl.minimum(begin + steps * TILE_K, K)
+    real_R, real_N = place_R[:, None] < R, place_N[:, None] < N
+    rows = row_ptr + place_R[:, None] * row_r + place_K[None, :]
+    # A vocabulary's weights may be more numbers than 32 bits can count.
+    weights = weight_ptr + place_N[:, None].to(tl.int64) * weight_n + place_K[None, :]
+    weight_NK = tl.load(weights + begin, mask=real_N & (begin + place_K < end)[None, :], other=0.0)
+    if EARLY:
+        tl.extra.cuda.gdc_wait()
+    sum_RN = tl.zeros([TILE_R, TILE_N], tl.float32)
+    for start in range(begin, end, TILE_K):
+        row_RK = tl.load(rows + start, mask=real_R & (start + place_K < end)[None, :], other=0.0)
+        next_weight_NK = tl.load(
+            weights + start + TILE_K, mask=real_N & (start + TILE_K + place_K < end)[None, :], other=0.0
+        )
+        sum_RN = tl.dot(row_RK, tl.trans(weight_NK), sum_RN)
+        weight_NK = next_weight_NK
+    at_RN = (part * R + place_R[:, None]) * N + place_N[None, :]
+    tl.store(part_ptr + at_RN, sum_RN, mask=real_R & (place_N[None, :] < N))
