@@ -35,6 +35,7 @@ from rich.table import Table
 from scaling_entrants import ALONE, CONTEXT, DDP, FSDP2, Job
 from training_entrants import Shape
 
+from windowlm.command_line import SHORT_WAITING
 from windowlm.evaluation.precision import compute_dtype
 from windowlm.parallel.launcher import free_port, threads_of_each
 
@@ -197,7 +198,7 @@ def answer_of(job: Job, processes: int, limit: float) -> tuple[dict[str, Any] | 
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(free_port()),
             "OMP_NUM_THREADS": str(threads_of_each(processes)),
-            "OMP_WAIT_POLICY": "PASSIVE",
+            **SHORT_WAITING,
         }
         started: list[subprocess.Popen[bytes]] = []
         try:

@@ -15,7 +15,7 @@ import pytest
 
 from tests.conftest import PROJECT, SMALL_RUN, start_script
 from windowlm.attention.config import NtkScaling, RotaryConfig, YarnScaling
-from windowlm.command_line import HUB_CLIENTS, Command, Invocation, main
+from windowlm.command_line import HUB_CLIENTS, WAITING_VARIABLES, Command, Invocation, main
 from windowlm.config import EvaluateConfig, TrainConfig, settings_of
 from windowlm.errors import UserError
 from windowlm.evaluation.own_settings import with_own_settings
@@ -69,6 +69,18 @@ def run(recorder: Recorder, *words: str) -> int:
         name="train", config_type=TrainConfig, task=recorder, check=check_run_folder, fixes_run_dir=True
     )
     return main(command, PROJECT / "train.py", CONF, list(words))
+
+
+@pytest.mark.parametrize("own", [None, ("OMP_WAIT_POLICY", "ACTIVE"), ("GOMP_SPINCOUNT", "7")])
+def test_threads_wait_shortly_unless_the_user_says_how(
+    own: tuple[str, str] | None, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    environment = {name: value for name, value in os.environ.items() if name not in WAITING_VARIABLES}
+    monkeypatch.setattr(os, "environ", environment | dict([own] if own else []))
+    run(recorder)
+    assert {name: os.environ[name] for name in WAITING_VARIABLES & os.environ.keys()} == dict(
+        [own or ("GOMP_SPINCOUNT", "1000")]
+    )
 
 
 def test_defaults_are_composed_and_the_run_gets_a_folder_of_its_own(recorder: Recorder) -> None:

@@ -85,6 +85,13 @@ class Command(Generic[Config]):
     status_of: Callable[[Path], int] | None = None
 
 
+# OpenMP reads these when torch is imported. By default threads that wait spin for milliseconds, and a step
+# takes several times as long where other threads or processes share the cores. Where they sleep at once, that
+# of small products does. So they spin for some ten microseconds.
+WAITING_VARIABLES = {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"}
+SHORT_WAITING = {"GOMP_SPINCOUNT": "1000"}
+
+
 def main(command: Command[Any], script: Path, conf: Path, arguments: Sequence[str] | None = None) -> int:
     """Compose, check and run ``command``.
 
@@ -99,9 +106,8 @@ def main(command: Command[Any], script: Path, conf: Path, arguments: Sequence[st
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     started = f"python {shlex.quote(str(_shortest(script.resolve())))}"
-    # Threads that spin while they wait make a step many times slower where other processes share the cores.
-    # OpenMP reads this when torch is imported.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if not WAITING_VARIABLES & os.environ.keys():
+        os.environ.update(SHORT_WAITING)
     for name in HUB_CLIENTS:
         logging.getLogger(name).setLevel(logging.WARNING)
 

@@ -19,7 +19,7 @@ from ..differentiable import Computation, differentiable
 from ..operator import empty_contiguous_gradients
 from ..window import Visibility
 from .banded_plan import RUN, Block, Plan, Run, blocks_of, make_plan
-from .banded_threads import Share, in_parallel, shares_of
+from .banded_threads import Share, holds_nan, in_parallel, shares_of, zeros
 from .banded_workspace import Workspace
 from .scaled_dot_product import Scoring
 
@@ -155,8 +155,9 @@ def _shares(query_BTHD: Tensor, key_BSKD: Tensor, plan: Plan, dropout: float) ->
 
 def _like(heads_BTHD: Tensor, plan: Plan) -> Tensor:
     """Contiguous room for a result; zeros where blocks may be passed over."""
-    allocate = torch.zeros if len(plan.hidden) else torch.empty
-    return allocate(heads_BTHD.shape, dtype=heads_BTHD.dtype, device="cpu")
+    if len(plan.hidden):
+        return zeros(heads_BTHD.shape, heads_BTHD.dtype)
+    return torch.empty(heads_BTHD.shape, dtype=heads_BTHD.dtype, device="cpu")
 
 
 def fill_outputs(
@@ -191,7 +192,7 @@ def fill_outputs(
 
     shares = _shares(query_BTHD, key_BSKD, plan, dropout)
     in_parallel(partial(fill, exact=False), shares)
-    if output_BTHD.sum().isnan():
+    if holds_nan(output_BTHD):
         # The product with a hidden key may have overflowed; numbers that did not are computed the same again.
         in_parallel(partial(fill, exact=True), shares)
 
@@ -299,12 +300,10 @@ def _attend_backward(
     dtype = torch.promote_types(query_BTHD.dtype, torch.float32)
     given = gradient_BTHD, query_BTHD, key_BSKD, value_BSKD
     for exact in (False, True):
-        key_gradient_BSKD, value_gradient_BSKD = (
-            torch.zeros(key_BSKD.shape, dtype=dtype, device="cpu") for _ in range(2)
-        )
+        key_gradient_BSKD, value_gradient_BSKD = (zeros(key_BSKD.shape, dtype) for _ in range(2))
         gradients = _like(query_BTHD, plan), key_gradient_BSKD, value_gradient_BSKD
         add_gradients(gradients, *given, plan, scale, dropout, seed, exact=exact)
-        if not gradients[0].sum().isnan():
+        if not holds_nan(gradients[0]):
             break
     return gradients[0], key_gradient_BSKD.to(key_BSKD.dtype), value_gradient_BSKD.to(key_BSKD.dtype)
 

@@ -1,6 +1,8 @@
 """Threads of a CPU for `banded`: each computes a share of the heads, or of the tokens of few heads.
 
-The operations on a block are too short to share: each would wait for the slower thread.
+The operations on a block are too short to share: each would wait for the slower thread. Those on a whole
+tensor are shared here too: torch's own threads wait at full speed for milliseconds for their next operation,
+and take the processors from these.
 
 A process that is forked has none of its parent's threads, and those of torch hang in it once the parent has
 used them. It therefore computes with one thread, as the workers of torch's DataLoader do.
@@ -21,6 +23,9 @@ from torch import Tensor
 # From here on a sequence has tokens enough to be shared.
 DIVISIBLE = 256
 _one_at_a_time, _threads_used = Lock(), False
+# From here on a tensor has numbers enough to be shared.
+MANY = 2**20
+Part = TypeVar("Part")
 Result = TypeVar("Result")
 
 
@@ -102,7 +107,7 @@ def _pool(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
 
 
-def in_parallel(compute: Callable[[Share], Result], shares: Sequence[Share]) -> list[Result]:
+def in_parallel(compute: Callable[[Part], Result], shares: Sequence[Part]) -> list[Result]:
     """The result of each share, in order.
 
     The number of threads is one for the process meanwhile, as matrix products know no other. A single share
@@ -113,7 +118,7 @@ def in_parallel(compute: Callable[[Share], Result], shares: Sequence[Share]) -> 
         # A thread knows nothing of the caller's modes, and writes into what was made under them.
         inference = torch.is_inference_mode_enabled()
 
-        def alone(share: Share) -> Result:
+        def alone(share: Part) -> Result:
             with torch.inference_mode(inference), torch.no_grad(), torch.autocast("cpu", enabled=False):
                 return compute(share)
 
@@ -124,3 +129,23 @@ def in_parallel(compute: Callable[[Share], Result], shares: Sequence[Share]) -> 
             return list(_pool(threads).map(alone, shares))
         finally:
             torch.set_num_threads(threads)
+
+
+def zeros(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """`torch.zeros` on the CPU."""
+    room = torch.empty(shape, dtype=dtype, device="cpu")
+    in_parallel(Tensor.zero_, _pieces(room))
+    return room
+
+
+def holds_nan(tensor: Tensor) -> bool:
+    """Whether a number of the contiguous tensor is NaN."""
+
+    def holds(piece: Tensor) -> bool:
+        return bool(piece.sum().isnan())
+
+    return any(in_parallel(holds, _pieces(tensor)))
+
+
+def _pieces(tensor: Tensor) -> Sequence[Tensor]:
+    return tensor.view(-1).chunk(torch.get_num_threads() if tensor.numel() >= MANY else 1)

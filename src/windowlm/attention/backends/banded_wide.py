@@ -20,7 +20,7 @@ from ..operator import empty_contiguous_gradients
 from ..window import Visibility, reach, within_window
 from . import banded_tiles
 from .autocast import without_autocast
-from .banded_threads import use_threads
+from .banded_threads import Share, holds_nan, in_parallel, shares_of
 from .scaled_dot_product import widened
 
 _forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
@@ -82,27 +82,32 @@ def _attend(
     query_BTHD: Tensor, key_BTKD: Tensor, value_BTKD: Tensor, bias_QL: Tensor, window: int, scale: float
 ) -> tuple[Tensor, Tensor]:
     """Outputs, and the softmax's denominators as logarithms, [B, T, H]."""
-    use_threads()
     blocks = list(_blocks(window, query_BTHD.shape[1]))
-    if len(blocks) == 1:
-        return _by_kernel(query_BTHD, key_BTKD, value_BTKD, None, scale)
     if not len(bias_QL):
         bias_QL = _bias_of_full(query_BTHD.dtype)
     output_BTHD = query_BTHD.new_empty(query_BTHD.shape)
     normalizer_BTH = query_BTHD.new_empty(query_BTHD.shape[:3])
-    for compute in (_by_kernel, _by_kernel_without_overflow):
-        for queries, keys in blocks:
-            before, count = queries.start - keys.start, queries.stop - queries.start
-            own = bias_QL.shape[1] - BLOCK
-            output_BTHD[:, queries], normalizer_BTH[:, queries] = compute(
-                query_BTHD[:, queries],
-                key_BTKD[:, keys],
-                value_BTKD[:, keys],
-                bias_QL[:count, own - before : own + count] if queries.start else None,
-                scale,
-            )
-        if not output_BTHD.sum().isnan():
-            break
+
+    def fill(share: Share) -> None:
+        row, everything = slice(share.row, share.row + 1), slice(None)
+        own, kv_heads = (row, everything, share.heads), (row, everything, share.kv_heads)
+        query_BTGD, key_BTGD, value_BTGD = query_BTHD[own], key_BTKD[kv_heads], value_BTKD[kv_heads]
+        output_BTGD, normalizer_BTG = output_BTHD[own], normalizer_BTH[own]
+        for compute in (_by_kernel, _by_kernel_without_overflow):
+            for queries, keys in blocks:
+                before, count = queries.start - keys.start, queries.stop - queries.start
+                shown = bias_QL.shape[1] - BLOCK
+                output_BTGD[:, queries], normalizer_BTG[:, queries] = compute(
+                    query_BTGD[:, queries],
+                    key_BTGD[:, keys],
+                    value_BTGD[:, keys],
+                    bias_QL[:count, shown - before : shown + count] if queries.start else None,
+                    scale,
+                )
+            if not output_BTGD.sum().isnan():
+                break
+
+    in_parallel(fill, shares_of(query_BTHD, key_BTKD, divisible=False))
     return output_BTHD, normalizer_BTH
 
 
@@ -165,7 +170,7 @@ def _attend_backward(
         query_gradient, key_gradient, value_gradient = banded_tiles.gradients(
             *inputs, normalizer_BTH, window, scale
         )
-    if query_gradient.sum().isnan():
+    if holds_nan(query_gradient):
         return banded_tiles.gradients(*inputs, normalizer_BTH, window, scale, exact=True)
     return query_gradient, key_gradient, value_gradient
 
