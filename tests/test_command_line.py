@@ -75,8 +75,11 @@ def run(recorder: Recorder, *words: str) -> int:
 def test_threads_wait_shortly_unless_the_user_says_how(
     own: tuple[str, str] | None, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    environment = {name: value for name, value in os.environ.items() if name not in WAITING_VARIABLES}
-    monkeypatch.setattr(os, "environ", environment | dict([own] if own else []))
+    for name in WAITING_VARIABLES:
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    if own is not None:
+        monkeypatch.setenv(*own)
     run(recorder)
     assert {name: os.environ[name] for name in WAITING_VARIABLES & os.environ.keys()} == dict(
         [own or ("GOMP_SPINCOUNT", "1000")]
