@@ -20,7 +20,7 @@ from ..operator import empty_contiguous_gradients
 from ..window import Visibility, reach, within_window
 from . import banded_tiles
 from .autocast import without_autocast
-from .banded_threads import Share, holds_nan, in_parallel, shares_of
+from .banded_threads import Share, holds_nan, in_parallel, shares_of, use_threads
 from .scaled_dot_product import widened
 
 _forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
@@ -88,10 +88,9 @@ def _attend(
     output_BTHD = query_BTHD.new_empty(query_BTHD.shape)
     normalizer_BTH = query_BTHD.new_empty(query_BTHD.shape[:3])
 
-    def fill(share: Share) -> None:
-        row, everything = slice(share.row, share.row + 1), slice(None)
-        own, kv_heads = (row, everything, share.heads), (row, everything, share.kv_heads)
-        query_BTGD, key_BTGD, value_BTGD = query_BTHD[own], key_BTKD[kv_heads], value_BTKD[kv_heads]
+    def fill(rows: slice, heads: slice, kv_heads: slice) -> None:
+        own, of_keys = (rows, slice(None), heads), (rows, slice(None), kv_heads)
+        query_BTGD, key_BTGD, value_BTGD = query_BTHD[own], key_BTKD[of_keys], value_BTKD[of_keys]
         output_BTGD, normalizer_BTG = output_BTHD[own], normalizer_BTH[own]
         for compute in (_by_kernel, _by_kernel_without_overflow):
             for queries, keys in blocks:
@@ -107,7 +106,15 @@ def _attend(
             if not output_BTGD.sum().isnan():
                 break
 
-    in_parallel(fill, shares_of(query_BTHD, key_BTKD, divisible=False))
+    def fill_share(share: Share) -> None:
+        fill(slice(share.row, share.row + 1), share.heads, share.kv_heads)
+
+    shares = shares_of(query_BTHD, key_BTKD, divisible=False)
+    if len(shares) % use_threads() == 0:
+        in_parallel(fill_share, shares)
+    else:
+        # Torch's kernel shares queries among its threads, too.
+        fill(*[slice(None)] * 3)
     return output_BTHD, normalizer_BTH
 
 
