@@ -31,20 +31,16 @@ def test_replayed_steps_give_the_logits_of_one_call(layers: dict[str, object], r
     torch.testing.assert_close(got, wanted, rtol=0, atol=2e-5 * float(wanted.std()))
 
 
-def test_a_kernel_that_starts_early_waits_for_the_one_before_it() -> None:
-    # It lets the next one start only after its own wait, so none starts before the last but one has ended.
+def test_no_kernel_of_inductor_starts_early() -> None:
+    # They would read what the kernel in front writes in place before they wait for it.
     torch.compiler.reset()
     model, tokens_BT = drawn(LAYERS["windows"]).cuda(), tokens(4, PROMPT).cuda()
     with torch.no_grad():
         cache = model.new_cache(LENGTH)
         model(tokens_BT, cache=cache)
         _, codes = run_and_get_code(lambda: TokenStep(joined_view(model), cache, len(tokens_BT), Logits()))
-    kernels = [kernel for code in codes for kernel in code.split("async_compile.triton(")[1:]]
-    early = [kernel for kernel in kernels if "'launch_pdl': True" in kernel]
-    assert bool(early) == (torch.cuda.get_device_capability() >= (9, 0))
-    for kernel in early:
-        wait, launch = kernel.find("gdc_wait()"), kernel.find("gdc_launch_dependents()")
-        assert 0 <= wait < (launch if launch >= 0 else len(kernel)), kernel
+    assert any("async_compile.triton(" in code for code in codes)
+    assert not any("'launch_pdl': True" in code for code in codes)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -18,6 +18,8 @@ LARGEST_HEAD_DIM = 256
 MOST_SLOTS_OF_A_TILE, BYTES_OF_A_TILE = 64, 16384
 # The products are small, and few warps wait for one another: on an H100 fewer or more take longer.
 WARPS = 2
+# From there on a kernel may start while the one before it ends (programmatic dependent launch).
+EARLY_START_CAPABILITY = (9, 0)
 # As many as the multiprocessors of a large GPU.
 ENOUGH_PROGRAMS = 132
 
@@ -55,6 +57,13 @@ def kernels_run_on(device: torch.device) -> bool:
     """Whether kernels in Triton do."""
     declared, capability = band.CAPABILITIES, compute_capability(device)
     return declared.missing is None and capability is not None and capability >= declared.compute_capability
+
+
+def early_start(device: torch.device) -> dict[str, bool]:
+    """Options of a kernel that may start early and waits by itself, and whether it may."""
+    capability = compute_capability(device)
+    early = capability is not None and capability >= EARLY_START_CAPABILITY
+    return {"EARLY": True, "launch_pdl": True} if early else {"EARLY": False}
 
 
 def attend_one_by_products(
@@ -120,19 +129,20 @@ def attend_one_by_kernels(
     total_BHP = torch.empty_like(largest_BHP)
     mixed_BHPD = query_BHD.new_empty((batch, heads, parts, head_dim), dtype=torch.float32)
     sinks = output_BHD if sink_logits_H is None else sink_logits_H.contiguous()  # or not read
-    group = heads // kv_heads
+    group, early = heads // kv_heads, early_start(query_BHD.device)
     step_kernel[batch * kv_heads, parts](
         query_BHD, key_BSKD, value_BSKD, seen_BS, sinks, output_BHD, mixed_BHPD, largest_BHP, total_BHP,
         *query_BHD.stride()[:2], *key_BSKD.stride()[:3], *value_BSKD.stride()[:3],
         seen_BS.stride(0) if len(seen_BS) > 1 else 0, *output_BHD.stride()[:2],
         kv_heads, slots, tiles_a_part * tile, parts, head_dim**-0.5, logit_cap or 0.0,
         G=group, R=band.power_of_two(group), D=head_dim, DIM=dim, N=tile,
-        SINKS=sink_logits_H is not None, CAPPED=logit_cap is not None, WHOLE=parts == 1, num_warps=WARPS,
+        SINKS=sink_logits_H is not None, CAPPED=logit_cap is not None, WHOLE=parts == 1,
+        num_warps=WARPS, **early,
     )  # fmt: skip
     if parts > 1:
         join_kernel[(batch * heads,)](
             mixed_BHPD, largest_BHP, total_BHP, sinks, output_BHD, *output_BHD.stride()[:2], heads, parts,
-            D=head_dim, DIM=dim, P=1 << (parts - 1).bit_length(), SINKS=sink_logits_H is not None,
+            D=head_dim, DIM=dim, P=1 << (parts - 1).bit_length(), SINKS=sink_logits_H is not None, **early,
         )  # fmt: skip
     return output_BHD
 

@@ -20,9 +20,16 @@ def step_kernel(
     query_b, query_h, key_b, key_s, key_h, value_b, value_s, value_h, seen_b, output_b, output_h,
     kv_heads, S, slots_a_part, parts, scale, cap,
     G: tl.constexpr, R: tl.constexpr, D: tl.constexpr, DIM: tl.constexpr, N: tl.constexpr,
-    SINKS: tl.constexpr, CAPPED: tl.constexpr, WHOLE: tl.constexpr,
+    SINKS: tl.constexpr, CAPPED: tl.constexpr, WHOLE: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
-    """Output of a key-value head's queries; or, unless WHOLE, what the slots of one part come to."""
+    """Output of a key-value head's queries; or, unless WHOLE, what the slots of one part come to.
+
+    Where it may start before the kernel in front has ended, it waits for that one before it reads anything,
+    and only then lets the next start, so that none runs beside the last but one.
+    """
+    if EARLY:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
     row, part = tl.program_id(0), tl.program_id(1)
     batch, kv_head = (row // kv_heads).to(tl.int64), row % kv_heads
     head_R, dim_D = tl.arange(0, R), tl.arange(0, DIM)
@@ -79,9 +86,12 @@ def step_kernel(
 @triton.jit(do_not_specialize=["parts"])
 def join_kernel(
     mixed_ptr, largest_ptr, total_ptr, sink_ptr, output_ptr, output_b, output_h, heads, parts,
-    D: tl.constexpr, DIM: tl.constexpr, P: tl.constexpr, SINKS: tl.constexpr,
+    D: tl.constexpr, DIM: tl.constexpr, P: tl.constexpr, SINKS: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
-    """The output of one query head from what was found in the parts of the slots."""
+    """The output of one query head from what was found in the parts of the slots; it waits alike."""
+    if EARLY:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
     row = tl.program_id(0).to(tl.int64)
     batch, head = row // heads, row % heads
     part_P, dim_D = tl.arange(0, P), tl.arange(0, DIM)

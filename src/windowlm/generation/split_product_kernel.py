@@ -29,6 +29,7 @@ def split_product_kernel(
     weight_NK = tl.load(weights + begin, mask=real_N & (begin + place_K < end)[None, :], other=0.0)
     if EARLY:
         tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
     sum_RN = tl.zeros([TILE_R, TILE_N], tl.float32)
     for start in range(begin, end, TILE_K):
         row_RK = tl.load(rows + start, mask=real_R & (start + place_K < end)[None, :], other=0.0)

@@ -14,15 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from windowlm.attention.dispatch import compute_capability
 from windowlm.attention.operator import Operator
-from windowlm.attention.step_attention import kernels_run_on
+from windowlm.attention.step_attention import early_start, kernels_run_on
 
 DTYPES = (torch.bfloat16, torch.float16)
 # One alone becomes a sum; more were not timed.
 FEWEST_ROWS, MOST_ROWS = 2, 128
-# From there on a kernel may start while the one before it ends (programmatic dependent launch).
-EARLY_START_CAPABILITY = (9, 0)
 # Measured on an H100 at 64 rows, over weights of 768 to 32,768 outputs that no cache holds.
 TILE_N, TILE_K, WARPS, STAGES = 32, 256, 4, 2
 # Two for each multiprocessor of a large GPU.
@@ -84,13 +81,11 @@ def product_by_kernel(row_RK: Tensor, weight_NK: Tensor) -> Tensor:
     (rows, inputs), outputs = row_RK.shape, len(weight_NK)
     parts, tiles_a_part = _parts(outputs, inputs)
     row_RK = row_RK if row_RK.stride(1) == 1 else row_RK.contiguous()
-    capability = compute_capability(row_RK.device)
-    early = capability is not None and capability >= EARLY_START_CAPABILITY
     split_product_kernel[-(-outputs // TILE_N), parts](
         row_RK, weight_NK, part_PRN, row_RK.stride(0), weight_NK.stride(0),
         rows, outputs, inputs, tiles_a_part,
-        TILE_R=max(16, 1 << (rows - 1).bit_length()), TILE_N=TILE_N, TILE_K=TILE_K, EARLY=early,
-        num_warps=WARPS, num_stages=STAGES, **({"launch_pdl": True} if early else {}),
+        TILE_R=max(16, 1 << (rows - 1).bit_length()), TILE_N=TILE_N, TILE_K=TILE_K,
+        num_warps=WARPS, num_stages=STAGES, **early_start(row_RK.device),
     )  # fmt: skip
     return part_PRN
 

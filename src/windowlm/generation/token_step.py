@@ -28,12 +28,11 @@ SLOTS_MULTIPLE = 1024
 MOST_COMPILED = 64
 WARM_UPS = 3
 # Products with one row become sums, kernels that are fused with what stands around them; kernels that do not
-# wait for one another become one; a kernel starts while the one before it ends, and waits for its results
-# (programmatic dependent launch, from compute capability 9 on).
+# wait for one another become one. Kernels of inductor's do not start early ("triton.enable_pdl"): where one
+# reads what the kernel in front writes in place, torch 2.11 to 2.13 let it do so before it waits.
 GPU_OPTIONS: dict[str, Any] = {
     "coordinate_descent_tuning": True,
     "combo_kernels": True,
-    "triton.enable_pdl": True,
 }
 Outcome = TypeVar("Outcome")
 OutcomeOut = TypeVar("OutcomeOut", covariant=True)
