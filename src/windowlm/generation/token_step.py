@@ -29,7 +29,7 @@ MOST_COMPILED = 64
 WARM_UPS = 3
 # Products with one row become sums, kernels that are fused with what stands around them; kernels that do not
 # wait for one another become one. Kernels of inductor's do not start early ("triton.enable_pdl"): where one
-# reads what the kernel in front writes in place, torch 2.11 to 2.13 let it do so before it waits.
+# reads what the kernel in front writes in place, torch (2.13) lets it do so before it waits.
 GPU_OPTIONS: dict[str, Any] = {
     "coordinate_descent_tuning": True,
     "combo_kernels": True,
