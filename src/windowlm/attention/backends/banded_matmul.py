@@ -155,7 +155,7 @@ def _shares(query_BTHD: Tensor, key_BSKD: Tensor, plan: Plan, dropout: float) ->
 
 def _like(heads_BTHD: Tensor, plan: Plan) -> Tensor:
     """Contiguous room for a result; zeros where blocks may be passed over."""
-    if len(plan.hidden):
+    if plan.hidden.numel():
         return zeros(heads_BTHD.shape, heads_BTHD.dtype)
     return torch.empty(heads_BTHD.shape, dtype=heads_BTHD.dtype, device="cpu")
 

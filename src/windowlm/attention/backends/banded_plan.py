@@ -26,7 +26,7 @@ WIDE, WIDE_BLOCK = 2048, 128
 MIDDLE, MIDDLE_BLOCK, FEW_WINDOWS = 256, 96, 4
 VECTOR = 16
 # Scores that are computed in one call: enough to outweigh the call, few enough to stay in the caches.
-RUN = 2**18
+RUN = 2**19
 
 
 class Plan(NamedTuple):
@@ -194,13 +194,17 @@ class Run(NamedTuple):
 
     def rows(self, tokens_THD: Tensor, kv_heads: int) -> Tensor:
         """Like `Block.rows`, [C, P, D]."""
-        return rearrange(self._queries(tokens_THD, kv_heads), "(c q) g d -> c (g q) d", c=self.blocks)
+        # Called so often that einops would take as long as a small product.
+        _, groups, head_dim = (of_head_TGD := self._queries(tokens_THD, kv_heads)).shape
+        rows_CQGD = of_head_TGD.view(self.blocks, self.block, groups, head_dim)
+        return rows_CQGD.transpose(1, 2).reshape(self.blocks, groups * self.block, head_dim)
 
     def write(self, tokens_THD: Tensor, rows_CPD: Tensor) -> None:
         """Like `Block.write`."""
-        groups = rows_CPD.shape[1] // self.block
-        rows = rearrange(rows_CPD, "c (g q) d -> (c q) g d", g=groups)
-        self._queries(tokens_THD, tokens_THD.shape[1] // groups).copy_(rows)
+        groups, head_dim = rows_CPD.shape[1] // self.block, rows_CPD.shape[2]
+        target_TGD = self._queries(tokens_THD, tokens_THD.shape[1] // groups)
+        target_CQGD = target_TGD.view(self.blocks, self.block, groups, head_dim)
+        target_CQGD.transpose(1, 2).copy_(rows_CPD.view(self.blocks, groups, self.block, head_dim))
 
     def keys_of(self, tokens_SKD: Tensor) -> Tensor:
         """Like `Block.keys_of`, [C, L, D]: a view in which the blocks overlap."""
