@@ -115,3 +115,36 @@ def test_the_layer_takes_what_the_result_says() -> None:
             assert told[name] == f"{row[f'{part}_forward_ms']:.3f} / {row[f'{part}_backward_ms']:.3f}"
         assert told["rotation's least traffic, one way, ms"] == f"{row['least_traffic_ms']:.3f}"
         assert told["layer over floor"] == f"{row['over_floor']:.3f}"
+
+
+def test_banded_on_a_cpu_takes_what_the_results_say() -> None:
+    ratios, growth = tables("Speed on a CPU")
+    shapes = json.loads((DOCS / "results" / "attention_cpu" / "attention.json").read_text())["shapes"]
+    for told, shape in zip(ratios, shapes, strict=True):
+        rows = {row["name"]: row for row in shape["rows"]}
+        ours, causal, chunked = (rows[name] for name in ("windowlm:banded", "causal sdpa", "chunked sdpa"))
+        assert list(told.values()) == [
+            f"{shape['tokens']:,}",
+            f"{shape['window']:,}",
+            f"{ours['forward_ms'] + ours['backward_ms']:.3g}",
+            f"{causal['total_ratio']:.2f}",
+            f"{causal['least_total_ratio']:.2f}",
+            f"{chunked['total_ratio']:.2f}" if chunked["calls"] else "",
+        ]
+    shapes = json.loads((DOCS / "results" / "attention_cpu_growth" / "attention.json").read_text())["shapes"]
+    measured = [
+        (row["forward_ms"] + row["backward_ms"], row["least_total_ms"], row["memory_mib"])
+        for row in (shape["rows"][0] for shape in shapes)
+    ]
+    for told, shape, now in zip(growth, shapes, measured, strict=True):
+        times, least, memory = (
+            f"{a / b:.2f}".replace("1.00", "1") for a, b in zip(now, measured[0], strict=True)
+        )
+        assert list(told.values()) == [
+            f"{shape['tokens']:,}",
+            f"{now[0]:,.0f}",
+            times,
+            least,
+            f"{now[2]:,.0f}",
+            memory,
+        ]
