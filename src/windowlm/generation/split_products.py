@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from windowlm.attention.backends import band
 from windowlm.attention.operator import Operator
 from windowlm.attention.step_attention import early_start, kernels_run_on
 
@@ -80,11 +81,11 @@ def product_by_kernel(row_RK: Tensor, weight_NK: Tensor) -> Tensor:
     part_PRN = _no_parts(row_RK, weight_NK)
     (rows, inputs), outputs = row_RK.shape, len(weight_NK)
     parts, tiles_a_part = _parts(outputs, inputs)
-    row_RK = row_RK if row_RK.stride(1) == 1 else row_RK.contiguous()
+    row_RK = band.rows_contiguous(row_RK)
     split_product_kernel[-(-outputs // TILE_N), parts](
         row_RK, weight_NK, part_PRN, row_RK.stride(0), weight_NK.stride(0),
         rows, outputs, inputs, tiles_a_part,
-        TILE_R=max(16, 1 << (rows - 1).bit_length()), TILE_N=TILE_N, TILE_K=TILE_K,
+        TILE_R=band.power_of_two(rows), TILE_N=TILE_N, TILE_K=TILE_K,
         num_warps=WARPS, num_stages=STAGES, **early_start(row_RK.device),
     )  # fmt: skip
     return part_PRN

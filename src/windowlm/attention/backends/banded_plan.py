@@ -195,7 +195,8 @@ class Run(NamedTuple):
     def rows(self, tokens_THD: Tensor, kv_heads: int) -> Tensor:
         """Like `Block.rows`, [C, P, D]."""
         # Called so often that einops would take as long as a small product.
-        _, groups, head_dim = (of_head_TGD := self._queries(tokens_THD, kv_heads)).shape
+        of_head_TGD = self._queries(tokens_THD, kv_heads)
+        _, groups, head_dim = of_head_TGD.shape
         rows_CQGD = of_head_TGD.view(self.blocks, self.block, groups, head_dim)
         return rows_CQGD.transpose(1, 2).reshape(self.blocks, groups * self.block, head_dim)
 

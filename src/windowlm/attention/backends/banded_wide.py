@@ -88,6 +88,8 @@ def _attend(
     output_BTHD = query_BTHD.new_empty(query_BTHD.shape)
     normalizer_BTH = query_BTHD.new_empty(query_BTHD.shape[:3])
 
+    shown = bias_QL.shape[1] - BLOCK
+
     def fill(rows: slice, heads: slice, kv_heads: slice) -> None:
         own, of_keys = (rows, slice(None), heads), (rows, slice(None), kv_heads)
         query_BTGD, key_BTGD, value_BTGD = query_BTHD[own], key_BTKD[of_keys], value_BTKD[of_keys]
@@ -95,7 +97,6 @@ def _attend(
         for compute in (_by_kernel, _by_kernel_without_overflow):
             for queries, keys in blocks:
                 before, count = queries.start - keys.start, queries.stop - queries.start
-                shown = bias_QL.shape[1] - BLOCK
                 output_BTGD[:, queries], normalizer_BTG[:, queries] = compute(
                     query_BTGD[:, queries],
                     key_BTGD[:, keys],
