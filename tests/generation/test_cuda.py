@@ -50,7 +50,7 @@ def test_a_split_product_is_the_product(rows: int, outputs: int, inputs: int, dt
     torch.manual_seed(0)
     # Every other number of a row, and weights that are part of wider ones.
     row_RK = torch.randn(rows, 2 * inputs, device="cuda", dtype=dtype)[:, ::2]
-    weight_NK = torch.randn(outputs, inputs + 8, device="cuda", dtype=dtype)[:, :inputs] / inputs**0.5
+    weight_NK = (torch.randn(outputs, inputs + 8, device="cuda") / inputs**0.5).to(dtype)[:, :inputs]
     part_PRN = product_by_kernel(row_RK, weight_NK)
     wanted_RN = row_RK.double() @ weight_NK.double().T
     error = (part_PRN.double().sum(0) - wanted_RN).abs().max()

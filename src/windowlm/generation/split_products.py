@@ -36,7 +36,7 @@ def compile_split_products(
     from torch._inductor.compile_fx import compile_fx
 
     for node in graph_module.graph.nodes:
-        if node.target is F.linear and _is_split(*node.args):
+        if node.target is F.linear and not node.kwargs and _is_split(*node.args):
             node.target = linear_in_parts
     graph_module.recompile()
     return compile_fx(graph_module, example_inputs, config_patches=options)

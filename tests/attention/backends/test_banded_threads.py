@@ -1,9 +1,21 @@
-"""What threads of `banded` do with whole tensors."""
+"""What threads of `banded` share evenly, do with whole tensors, and leave as it was."""
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 
-from windowlm.attention.backends.banded_threads import MANY, holds_nan, zeros
+from windowlm.attention.backends import banded_threads
+from windowlm.attention.backends.banded_threads import (
+    MANY,
+    heads_are_even,
+    holds_nan,
+    in_parallel,
+    shares_of,
+    zeros,
+)
 
 
 @pytest.fixture(params=[1, 2, 3], autouse=True)
@@ -32,3 +44,36 @@ def test_infinities_of_one_sign_are_none() -> None:
 @pytest.mark.parametrize("shape", [(0, 3), (2, 3, 4), (MANY // 4, 5)])
 def test_zeros_are_zeros(shape: tuple[int, ...]) -> None:
     assert torch.equal(zeros(shape, torch.float64), torch.zeros(shape, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3])
+@pytest.mark.parametrize("kv_heads", [1, 2, 3, 4, 5, 6, 7])
+def test_heads_are_even_where_each_thread_gets_as_many(batch: int, kv_heads: int) -> None:
+    threads = torch.get_num_threads()
+    key_BSKD = torch.empty(batch, 8, kv_heads, 4)
+    shares = shares_of(key_BSKD, key_BSKD, divisible=False)
+    sizes = [share.kv_heads.stop - share.kv_heads.start for share in shares]
+    assert heads_are_even(key_BSKD) == (len(set(sizes)) == 1 and len(sizes) % threads == 0)
+
+
+def test_threads_that_start_late_do_not_change_the_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_num_threads, main, started = torch.set_num_threads, threading.main_thread(), []
+
+    def late(count: int) -> None:
+        if threading.current_thread() is not main:
+            started.append(count)
+            time.sleep(0.1 * len(started))
+        set_num_threads(count)
+
+    monkeypatch.setattr(torch, "set_num_threads", late)
+    threads = torch.get_num_threads()
+    banded_threads._pool.cache_clear()
+    try:
+        assert in_parallel(str, range(2)) == ["0", "1"]
+        assert started == ([1] * threads if threads > 1 else [])
+        time.sleep(0.1 * threads)
+        # A new thread begins with the number that was set last.
+        with ThreadPoolExecutor(1) as other:
+            assert other.submit(torch.get_num_threads).result() == threads
+    finally:
+        banded_threads._pool.cache_clear()

@@ -1,8 +1,8 @@
 """Threads of a CPU for `banded`: each computes a share of the heads, or of the tokens of few heads.
 
-The operations on a block are too short to share: each would wait for the slower thread. Those on a whole
-tensor are shared here too: torch's own threads wait at full speed for milliseconds for their next operation,
-and take the processors from these.
+The operations on a block are too short to share: each would wait for the slower thread. The costly ones on a
+whole tensor are shared here too: torch's own threads wait at full speed for milliseconds for their next
+operation, and take the processors from these.
 
 A process that is forked has none of its parent's threads, and those of torch hang in it once the parent has
 used them. It therefore computes with one thread, as the workers of torch's DataLoader do.
@@ -14,7 +14,7 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from threading import Lock
+from threading import Barrier, Lock
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -66,6 +66,17 @@ class Share(NamedTuple):
     parts: int = 1
 
 
+def heads_are_even(key_BSKD: Tensor) -> bool:
+    """Whether shares of whole heads are the same work for each thread."""
+    batch, kv_heads, threads = key_BSKD.shape[0], key_BSKD.shape[2], torch.get_num_threads()
+    heads = _heads_of_a_share(kv_heads, threads)
+    return kv_heads % heads == 0 and batch * kv_heads // heads % threads == 0
+
+
+def _heads_of_a_share(kv_heads: int, threads: int) -> int:
+    return -(-kv_heads // threads)
+
+
 def shares_of(
     query_BTHD: Tensor, key_BSKD: Tensor, *, divisible: bool, most_heads: int | None = None
 ) -> list[Share]:
@@ -94,17 +105,24 @@ def shares_of(
             for part in range(parts)
         ]
 
-    heads = -(-kv_heads // threads)
-    uneven = kv_heads % heads or batch * kv_heads // heads % threads
-    if uneven and divisible and query_BTHD.shape[1] >= DIVISIBLE:
+    heads = _heads_of_a_share(kv_heads, threads)
+    if divisible and query_BTHD.shape[1] >= DIVISIBLE and not heads_are_even(key_BSKD):
         return of_heads(kv_heads if most_heads is None else min(kv_heads, most_heads), threads)
     return of_heads(heads if most_heads is None else min(heads, most_heads), 1)
 
 
 @cache
 def _pool(threads: int) -> ThreadPoolExecutor:
-    """Threads that are kept, as a new one takes a millisecond."""
-    return ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
+    """Threads that are kept, as a new one takes a millisecond.
+
+    All have started: the number that each sets is also what new threads of the process begin with, and the
+    caller restores that.
+    """
+    pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
+    all_started = Barrier(threads)
+    for started in [pool.submit(all_started.wait) for _ in range(threads)]:
+        started.result()
+    return pool
 
 
 def in_parallel(compute: Callable[[Part], Result], shares: Sequence[Part]) -> list[Result]:

@@ -20,7 +20,7 @@ from ..operator import empty_contiguous_gradients
 from ..window import Visibility, reach, within_window
 from . import banded_tiles
 from .autocast import without_autocast
-from .banded_threads import Share, holds_nan, in_parallel, shares_of, use_threads
+from .banded_threads import Share, heads_are_even, holds_nan, in_parallel, shares_of, use_threads
 from .scaled_dot_product import widened
 
 _forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
@@ -110,11 +110,11 @@ def _attend(
     def fill_share(share: Share) -> None:
         fill(slice(share.row, share.row + 1), share.heads, share.kv_heads)
 
-    shares = shares_of(query_BTHD, key_BTKD, divisible=False)
-    if len(shares) % use_threads() == 0:
-        in_parallel(fill_share, shares)
+    if heads_are_even(key_BTKD):
+        in_parallel(fill_share, shares_of(query_BTHD, key_BTKD, divisible=False))
     else:
         # Torch's kernel shares queries among its threads, too.
+        use_threads()
         fill(*[slice(None)] * 3)
     return output_BTHD, normalizer_BTH
 
