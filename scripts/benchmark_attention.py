@@ -41,6 +41,7 @@ from torch import Tensor
 from windowlm.attention.backends.capability import Request
 from windowlm.attention.dispatch import MODULES, attention, capabilities, choose_backend, compute_capability
 from windowlm.attention.window import Visibility, visible_pairs
+from windowlm.command_line import WAITING_VARIABLES
 from windowlm.errors import UserError, exit_status
 
 SHAPES = {
@@ -111,6 +112,7 @@ def circumstances(device: torch.device, packages: Sequence[str]) -> dict[str, An
         "device": device_name(device),
         "compute_capability": compute_capability(device),
         "threads": torch.get_num_threads() if device.type == "cpu" else None,
+        "waiting_threads": {name: os.environ.get(name) for name in sorted(WAITING_VARIABLES)},
         "load_before": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
         "versions": {name: version_of(name) for name in packages},
     }
