@@ -1,5 +1,6 @@
 """Functions run by several processes of this machine that reach one another over gloo."""
 
+import faulthandler
 import os
 import socket
 import sys
@@ -70,6 +71,7 @@ def _begin(
 ) -> None:
     with (folder / f"process {rank}").open("w") as errors:
         os.dup2(errors.fileno(), 2)
+    faulthandler.enable()
     torch.set_num_threads(1)
     leave_unsynced()
     address = f"tcp://{LOOPBACK}:{port}"
