@@ -112,6 +112,60 @@ def test_the_parts_of_a_row_are_all_its_blocks_each_once() -> None:
         assert seen == list(range(tokens))
 
 
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize(
+    ("window", "queries", "keys", "starts"),
+    [
+        (1, 200, 200, []),
+        (17, 200, 200, []),
+        (40, 200, 200, [64]),
+        (40, 50, 50, [50]),
+        (256, 1000, 1000, [256]),
+        (257, 1000, 1000, [256]),
+        (300, 1000, 1000, [256, 64]),
+        (300, 1000, 1200, [128]),
+        (300, 1000, 1290, []),
+        (700, 1500, 1500, [256, 256, 192]),
+    ],
+)
+def test_blocks_that_lack_keys_before_them_are_joined(
+    window: int, queries: int, keys: int, starts: list[int], causal: bool
+) -> None:
+    torch.manual_seed(0)
+    visibility = Visibility.build(window=window, causal=causal)
+    plan = banded_plan.make_plan(visibility, queries, keys)
+    whole = banded_threads.Share(0, slice(0, 1), slice(0, 2))
+    blocks = list(banded_plan.blocks_of(plan, whole, queries, 1, 2, torch.float64))
+    joined = [block.queries for block in blocks[: len(plan.hidden)] if isinstance(block, banded_plan.Block)]
+    assert [place.stop - place.start for place in joined] == starts
+    if not causal and queries < keys:
+        return  # no backend takes it
+    tensors = heads(queries), heads(keys, 1), heads(keys, 1)
+    gradient = torch.randn_like(tensors[0])
+    ours, exact = (
+        (mixed, *torch.autograd.grad(mixed, tensors, gradient))
+        for mixed in (attention(*tensors, visibility, backend=name) for name in ("banded", "reference"))
+    )
+    for tensor, expected in zip(ours, exact, strict=True):
+        torch.testing.assert_close(tensor, expected, atol=1e-10, rtol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("whole", "size", "runs"),
+    [
+        ([True] * 24, 18, [(0, 24)]),
+        ([True] * 25, 18, [(0, 12), (12, 13)]),
+        ([True] * 3, 1, [(0, 1), (1, 1), (2, 1)]),
+        ([False, False, True, True, True, False], 8, [(0, 1), (1, 1), (2, 3), (5, 1)]),
+        ([], 8, []),
+    ],
+)
+def test_runs_are_even_and_no_small_rest_stands_alone(
+    whole: list[bool], size: int, runs: list[tuple[int, int]]
+) -> None:
+    assert list(banded_plan._runs(whole, size)) == runs
+
+
 @pytest.mark.parametrize("sinks", [0, 3])
 def test_dropout_and_sinks_compile_into_one_graph(sinks: int) -> None:
     def attend(query: Tensor) -> Tensor:

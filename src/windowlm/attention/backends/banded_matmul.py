@@ -6,7 +6,7 @@ the backward pass keeps nothing but query, key and value: it computes the weight
 opaque to torch.compile. `banded_blocks` computes the same through torch's own attention.
 
 Shapes: B batch, T queries, S keys, K key-value heads, G query heads a key-value head, D head dimension,
-Q queries a block, L keys in reach of a block, C blocks of a run, P = G Q rows of a block.
+Q queries a block, L keys in reach of a block, C blocks of a run, P = Q G rows of a block.
 """
 
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ from torch import Tensor
 from ..differentiable import Computation, differentiable
 from ..operator import empty_contiguous_gradients
 from ..window import Visibility
-from .banded_plan import RUN, Block, Plan, Run, blocks_of, make_plan
+from .banded_plan import LONGEST_RUN, Block, Plan, Run, blocks_of, make_plan
 from .banded_threads import Share, holds_nan, in_parallel, shares_of, zeros
 from .banded_workspace import Workspace
 from .scaled_dot_product import Scoring
@@ -66,7 +66,7 @@ class _Row:
             tensor.to(dtype) for tensor in (query_THD, key_SKD, value_SKD)
         )
         self.kv_heads, self.scale, self.dtype, self.exact = key_SKD.shape[1], scale, dtype, exact
-        room, workspace = max(query_THD.shape[1] * _scores(plan), RUN), Workspace(dtype)
+        room, workspace = max(query_THD.shape[1] * _scores(plan), LONGEST_RUN), Workspace(dtype)
         self.scores, self.scores_gradient = workspace.empty(room), workspace.empty(room)
         self.drop = drop
         self.factors = workspace.empty(0 if drop is None else room)
@@ -81,21 +81,21 @@ class _Row:
         query_KPD, key_KLD = block.rows(self.query_THD, self.kv_heads), block.keys_of(self.key_SKD)
         shape = (*query_KPD.shape[:2], key_KLD.shape[1])
         scores_KPL = self.scores[: shape[0] * shape[1] * shape[2]].view(shape)
-        _by_head(scores_KPL, block).copy_(block.bias)
+        _by_query(scores_KPL, block).copy_(block.bias[:, None])
         torch.baddbmm(scores_KPL, query_KPD, key_KLD.mT, alpha=self.scale, out=scores_KPL)
         self.hide(scores_KPL, block, -torch.inf)
         torch.softmax(scores_KPL, -1, out=scores_KPL)
         if block.blind is not None:
-            _by_head(scores_KPL, block).masked_fill_(block.blind, 0.0)
+            _by_query(scores_KPL, block).masked_fill_(block.blind[:, None], 0.0)
         return scores_KPL
 
     def hide(self, scores_KPL: Tensor, block: Block | Run, value: float) -> None:
         """Where asked to be exact, write over what is hidden: added to infinity, -inf leaves NaN."""
         if self.exact:
-            _by_head(scores_KPL, block).masked_fill_(block.bias == -torch.inf, value)
+            _by_query(scores_KPL, block).masked_fill_(block.bias[:, None] == -torch.inf, value)
             if block.blind is not None:
                 # Their bias hides nothing, as a softmax of -inf alone is no number.
-                _by_head(scores_KPL, block).masked_fill_(block.blind, 0.0)
+                _by_query(scores_KPL, block).masked_fill_(block.blind[:, None], 0.0)
 
     def dropout_factors(self, block: Block | Run, weights_KPL: Tensor) -> Tensor | None:
         """What dropout multiplies the weights of the next block by; None where nothing is dropped."""
@@ -105,9 +105,10 @@ class _Row:
         return self.drop.factors(room_KPL, block.of_heads(self.drop.generators))
 
 
-def _by_head(scores_KPL: Tensor, block: Block | Run) -> Tensor:
-    """A view [K G or C G, Q, L], as all query heads share a mask."""
-    return scores_KPL.view(-1, *block.bias.shape)
+def _by_query(scores_KPL: Tensor, block: Block | Run) -> Tensor:
+    """A view [K or C, Q, G, L], as all query heads share a mask."""
+    queries, keys = block.bias.shape
+    return scores_KPL.view(len(scores_KPL), queries, -1, keys)
 
 
 class _Drop:
@@ -143,8 +144,9 @@ def _drop(dropout: float, seed: Tensor, index: int, kv_heads: slice, all_kv_head
 
 
 def _scores(plan: Plan) -> int:
-    """Scores of a block, of one query head."""
-    return len(plan.common) * (plan.sinks + plan.common.shape[1])
+    """Scores of the largest block, of one query head."""
+    queries, keys = max(len(plan.common), plan.hidden.shape[1]), plan.common.shape[1]
+    return queries * (plan.sinks + keys)
 
 
 def _shares(query_BTHD: Tensor, key_BSKD: Tensor, plan: Plan, dropout: float) -> list[Share]:
@@ -155,7 +157,7 @@ def _shares(query_BTHD: Tensor, key_BSKD: Tensor, plan: Plan, dropout: float) ->
 
 def _like(heads_BTHD: Tensor, plan: Plan) -> Tensor:
     """Contiguous room for a result; zeros where blocks may be passed over."""
-    if plan.hidden.numel():
+    if plan.blind.numel():
         return zeros(heads_BTHD.shape, heads_BTHD.dtype)
     return torch.empty(heads_BTHD.shape, dtype=heads_BTHD.dtype, device="cpu")
 

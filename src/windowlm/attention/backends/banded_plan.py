@@ -1,12 +1,13 @@
 """Cuts queries and keys for `banded_matmul`: which keys each block meets, and which blocks go together.
 
 Shapes: B batch, T queries, S keys, K key-value heads, G query heads a key-value head, D head dimension,
-N blocks, Q queries a block, L keys in reach of a block, M blocks with a mask of their own, C blocks of a run,
-P = G Q rows of a block.
+N blocks, Q queries a block, L keys in reach of a block, M blocks with a mask of their own, F queries of such
+a block, C blocks of a run, P = Q G rows of a block.
 """
 
+import math
 from collections.abc import Iterator
-from itertools import accumulate
+from itertools import accumulate, groupby, pairwise
 from typing import NamedTuple
 
 import torch
@@ -19,25 +20,30 @@ from .banded_threads import Share
 
 BLOCK = 64
 # Up to here the pairs that a block of 64 computes beside the visible ones cost more than smaller products do.
-NARROW, NARROW_BLOCK = 128, 32
+NARROW, NARROW_BLOCK = 256, 32
 # From here on the keys of a block no longer fit in the cache: more queries share each reading of them.
 WIDE, WIDE_BLOCK = 2048, 128
-# In sequences of few blocks the calls weigh more than the pairs that larger blocks compute in vain.
-MIDDLE, MIDDLE_BLOCK, FEW_WINDOWS = 256, 96, 4
 VECTOR = 16
-# Scores that are computed in one call: enough to outweigh the call, few enough to stay in the caches.
+# Queries at the start of a row see fewer keys than the others. So many are one block: each call takes as long
+# as the pairs that a block of that size computes in vain.
+START_BLOCK = 256
+# Scores that are computed in one call: enough to outweigh the call, few enough to stay in the caches. Up to a
+# third more spares another call.
 RUN = 2**19
+LONGEST_RUN = RUN * 4 // 3
 
 
 class Plan(NamedTuple):
     """Which keys each block of queries meets, and under which mask.
 
     Attributes:
-        blocks: int64 [B or 1, N, 4]: first and last + 1 of the keys, the column of the mask that the first
-            key stands in, and the number of the block's own mask (-1: the common one).
+        blocks: int64 [B or 1, N, 5]: first query, first and last + 1 of the keys, the column of the mask that
+            the first key stands in, and the number of the block's own mask (-1: the common one).
         common: [Q, L], added to the scores: 0 where visible, -inf elsewhere.
-        hidden: bool [M, Q, L], the masks of blocks that meet the edge of a document or padding.
-        blind: bool [M, Q], queries of such blocks that see nothing; their rows of `hidden` are open.
+        hidden: bool [M, F, L], the masks of blocks at the start of a row, or that meet the edge of a document
+            or padding.
+        blind: bool [M, F], queries of such blocks that see nothing, whose rows of `hidden` are open; [0, F]
+            where all see something.
         sinks: how many first keys are visible to all; those before a block's keys are met besides.
     """
 
@@ -56,8 +62,6 @@ def make_plan(visibility: Visibility, queries: int, keys: int) -> Plan:
     # Blocks that meet sinks or the edge of a document stand alone, and half as many of them are faster.
     alone = visibility.sinks or visibility.documents is not None
     block = NARROW_BLOCK if visibility.window <= NARROW and not alone else BLOCK
-    if visibility.window >= MIDDLE and queries < FEW_WINDOWS * visibility.window:
-        block = MIDDLE_BLOCK
     if visibility.window >= WIDE:
         block = WIDE_BLOCK
     column_L = torch.arange(behind + block + ahead, device="cpu")
@@ -68,11 +72,13 @@ def make_plan(visibility: Visibility, queries: int, keys: int) -> Plan:
     first_query_N = torch.arange(0, queries, block, device="cpu")
     first_key_N = first_query_N + keys - queries - behind
     start_N, stop_N = first_key_N.clamp(min=0), (first_key_N + len(column_L)).clamp(max=keys)
-    blocks_1N4 = torch.stack([start_N, stop_N, start_N - first_key_N, torch.full_like(start_N, -1)], -1)[None]
+    blocks_N5 = torch.stack(
+        [first_query_N, start_N, stop_N, start_N - first_key_N, torch.full_like(start_N, -1)], -1
+    )
     documents_BT, sinks = visibility.documents, min(visibility.sinks, keys)
     if documents_BT is None and not sinks:
-        nothing = hidden_QL.new_empty(0, 0)
-        return Plan(blocks_1N4, common, nothing[None], nothing, 0)
+        lacking = len(range(0, min(queries, behind - (keys - queries)), block))
+        return _start_joined(visibility, blocks_N5, common, queries, keys, lacking)
     if documents_BT is None:
         assert visibility.positions is None
         documents_BT = torch.zeros(1, keys, dtype=torch.int32, device="cpu")
@@ -103,9 +109,10 @@ def make_plan(visibility: Visibility, queries: int, keys: int) -> Plan:
     seen_ML = visible_MQL.any(1)
     first_M = seen_ML.int().argmax(1)
     last_M = len(column_L) - 1 - seen_ML.flip(1).int().argmax(1)
-    blocks_BN4 = blocks_1N4.repeat(len(documents_BT), 1, 1)
-    blocks_BN4[row_M, block_M] = torch.stack(
+    blocks_BN5 = blocks_N5.repeat(len(documents_BT), 1, 1)
+    blocks_BN5[row_M, block_M] = torch.stack(
         [
+            first_query_N[block_M],
             first_key_N[block_M] + first_M,
             first_key_N[block_M] + torch.where(seen_ML.any(1), last_M + 1, first_M),
             first_M,
@@ -114,7 +121,34 @@ def make_plan(visibility: Visibility, queries: int, keys: int) -> Plan:
         dim=-1,
     )
     blind_MQ = ~visible_MQL.any(2)
-    return Plan(blocks_BN4, common, ~(visible_MQL | blind_MQ[:, :, None]), blind_MQ, sinks)
+    return Plan(blocks_BN5, common, ~(visible_MQL | blind_MQ[:, :, None]), blind_MQ, sinks)
+
+
+def _start_joined(
+    visibility: Visibility, blocks_N5: Tensor, common_QL: Tensor, queries: int, keys: int, lacking: int
+) -> Plan:
+    """A plan without documents or sinks: the first `lacking` blocks, which have fewer keys than the others,
+    are joined to larger ones.
+    """
+    assert visibility.window is not None
+    block = len(common_QL)
+    joined = START_BLOCK // block
+    firsts = range(0, lacking if lacking > 1 else 0, joined)
+    lasts = [min(first + joined, lacking) - 1 for first in firsts]
+    first_M, last_M = (torch.tensor(list(each), dtype=torch.int64, device="cpu") for each in (firsts, lasts))
+    stop_M, none_M = blocks_N5[last_M, 2], torch.zeros_like(first_M)
+    starts_M5 = torch.stack(
+        [first_M * block, none_M, stop_M, none_M, torch.arange(len(firsts), device="cpu")], -1
+    )
+    query_MF = first_M[:, None] * block + torch.arange(joined * block, device="cpu")
+    distance_MFL = query_MF[:, :, None] + keys - queries - torch.arange(common_QL.shape[1], device="cpu")
+    return Plan(
+        torch.cat([starts_M5, blocks_N5[lacking if lacking > 1 else 0 :]])[None],
+        common_QL,
+        ~within_window(distance_MFL, visibility.window, visibility.causal),
+        query_MF.new_empty(0, query_MF.shape[1], dtype=torch.bool),
+        0,
+    )
 
 
 class Block(NamedTuple):
@@ -140,12 +174,12 @@ class Block(NamedTuple):
 
     def rows(self, tokens_THD: Tensor, kv_heads: int) -> Tensor:
         """Rows of all query heads that share a key-value head, [K, P, D]; a view where each has its own."""
-        return rearrange(tokens_THD[self.queries], "q (k g) d -> k (g q) d", k=kv_heads)
+        return rearrange(tokens_THD[self.queries], "q (k g) d -> k (q g) d", k=kv_heads)
 
     def write(self, tokens_THD: Tensor, rows_KPD: Tensor) -> None:
         """Put rows back where `rows` takes them from."""
         target_QHD = tokens_THD[self.queries]
-        target_QHD.copy_(rearrange(rows_KPD, "k (g q) d -> q (k g) d", q=len(target_QHD)))
+        target_QHD.copy_(rearrange(rows_KPD, "k (q g) d -> q (k g) d", q=len(target_QHD)))
 
     def keys_of(self, tokens_SKD: Tensor) -> Tensor:
         """The block's keys or values, [K, L, D]; a view where it has no sinks."""
@@ -196,16 +230,13 @@ class Run(NamedTuple):
         """Like `Block.rows`, [C, P, D]."""
         # Called so often that einops would take as long as a small product.
         of_head_TGD = self._queries(tokens_THD, kv_heads)
-        _, groups, head_dim = of_head_TGD.shape
-        rows_CQGD = of_head_TGD.view(self.blocks, self.block, groups, head_dim)
-        return rows_CQGD.transpose(1, 2).reshape(self.blocks, groups * self.block, head_dim)
+        return of_head_TGD.reshape(self.blocks, -1, of_head_TGD.shape[2])
 
     def write(self, tokens_THD: Tensor, rows_CPD: Tensor) -> None:
         """Like `Block.write`."""
-        groups, head_dim = rows_CPD.shape[1] // self.block, rows_CPD.shape[2]
+        groups = rows_CPD.shape[1] // self.block
         target_TGD = self._queries(tokens_THD, tokens_THD.shape[1] // groups)
-        target_CQGD = target_TGD.view(self.blocks, self.block, groups, head_dim)
-        target_CQGD.transpose(1, 2).copy_(rows_CPD.view(self.blocks, groups, self.block, head_dim))
+        target_TGD.copy_(rows_CPD.view_as(target_TGD))
 
     def keys_of(self, tokens_SKD: Tensor) -> Tensor:
         """Like `Block.keys_of`, [C, L, D]: a view in which the blocks overlap."""
@@ -235,20 +266,21 @@ def blocks_of(
     """The blocks of a share, alone or in runs; those that see nothing are left out."""
     block, length = plan.common.shape
     rows = plan.blocks[min(share.row, len(plan.blocks) - 1)].tolist()
-    sizes = [min(block, queries - first) for first in range(0, queries, block)]
+    sizes = [stop - start for start, stop in pairwise([*(row[0] for row in rows), queries])]
     whole = [
         own < 0 and stop - start == length and size == block and not plan.sinks
-        for size, (start, stop, _, own) in zip(sizes, rows, strict=True)
+        for size, (_, start, stop, _, own) in zip(sizes, rows, strict=True)
     ]
     common_QL = F.pad(plan.common.to(dtype), (plan.sinks, 0))
     some_blind = plan.blind.any(1).tolist()
-    first, last = _part(rows, share.part, share.parts)
-    for number, blocks in _runs(whole[first:last], RUN // (groups * common_QL.numel())):
+    pairs = [size * (stop - start) for size, (_, start, stop, _, _) in zip(sizes, rows, strict=True)]
+    first, last = _part(pairs, share.part, share.parts)
+    for number, blocks in _runs(whole[first:last], max(1, RUN // (groups * common_QL.numel()))):
         number += first
-        size, (start, stop, column, own) = sizes[number], rows[number]
+        size, (query, start, stop, column, own) = sizes[number], rows[number]
         if blocks > 1:
             for head in range(kv_heads):
-                yield Run(head, blocks, block, number * block, start, common_QL)
+                yield Run(head, blocks, block, query, start, common_QL)
         elif start < stop:
             sinks = min(plan.sinks, start)
             bias_QL = common_QL[:, column : column + sinks + stop - start]
@@ -256,34 +288,35 @@ def blocks_of(
                 own_QL = _own_bias(plan, own, size, slice(column, column + stop - start), dtype)
                 bias_QL = F.pad(own_QL, (sinks, 0))
             blind_Q1 = None
-            if own >= 0 and some_blind[own]:
+            if 0 <= own < len(some_blind) and some_blind[own]:
                 blind_Q1 = plan.blind[own, :size, None]
-            place = slice(number * block, number * block + size)
-            yield Block(place, sinks, slice(start, stop), bias_QL, blind_Q1)
+            yield Block(slice(query, query + size), sinks, slice(start, stop), bias_QL, blind_Q1)
 
 
 def _own_bias(plan: Plan, own: int, size: int, columns: slice, dtype: torch.dtype) -> Tensor:
     """The mask [Q, L] of a block that the common one does not fit."""
-    common_QL = plan.common[:size, columns].to(dtype)
     if own < 0:
-        return common_QL
-    return torch.zeros_like(common_QL).masked_fill_(plan.hidden[own, :size, columns], -torch.inf)
+        return plan.common[:size, columns].to(dtype)
+    hidden_QL = plan.hidden[own, :size, columns]
+    return torch.zeros(hidden_QL.shape, dtype=dtype, device="cpu").masked_fill_(hidden_QL, -torch.inf)
 
 
-def _part(rows: list[list[int]], part: int, parts: int) -> tuple[int, int]:
-    """First and last + 1 of the part's blocks."""
-    keys_so_far = list(accumulate((stop - start for start, stop, _, _ in rows), initial=0))
+def _part(pairs: list[int], part: int, parts: int) -> tuple[int, int]:
+    """First and last + 1 of the part's blocks, of which each computes so many pairs."""
+    so_far = list(accumulate(pairs, initial=0))
     first, last = (
-        min(range(len(keys_so_far)), key=lambda number: abs(keys_so_far[number] - share))
-        for share in (keys_so_far[-1] * part / parts, keys_so_far[-1] * (part + 1) / parts)
+        min(range(len(so_far)), key=lambda number: abs(so_far[number] - share))
+        for share in (so_far[-1] * part / parts, so_far[-1] * (part + 1) / parts)
     )
-    return (first if part else 0), (last if part + 1 < parts else len(rows))
+    return (first if part else 0), (last if part + 1 < parts else len(pairs))
 
 
-def _runs(whole: list[bool], longest: int) -> Iterator[tuple[int, int]]:
-    """First block and number of blocks to take together: neighbours that are whole, up to `longest`."""
+def _runs(whole: list[bool], size: int) -> Iterator[tuple[int, int]]:
+    """First block and number of blocks to take together: neighbours that are whole, about `size` of them."""
     first = 0
-    for number in range(1, len(whole) + 1):
-        if number == len(whole) or not (whole[first] and whole[number]) or number - first >= longest:
-            yield first, number - first
-            first = number
+    for together, neighbours in groupby(whole):
+        count = len(list(neighbours))
+        runs = max(1, math.ceil(count / size - 1 / 3)) if together else count
+        cuts = [first + count * run // runs for run in range(runs + 1)]
+        yield from ((start, stop - start) for start, stop in pairwise(cuts))
+        first += count
