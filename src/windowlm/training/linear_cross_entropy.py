@@ -109,10 +109,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
         hidden_gradient_ND = torch.empty_like(hidden_ND) if wanted[0] else None
         weight_gradient_VD = torch.zeros_like(weight_VD, dtype=wide) if wanted[1] else None
         nats_of, nats_and_gradient = _compiled_pieces() if compiled else (_nats, _nats_and_gradient)
+        room_CV = cast_VD.new_empty(min(len(hidden_ND), tokens_at_once), len(cast_VD))
         for start in range(0, len(hidden_ND), tokens_at_once):
             piece = slice(start, start + tokens_at_once)
             hidden_CD = hidden_ND[piece]
-            logits_CV = hidden_CD @ cast_VD.mT
+            # Memory that is new for each piece costs a CPU more than reading it.
+            logits_CV = torch.mm(hidden_CD, cast_VD.mT, out=room_CV[: len(hidden_CD)])
             if not any(wanted):
                 nats_N[piece] = nats_of(logits_CV, targets_N[piece], unscored, logit_cap)
                 continue
@@ -157,11 +159,13 @@ def _nats_and_gradient(
     if logit_cap is not None:
         tanh_CV = wide_CV.div_(logit_cap).tanh_()
         wide_CV = tanh_CV * logit_cap
-    log_CV = wide_CV.log_softmax(1)
     scored_C, target_C1 = targets_C != unscored, targets_C[:, None].clamp(min=0)
-    nats_C = -log_CV.gather(1, target_C1)[:, 0]
-    minus_one_C1 = -torch.ones_like(target_C1, dtype=log_CV.dtype)
-    gradient_CV = log_CV.exp_().scatter_add_(1, target_C1, minus_one_C1).mul_(scored_C[:, None])
+    largest_C, chosen_C = wide_CV.amax(1), wide_CV.gather(1, target_C1)[:, 0]
+    gradient_CV = torch.softmax(wide_CV, 1, out=wide_CV)
+    # The probability of the largest logit is never too small for its logarithm.
+    nats_C = largest_C - chosen_C - gradient_CV.amax(1).log()
+    minus_one_C1 = -torch.ones_like(target_C1, dtype=wide_CV.dtype)
+    gradient_CV.scatter_add_(1, target_C1, minus_one_C1).mul_(scored_C[:, None])
     if tanh_CV is not None:
         gradient_CV.mul_(tanh_CV.square_().neg_().add_(1))
     return nats_C.masked_fill(~scored_C, 0.0), gradient_CV.to(logits_CV.dtype)
