@@ -169,3 +169,12 @@ def test_a_cap_is_that_of_the_head() -> None:
     wanted = torch.nn.functional.cross_entropy(logits_NV, targets_N, reduction="sum")
     ours, _ = linear_cross_entropy(hidden_ND, weight_VD, targets_N, unscored=UNSCORED, logit_cap=3.0)
     torch.testing.assert_close(ours, wanted)
+
+
+@pytest.mark.parametrize("with_gradients", [False, True])
+@pytest.mark.parametrize("target", [-1, 50])
+def test_a_target_outside_of_the_vocabulary_is_an_error(target: int, with_gradients: bool) -> None:
+    hidden_ND, weight_VD, targets_N = draw(7, torch.float32)
+    targets_N[3] = target
+    with torch.set_grad_enabled(with_gradients), pytest.raises(RuntimeError, match="index"):
+        linear_cross_entropy(hidden_ND, weight_VD, targets_N, unscored=UNSCORED)

@@ -143,8 +143,9 @@ def _nats(logits_CV: Tensor, targets_C: Tensor, unscored: int, logit_cap: float 
     wide_CV = logits_CV.to(torch.promote_types(logits_CV.dtype, torch.float32))
     if logit_cap is not None:
         wide_CV = capped(wide_CV, logit_cap)
-    chosen_C = wide_CV.gather(1, targets_C[:, None].clamp(min=0))[:, 0]
-    return (wide_CV.logsumexp(1) - chosen_C).masked_fill(targets_C == unscored, 0.0)
+    unscored_C = targets_C == unscored
+    chosen_C = wide_CV.gather(1, targets_C.masked_fill(unscored_C, 0)[:, None])[:, 0]
+    return (wide_CV.logsumexp(1) - chosen_C).masked_fill(unscored_C, 0.0)
 
 
 def _nats_and_gradient(
@@ -159,7 +160,8 @@ def _nats_and_gradient(
     if logit_cap is not None:
         tanh_CV = wide_CV.div_(logit_cap).tanh_()
         wide_CV = tanh_CV * logit_cap
-    scored_C, target_C1 = targets_C != unscored, targets_C[:, None].clamp(min=0)
+    scored_C = targets_C != unscored
+    target_C1 = targets_C.masked_fill(~scored_C, 0)[:, None]
     largest_C, chosen_C = wide_CV.amax(1), wide_CV.gather(1, target_C1)[:, 0]
     gradient_CV = torch.softmax(wide_CV, 1, out=wide_CV)
     # The probability of the largest logit is never too small for its logarithm.
@@ -180,7 +182,8 @@ def _fused_nats_and_gradient(
     if logit_cap is not None:
         tanh_CV = torch.tanh(wide_CV / logit_cap)
         wide_CV, slope_CV = tanh_CV * logit_cap, 1 - tanh_CV.square()
-    scored_C, target_C1 = targets_C != unscored, targets_C[:, None].clamp(min=0)
+    scored_C = targets_C != unscored
+    target_C1 = targets_C.masked_fill(~scored_C, 0)[:, None]
     normalizer_C1 = wide_CV.logsumexp(1, keepdim=True)
     nats_C = (normalizer_C1 - wide_CV.gather(1, target_C1))[:, 0].masked_fill(~scored_C, 0.0)
     one_hot_CV = torch.arange(logits_CV.shape[1], device=logits_CV.device) == target_C1

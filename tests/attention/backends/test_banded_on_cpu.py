@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from windowlm.attention.backends import banded_plan, banded_threads
+from windowlm.attention.backends import banded_matmul, banded_plan, banded_threads
 from windowlm.attention.dispatch import attention
 from windowlm.attention.window import Visibility
 
@@ -136,8 +136,8 @@ def test_blocks_that_lack_keys_before_them_are_joined(
     plan = banded_plan.make_plan(visibility, queries, keys)
     whole = banded_threads.Share(0, slice(0, 1), slice(0, 2))
     blocks = list(banded_plan.blocks_of(plan, whole, queries, 1, 2, torch.float64))
-    joined = [block.queries for block in blocks[: len(plan.hidden)] if isinstance(block, banded_plan.Block)]
-    assert [place.stop - place.start for place in joined] == starts
+    sizes = [len(block.bias) for block in blocks[: len(plan.hidden)]]
+    assert sizes == starts
     if not causal and queries < keys:
         return  # no backend takes it
     tensors = heads(queries), heads(keys, 1), heads(keys, 1)
@@ -148,6 +148,34 @@ def test_blocks_that_lack_keys_before_them_are_joined(
     )
     for tensor, expected in zip(ours, exact, strict=True):
         torch.testing.assert_close(tensor, expected, atol=1e-10, rtol=1e-10)
+
+
+@pytest.mark.parametrize(("heads", "kv_heads"), [(32, 8), (32, 32), (12, 12)])
+def test_the_start_of_a_row_leaves_the_shares_of_heads_even(heads: int, kv_heads: int) -> None:
+    plan = banded_plan.make_plan(Visibility.build(window=512), 4096, 4096)
+    torch.set_num_threads(2)
+    try:
+        shares = banded_matmul._shares(
+            torch.empty(1, 4096, heads, 1), torch.empty(1, 4096, kv_heads, 1), plan, 0.0
+        )
+    finally:
+        torch.set_num_threads(1)
+    assert {share.kv_heads.stop - share.kv_heads.start for share in shares} == {kv_heads // 2}
+
+
+@pytest.mark.parametrize(("window", "packed"), [(40, False), (256, False), (40, True)])
+def test_a_part_of_the_tokens_has_room_for_the_keys_that_it_meets_alone(window: int, packed: bool) -> None:
+    documents_BT = (torch.arange(3000)[None] // 700).int() if packed else None
+    plan = banded_plan.make_plan(Visibility.build(window=window, documents_BT=documents_BT), 3000, 3000)
+    for part in range(5):
+        share = banded_threads.Share(0, slice(0, 3), slice(0, 3), part, 5)
+        met = banded_plan.keys_met(plan, share, 3000)
+        spans = [
+            block.span if isinstance(block, banded_plan.Run) else block.keys
+            for block in banded_plan.blocks_of(plan, share, 3000, 3, 1, torch.float32)
+        ]
+        assert met == slice(min(span.start for span in spans), max(span.stop for span in spans))
+        assert met.stop - met.start <= 3000 // 5 + 256 + window
 
 
 @pytest.mark.parametrize(
@@ -206,6 +234,7 @@ def test_blocks_taken_together_and_alone_give_the_same(
     results, kinds = [], []
     for scores in (banded_plan.RUN, 1):
         monkeypatch.setattr(banded_plan, "RUN", scores)
+        monkeypatch.setattr(banded_plan, "START_BLOCK", min(scores, banded_plan.START_BLOCK))
         visibility = Visibility.build(window=window, causal=causal, documents_BT=documents_BT)
         plan = banded_plan.make_plan(visibility, 700, 700)
         whole = banded_threads.Share(0, slice(0, 2), slice(0, 4))

@@ -77,3 +77,22 @@ def test_threads_that_start_late_do_not_change_the_number(monkeypatch: pytest.Mo
             assert other.submit(torch.get_num_threads).result() == threads
     finally:
         banded_threads._pool.cache_clear()
+
+
+def test_threads_that_cannot_start_keep_no_other_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads, start, started = torch.get_num_threads(), threading.Thread.start, []
+
+    def refuse_the_last(thread: threading.Thread) -> None:
+        if len(started) == threads - 1:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+        started.append(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse_the_last)
+    banded_threads._pool.cache_clear()
+    if threads > 1:
+        with pytest.raises(RuntimeError, match="can't start"):
+            in_parallel(str, range(2))
+    assert torch.get_num_threads() == threads
+    monkeypatch.undo()
+    assert in_parallel(str, range(2)) == ["0", "1"]

@@ -18,7 +18,7 @@ from torch import Tensor
 from ..differentiable import Computation, differentiable
 from ..operator import empty_contiguous_gradients
 from ..window import Visibility
-from .banded_plan import LONGEST_RUN, Block, Plan, Run, blocks_of, make_plan
+from .banded_plan import LONGEST_RUN, Block, Plan, Run, blocks_of, keys_met, make_plan
 from .banded_threads import Share, holds_nan, in_parallel, shares_of, zeros
 from .banded_workspace import Workspace
 from .scaled_dot_product import Scoring
@@ -66,7 +66,9 @@ class _Row:
             tensor.to(dtype) for tensor in (query_THD, key_SKD, value_SKD)
         )
         self.kv_heads, self.scale, self.dtype, self.exact = key_SKD.shape[1], scale, dtype, exact
-        room, workspace = max(query_THD.shape[1] * _scores(plan), LONGEST_RUN), Workspace(dtype)
+        of_start = query_THD.shape[1] // self.kv_heads * plan.hidden[:1].numel()
+        room = max(query_THD.shape[1] * _scores(plan), of_start, LONGEST_RUN)
+        workspace = Workspace(dtype)
         self.scores, self.scores_gradient = workspace.empty(room), workspace.empty(room)
         self.drop = drop
         self.factors = workspace.empty(0 if drop is None else room)
@@ -144,9 +146,8 @@ def _drop(dropout: float, seed: Tensor, index: int, kv_heads: slice, all_kv_head
 
 
 def _scores(plan: Plan) -> int:
-    """Scores of the largest block, of one query head."""
-    queries, keys = max(len(plan.common), plan.hidden.shape[1]), plan.common.shape[1]
-    return queries * (plan.sinks + keys)
+    """Scores of a block, of one query head."""
+    return len(plan.common) * (plan.sinks + plan.common.shape[1])
 
 
 def _shares(query_BTHD: Tensor, key_BSKD: Tensor, plan: Plan, dropout: float) -> list[Share]:
@@ -213,7 +214,7 @@ def add_gradients(
     exact: bool = False,
 ) -> None:
     """Write the gradients of the queries, and add those of keys and values, in the computation's dtype."""
-    query_gradient_BTHD, key_gradient_BSKD, value_gradient_BSKD = gradients
+    query_gradient_BTHD = gradients[0]
 
     def fill(share: Share) -> tuple[slice, list[Tensor]] | None:
         row = _Row(
@@ -227,13 +228,13 @@ def add_gradients(
         )
         gradient_THD = gradient_BTHD[share.row, :, share.heads].to(row.dtype)
         query_gradient_THD = query_gradient_BTHD[share.row, :, share.heads]
-        totals = [total[share.row, :, share.kv_heads] for total in (key_gradient_BSKD, value_gradient_BSKD)]
+        keys = slice(None) if share.parts == 1 else keys_met(plan, share, len(row.query_THD))
+        totals = [total_BSKD[share.row, keys, share.kv_heads] for total_BSKD in gradients[1:]]
         key_gradient_SKD, value_gradient_SKD = (
             totals if share.parts == 1 else [torch.zeros_like(total) for total in totals]
         )
-        first, last = 0 if plan.sinks else len(row.key_SKD), 0
         for block in row.blocks(plan, share):
-            first, last = min(first, block.span.start), max(last, block.span.stop)
+            own_keys = block.shifted(keys.start or 0)
             weights_KPL = row.weights(block)
             gradient_KPD = block.rows(gradient_THD, row.kv_heads)
             query_KPD = block.rows(row.query_THD, row.kv_heads)
@@ -243,7 +244,7 @@ def add_gradients(
             kept_KPL = weights_KPL
             if factors_KPL is not None:
                 kept_KPL = torch.mul(weights_KPL, factors_KPL, out=scores_gradient_KPL)
-            block.add_to_keys(value_gradient_SKD, kept_KPL.mT, gradient_KPD)
+            own_keys.add_to_keys(value_gradient_SKD, kept_KPL.mT, gradient_KPD)
             torch.bmm(gradient_KPD, value_KLD.mT, out=scores_gradient_KPL)
             if factors_KPL is not None:
                 scores_gradient_KPL.mul_(factors_KPL)
@@ -251,11 +252,9 @@ def add_gradients(
             torch.ops.aten._softmax_backward_data.out(
                 scores_gradient_KPL, weights_KPL, -1, row.dtype, grad_input=scores_gradient_KPL
             )
-            block.add_to_keys(key_gradient_SKD, scores_gradient_KPL.mT, query_KPD, scale)
+            own_keys.add_to_keys(key_gradient_SKD, scores_gradient_KPL.mT, query_KPD, scale)
             block.write(query_gradient_THD, torch.bmm(scores_gradient_KPL, key_KLD).mul_(scale))
-        if share.parts == 1 or first >= last:
-            return None
-        return slice(first, last), [key_gradient_SKD[first:last], value_gradient_SKD[first:last]]
+        return None if share.parts == 1 else (keys, [key_gradient_SKD, value_gradient_SKD])
 
     shares = _shares(query_BTHD, key_BSKD, plan, dropout)
     for share, own in zip(shares, in_parallel(fill, shares), strict=True):

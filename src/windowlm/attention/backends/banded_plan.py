@@ -8,7 +8,7 @@ a block, C blocks of a run, P = Q G rows of a block.
 import math
 from collections.abc import Iterator
 from itertools import accumulate, groupby, pairwise
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
@@ -132,7 +132,7 @@ def _start_joined(
     """
     assert visibility.window is not None
     block = len(common_QL)
-    joined = START_BLOCK // block
+    joined = max(1, START_BLOCK // block)
     firsts = range(0, lacking if lacking > 1 else 0, joined)
     lasts = [min(first + joined, lacking) - 1 for first in firsts]
     first_M, last_M = (torch.tensor(list(each), dtype=torch.int64, device="cpu") for each in (firsts, lasts))
@@ -167,10 +167,10 @@ class Block(NamedTuple):
     bias: Tensor
     blind: Tensor | None
 
-    @property
-    def span(self) -> slice:
-        """Its keys, but for the sinks."""
-        return self.keys
+    def shifted(self, first: int) -> Self:
+        """The same for keys of which the first is that one of the row."""
+        assert first == 0 or not self.sinks
+        return self._replace(keys=slice(self.keys.start - first, self.keys.stop - first))
 
     def rows(self, tokens_THD: Tensor, kv_heads: int) -> Tensor:
         """Rows of all query heads that share a key-value head, [K, P, D]; a view where each has its own."""
@@ -203,14 +203,14 @@ class Block(NamedTuple):
 
 
 class Run(NamedTuple):
-    """Neighbouring blocks of the common mask with one key-value head, [C, ...]: fewer calls for small blocks.
+    """Neighbouring blocks of one mask with one key-value head, [C, ...]: fewer calls for small blocks.
 
     Attributes:
         head: the key-value head.
         blocks: C, how many.
         block: Q, queries a block.
         first_query, first_key: of the first block.
-        bias: the common mask [Q, L].
+        bias: their mask [Q, L].
     """
 
     head: int
@@ -220,6 +220,10 @@ class Run(NamedTuple):
     first_key: int
     bias: Tensor
     blind: None = None
+
+    def shifted(self, first: int) -> Self:
+        """Like `Block.shifted`."""
+        return self._replace(first_key=self.first_key - first)
 
     @property
     def span(self) -> slice:
@@ -265,32 +269,50 @@ def blocks_of(
 ) -> Iterator[Block | Run]:
     """The blocks of a share, alone or in runs; those that see nothing are left out."""
     block, length = plan.common.shape
-    rows = plan.blocks[min(share.row, len(plan.blocks) - 1)].tolist()
-    sizes = [stop - start for start, stop in pairwise([*(row[0] for row in rows), queries])]
+    rows = _rows_of(plan, share, queries)
     whole = [
         own < 0 and stop - start == length and size == block and not plan.sinks
-        for size, (_, start, stop, _, own) in zip(sizes, rows, strict=True)
+        for size, _, start, stop, _, own in rows
     ]
     common_QL = F.pad(plan.common.to(dtype), (plan.sinks, 0))
     some_blind = plan.blind.any(1).tolist()
-    pairs = [size * (stop - start) for size, (_, start, stop, _, _) in zip(sizes, rows, strict=True)]
-    first, last = _part(pairs, share.part, share.parts)
-    for number, blocks in _runs(whole[first:last], max(1, RUN // (groups * common_QL.numel()))):
-        number += first
-        size, (query, start, stop, column, own) = sizes[number], rows[number]
-        if blocks > 1:
+    for number, blocks in _runs(whole, max(1, RUN // (groups * common_QL.numel()))):
+        size, query, start, stop, column, own = rows[number]
+        if start == stop:
+            continue
+        sinks = min(plan.sinks, start)
+        bias_QL = common_QL[:, column : column + sinks + stop - start]
+        if own >= 0 or size < block or (sinks and column):
+            own_QL = _own_bias(plan, own, size, slice(column, column + stop - start), dtype)
+            bias_QL = F.pad(own_QL, (sinks, 0))
+        if blocks > 1 or size > block:
             for head in range(kv_heads):
-                yield Run(head, blocks, block, query, start, common_QL)
-        elif start < stop:
-            sinks = min(plan.sinks, start)
-            bias_QL = common_QL[:, column : column + sinks + stop - start]
-            if own >= 0 or size < block or (sinks and column):
-                own_QL = _own_bias(plan, own, size, slice(column, column + stop - start), dtype)
-                bias_QL = F.pad(own_QL, (sinks, 0))
-            blind_Q1 = None
-            if 0 <= own < len(some_blind) and some_blind[own]:
-                blind_Q1 = plan.blind[own, :size, None]
-            yield Block(slice(query, query + size), sinks, slice(start, stop), bias_QL, blind_Q1)
+                yield Run(head, blocks, size, query, start, bias_QL)
+            continue
+        blind_Q1 = None
+        if 0 <= own < len(some_blind) and some_blind[own]:
+            blind_Q1 = plan.blind[own, :size, None]
+        yield Block(slice(query, query + size), sinks, slice(start, stop), bias_QL, blind_Q1)
+
+
+def keys_met(plan: Plan, share: Share, queries: int) -> slice:
+    """The keys from the first to the last that a block of the share meets."""
+    met = [(start, stop) for _, _, start, stop, _, _ in _rows_of(plan, share, queries) if start < stop]
+    if not met:
+        return slice(0, 0)
+    first = 0 if plan.sinks else min(start for start, _ in met)
+    return slice(first, max(stop for _, stop in met))
+
+
+def _rows_of(plan: Plan, share: Share, queries: int) -> list[tuple[int, ...]]:
+    """How many queries each block of the share has, and its row of `Plan.blocks`."""
+    rows = plan.blocks[min(share.row, len(plan.blocks) - 1)].tolist()
+    ends = [*(query for query, *_ in rows[1:]), queries]
+    sized = [(end - row[0], *row) for row, end in zip(rows, ends, strict=True)]
+    first, last = _part(
+        [size * (stop - start) for size, _, start, stop, _, _ in sized], share.part, share.parts
+    )
+    return sized[first:last]
 
 
 def _own_bias(plan: Plan, own: int, size: int, columns: slice, dtype: torch.dtype) -> Tensor:

@@ -1,4 +1,4 @@
-"""Threads of a CPU for `banded`: each computes a share of the heads, or of the tokens of few heads.
+"""Threads of a CPU for `banded`: each computes a share of the heads, or of the tokens where heads are uneven.
 
 The operations on a block are too short to share: each would wait for the slower thread. The costly ones on a
 whole tensor are shared here too: torch's own threads wait at full speed for milliseconds for their next
@@ -85,7 +85,7 @@ def shares_of(
     Args:
         query_BTHD: queries.
         key_BSKD: keys.
-        divisible: whether the tokens of a row may be shared where its heads are too few.
+        divisible: whether the tokens of a row may be shared where its heads cannot be in equal shares.
         most_heads: key-value heads of a share; None: as many as the threads leave.
     """
     batch, kv_heads = key_BSKD.shape[0], key_BSKD.shape[2]
@@ -120,8 +120,13 @@ def _pool(threads: int) -> ThreadPoolExecutor:
     """
     pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
     all_started = Barrier(threads)
-    for started in [pool.submit(all_started.wait) for _ in range(threads)]:
-        started.result()
+    try:
+        for started in [pool.submit(all_started.wait) for _ in range(threads)]:
+            started.result()
+    except BaseException:
+        # Those that wait for one that cannot start would wait at the end of the process too.
+        all_started.abort()
+        raise
     return pool
 
 
