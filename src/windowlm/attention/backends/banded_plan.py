@@ -133,7 +133,9 @@ def _start_joined(
     assert visibility.window is not None
     block = len(common_QL)
     joined = max(1, START_BLOCK // block)
-    firsts = range(0, lacking if lacking > 1 else 0, joined)
+    if lacking == 1:
+        lacking = 0  # the common mask serves it as well
+    firsts = range(0, lacking, joined)
     lasts = [min(first + joined, lacking) - 1 for first in firsts]
     first_M, last_M = (torch.tensor(list(each), dtype=torch.int64, device="cpu") for each in (firsts, lasts))
     stop_M, none_M = blocks_N5[last_M, 2], torch.zeros_like(first_M)
@@ -143,7 +145,7 @@ def _start_joined(
     query_MF = first_M[:, None] * block + torch.arange(joined * block, device="cpu")
     distance_MFL = query_MF[:, :, None] + keys - queries - torch.arange(common_QL.shape[1], device="cpu")
     return Plan(
-        torch.cat([starts_M5, blocks_N5[lacking if lacking > 1 else 0 :]])[None],
+        torch.cat([starts_M5, blocks_N5[lacking:]])[None],
         common_QL,
         ~within_window(distance_MFL, visibility.window, visibility.causal),
         query_MF.new_empty(0, query_MF.shape[1], dtype=torch.bool),

@@ -87,7 +87,6 @@ def _attend(
         bias_QL = _bias_of_full(query_BTHD.dtype)
     output_BTHD = query_BTHD.new_empty(query_BTHD.shape)
     normalizer_BTH = query_BTHD.new_empty(query_BTHD.shape[:3])
-
     shown = bias_QL.shape[1] - BLOCK
 
     def fill(rows: slice, heads: slice, kv_heads: slice) -> None:
