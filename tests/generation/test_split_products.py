@@ -1,6 +1,5 @@
 """Products of a few rows with weights, in parts of what is summed over: which, and what becomes of them."""
 
-from functools import partial
 from typing import Any
 
 import pytest
@@ -36,8 +35,7 @@ def split(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
 
 def compiled(function: Any) -> Any:
     torch.compiler.reset()
-    backend = partial(compile_split_products, options={})
-    return torch.compile(function, backend=backend, fullgraph=True, dynamic=False)
+    return torch.compile(function, backend=compile_split_products, fullgraph=True, dynamic=False)
 
 
 @pytest.mark.parametrize("bias", [False, True])

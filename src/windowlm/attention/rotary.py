@@ -218,10 +218,15 @@ def _cosine_and_sine(
 ) -> tuple[Tensor, Tensor]:
     # Tables made while a model is evaluated may be shared with its training, which inference tensors refuse.
     with torch.inference_mode(False):
-        frequencies_F = _on_device(tuple(frequencies), positions_BT.device)
-        angles_BTF = positions_BT.to(torch.float64)[..., None] * frequencies_F
-        cosine_BTF, sine_BTF = angles_BTF.cos(), angles_BTF.sin()
-        return (magnitude * cosine_BTF).to(torch.float32), (magnitude * sine_BTF).to(torch.float32)
+        angles_BTF = positions_BT[..., None] * _on_device(tuple(frequencies), positions_BT.device)
+        table = _empty_cosine_and_sine(positions_BT, frequencies, magnitude)
+        for function, table_BTF in zip((torch.cos, torch.sin), table, strict=True):
+            # Computed in float64 and rounded by the same kernel: a token read alone waits for each kernel.
+            if magnitude == 1:
+                function(angles_BTF, out=table_BTF)
+            else:
+                torch.mul(function(angles_BTF), magnitude, out=table_BTF)
+        return table
 
 
 @lru_cache(maxsize=64)

@@ -192,8 +192,7 @@ class Place:
 
     def step(self) -> None:
         """Move on by a token."""
-        self.column.add_(1)
-        self.behind.add_(1)
+        torch._foreach_add_(list(self.counters()), 1)
 
     def counters(self) -> Iterator[Tensor]:
         """What `step` changes."""

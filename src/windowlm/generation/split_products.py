@@ -27,19 +27,24 @@ TILE_N, TILE_K, WARPS, STAGES = 32, 256, 4, 2
 ENOUGH_PROGRAMS = 264
 # The kernel behind reads them all.
 MOST_PARTS = 8
+# Products with one row become sums, kernels that are fused with what stands around them; kernels that do not
+# wait for one another become one. Kernels of inductor's do not start early ("triton.enable_pdl"): where one
+# reads what the kernel in front writes in place, torch (2.13) lets it do so before it waits.
+INDUCTOR_OPTIONS: dict[str, Any] = {
+    "coordinate_descent_tuning": True,
+    "combo_kernels": True,
+}
 
 
-def compile_split_products(
-    graph_module: torch.fx.GraphModule, example_inputs: list[Any], *, options: dict[str, Any]
-) -> Any:
-    """A backend of `torch.compile`: inductor with these options, and such products with weights split."""
+def compile_split_products(graph_module: torch.fx.GraphModule, example_inputs: list[Any]) -> Any:
+    """A backend of `torch.compile`: inductor, with such products with weights split."""
     from torch._inductor.compile_fx import compile_fx
 
     for node in graph_module.graph.nodes:
         if node.target is F.linear and not node.kwargs and _is_split(*node.args):
             node.target = linear_in_parts
     graph_module.recompile()
-    return compile_fx(graph_module, example_inputs, config_patches=options)
+    return compile_fx(graph_module, example_inputs, config_patches=INDUCTOR_OPTIONS)
 
 
 def linear_in_parts(input_RK: Tensor, weight_NK: Tensor, bias_N: Tensor | None = None) -> Tensor:

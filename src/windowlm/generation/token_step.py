@@ -9,7 +9,6 @@ Shapes: B batch, V vocabulary.
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from itertools import chain
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -27,13 +26,6 @@ SLOTS_MULTIPLE = 1024
 # Of one process, by batch, capacity and dtype.
 MOST_COMPILED = 64
 WARM_UPS = 3
-# Products with one row become sums, kernels that are fused with what stands around them; kernels that do not
-# wait for one another become one. Kernels of inductor's do not start early ("triton.enable_pdl"): where one
-# reads what the kernel in front writes in place, torch (2.13) lets it do so before it waits.
-GPU_OPTIONS: dict[str, Any] = {
-    "coordinate_descent_tuning": True,
-    "combo_kernels": True,
-}
 Outcome = TypeVar("Outcome")
 OutcomeOut = TypeVar("OutcomeOut", covariant=True)
 
@@ -105,10 +97,8 @@ class TokenStep(Generic[Outcome]):
     @torch.no_grad()
     def _compile(self) -> None:
         on_gpu = self._tokens_B1.is_cuda
-        if on_gpu:
-            backend: Any = partial(compile_split_products, options=GPU_OPTIONS)
-        else:
-            backend = compile_row_products
+        # torch compiles anew for each backend that is another object.
+        backend = compile_split_products if on_gpu else compile_row_products
         self._after = torch.compile(outcome_after, fullgraph=True, dynamic=False, backend=backend)
         with torch._dynamo.config.patch(recompile_limit=MOST_COMPILED, fail_on_recompile_limit_hit=True):
             if on_gpu:
