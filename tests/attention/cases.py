@@ -182,7 +182,7 @@ def draw(seed: int, *, shapes: Sequence[Shape] = ()) -> Case:
         shape = Shape(
             batch=1 if long else chance.randint(1, 2),
             kv_heads=1 if long else chance.choice([1, 2, 3]),
-            groups=1 if long else chance.choice([1, 2, 4]),
+            groups=1 if long else chance.choice([1, 2, 4, 8]),
             head_dim=16 if long else chance.choice([8, 16, 32, 64]),
             dtype=chance.choice(DTYPES[:3] if long else DTYPES),
         )

@@ -67,6 +67,12 @@ def test_products_with_what_the_graph_computes_are_not(split: list[tuple[int, ..
     assert split == []
 
 
+def test_a_product_with_a_vector_is_not(split: list[tuple[int, ...]]) -> None:
+    input_RK, weight_K = torch.randn(4, 24).bfloat16(), torch.randn(24).bfloat16()
+    assert torch.equal(compiled(F.linear)(input_RK, weight_K), F.linear(input_RK, weight_K))
+    assert split == []
+
+
 def test_on_a_cpu_nothing_is_split(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch._inductor.compile_fx.compile_fx", lambda graph, inputs, config_patches: graph)
     layer, input_RK = nn.Linear(24, 16).bfloat16(), torch.randn(4, 24).bfloat16()

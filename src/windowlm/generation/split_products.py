@@ -64,6 +64,7 @@ def _is_split(input_node: torch.fx.Node, weight_node: torch.fx.Node, *_: Any) ->
     rows = math.prod(input_RK.shape[:-1])
     return (
         weight_node.op in ("placeholder", "get_attr")
+        and weight_NK.dim() == 2
         and weight_NK.stride(1) == 1
         and input_RK.dtype == weight_NK.dtype
         and input_RK.dtype in DTYPES

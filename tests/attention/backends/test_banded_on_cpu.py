@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from windowlm.attention.backends import banded_matmul, banded_plan, banded_threads
+from windowlm.attention.backends import banded_matmul, banded_plan, banded_threads, banded_tiles
 from windowlm.attention.dispatch import attention
 from windowlm.attention.window import Visibility
 
@@ -176,6 +176,38 @@ def test_a_part_of_the_tokens_has_room_for_the_keys_that_it_meets_alone(window: 
         ]
         assert met == slice(min(span.start for span in spans), max(span.stop for span in spans))
         assert met.stop - met.start <= 3000 // 5 + 256 + window
+
+
+@pytest.mark.parametrize("window", [800, 3000])
+def test_a_part_of_the_keys_returns_the_gradients_of_the_queries_that_see_it(
+    window: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads, tokens, returned = 5, 3000, []
+
+    def recorded(compute: Any, shares: Any) -> Any:
+        results = banded_threads.in_parallel(compute, shares)
+        returned.extend(zip(shares, results, strict=True))
+        return results
+
+    torch.set_num_threads(threads)
+    try:
+        torch.manual_seed(0)
+        tensors = [torch.randn(1, tokens, 2, 16, requires_grad=True) for _ in range(3)]
+        with monkeypatch.context() as patch:
+            patch.setattr(banded_tiles, "in_parallel", recorded)
+            attention(*tensors, Visibility.build(window=window), backend="banded").sum().backward()
+    finally:
+        torch.set_num_threads(1)
+    assert {share.parts for share, _ in returned} == {threads}
+    sizes = [len(part_THD) for _, part_THD in returned]
+    assert sum(sizes) < tokens + threads * (window + banded_tiles.ROWS)
+    assert sizes[-1] < tokens / 2
+    by_parts = [tensor.grad for tensor in tensors]
+    for tensor in tensors:
+        tensor.grad = None
+    attention(*tensors, Visibility.build(window=window), backend="banded").sum().backward()
+    for tensor, by_part in zip(tensors, by_parts, strict=True):
+        torch.testing.assert_close(tensor.grad, by_part)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -19,10 +20,10 @@ from windowlm.attention.backends.banded_threads import (
 
 
 @pytest.fixture(params=[1, 2, 3], autouse=True)
-def threads(request: pytest.FixtureRequest) -> object:
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
     before = torch.get_num_threads()
     torch.set_num_threads(request.param)
-    yield
+    yield request.param
     assert torch.get_num_threads() == request.param
     torch.set_num_threads(before)
 
@@ -77,6 +78,33 @@ def test_threads_that_start_late_do_not_change_the_number(monkeypatch: pytest.Mo
             assert other.submit(torch.get_num_threads).result() == threads
     finally:
         banded_threads._pool.cache_clear()
+
+
+def test_a_thread_that_begins_during_a_call_gets_the_number_of_the_process(
+    threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What a process knows once a call has used threads.
+    monkeypatch.setattr(banded_threads, "_threads_used", threads > 1)
+    key_BSKD = torch.empty(1, 8, threads, 4)
+    with ThreadPoolExecutor(1) as other:
+        assert in_parallel(lambda _: other.submit(torch.get_num_threads).result(), range(1)) == [1]
+        assert other.submit(heads_are_even, key_BSKD).result()
+        assert len(other.submit(shares_of, key_BSKD, key_BSKD, divisible=False).result()) == threads
+        assert other.submit(in_parallel, str, range(2)).result() == ["0", "1"]
+        assert other.submit(torch.get_num_threads).result() == threads
+    with ThreadPoolExecutor(1) as new:
+        assert new.submit(torch.get_num_threads).result() == threads
+
+
+def test_a_thread_that_has_one_by_choice_keeps_it(threads: int) -> None:
+    in_parallel(str, range(2))
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(1) as other:
+            assert other.submit(in_parallel, str, range(2)).result() == ["0", "1"]
+            assert other.submit(torch.get_num_threads).result() == 1
+    finally:
+        torch.set_num_threads(threads)
 
 
 def test_threads_that_cannot_start_keep_no_other_waiting(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -65,11 +65,13 @@ def gradients(
     )
 
     def compute(share: Share) -> Tensor | None:
-        own, kv_heads = (share.row, slice(None), share.heads), (share.row, slice(None), share.kv_heads)
+        keys = tiles.part(share.part, share.parts)
+        own = share.row, tiles.seeing(keys), share.heads
+        kv_heads = share.row, slice(None), share.kv_heads
         query_gradient_THD = tiles.by_token(
             _differentiate(
                 tiles,
-                tiles.part(share.part, share.parts),
+                keys,
                 (gradient_BTHD[own], query_BTHD[own], output_BTHD[own], normalizer_BTH[own]),
                 (key_BTKD[kv_heads], value_BTKD[kv_heads]),
                 (key_gradient_BTKD[kv_heads], value_gradient_BTKD[kv_heads]),
@@ -86,7 +88,9 @@ def gradients(
         if part_THD is not None:
             # In the order of the parts, so that sums repeat bit by bit.
             own_THD = query_gradient_BTHD[share.row, :, share.heads]
-            own_THD.copy_(part_THD if share.part == 0 else own_THD + part_THD)
+            if share.part == 0:
+                own_THD.zero_()
+            own_THD[tiles.seeing(tiles.part(share.part, share.parts))] += part_THD
     return query_gradient_BTHD, key_gradient_BTKD, value_gradient_BTKD
 
 
@@ -142,6 +146,11 @@ class _Tiles(NamedTuple):
         ends = torch.searchsorted(seen_T, shares)
         cuts = [0, *(ends // self.queries * self.queries).tolist(), self.tokens]
         return cuts[part], cuts[part + 1]
+
+    def seeing(self, keys: tuple[int, int]) -> slice:
+        """The queries, in whole blocks, that see some of a part's keys."""
+        first, last = keys
+        return slice(first, min(self.tokens, -(-(last + self.behind) // self.queries) * self.queries))
 
     def of_keys(self, first: int, last: int) -> Iterator[tuple[int, int]]:
         """First and last + 1 of the keys of each tile, about as many in each."""
@@ -203,7 +212,8 @@ def _differentiate(
 ) -> Tensor:
     """Write the gradients of a range of keys and values; returns what they add to those of queries.
 
-    That is [K, R, D], good until the next workspace.
+    Of queries there are those in whose sight the keys are. What is returned is [K, R, D], good until the next
+    workspace.
     """
     gradient_THD, query_THD, output_THD, normalizer_TH = of_queries
     kv_heads = of_keys[0].shape[1]
@@ -226,13 +236,15 @@ def _differentiate(
             room_KLD.copy_(tokens_TKD[start:stop].transpose(0, 1))
         for total_KLD in of_tile[2:]:
             total_KLD.zero_()
-        for query in range(start, min(tiles.tokens, stop + tiles.behind), tiles.queries):
+        # The last queries first: they give a key the least weight, and a sum that begins small rounds less.
+        for query in reversed(range(start, min(tiles.tokens, stop + tiles.behind), tiles.queries)):
             low, high = max(start, query - tiles.behind), min(stop, query + tiles.queries)
             near = of_tile
             if high - low < stop - start:
                 near = tuple(tensor[:, low - start : high - start] for tensor in of_tile)
             key_KLD, value_KLD, key_total_KLD, value_total_KLD = near
-            query_KPD, gradient_KPD, shift_KP1, drift_KP1, query_total_KPD = blocks[query // tiles.queries]
+            block = (query - keys[0]) // tiles.queries
+            query_KPD, gradient_KPD, shift_KP1, drift_KP1, query_total_KPD = blocks[block]
             whole = low == max(0, query - tiles.behind) and high == min(tiles.tokens, query + tiles.queries)
             weights_KPL, weights_KLP, scores_KPL, scores_KLP = rooms.of(
                 query_KPD.shape[1], high - low, apart=not whole
