@@ -178,9 +178,9 @@ def test_a_part_of_the_tokens_has_room_for_the_keys_that_it_meets_alone(window: 
         assert met.stop - met.start <= 3000 // 5 + 256 + window
 
 
-@pytest.mark.parametrize("window", [800, 3000])
+@pytest.mark.parametrize(("window", "most"), [(800, 3000 + 5 * (800 + 112)), (3000, 5 * 3000 * 4 // 5)])
 def test_a_part_of_the_keys_returns_the_gradients_of_the_queries_that_see_it(
-    window: int, monkeypatch: pytest.MonkeyPatch
+    window: int, most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     threads, tokens, returned = 5, 3000, []
 
@@ -199,9 +199,7 @@ def test_a_part_of_the_keys_returns_the_gradients_of_the_queries_that_see_it(
     finally:
         torch.set_num_threads(1)
     assert {share.parts for share, _ in returned} == {threads}
-    sizes = [len(part_THD) for _, part_THD in returned]
-    assert sum(sizes) < tokens + threads * (window + banded_tiles.ROWS)
-    assert sizes[-1] < tokens / 2
+    assert sum(len(part_THD) for _, part_THD in returned) < most
     by_parts = [tensor.grad for tensor in tensors]
     for tensor in tensors:
         tensor.grad = None

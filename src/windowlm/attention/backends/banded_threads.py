@@ -13,9 +13,8 @@ Shapes: B batch, T queries, S keys, H query heads, K key-value heads, D head dim
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 from functools import cache
-from threading import Barrier, Lock, Thread, local
+from threading import Barrier, Lock
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -24,7 +23,6 @@ from torch import Tensor
 # From here on a sequence has tokens enough to be shared.
 DIVISIBLE = 256
 _one_at_a_time, _threads_used = Lock(), False
-_caller = local()
 # From here on a tensor has numbers enough to be shared.
 MANY = 2**20
 Part = TypeVar("Part")
@@ -34,32 +32,9 @@ Result = TypeVar("Result")
 def use_threads() -> int:
     """How many threads torch has, which from now on processes forked off this one do not use."""
     global _threads_used
-    threads = _own_threads()
+    threads = torch.get_num_threads()
     _threads_used = _threads_used or threads > 1
     return threads
-
-
-def _own_threads() -> int:
-    """How many threads torch has for the caller.
-
-    One whose first use of torch fell into a call of another's has taken over the single thread of that call.
-    It gets what others have.
-    """
-    threads = torch.get_num_threads()
-    if threads == 1 and _threads_used and not hasattr(_caller, "known"):
-        with _one_at_a_time, suppress(RuntimeError):  # no thread can be started
-            threads = _of_a_new_thread()
-            torch.set_num_threads(threads)
-    _caller.known = True
-    return threads
-
-
-def _of_a_new_thread() -> int:
-    found: list[int] = []
-    new = Thread(target=lambda: found.append(torch.get_num_threads()))
-    new.start()
-    new.join()
-    return found[0]
 
 
 def _start_anew() -> None:
@@ -93,7 +68,7 @@ class Share(NamedTuple):
 
 def heads_are_even(key_BSKD: Tensor) -> bool:
     """Whether shares of whole heads are the same work for each thread."""
-    batch, kv_heads, threads = key_BSKD.shape[0], key_BSKD.shape[2], _own_threads()
+    batch, kv_heads, threads = key_BSKD.shape[0], key_BSKD.shape[2], torch.get_num_threads()
     heads = _heads_of_a_share(kv_heads, threads)
     return kv_heads % heads == 0 and batch * kv_heads // heads % threads == 0
 
@@ -114,7 +89,7 @@ def shares_of(
         most_heads: key-value heads of a share; None: as many as the threads leave.
     """
     batch, kv_heads = key_BSKD.shape[0], key_BSKD.shape[2]
-    groups, threads = query_BTHD.shape[2] // kv_heads, _own_threads()
+    groups, threads = query_BTHD.shape[2] // kv_heads, torch.get_num_threads()
 
     def of_heads(heads: int, parts: int) -> list[Share]:
         return [
@@ -136,11 +111,6 @@ def shares_of(
     return of_heads(heads if most_heads is None else min(heads, most_heads), 1)
 
 
-def _stay_alone() -> None:
-    torch.set_num_threads(1)
-    _caller.known = True
-
-
 @cache
 def _pool(threads: int) -> ThreadPoolExecutor:
     """Threads that are kept, as a new one takes a millisecond.
@@ -148,7 +118,7 @@ def _pool(threads: int) -> ThreadPoolExecutor:
     All have started: the number that each sets is also what new threads of the process begin with, and the
     caller restores that.
     """
-    pool = ThreadPoolExecutor(threads, initializer=_stay_alone)
+    pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
     all_started = Barrier(threads)
     try:
         for started in [pool.submit(all_started.wait) for _ in range(threads)]:
@@ -166,8 +136,11 @@ def in_parallel(compute: Callable[[Part], Result], shares: Sequence[Part]) -> li
     The number of threads is one for the process meanwhile, as matrix products know no other. A single share
     is too little to gain by more.
     """
-    threads = use_threads()
     with _one_at_a_time, torch.autocast("cpu", enabled=False):
+        threads = use_threads()
+        if threads == 1:
+            # Perhaps of this thread alone, where the process has more.
+            return [compute(share) for share in shares]
         # A thread knows nothing of the caller's modes, and writes into what was made under them.
         inference = torch.is_inference_mode_enabled()
 
@@ -177,7 +150,7 @@ def in_parallel(compute: Callable[[Part], Result], shares: Sequence[Part]) -> li
 
         torch.set_num_threads(1)
         try:
-            if threads == 1 or len(shares) == 1:
+            if len(shares) == 1:
                 return [compute(share) for share in shares]
             return _by_pool(alone, shares, threads)
         finally:
@@ -188,15 +161,20 @@ def _by_pool(compute: Callable[[Part], Result], shares: Sequence[Part], threads:
     """The results by other threads; by the caller where the process ends."""
     begun: list[Future[Result]] = []
     try:
-        pool = _pool(threads)
-        for share in shares:
-            begun.append(pool.submit(compute, share))
-    except RuntimeError as error:
-        # Behind the end of the main thread a process begins no more threads, and pools take no more work.
-        if "shutdown" not in str(error):
-            raise
-    left = [compute(share) for share in shares[len(begun) :]]
-    return [future.result() for future in begun] + left
+        try:
+            pool = _pool(threads)
+            for share in shares:
+                begun.append(pool.submit(compute, share))
+        except RuntimeError as error:
+            # Behind the end of the main thread a process begins no more threads, and pools take no more work.
+            if "shutdown" not in str(error):
+                raise
+        left = [compute(share) for share in shares[len(begun) :]]
+        return [future.result() for future in begun] + left
+    finally:
+        # Of those that an error leaves behind.
+        for future in begun:
+            future.cancel()
 
 
 def zeros(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
@@ -216,4 +194,4 @@ def holds_nan(tensor: Tensor) -> bool:
 
 
 def _pieces(tensor: Tensor) -> Sequence[Tensor]:
-    return tensor.view(-1).chunk(_own_threads() if tensor.numel() >= MANY else 1)
+    return tensor.view(-1).chunk(torch.get_num_threads() if tensor.numel() >= MANY else 1)

@@ -236,7 +236,8 @@ def _differentiate(
             room_KLD.copy_(tokens_TKD[start:stop].transpose(0, 1))
         for total_KLD in of_tile[2:]:
             total_KLD.zero_()
-        # The last queries first: they give a key the least weight, and a sum that begins small rounds less.
+        # The last queries first: where they see all keys they give each the least weight, and a sum that
+        # begins small rounds less.
         for query in reversed(range(start, min(tiles.tokens, stop + tiles.behind), tiles.queries)):
             low, high = max(start, query - tiles.behind), min(stop, query + tiles.queries)
             near = of_tile
