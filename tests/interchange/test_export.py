@@ -282,6 +282,12 @@ def test_the_folder_holds_the_config_in_the_words_of_all_versions(tmp_path: Path
     ]
 
 
+def test_whoever_reads_one_file_of_the_folder_reads_all(tmp_path: Path) -> None:
+    out = exported(tmp_path, random_decoder())
+    (tmp_path / "beside").touch()
+    assert {path.stat().st_mode for path in out.iterdir()} == {(tmp_path / "beside").stat().st_mode}
+
+
 @pytest.mark.parametrize("kind", ["folder", "file", "dangling link"])
 def test_an_out_that_exists_is_refused_and_kept(kind: str, tmp_path: Path) -> None:
     out = tmp_path / "out"

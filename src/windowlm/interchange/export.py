@@ -101,6 +101,8 @@ def _write(
         }.items():
             (partial / name).write_bytes(content)
         save_file(weights, partial / WEIGHTS_NAME, {"format": "pt"})
+        # Safetensors lets the owner alone read it.
+        shutil.copymode(partial / CONFIG_NAME, partial / WEIGHTS_NAME)
         for file in partial.iterdir():
             sync_path(file)
         sync_path(partial)

@@ -208,6 +208,22 @@ def test_a_part_of_the_keys_returns_the_gradients_of_the_queries_that_see_it(
         torch.testing.assert_close(tensor.grad, by_part)
 
 
+def test_the_sum_over_all_queries_that_see_a_value_rounds_as_little_as_plainly() -> None:
+    torch.manual_seed(0)
+    drawn = [torch.randn(4, 1000, heads, 8) for heads in (8, 1, 1, 8)]
+
+    def value_gradient(backend: str, dtype: torch.dtype) -> Tensor:
+        *tensors, gradient = (tensor.to(dtype).requires_grad_() for tensor in drawn)
+        output = attention(*tensors, Visibility.build(window=1000), backend=backend)
+        return torch.autograd.grad(output, tensors[2], gradient)[0].double()
+
+    exact = value_gradient("reference", torch.float64)
+    ours, plain = (
+        float((value_gradient(backend, torch.float32) - exact).norm()) for backend in ("banded", "reference")
+    )
+    assert ours <= 2 * plain
+
+
 @pytest.mark.parametrize(
     ("whole", "size", "runs"),
     [
