@@ -92,6 +92,12 @@ WAITING_VARIABLES = {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"}
 SHORT_WAITING = {"GOMP_SPINCOUNT": "1000"}
 
 
+def wait_shortly() -> None:
+    """Let torch's threads wait as those of the commands do, unless the environment says how."""
+    if not WAITING_VARIABLES & os.environ.keys():
+        os.environ.update(SHORT_WAITING)
+
+
 def main(command: Command[Any], script: Path, conf: Path, arguments: Sequence[str] | None = None) -> int:
     """Compose, check and run ``command``.
 
@@ -106,8 +112,7 @@ def main(command: Command[Any], script: Path, conf: Path, arguments: Sequence[st
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     started = f"python {shlex.quote(str(_shortest(script.resolve())))}"
-    if not WAITING_VARIABLES & os.environ.keys():
-        os.environ.update(SHORT_WAITING)
+    wait_shortly()
     for name in HUB_CLIENTS:
         logging.getLogger(name).setLevel(logging.WARNING)
 
