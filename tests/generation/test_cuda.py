@@ -4,20 +4,17 @@ import copy
 
 import pytest
 import torch
-from torch import Tensor
 from torch._dynamo.utils import counters
 from torch._inductor.utils import run_and_get_code
 
 from tests.model.step_logits import Logits
 from tests.model.test_streaming import LAYERS, LENGTH, drawn, packed
 from tests.model.test_switches import tokens
+from tests.model.test_token_step import PROMPT, stepped
 from windowlm.generation.split_products import product_by_kernel
 from windowlm.generation.token_step import TokenStep, joined_view
-from windowlm.model.decoder import Decoder
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
-
-PROMPT = 41
 
 
 @pytest.mark.parametrize("layers", [LAYERS["windows"], LAYERS["all"]], ids=["windows", "all"])
@@ -28,10 +25,7 @@ def test_replayed_steps_give_the_logits_of_one_call(layers: dict[str, object], r
     documents_BT = packed().cuda() if rows_differ else None
     with torch.no_grad():
         whole_BTV = model(tokens_BT, documents_BT)
-        cache = model.new_cache(LENGTH)
-        model(tokens_BT[:, :PROMPT], None if documents_BT is None else documents_BT[:, :PROMPT], cache=cache)
-        step = TokenStep(joined_view(model), cache, len(tokens_BT), Logits())
-        got = torch.stack([step(tokens_B).clone() for tokens_B in tokens_BT[:, PROMPT:].T], 1)
+    got = stepped(model, tokens_BT, PROMPT, documents_BT, compiled=True)
     wanted = whole_BTV[:, PROMPT:]
     torch.testing.assert_close(got, wanted, rtol=0, atol=2e-5 * float(wanted.std()))
 
@@ -70,7 +64,7 @@ def test_the_steps_of_a_batch_take_split_products_and_one_row_takes_none() -> No
         torch.compiler.reset()
         tokens_BT, logits = tokens(batch, LENGTH).cuda(), []
         for compiled in (False, True):
-            took, codes = run_and_get_code(lambda: stepped(model, tokens_BT, compiled))  # noqa: B023
+            took, codes = run_and_get_code(lambda: stepped(model, tokens_BT, PROMPT, compiled=compiled))  # noqa: B023
             logits.append(took)
         assert any("split_products.product" in code for code in codes) == (batch > 1)
         with torch.no_grad():
@@ -84,14 +78,5 @@ def test_the_next_steps_of_a_batch_compile_nothing() -> None:
     counters.clear()
     model = drawn(LAYERS["windows"]).bfloat16().cuda()
     for count, batch in ((1, 1), (2, 4), (2, 1), (2, 4)):
-        stepped(model, tokens(batch, LENGTH).cuda())
+        stepped(model, tokens(batch, LENGTH).cuda(), PROMPT, compiled=True)
         assert counters["stats"]["unique_graphs"] == count
-
-
-@torch.no_grad()
-def stepped(model: Decoder, tokens_BT: Tensor, compiled: bool = True) -> Tensor:
-    """The logits behind each token after the prompt."""
-    cache = model.new_cache(LENGTH)
-    model(tokens_BT[:, :PROMPT], cache=cache)
-    step = TokenStep(joined_view(model), cache, len(tokens_BT), Logits(), compiled=compiled)
-    return torch.stack([step(tokens_B).clone() for tokens_B in tokens_BT[:, PROMPT:].T], 1)

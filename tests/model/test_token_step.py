@@ -19,13 +19,18 @@ each_layers = pytest.mark.parametrize("layers", LAYERS.values(), ids=LAYERS)
 
 @torch.no_grad()
 def stepped(
-    model: Decoder, tokens_BT: torch.Tensor, prompt: int, documents_BT: torch.Tensor | None = None
+    model: Decoder,
+    tokens_BT: torch.Tensor,
+    prompt: int,
+    documents_BT: torch.Tensor | None = None,
+    *,
+    compiled: bool = False,
 ) -> torch.Tensor:
     """Logits of the tokens behind the prompt."""
     cache = model.new_cache(tokens_BT.shape[1])
     model(tokens_BT[:, :prompt], None if documents_BT is None else documents_BT[:, :prompt], cache=cache)
     assert holds_sinks(cache)
-    step = TokenStep(joined_view(model), cache, len(tokens_BT), Logits(), compiled=False)
+    step = TokenStep(joined_view(model), cache, len(tokens_BT), Logits(), compiled=compiled)
     return torch.stack([step(tokens_B).clone() for tokens_B in tokens_BT[:, prompt:].T], 1)
 
 

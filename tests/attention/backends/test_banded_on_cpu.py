@@ -199,7 +199,7 @@ def test_a_part_of_the_keys_returns_the_gradients_of_the_queries_that_see_it(
     finally:
         torch.set_num_threads(1)
     assert {share.parts for share, _ in returned} == {threads}
-    assert sum(len(part_THD) for _, part_THD in returned) < most
+    assert sum(len(part_THD) for _, (_, part_THD) in returned) < most
     by_parts = [tensor.grad for tensor in tensors]
     for tensor in tensors:
         tensor.grad = None

@@ -64,9 +64,10 @@ def gradients(
         for tensor in (query_BTHD, key_BTKD, value_BTKD)
     )
 
-    def compute(share: Share) -> Tensor | None:
+    def compute(share: Share) -> tuple[slice, Tensor] | None:
         keys = tiles.part(share.part, share.parts)
-        own = share.row, tiles.seeing(keys), share.heads
+        queries = tiles.seeing(keys)
+        own = share.row, queries, share.heads
         kv_heads = share.row, slice(None), share.kv_heads
         query_gradient_THD = tiles.by_token(
             _differentiate(
@@ -79,18 +80,18 @@ def gradients(
             )
         )
         if share.parts > 1:
-            return query_gradient_THD.clone()
+            return queries, query_gradient_THD.clone()
         query_gradient_BTHD[own] = query_gradient_THD
         return None
 
     shares = tiles.shares(query_BTHD, key_BTKD)
-    for share, part_THD in zip(shares, in_parallel(compute, shares), strict=True):
-        if part_THD is not None:
-            # In the order of the parts, so that sums repeat bit by bit.
+    for share, part in zip(shares, in_parallel(compute, shares), strict=True):
+        if part is not None:  # in the order of the parts, so that sums repeat bit by bit
+            queries, added_THD = part
             own_THD = query_gradient_BTHD[share.row, :, share.heads]
             if share.part == 0:
                 own_THD.zero_()
-            own_THD[tiles.seeing(tiles.part(share.part, share.parts))] += part_THD
+            own_THD[queries] += added_THD
     return query_gradient_BTHD, key_gradient_BTKD, value_gradient_BTKD
 
 
