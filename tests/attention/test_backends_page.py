@@ -87,7 +87,7 @@ def test_every_backend_of_ours_that_was_measured_is_in_the_page() -> None:
 
 def test_the_peers_of_band_take_as_long_as_the_results_say() -> None:
     *_, table = tables("Speed on a GPU")
-    assert len(table) == 5
+    assert len(table) == 6
     for row in table:
         (link,) = re.findall(r"\((.*)\)", row.pop("result"))
         (shape,) = json.loads((DOCS / link).read_text())["shapes"]
