@@ -98,7 +98,7 @@ def receptive_field(windows: Sequence[int | None]) -> int | None:
 
 def outside_inference_mode(prepare: Callable[[], Prepared]) -> Prepared:
     """What `prepare` makes, of tensors that training may use too: those of inference mode it must not."""
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or not torch.is_inference_mode_enabled():
         return prepare()
     with torch.inference_mode(False):
         return prepare()
