@@ -1,6 +1,7 @@
 import json
 import logging
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -16,7 +17,7 @@ import pytest
 from tests.conftest import PROJECT, SMALL_RUN, start_script
 from windowlm.attention.config import NtkScaling, RotaryConfig, YarnScaling
 from windowlm.command_line import HUB_CLIENTS, WAITING_VARIABLES, Command, Invocation, main
-from windowlm.config import EvaluateConfig, TrainConfig, settings_of
+from windowlm.config import EvaluateConfig, ExportConfig, GenerateConfig, TrainConfig, settings_of
 from windowlm.errors import UserError
 from windowlm.evaluation.own_settings import with_own_settings
 from windowlm.model.config import ModelConfig, NgramEmbeddingsConfig
@@ -660,6 +661,18 @@ def test_a_signal_while_the_command_is_imported_prints_nothing(
         check=False,
     )
     assert (done.returncode, done.stdout, done.stderr) == (status, "", "")
+
+
+@pytest.mark.parametrize(("script", "config_type"), [("generate", GenerateConfig), ("export", ExportConfig)])
+def test_the_help_of_a_command_without_groups_says_what_each_setting_is(
+    script: str, config_type: type, capfd: pytest.CaptureFixture[str]
+) -> None:
+    command = Command(name=script, config_type=config_type, task=lambda *_: 1)
+    assert main(command, PROJECT / "scripts" / f"{script}.py", CONF, ["--help"]) == 0
+    shown = capfd.readouterr().out
+    for name in settings_of(config_type):
+        assert re.search(rf"^{name}: .*# \w", shown, re.MULTILINE), name
+    assert "hydra" not in shown
 
 
 def test_a_reader_that_goes_away_is_no_mistake(tmp_path: Path) -> None:

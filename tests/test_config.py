@@ -209,6 +209,8 @@ def test_an_unknown_key_offers_the_nearest() -> None:
 
 def test_a_key_in_the_wrong_group_offers_the_right_one() -> None:
     assert unknown_key_error("window", "64", settings_of(TrainConfig)).correction == "model.window=64"
+    error = unknown_key_error("model.attention_backend", "flex", settings_of(TrainConfig))
+    assert error.correction == "model.backend=flex"
     assert unknown_key_error("revision", "x", settings_of(TrainConfig)).correction == "data.revision=x"
     assert unknown_key_error("model.lr", "1", settings_of(TrainConfig)).correction == "optimizer.lr=1"
 

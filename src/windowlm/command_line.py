@@ -138,6 +138,9 @@ def _run(command: Command[Any], started: str, script: Path, conf: Path, words: l
     refused = [f"--{name.replace('_', '-')}" for name in REFUSED_OPTIONS if getattr(known, name, None)]
     if unknown_options or refused:
         raise ConfigError(f"{(unknown_options or refused)[0]}: no such option; {started} --help lists them")
+    if known.help and (own_help := _own_help(conf / f"{command.name}.yaml")) is not None:
+        print(own_help)
+        return 0
     if known.multirun and not command.fixes_run_dir:
         raise ConfigError(f"{started} makes no sweeps: leave -m away, and call it once for each")
     for word in known.overrides:
@@ -221,6 +224,15 @@ def _run(command: Command[Any], started: str, script: Path, conf: Path, words: l
         command_line=f"{started} {shlex.join(words)}".strip(),
         jobs=len(configs) if known.multirun else 0,
     )
+
+
+def _own_help(path: Path) -> str | None:
+    """What a command's YAML says of its settings; None where it composes groups, which Hydra's help lists."""
+    about, _, rest = path.read_text(encoding="utf-8").partition("defaults:\n")
+    defaults, _, settings = rest.partition("\n\n")
+    if not all(line.strip().startswith(("- _self_", "- override")) for line in defaults.splitlines()):
+        return None
+    return f"{about.removeprefix('# ')}\n{settings.partition('hydra:')[0].strip()}"
 
 
 def _one_process(command: Command[Any], complaint: str) -> ConfigError:

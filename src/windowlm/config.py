@@ -316,14 +316,15 @@ def settings_of(config_type: type, prefix: str = "", under_nullable: bool = Fals
 def unknown_key_error(key: str, value: str, settings: Iterable[str]) -> ConfigError:
     """The error for a key that does not exist, with the nearest ones that do.
 
-    Near are the keys of other groups with the same name, then those of the same group with a name like it,
-    then those of other groups.
+    Near are the keys of other groups with the same name, then those of the same group that are a word of it
+    or have a name like it, then those of other groups.
     """
     known = list(settings)
     parent, _, leaf = key.rpartition(".")
     siblings = {name.rpartition(".")[2]: name for name in known if name.rpartition(".")[0] == parent}
     others = {name.rpartition(".")[2]: name for name in reversed(known)}
     nearest = [name for name in known if name.rpartition(".")[2] == leaf]
+    nearest += [siblings[word] for word in leaf.split("_") if word in siblings]
     nearest += [siblings[match] for match in difflib.get_close_matches(leaf, siblings, n=3, cutoff=0.6)]
     nearest += [others[match] for match in difflib.get_close_matches(leaf, others, n=3, cutoff=0.6)]
     nearest = list(dict.fromkeys(nearest))[:3]

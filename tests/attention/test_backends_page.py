@@ -85,6 +85,43 @@ def test_every_backend_of_ours_that_was_measured_is_in_the_page() -> None:
             assert ratio == f"{rows[f'windowlm:{name}']['total_ratio']:.2f}", name
 
 
+def test_the_pace_of_matrix_products_is_that_of_the_runs() -> None:
+    runs = [*(DOCS / "results").glob("attention_h100*/attention.json")]
+    paces = [shape["matmul_tflops"] for run in runs for shape in json.loads(run.read_text())["shapes"]]
+    page = " ".join((DOCS / "attention-backends.md").read_text().split())
+    assert f"a product of 8,192 x 8,192 matrices reached {min(paces):.0f} to {max(paces):.0f}." in page
+
+
+def test_the_cases_are_as_many_as_the_results_say() -> None:
+    (table,) = tables("Proof")
+    drawn = {
+        row["backend"]: row
+        for device in ("cpu", "h100")
+        for row in json.loads((DOCS / "results" / f"attention_cases_{device}.json").read_text())
+    }
+    assert sorted(drawn) == sorted(row["backend"] for row in table)
+    for row in table:
+        result = drawn[row["backend"]]
+        assert [row["cases"], row["mismatches"]] == [f"{result['cases']:,}", str(result["mismatches"])]
+
+
+def test_masks_cost_what_the_result_says() -> None:
+    report = json.loads((DOCS / "results" / "attention_layouts" / "layer.json").read_text())["layouts"]
+    page = " ".join((DOCS / "attention-backends.md").read_text().split())
+    assert report["graphs_when_warm"] == report["graphs_at_the_end"] == 6
+    assert report["memory_when_warm_mib"] == report["memory_at_the_end_mib"]
+    for told in (
+        f"over {report['batches']:,} batches of other documents (median 1,500 tokens) and "
+        f"{len(report['lengths'])} lengths",
+        f"the slowest batch takes {1000 * report['slowest_warm_step_s']:.0f} ms",
+        f"stays at {report['memory_at_the_end_mib']:.0f} MiB to the byte",
+        f"takes {report['mask_on_device_ms']:.3f} ms, {report['mask_over_attention']:.1%} of the "
+        f"{report['attention_ms']:.2f} ms of attention",
+        f"Making them takes {report['mask_on_host_ms']:.1f} ms of a CPU",
+    ):
+        assert told in page, told
+
+
 def test_the_peers_of_band_take_as_long_as_the_results_say() -> None:
     *_, table = tables("Speed on a GPU")
     assert len(table) == 6

@@ -10,12 +10,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.interchange.foreign import FOREIGN, foreign_model, save_foreign
-from tests.interchange.models import TEXT, random_decoder, trained_bpe
+from tests.interchange.models import SHAPE, TEXT, random_decoder, trained_bpe
 from tests.interchange.test_export import MODELS
 from windowlm import generate, load
 from windowlm.attention.config import RotaryConfig
 from windowlm.errors import UserError
 from windowlm.interchange.export import export_to_transformers
+from windowlm.interchange.model_card import model_card
+from windowlm.model.config import ModelConfig
 from windowlm.tokenization.tokenizer import BytesTokenizer
 from windowlm.tokenization.transformers_files import write_transformers_files
 
@@ -45,6 +47,22 @@ def test_greedy_tokens_agree(name: str, tmp_path: Path) -> None:
     start_BT = torch.from_numpy(ours.tokenizer.encode(prompt).astype("int64"))[None]
     found_BT = theirs.generate(start_BT, max_new_tokens=60, do_sample=False, eos_token_id=None)
     assert mine.tokens == found_BT[0, start_BT.shape[1] :].tolist()
+
+
+def test_the_card_says_what_is_known_of_the_training_of_others(tmp_path: Path) -> None:
+    folder = tmp_path / "theirs"
+    save_foreign(folder, "llama")
+    loaded = load(folder)
+    theirs = model_card("theirs", loaded.model.config, loaded.config, None)
+    assert not any(word in theirs for word in ("raining", "unknown", "document"))
+    assert f"| positions | {loaded.config['sequence_length']:,} tokens |" in theirs
+
+    from_theirs = ModelConfig(**{**SHAPE, "init_from": "theirs"})
+    facts = {**loaded.config, "training": {"steps_trained": 2}, "source_identity": "source"}
+    card = model_card("ours", from_theirs, facts, None)
+    assert "| began from the weights of | theirs |" in card
+    assert "| steps | 2 |" in card
+    assert "In training a document had no mark before its first token" in card
 
 
 @torch.no_grad()
@@ -230,6 +248,7 @@ BAD: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "weights of more layers": ("llama", config(num_hidden_layers=3), "of 4 layers and config.json asks"),
     "more layers than can be": ("llama", config(num_hidden_layers=10**9), "num_hidden_layers=1000000000"),
     "a size that fits nowhere": ("llama", config(intermediate_size=10**15), "must be at most 16777216"),
+    "fewer rows than one": ("llama", config(vocab_size=-1), "vocab_size=-1: whole numbers from 1 on"),
     "rows that fit nowhere": ("llama", config(vocab_size=10**12), "and config.json asks for"),
     "a weight of whole numbers": (
         "llama", weight(Q_PROJ, lambda w: w.to(torch.int8)), "q_proj.weight holds int8: float64, float32"

@@ -35,9 +35,9 @@ def test_each_distinct_choice_is_named_once() -> None:
 @pytest.mark.parametrize(
     ("option", "flag", "feature"),
     [
-        ({"attention_sinks": 2}, "sinks", "it has no sinks"),
-        ({"learned_sinks": True}, "sink_logits", "it has no learned sinks"),
-        ({"logit_cap": 5.0}, "logit_cap", "it has no cap on the logits"),
+        ({"attention_sinks": 2}, "sinks", "it does not support sinks"),
+        ({"learned_sinks": True}, "sink_logits", "it does not support learned sinks"),
+        ({"logit_cap": 5.0}, "logit_cap", "it does not support a cap on the logits"),
     ],
 )
 def test_the_options_of_the_attention_count(
@@ -52,8 +52,8 @@ def test_the_options_of_the_attention_count(
 @pytest.mark.parametrize(
     ("option", "flag", "feature"),
     [
-        ({}, "more_keys", "it has no more keys than queries"),
-        ({"attention_sinks": 2}, "separate_keys", "it has no keys with positions of their own"),
+        ({}, "more_keys", "it does not support more keys than queries"),
+        ({"attention_sinks": 2}, "separate_keys", "it does not support keys with positions of their own"),
     ],
 )
 def test_a_part_of_a_sequence_needs_a_backend_that_takes_the_keys_of_others(

@@ -119,7 +119,8 @@ class RotaryEmbedding(nn.Module):
         if rotated is None:
             raise ValueError(
                 f"fraction={fraction!r} of head dimension {dim} rotates {fraction * dim:g} dimensions: "
-                f"an even number from 2 on is allowed; try fraction={nearest_fraction(dim, fraction)!r}"
+                "an even number from 2 on is allowed; take another head dimension, or "
+                f"try fraction={nearest_fraction(dim, fraction)!r}"
             )
         self.rotated = rotated
 

@@ -44,7 +44,8 @@ class SamplingConfig:
             prompts that are served beside it, as far as the model's numbers do not: in bfloat16 products
             are rounded differently in batches of other sizes.
         stop: texts before which production ends; they are not part of the result.
-        stop_at_end: end at the end mark of a document.
+        stop_at_end: end at the end mark of a document; where not, the text goes on behind the mark as more of
+            the same document, which it still sees.
         beyond_training: allow positions at which layers without a window, with sinks, or with a window
             longer than the sequences of the training see distances that they were not trained on.
     """

@@ -80,13 +80,13 @@ def read_foreign_config(folder: Path, stated: Mapping[str, Any]) -> ForeignConfi
     except Exception as error:  # of transformers and of what it checks with
         reason = " ".join(str(error).split())[:LONGEST_REASON]
         raise UserError(f"{path}: cannot be read as the config of a {model_type}: {reason}") from None
-    length = theirs.max_position_embeddings
-    if not is_count(length):
-        raise UserError(f"{path}: max_position_embeddings={length!r}: whole numbers from 1 on are read")
+    for name in ("max_position_embeddings", "vocab_size"):
+        if not is_count(number := getattr(theirs, name)):
+            raise UserError(f"{path}: {name}={number!r}: whole numbers from 1 on are read")
     return ForeignConfig(
         model=shape,
         vocabulary_size=theirs.vocab_size,
-        sequence_length=length,
+        sequence_length=theirs.max_position_embeddings,
         model_type=theirs.model_type,
     )
 

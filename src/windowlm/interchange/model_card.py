@@ -39,7 +39,7 @@ _FRONT_MATTER = "---\nlibrary_name: transformers\npipeline_tag: text-generation\
 def _facts(model: ModelConfig, facts: Mapping[str, Any]) -> list[str]:
     length, vocabulary = facts["sequence_length"], facts["vocabulary_size"]
     cost = model_cost(model, vocabulary, length, 2)
-    training, data = facts["training"], facts["data"]
+    training, data, known = facts["training"], facts["data"], _trained_here(facts)
     reach, tokenizer = cost.receptive_field, facts.get("tokenizer")
     kind = tokenizer.get("kind") if isinstance(tokenizer, dict) else "of the folder"
     rows = {
@@ -51,8 +51,9 @@ def _facts(model: ModelConfig, facts: Mapping[str, Any]) -> list[str]:
         "KV cache": f"{cost.kv_cache_bytes:,} bytes in bfloat16 for {length:,} tokens",
         "tokenizer": f"{kind}, {vocabulary:,} tokens",
         "training data": data.get("path") or data.get("name"),
-        "hash of the training data": facts["source_identity"],
-        "training sequences": f"{length:,} tokens",
+        "hash of the training data": facts["source_identity"] if known else None,
+        "training sequences" if known else "positions": f"{length:,} tokens",
+        "began from the weights of": model.init_from,
         "tokens trained": _count(training.get("tokens_trained")),
         "steps": _count(training.get("steps_trained")),
         "precision of the training": training.get("precision"),
@@ -62,19 +63,26 @@ def _facts(model: ModelConfig, facts: Mapping[str, Any]) -> list[str]:
 
 
 def _usage(model: ModelConfig, facts: Mapping[str, Any]) -> list[str]:
-    masked = facts["data"].get("document_masking", True)
-    start = "no mark before its first token" if masked else "the end mark of another document before it"
-    notes = f"In training a document had {start}; the end mark came behind it."
+    notes = []
+    if _trained_here(facts):
+        masked = facts["data"].get("document_masking", True)
+        start = "no mark before its first token" if masked else "the end mark of another document before it"
+        notes.append(f"In training a document had {start}; the end mark came behind it.")
     if any(window is not None for window in model.layer_windows()):
-        notes += (
-            " The window is in every mask that transformers builds for `eager`, `sdpa` and `flex_attention`."
+        notes.append(
+            "The window is in every mask that transformers builds for `eager`, `sdpa` and `flex_attention`."
         )
     code = (
         "```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
         'model = AutoModelForCausalLM.from_pretrained("PATH")\n'
         'tokenizer = AutoTokenizer.from_pretrained("PATH")\n```'
     )
-    return [code, notes]
+    return [code, " ".join(notes)] if notes else [code]
+
+
+def _trained_here(facts: Mapping[str, Any]) -> bool:
+    """Whether the training is known; it is not of a model that others trained."""
+    return bool(facts["training"])
 
 
 def _curve(evaluation: Mapping[str, Any], has_picture: bool) -> list[str]:

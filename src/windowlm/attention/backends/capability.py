@@ -21,6 +21,7 @@ class Request:
     sinks: int = 0
     documents: bool = False
     gaps: bool = False
+    gaps_known: bool = True
     separate_keys: bool = False
     more_keys: bool = False
     dropout: float = 0.0
@@ -84,21 +85,28 @@ class Capabilities:
             return f"it does not compute in {request.dtype}"
         if self.head_dim_limit is not None and request.head_dim > self.head_dim_limit:
             return f"it takes head dimensions up to {self.head_dim_limit}, not {request.head_dim}"
-        if request.head_dim < self.head_dim_least or request.head_dim % self.head_dim_multiple:
-            return (
-                f"it takes head dimensions from {self.head_dim_least} on that are multiples of "
-                f"{self.head_dim_multiple}, not {request.head_dim}"
-            )
+        if request.head_dim < self.head_dim_least:
+            return f"it takes head dimensions from {self.head_dim_least} on, not {request.head_dim}"
+        if request.head_dim % self.head_dim_multiple:
+            multiple = self.head_dim_multiple
+            return f"it takes head dimensions that are multiples of {multiple}, not {request.head_dim}"
         for wanted, supported, feature in (
             (not request.causal, self.bidirectional, "bidirectional attention"),
             (request.sinks > 0, self.sinks, "sinks"),
             (request.documents, self.documents, "documents or padding"),
-            (request.gaps, self.gaps, "padding inside documents"),
+            (
+                request.gaps,
+                self.gaps,
+                "padding inside documents"
+                if request.gaps_known
+                else "padding inside documents, and whether there is some is unknown where a compiled graph "
+                "builds the visibility: build it before",
+            ),
             (request.separate_keys, self.separate_keys, "keys with positions of their own"),
             (request.more_keys, self.more_keys, "more keys than queries"),
             (request.dropout > 0, self.dropout, "dropout on attention weights"),
             (request.sink_logits, self.sink_logits, "learned sinks"),
-            (request.logit_cap, self.logit_cap, "cap on the logits"),
+            (request.logit_cap, self.logit_cap, "a cap on the logits"),
             (request.gradients, self.gradients, "gradients"),
             (
                 request.deterministic and request.gradients,
@@ -107,7 +115,7 @@ class Capabilities:
             ),
         ):
             if wanted and not supported:
-                return f"it has no {feature}"
+                return f"it does not support {feature}"
         return None
 
 
