@@ -261,8 +261,12 @@ def plot_of(report: dict[str, Any]) -> bytes:
     """PNG: tokens a second, and what the cache holds, by the length of the prompt; one row a batch."""
     import altair as alt
 
-    rows = [row for row in report["rows"] if "tokens_per_second" in row]
-    values = [{**row, "mib": row["cache_bytes"] / 2**20} for row in rows]
+    columns = ("entrant", "batch", "prompt_tokens", "tokens_per_second")
+    values = [
+        {**{name: row[name] for name in columns}, "mib": row["cache_bytes"] / 2**20}
+        for row in report["rows"]
+        if "tokens_per_second" in row
+    ]
     panels = [
         alt.Chart(
             alt.Data(values=[value for value in values if value["batch"] == batch]),
@@ -275,7 +279,7 @@ def plot_of(report: dict[str, Any]) -> bytes:
             y=alt.Y(f"{column}:Q", title=title, scale=alt.Scale(type="log")),
             color=alt.Color("entrant:N", sort=[OURS, COMPILED, *PEERS], title=None),
         )
-        for batch in dict.fromkeys(row["batch"] for row in rows)
+        for batch in dict.fromkeys(value["batch"] for value in values)
         for column, title in (("tokens_per_second", "tokens/s behind the prompt"), ("mib", "MiB of cache"))
     ]
     title = f"{report['device']}, window {report['shape']['window']:,}, {report['precision']}"

@@ -72,6 +72,10 @@ SHAPES = (
     Shape(2, 2, 2, 16, torch.float16),
     Shape(2, 3, 2, 64, torch.float16),
     Shape(2, 2, 3, 32, torch.float32),
+    Shape(2, 1, 4, 40, torch.bfloat16),
+    Shape(1, 2, 2, 80, torch.bfloat16),
+    Shape(1, 1, 2, 192, torch.bfloat16),
+    Shape(1, 1, 2, 256, torch.bfloat16),
     *(Shape(2, 2, 4, 64, torch.bfloat16, special) for special in SPECIALS),
 )
 

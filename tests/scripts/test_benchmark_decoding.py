@@ -1,0 +1,57 @@
+"""The decoding benchmark writes its table and plot, and the page on streaming says what it measured."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import PROJECT, run_script
+
+RESULTS = PROJECT / "docs" / "results"
+PAGE = (PROJECT / "docs" / "streaming.md").read_text(encoding="utf-8")
+ENTRANTS = ("windowlm", "windowlm compiled", "transformers dynamic", "transformers static")
+
+
+def test_two_prompts_are_timed_and_plotted(tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    done = run_script(
+        "scripts/benchmark_decoding.py",
+        *("--shape", "32,2,2,1,16,32,300,8,64,64", "--prompts", "8", "40", "--tokens", "64"),
+        *("--rounds", "1", "--entrants", "windowlm", "transformers dynamic", "--out", "out"),
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "out" / "decoding.json").read_text())["rows"]
+    found = [(row["entrant"], row["prompt_tokens"], row["cache_bytes"]) for row in rows]
+    # Keys and values in float32 of two layers, one head of 16: ours keep W tokens, theirs one less.
+    assert found == [
+        (name, prompt, 2 * 2 * 16 * 4 * kept)
+        for prompt in (8, 40)
+        for name, kept in (("windowlm", 8), ("transformers dynamic", 7))
+    ]
+    assert (tmp_path / "out" / "decoding.png").read_bytes().startswith(b"\x89PNG")
+
+
+def rows_of(run: str) -> dict[int, dict[str, dict[str, float]]]:
+    rows: dict[int, dict[str, dict[str, float]]] = {}
+    for row in json.loads((RESULTS / run / "decoding.json").read_text())["rows"]:
+        rows.setdefault(row["prompt_tokens"], {})[row["entrant"]] = row
+    return rows
+
+
+def test_the_page_gives_the_paces_by_length_of_the_prompt() -> None:
+    for prompt, rows in rows_of("decoding_lengths_cpu").items():
+        compiled, dynamic = rows["windowlm compiled"], rows["transformers dynamic"]
+        cells = [
+            f"{prompt:,}",
+            *(f"{rows[name]['tokens_per_second']:,.0f}" for name in ENTRANTS),
+            *(f"{row['prompt_tokens_per_second']:,.0f}" for row in (compiled, dynamic)),
+            *(f"{row['cache_bytes'] / 2**20:.2f}" for row in (compiled, dynamic)),
+        ]
+        assert f"| {' | '.join(cells)} |" in PAGE
+
+
+def test_the_page_gives_the_paces_on_a_cpu() -> None:
+    (rows,) = rows_of("decoding_cpu").values()
+    paces = " | ".join(f"{rows[name]['tokens_per_second']:,.0f}" for name in ENTRANTS)
+    assert f"(results/decoding_cpu/decoding.json), float32, prompt of 512 | 1 | {paces} |" in PAGE
