@@ -1,12 +1,15 @@
 """A sequence cut over processes is what it is on one, and only what is needed travels."""
 
 from functools import cache
+from unittest.mock import patch
 
 import pytest
 import torch
 
 from tests.parallel.cases import ALLOWED, MOST_PROCESSES, Outcome, check, draw, wrong
 from tests.parallel.processes import run_in_processes
+from windowlm import SlidingWindowAttention
+from windowlm.attention import layers
 from windowlm.attention.dispatch import attention
 from windowlm.attention.window import Visibility
 from windowlm.parallel.context_group import ContextGroup, SequenceLengthError
@@ -40,6 +43,7 @@ def test_the_drawn_cases_hold_what_is_hard() -> None:
 
 
 WINDOWS = (1, 2, 8, SHARD + 1, SHARD + 2, 2 * SHARD + 5, 1000, None)
+KEPT_TOKENS = 256
 ALIGNED = [[token // SHARD for token in range(3 * SHARD)]]
 
 
@@ -55,7 +59,7 @@ def _bytes_of_layer(window: int | None, documents_BT: torch.Tensor | None) -> tu
         {window: 0}, group, 1, SHARD * group.size, documents_BT=documents_BT
     ).values()
     key = torch.randn(1, SHARD, KV_HEADS, HEAD_DIM, requires_grad=True)
-    output = visibility.attend(attention, key, key, key)
+    output = torch.cat(visibility.attend_in_parts(attention, key, key, key), 1)
     forward = group.bytes_sent
     output.sum().backward()
     return forward, group.bytes_sent - forward
@@ -78,7 +82,7 @@ def test_a_group_of_one_is_a_plain_call() -> None:
     query, key, value = (torch.randn(2, 20, 2, 8) for _ in range(3))
     (shard,) = shard_visibilities({5: 0}, ContextGroup(), 2, 20).values()
     alone = attention(query, key, value, Visibility.build(window=5))
-    assert torch.equal(shard.attend(attention, query, key, value), alone)
+    assert torch.equal(torch.cat(shard.attend_in_parts(attention, query, key, value), 1), alone)
 
 
 def test_a_length_that_the_processes_do_not_divide_is_refused() -> None:
@@ -94,3 +98,39 @@ def test_a_shard_is_planned_for_one_window() -> None:
     assert isinstance(shard, ShardVisibility)
     with pytest.raises(ValueError, match="planned for its window"):
         shard.with_window(3)
+
+
+def bytes_kept(rank: int) -> tuple[int, int]:
+    """Bytes that a layer keeps for the backward pass, of a part and of a sequence of its length."""
+    torch.manual_seed(0)
+    layer = SlidingWindowAttention(64, heads=8, dim_head=32, window_size=17, kv_heads=2, dropout=0.0)
+    hidden_BTD = torch.randn(1, KEPT_TOKENS, 64, requires_grad=True)
+    group = ContextGroup(torch.distributed.group.WORLD)
+    (shard,) = shard_visibilities({17: 0}, group, 1, KEPT_TOKENS * group.size).values()
+
+    def kept(visibility: Visibility) -> int:
+        sizes: dict[int, int] = {}
+
+        def note(tensor: torch.Tensor) -> torch.Tensor:
+            storage = tensor.untyped_storage()
+            sizes[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        hooks = torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor)
+        # A GPU's kernels keep what they return, as exp does.
+        with (
+            hooks,
+            patch.object(layers, "attention", lambda *call, **options: attention(*call, **options).exp()),
+        ):
+            output_BTD = layer(hidden_BTD, visibility=visibility)
+        output_BTD.sum().backward()
+        return sum(sizes.values())
+
+    return kept(shard), kept(Visibility.build(window=17))
+
+
+def test_a_part_keeps_attentions_outputs_once() -> None:
+    outputs = KEPT_TOKENS * 8 * 32 * 4
+    for shard, plain in run_in_processes(2, bytes_kept):
+        # Besides, the queries that see others' keys keep these, and what goes with each call.
+        assert shard - plain < outputs / 8

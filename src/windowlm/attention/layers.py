@@ -1,6 +1,6 @@
 """The attention layer: projections, rotary embedding and windowed attention.
 
-Shapes: B batch, T tokens, H query heads, K key-value heads, D head dimension, E = K x D.
+Shapes: B batch, T tokens, t some of them, H query heads, K key-value heads, D head dimension, E = K x D.
 """
 
 from typing import Any
@@ -235,11 +235,13 @@ class SlidingWindowAttention(WithJointWeights):
             key_BTKD = self._convolved("key", key_BTKD, behind_BT, visibility, cache)
             value_BTKD = self._convolved("value", value_BTKD, behind_BT, visibility, cache)
         value_BTKD = self._mixed_value(value_BTKD, value_embedding_BTE)
-        mixed_BTHD = self.mix(query_BTHD, key_BTKD, value_BTKD, visibility, positions_BT, cache)
+        parts_BtHD = self._mix(query_BTHD, key_BTKD, value_BTKD, visibility, positions_BT, cache)
         if self.gate is not None:
-            mixed_BTHD = mixed_BTHD * self.gate(hidden_BTD).sigmoid()[..., None]
-        mixed: Tensor = self.output(mixed_BTHD.flatten(-2))
-        return mixed
+            gate_BTH1 = self.gate(hidden_BTD).sigmoid()[..., None]
+            gates_BtH1 = gate_BTH1.split([part.shape[1] for part in parts_BtHD], 1)
+            parts_BtHD = [part * gate for part, gate in zip(parts_BtHD, gates_BtH1, strict=True)]
+        # Joined before, attention's outputs would be kept twice for the backward pass.
+        return _joined([self.output(part.flatten(-2)) for part in parts_BtHD])
 
     def mix(
         self,
@@ -255,6 +257,18 @@ class SlidingWindowAttention(WithJointWeights):
         Returns:
             [B, T, H, D].
         """
+        return _joined(self._mix(query_BTHD, key_BTKD, value_BTKD, visibility, positions_BT, cache))
+
+    def _mix(
+        self,
+        query_BTHD: Tensor,
+        key_BTKD: Tensor,
+        value_BTKD: Tensor,
+        visibility: Visibility,
+        positions_BT: Tensor | None,
+        cache: LayerCache | StepLayer | None,
+    ) -> list[Tensor]:
+        """`mix`, of some tokens after the others, [B, t, H, D] each."""
         if self.query_norm is not None and self.key_norm is not None:
             dtype = self.query_norm.weight.dtype
             query_BTHD = self.query_norm(query_BTHD.to(dtype)).to(value_BTKD.dtype)
@@ -264,7 +278,7 @@ class SlidingWindowAttention(WithJointWeights):
             query_BTHD = self.rotary.rotate(query_BTHD, rotation)
             key_BTKD = self.rotary.rotate(key_BTKD, rotation)
         key_BSKD, value_BSKD = (key_BTKD, value_BTKD) if cache is None else cache.extend(key_BTKD, value_BTKD)
-        return visibility.attend(
+        return visibility.attend_in_parts(
             attention,
             query_BTHD,
             key_BSKD,
@@ -411,6 +425,10 @@ class SlidingWindowAttention(WithJointWeights):
             sizes=(tokens, device) if positions_BT is None else (),
             any_window=True,
         )
+
+
+def _joined(parts_Bt: list[Tensor]) -> Tensor:
+    return parts_Bt[0] if len(parts_Bt) == 1 else torch.cat(parts_Bt, 1)
 
 
 def _check_device(name: str, tensor: Tensor, hidden_BTD: Tensor) -> None:

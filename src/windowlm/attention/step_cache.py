@@ -29,7 +29,7 @@ class SeenSlots(Visibility):
 
     seen: Tensor | None = None
 
-    def attend(
+    def attend_in_parts(
         self,
         attention: Callable[..., Tensor],
         query_BTHD: Tensor,
@@ -39,7 +39,7 @@ class SeenSlots(Visibility):
         sink_logits_H: Tensor | None = None,
         logit_cap: float | None = None,
         **options: Any,
-    ) -> Tensor:
+    ) -> list[Tensor]:
         """Attention of one query a row, by `attend_one`.
 
         Raises:
@@ -52,7 +52,7 @@ class SeenSlots(Visibility):
                 "try backend='auto' and eval()"
             )
         assert self.seen is not None
-        return attend_one(query_BTHD, key_BTKD, value_BTKD, self.seen, sink_logits_H, logit_cap)
+        return [attend_one(query_BTHD, key_BTKD, value_BTKD, self.seen, sink_logits_H, logit_cap)]
 
 
 class StepSlots:

@@ -333,19 +333,19 @@ class Visibility:
                 self.segments(batch, tokens, device)
         return self
 
-    def attend(
+    def attend_in_parts(
         self,
         attention: Callable[..., Tensor],
         query_BTHD: Tensor,
         key_BTKD: Tensor,
         value_BTKD: Tensor,
         **options: Any,
-    ) -> Tensor:
-        """Attention of a layer's queries over the keys of the same tokens.
+    ) -> list[Tensor]:
+        """Attention of a layer's queries over the keys of the same tokens, of some queries after the others.
 
         A visibility of tokens whose window reaches others that stand elsewhere overrides it and fetches them.
         """
-        return attention(query_BTHD, key_BTKD, value_BTKD, self, **options)
+        return [attention(query_BTHD, key_BTKD, value_BTKD, self, **options)]
 
     def earlier(self, channels_BTF: Tensor, count: int) -> Tensor | None:
         """Channels of the `count` tokens before the first, [B, count, ...]; None where there are none."""

@@ -72,15 +72,15 @@ class ShardVisibility(Visibility):
     neighbours: Mapping[int, TokenExchange] = field(default_factory=dict)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def attend(
+    def attend_in_parts(
         self,
         attention: Callable[..., Tensor],
         query_BTHD: Tensor,
         key_BTKD: Tensor,
         value_BTKD: Tensor,
         **options: Any,
-    ) -> Tensor:
-        """Attention of the own queries over own keys and those of others."""
+    ) -> list[Tensor]:
+        """Attention of own queries over own keys and those of others; the queries that see others first."""
         assert self.exchange is not None
         own, travelling = self.exchange.send(key_BTKD, value_BTKD)
         outputs = []
@@ -94,7 +94,7 @@ class ShardVisibility(Visibility):
                 for others, tensor in zip(remote, own, strict=True)
             )
             outputs.insert(0, self.far.attend(attention, query_BTHD, keys, **options))
-        return outputs[0] if len(outputs) == 1 else torch.cat(outputs, 1)
+        return outputs
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def earlier(self, channels_BTF: Tensor, count: int) -> Tensor | None:
