@@ -50,17 +50,17 @@ class Peer(Visibility, ABC):
         return group.shard(torch.arange(tokens, device=device)[None])[0]
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def attend(
+    def attend_in_parts(
         self,
         attention: Callable[..., Tensor],
         query_BTHD: Tensor,
         key_BTKD: Tensor,
         value_BTKD: Tensor,
         **options: Any,
-    ) -> Tensor:
-        """Attention of the own queries."""
+    ) -> list[Tensor]:
+        """Attention of the own queries, of all in one."""
         assert self.group is not None
-        return self.exchange(self.group, attention, query_BTHD, key_BTKD, value_BTKD, **options)
+        return [self.exchange(self.group, attention, query_BTHD, key_BTKD, value_BTKD, **options)]
 
     @abstractmethod
     def exchange(
@@ -72,7 +72,7 @@ class Peer(Visibility, ABC):
         value_BLKD: Tensor,
         **options: Any,
     ) -> Tensor:
-        """What `attend` does, which the compiler leaves alone, as it leaves the halo exchange."""
+        """What `attend_in_parts` does, which the compiler leaves alone, as it leaves the halo exchange."""
 
 
 class Gather(Peer):
