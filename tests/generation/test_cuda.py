@@ -1,31 +1,41 @@
 """What only a GPU can show: the step of a token is replayed as one graph with the logits of one call."""
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
 from torch._dynamo.utils import counters
 from torch._inductor.utils import run_and_get_code
 
+from tests.interchange.models import random_decoder
 from tests.model.step_logits import Logits
 from tests.model.test_streaming import LAYERS, LENGTH, drawn, packed
 from tests.model.test_switches import tokens
 from tests.model.test_token_step import PROMPT, stepped
+from windowlm.bundle import Bundle
+from windowlm.generation import generate
+from windowlm.generation.config import SamplingConfig
+from windowlm.generation.generate import Generator
 from windowlm.generation.split_products import product_by_kernel
 from windowlm.generation.token_step import TokenStep, joined_view
+from windowlm.tokenization.tokenizer import BytesTokenizer
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 
 
 @pytest.mark.parametrize("layers", [LAYERS["windows"], LAYERS["all"]], ids=["windows", "all"])
 @pytest.mark.parametrize("rows_differ", [False, True])
-def test_replayed_steps_give_the_logits_of_one_call(layers: dict[str, object], rows_differ: bool) -> None:
+@pytest.mark.parametrize("compiled", [False, True])
+def test_replayed_steps_give_the_logits_of_one_call(
+    layers: dict[str, object], rows_differ: bool, compiled: bool
+) -> None:
     torch.compiler.reset()
     model, tokens_BT = drawn(layers).cuda(), tokens(4, LENGTH).cuda()
     documents_BT = packed().cuda() if rows_differ else None
     with torch.no_grad():
         whole_BTV = model(tokens_BT, documents_BT)
-    got = stepped(model, tokens_BT, PROMPT, documents_BT, compiled=True)
+    got = stepped(model, tokens_BT, PROMPT, documents_BT, compiled=compiled, recorded=True)
     wanted = whole_BTV[:, PROMPT:]
     torch.testing.assert_close(got, wanted, rtol=0, atol=2e-5 * float(wanted.std()))
 
@@ -80,3 +90,24 @@ def test_the_next_steps_of_a_batch_compile_nothing() -> None:
     for count, batch in ((1, 1), (2, 4), (2, 1), (2, 4)):
         stepped(model, tokens(batch, LENGTH).cuda(), PROMPT, compiled=True)
         assert counters["stats"]["unique_graphs"] == count
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_text_of_replayed_steps_is_that_of_steps_launched_one_by_one(
+    temperature: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = BytesTokenizer()
+    model = random_decoder(vocabulary_size=tokenizer.vocabulary_size).double().cuda()
+    bundle = Bundle(model, tokenizer, {"sequence_length": 2**20}, Path())
+    settings = SamplingConfig(
+        max_new_tokens=40, temperature=temperature, top_p=0.9, repetition_penalty=1.1, stop_at_end=False
+    )
+    replays: list[None] = []
+    replay = torch.cuda.CUDAGraph.replay
+    monkeypatch.setattr(torch.cuda.CUDAGraph, "replay", lambda graph: replays.append(replay(graph)))
+    recorded = Generator(bundle, settings).batch(["one", "another"])
+    assert len(replays) == 39
+    monkeypatch.setattr(generate, "FEWEST_STEPS_RECORDED", 10**9)
+    launched = Generator(bundle, settings).batch(["one", "another"])
+    assert len(replays) == 39
+    assert [result.tokens for result in recorded] == [result.tokens for result in launched]

@@ -198,6 +198,15 @@ def test_rows_of_the_embedding_that_stand_for_no_text_are_not_chosen(tmp_path: P
         assert result.bytes == sum(token != 255 for token in result.tokens)
 
 
+def test_steps_of_fixed_shape_choose_the_same_tokens(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = SamplingConfig(max_new_tokens=20, top_p=0.9, repetition_penalty=1.2, stop_at_end=False)
+    launched, stepped = (Generator(bundle, settings) for _ in range(2))
+    # What a GPU records.
+    monkeypatch.setattr(stepped, "_steps_token", True)
+    tokens = [[result.tokens for result in generator.batch(PROMPTS)] for generator in (launched, stepped)]
+    assert tokens[0] == tokens[1]
+
+
 def assert_same_tokens_compiled(bundle: Bundle, prompts: list[str], **given: Any) -> None:
     settings = SamplingConfig(max_new_tokens=12, stop_at_end=False, **given)
     compiled = Generator(bundle, settings, compiled=True).batch(prompts)

@@ -25,12 +25,14 @@ def stepped(
     documents_BT: torch.Tensor | None = None,
     *,
     compiled: bool = False,
+    recorded: bool = False,
 ) -> torch.Tensor:
     """Logits of the tokens behind the prompt."""
     cache = model.new_cache(tokens_BT.shape[1])
     model(tokens_BT[:, :prompt], None if documents_BT is None else documents_BT[:, :prompt], cache=cache)
     assert holds_sinks(cache)
-    step = TokenStep(joined_view(model), cache, len(tokens_BT), Logits(), compiled=compiled)
+    how = {"compiled": compiled, "recorded": compiled or recorded}
+    step = TokenStep(joined_view(model), cache, len(tokens_BT), Logits(), **how)
     return torch.stack([step(tokens_B).clone() for tokens_B in tokens_BT[:, prompt:].T], 1)
 
 

@@ -31,6 +31,8 @@ from windowlm.model.decoder import Decoder
 # Tokens of the prompts that one call reads at most, so that memory does not grow with their length. The host
 # takes longer to launch a model than a GPU takes for a few thousand tokens.
 PREFILL_TOKENS = {"cpu": 8192, "cuda": 65536}
+# Recording a step takes about as long as so many steps.
+FEWEST_STEPS_RECORDED = 8
 EndedBy = Literal["max_new_tokens", "stop", "end_of_document"]
 
 
@@ -128,7 +130,8 @@ class Generator:
     Args:
         bundle: what ``load`` gives.
         settings: how to choose tokens, and when to stop.
-        compiled: take the tokens behind a prompt as `TokenStep` does, which takes its time to begin.
+        compiled: compile what takes the tokens behind a prompt, a `TokenStep`, which takes its time to begin.
+            A GPU replays it as one graph in any case, unless the model asks for a backend by name.
 
     Attributes:
         pace: what it took so far.
@@ -152,6 +155,8 @@ class Generator:
                 f"compile=true: one token attends without a backend, and the model asks for {backend}; "
                 "try compile=false"
             )
+        recorded = self._device.type == "cuda" and backend == "auto"
+        self._steps_token = compiled or (recorded and settings.max_new_tokens > FEWEST_STEPS_RECORDED)
 
     def batch(self, prompts: Sequence[str], first: int = 0) -> list[Generation]:
         """Continue each prompt.
@@ -239,7 +244,7 @@ class Generator:
 
         def go_on(tokens_B: Tensor) -> Chosen:
             nonlocal token_step
-            if self.compiled and token_step is None and holds_sinks(cache):
+            if self._steps_token and token_step is None and holds_sinks(cache):
                 token_step = self._token_step(cache, batch, choose)
             if token_step is not None:
                 return token_step(tokens_B)
@@ -248,6 +253,8 @@ class Generator:
         return go_on
 
     def _token_step(self, cache: KVCache, batch: int, choose: TokenChoice) -> TokenStep[Chosen]:
+        if not self.compiled:
+            return TokenStep(self._model, cache, batch, choose, compiled=False)
         from torch._inductor.exc import InvalidCxxCompiler  # with it comes the compiler, which takes seconds
 
         started = time.perf_counter()
@@ -262,7 +269,7 @@ class Generator:
 
     @cached_property
     def _model(self) -> Decoder:
-        return joined_view(self.bundle.model) if self.compiled else self.bundle.model
+        return joined_view(self.bundle.model) if self._steps_token else self.bundle.model
 
     def _without_text(self) -> Tensor | None:
         """Tokens that stand for no text and end none, such as rows of an embedding beyond its tokenizer."""

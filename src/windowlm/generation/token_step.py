@@ -1,4 +1,4 @@
-"""One more token of each row and what follows from its logits, compiled; a GPU replays it as one graph.
+"""One more token of each row and what follows from its logits; compiled, and replayed by a GPU as one graph.
 
 A model of some hundred million parameters reads its weights in a tenth of the time that the host needs to
 launch the kernels of its layers one by one.
@@ -58,14 +58,22 @@ class TokenStep(Generic[Outcome]):
         cache: what it has read so far, with a capacity; it is spent.
         batch: B.
         finish: what follows; compiled and replayed with the model.
-        compiled: False for the slow twin.
+        compiled: compile it, which takes a minute or two.
+        recorded: on a GPU, replay it as one graph; False, beside compiled=False, for the slow twin.
 
     Raises:
         ValueError: as ``StepCache``.
     """
 
     def __init__(
-        self, model: Decoder, cache: KVCache, batch: int, finish: Finish[Outcome], *, compiled: bool = True
+        self,
+        model: Decoder,
+        cache: KVCache,
+        batch: int,
+        finish: Finish[Outcome],
+        *,
+        compiled: bool = True,
+        recorded: bool = True,
     ) -> None:
         self.model, self.cache, self.finish = model, StepCache(cache), finish
         self._tokens_B1 = torch.zeros(batch, 1, dtype=torch.int64, device=self.cache.place.column.device)
@@ -74,6 +82,8 @@ class TokenStep(Generic[Outcome]):
         self._outcome: Outcome
         if compiled:
             self._compile()
+        elif recorded and self._tokens_B1.is_cuda:
+            self._record()
 
     @torch.no_grad()
     def __call__(self, tokens_B: Tensor) -> Outcome:
@@ -118,6 +128,7 @@ class TokenStep(Generic[Outcome]):
         for state, before in kept:
             state.copy_(before)
 
+    @torch.no_grad()
     def _record(self) -> None:
         side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         side.wait_stream(torch.cuda.current_stream())
