@@ -99,9 +99,8 @@ def test_text_of_replayed_steps_is_that_of_steps_launched_one_by_one(
     tokenizer = BytesTokenizer()
     model = random_decoder(vocabulary_size=tokenizer.vocabulary_size).double().cuda()
     bundle = Bundle(model, tokenizer, {"sequence_length": 2**20}, Path())
-    settings = SamplingConfig(
-        max_new_tokens=40, temperature=temperature, top_p=0.9, repetition_penalty=1.1, stop_at_end=False
-    )
+    filters = {"top_k": 20, "top_p": 0.9, "min_p": 0.01, "repetition_penalty": 1.1, "repetition_window": 16}
+    settings = SamplingConfig(max_new_tokens=40, temperature=temperature, stop_at_end=False, **filters)
     replays: list[None] = []
     replay = torch.cuda.CUDAGraph.replay
     monkeypatch.setattr(torch.cuda.CUDAGraph, "replay", lambda graph: replays.append(replay(graph)))

@@ -62,7 +62,7 @@ def _kept(logits_BV: Tensor, settings: SamplingConfig) -> Tensor:
         probabilities_BV = sorted_BV.softmax(-1)
         before_BV = probabilities_BV.cumsum(-1) - probabilities_BV
         beyond_BV = before_BV >= settings.top_p
-        beyond_BV[:, 0] = False
+        beyond_BV[:, 0].fill_(False)
         logits_BV = logits_BV.masked_fill(
             torch.zeros_like(beyond_BV).scatter(1, token_BV, beyond_BV), -torch.inf
         )
