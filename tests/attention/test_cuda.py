@@ -128,6 +128,21 @@ def test_a_hidden_value_of_any_finite_size_changes_nothing_in_the_band(huge: flo
 
 
 @pytest.mark.parametrize("huge", [3e38, -3e38])
+@pytest.mark.parametrize("backend", ["band", "banded", "flex", "varlen"])
+def test_a_hidden_key_and_value_of_any_finite_size_change_no_output(backend: str, huge: float) -> None:
+    """Their product with a query overflows, and plus -inf it would be NaN."""
+    torch.manual_seed(0)
+    visibility = Visibility.build(window=WINDOW)
+    query, key, value = (
+        torch.randn(BATCH, TOKENS, heads, 64, device="cuda", dtype=torch.bfloat16) for heads in (4, 2, 2)
+    )
+    before = attention(query, key, value, visibility, backend=backend)
+    key[:, 0] = value[:, 0] = huge
+    changed = attention(query, key, value, visibility, backend=backend)
+    assert torch.equal(before[:, WINDOW:], changed[:, WINDOW:])
+
+
+@pytest.mark.parametrize("huge", [3e38, -3e38])
 def test_a_padded_value_of_any_finite_size_gives_its_key_a_gradient_of_zero_in_the_band(huge: float) -> None:
     torch.manual_seed(0)
     documents_BT = torch.zeros(BATCH, TOKENS, dtype=torch.int32, device="cuda")

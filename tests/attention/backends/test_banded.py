@@ -224,3 +224,14 @@ def test_threads_change_nothing_and_their_number_is_restored(kv_heads: int) -> N
         torch.set_num_threads(1)
     for ours, expected in zip(together, alone, strict=True):
         torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("huge", [3e38, -3e38])
+def test_a_hidden_key_and_value_of_any_finite_size_change_no_output(huge: float) -> None:
+    query, key, value = (tensor.detach() for tensor in heads(2, 300, dtype=torch.float32))
+    visibility = Visibility.build(window=WINDOW)
+    before = attention(query, key, value, visibility, backend="banded")
+    key[:, 5] = value[:, 5] = huge
+    changed = attention(query, key, value, visibility, backend="banded")
+    for hidden in (slice(0, 5), slice(5 + WINDOW, None)):
+        assert torch.equal(before[:, hidden], changed[:, hidden])

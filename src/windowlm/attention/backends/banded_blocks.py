@@ -38,12 +38,15 @@ def attend(
         lambda: bands.cuts(visibility, batch, query_BTHD.device),
         sizes=(batch, bands, query_BTHD.device),
     )
+    fused = scoring.fused and _by_fused_kernel(query_BTHD.device)
+    if fused:
+        key_BSKD = _without_overflow(query_BTHD, key_BSKD, scoring.scale)
     tensors = (
         bands.of_queries(query_BTHD),
         bands.of_keys(key_BSKD, cuts.sinks),
         bands.of_keys(value_BSKD, cuts.sinks),
     )
-    if not (scoring.fused and _by_fused_kernel(query_BTHD.device)):
+    if not fused:
         output = blockwise.attend(*tensors, visibility, scoring, cuts.places)
     else:
         allowed, blind = visibility.once(
@@ -56,11 +59,20 @@ def attend(
 
 
 def _by_fused_kernel(device: torch.device) -> bool:
-    """Whether to use torch's kernel with a mask, which is faster on a GPU and adds -inf to what is hidden.
-
-    Where the product with a hidden key overflows to infinity, that leaves NaN.
-    """
+    """Whether to use torch's kernel with a mask, which is faster on a GPU."""
     return device.type != "cpu"
+
+
+def _without_overflow(query_BTHD: Tensor, key_BSKD: Tensor, scale: float) -> Tensor:
+    """The keys, cut off at a size from which their product with a query could overflow.
+
+    Torch's kernel adds -inf to what is hidden, and infinity would become NaN. A key that is seen and so large
+    outweighs all smaller ones, cut off or not.
+    """
+    wide = torch.promote_types(query_BTHD.dtype, torch.float32)
+    largest_query = query_BTHD.detach().abs().amax().to(wide)
+    limit = torch.finfo(wide).max / (2 * max(scale, 1.0) * query_BTHD.shape[-1]) / largest_query
+    return key_BSKD.clamp(-limit, limit)
 
 
 def _masks(visibility: Visibility, places: Places) -> tuple[Tensor, Tensor]:
