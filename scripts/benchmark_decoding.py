@@ -180,13 +180,14 @@ def entrant(
     torch.manual_seed(0)
     if name in PEERS:
         return transformers_mistral(PEERS[name], options, tokenizer, prompts)
-    bundle = Bundle(our_model(options), tokenizer, {"sequence_length": 2**20}, Path())
 
     generators: dict[int, Generator] = {}
 
     def produce(tokens: int) -> float:
         if tokens not in generators:
             settings = SamplingConfig(max_new_tokens=tokens, temperature=0, stop_at_end=False)
+            # Each its own model, whose weights lie as its last generator wants them.
+            bundle = Bundle(our_model(options), tokenizer, {"sequence_length": 2**20}, Path())
             generators[tokens] = Generator(bundle, settings, compiled=name == COMPILED)
         generator = generators[tokens]
         before = generator.pace.prompt_seconds

@@ -50,17 +50,21 @@ class Peer(Visibility, ABC):
         return group.shard(torch.arange(tokens, device=device)[None])[0]
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def attend_in_parts(
+    def attend(
         self,
         attention: Callable[..., Tensor],
         query_BTHD: Tensor,
         key_BTKD: Tensor,
         value_BTKD: Tensor,
+        *,
+        finish: Callable[[Tensor, Tensor | None], Tensor] | None = None,
+        finish_with: Tensor | None = None,
         **options: Any,
-    ) -> list[Tensor]:
-        """Attention of the own queries, of all in one."""
+    ) -> Tensor:
+        """Attention of the own queries, and what `finish` makes of it."""
         assert self.group is not None
-        return [self.exchange(self.group, attention, query_BTHD, key_BTKD, value_BTKD, **options)]
+        output = self.exchange(self.group, attention, query_BTHD, key_BTKD, value_BTKD, **options)
+        return output if finish is None else finish(output, finish_with)
 
     @abstractmethod
     def exchange(
@@ -72,7 +76,7 @@ class Peer(Visibility, ABC):
         value_BLKD: Tensor,
         **options: Any,
     ) -> Tensor:
-        """What `attend_in_parts` does, which the compiler leaves alone, as it leaves the halo exchange."""
+        """What `attend` does, which the compiler leaves alone, as it leaves the halo exchange."""
 
 
 class Gather(Peer):

@@ -14,7 +14,6 @@ from tests.model.test_streaming import LAYERS, LENGTH, drawn, packed
 from tests.model.test_switches import tokens
 from tests.model.test_token_step import PROMPT, stepped
 from windowlm.bundle import Bundle
-from windowlm.generation import generate
 from windowlm.generation.config import SamplingConfig
 from windowlm.generation.generate import Generator
 from windowlm.generation.split_products import product_by_kernel
@@ -106,7 +105,9 @@ def test_text_of_replayed_steps_is_that_of_steps_launched_one_by_one(
     monkeypatch.setattr(torch.cuda.CUDAGraph, "replay", lambda graph: replays.append(replay(graph)))
     recorded = Generator(bundle, settings).batch(["one", "another"])
     assert len(replays) == 39
-    monkeypatch.setattr(generate, "FEWEST_STEPS_RECORDED", 10**9)
+    # A hook must be called for each token.
+    calls: list[None] = []
+    model.blocks[0].register_forward_hook(lambda *_: calls.append(None))
     launched = Generator(bundle, settings).batch(["one", "another"])
-    assert len(replays) == 39
+    assert (len(replays), len(calls)) == (39, 40)
     assert [result.tokens for result in recorded] == [result.tokens for result in launched]

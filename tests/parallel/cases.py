@@ -179,7 +179,7 @@ def _of_attention(case: Case, group: ContextGroup) -> Measured:
     wanted_gradients = torch.autograd.grad(wanted, whole, upstream)
     shards = shard_visibilities(layers, group, case.batch, case.tokens, documents_BT=documents_BT)
     own = [group.shard(tensor).detach().clone().requires_grad_() for tensor in whole]
-    output = torch.cat(shards[window].attend_in_parts(attention, *own), 1)
+    output = shards[window].attend(attention, *own)
     gradients = torch.autograd.grad(output, own, group.shard(upstream))
     return Measured(
         error(output, group.shard(wanted)),

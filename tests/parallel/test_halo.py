@@ -1,10 +1,14 @@
 """A sequence cut over processes is what it is on one, and only what is needed travels."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
+from typing import Any
 from unittest.mock import patch
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounter
 
 from tests.parallel.cases import ALLOWED, MOST_PROCESSES, Outcome, check, draw, wrong
 from tests.parallel.processes import run_in_processes
@@ -59,7 +63,7 @@ def _bytes_of_layer(window: int | None, documents_BT: torch.Tensor | None) -> tu
         {window: 0}, group, 1, SHARD * group.size, documents_BT=documents_BT
     ).values()
     key = torch.randn(1, SHARD, KV_HEADS, HEAD_DIM, requires_grad=True)
-    output = torch.cat(visibility.attend_in_parts(attention, key, key, key), 1)
+    output = visibility.attend(attention, key, key, key)
     forward = group.bytes_sent
     output.sum().backward()
     return forward, group.bytes_sent - forward
@@ -82,7 +86,7 @@ def test_a_group_of_one_is_a_plain_call() -> None:
     query, key, value = (torch.randn(2, 20, 2, 8) for _ in range(3))
     (shard,) = shard_visibilities({5: 0}, ContextGroup(), 2, 20).values()
     alone = attention(query, key, value, Visibility.build(window=5))
-    assert torch.equal(torch.cat(shard.attend_in_parts(attention, query, key, value), 1), alone)
+    assert torch.equal(shard.attend(attention, query, key, value), alone)
 
 
 def test_a_length_that_the_processes_do_not_divide_is_refused() -> None:
@@ -134,3 +138,31 @@ def test_a_part_keeps_attentions_outputs_once() -> None:
     for shard, plain in run_in_processes(2, bytes_kept):
         # Besides, the queries that see others' keys keep these, and what goes with each call.
         assert shard - plain < outputs / 8
+
+
+@dataclass(frozen=True, eq=False)
+class Cut(Visibility):
+    """Finishes some tokens after the others, as a part does whose documents begin anywhere."""
+
+    at: int = 0
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def attend(
+        self, _: Callable[..., torch.Tensor], query_BTHD: torch.Tensor, *others: torch.Tensor, **options: Any
+    ) -> torch.Tensor:
+        """Gives back the queries, finished."""
+        finish, gate_BTH1 = options["finish"], options["finish_with"]
+        parts = [slice(0, self.at), slice(self.at, None)]
+        return torch.cat([finish(query_BTHD[:, part], gate_BTH1[:, part]) for part in parts], 1)
+
+
+def test_parts_of_other_lengths_compile_nothing() -> None:
+    torch.compiler.reset()
+    layer = SlidingWindowAttention(32, heads=4, dim_head=8, window_size=8, dropout=0.0, gate=True)
+    graphs = CompileCounter()
+    compiled = torch.compile(layer, backend=graphs)
+    seen = []
+    for at in (7, 20, 1, 31, 0, 12):
+        compiled(torch.randn(1, 32, 32), visibility=Cut(window=8, at=at)).sum().backward()
+        seen.append(graphs.frame_count)
+    assert len(set(seen)) == 1

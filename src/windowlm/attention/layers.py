@@ -235,13 +235,22 @@ class SlidingWindowAttention(WithJointWeights):
             key_BTKD = self._convolved("key", key_BTKD, behind_BT, visibility, cache)
             value_BTKD = self._convolved("value", value_BTKD, behind_BT, visibility, cache)
         value_BTKD = self._mixed_value(value_BTKD, value_embedding_BTE)
-        parts_BtHD = self._mix(query_BTHD, key_BTKD, value_BTKD, visibility, positions_BT, cache)
-        if self.gate is not None:
-            gate_BTH1 = self.gate(hidden_BTD).sigmoid()[..., None]
-            gates_BtH1 = gate_BTH1.split([part.shape[1] for part in parts_BtHD], 1)
-            parts_BtHD = [part * gate for part, gate in zip(parts_BtHD, gates_BtH1, strict=True)]
-        # Joined before, attention's outputs would be kept twice for the backward pass.
-        return _joined([self.output(part.flatten(-2)) for part in parts_BtHD])
+        return self._mix(
+            query_BTHD,
+            key_BTKD,
+            value_BTKD,
+            visibility,
+            positions_BT,
+            cache,
+            finish=self._project,
+            finish_with=None if self.gate is None else self.gate(hidden_BTD).sigmoid()[..., None],
+        )
+
+    def _project(self, mixed_BtHD: Tensor, gate_BtH1: Tensor | None) -> Tensor:
+        if gate_BtH1 is not None:
+            mixed_BtHD = mixed_BtHD * gate_BtH1
+        projected_BtD: Tensor = self.output(mixed_BtHD.flatten(-2))
+        return projected_BtD
 
     def mix(
         self,
@@ -257,7 +266,7 @@ class SlidingWindowAttention(WithJointWeights):
         Returns:
             [B, T, H, D].
         """
-        return _joined(self._mix(query_BTHD, key_BTKD, value_BTKD, visibility, positions_BT, cache))
+        return self._mix(query_BTHD, key_BTKD, value_BTKD, visibility, positions_BT, cache)
 
     def _mix(
         self,
@@ -267,8 +276,9 @@ class SlidingWindowAttention(WithJointWeights):
         visibility: Visibility,
         positions_BT: Tensor | None,
         cache: LayerCache | StepLayer | None,
-    ) -> list[Tensor]:
-        """`mix`, of some tokens after the others, [B, t, H, D] each."""
+        **finish: Any,
+    ) -> Tensor:
+        """`mix`, and what `Visibility.attend` is to make of it."""
         if self.query_norm is not None and self.key_norm is not None:
             dtype = self.query_norm.weight.dtype
             query_BTHD = self.query_norm(query_BTHD.to(dtype)).to(value_BTKD.dtype)
@@ -278,7 +288,7 @@ class SlidingWindowAttention(WithJointWeights):
             query_BTHD = self.rotary.rotate(query_BTHD, rotation)
             key_BTKD = self.rotary.rotate(key_BTKD, rotation)
         key_BSKD, value_BSKD = (key_BTKD, value_BTKD) if cache is None else cache.extend(key_BTKD, value_BTKD)
-        return visibility.attend_in_parts(
+        return visibility.attend(
             attention,
             query_BTHD,
             key_BSKD,
@@ -287,6 +297,7 @@ class SlidingWindowAttention(WithJointWeights):
             dropout=self.dropout if self.training else 0.0,
             sink_logits_H=self.sink_logits,
             logit_cap=self.logit_cap,
+            **finish,
         )
 
     def _convolved(
@@ -425,10 +436,6 @@ class SlidingWindowAttention(WithJointWeights):
             sizes=(tokens, device) if positions_BT is None else (),
             any_window=True,
         )
-
-
-def _joined(parts_Bt: list[Tensor]) -> Tensor:
-    return parts_Bt[0] if len(parts_Bt) == 1 else torch.cat(parts_Bt, 1)
 
 
 def _check_device(name: str, tensor: Tensor, hidden_BTD: Tensor) -> None:

@@ -29,17 +29,19 @@ class SeenSlots(Visibility):
 
     seen: Tensor | None = None
 
-    def attend_in_parts(
+    def attend(
         self,
         attention: Callable[..., Tensor],
         query_BTHD: Tensor,
         key_BTKD: Tensor,
         value_BTKD: Tensor,
         *,
+        finish: Callable[[Tensor, Tensor | None], Tensor] | None = None,
+        finish_with: Tensor | None = None,
         sink_logits_H: Tensor | None = None,
         logit_cap: float | None = None,
         **options: Any,
-    ) -> list[Tensor]:
+    ) -> Tensor:
         """Attention of one query a row, by `attend_one`.
 
         Raises:
@@ -52,7 +54,8 @@ class SeenSlots(Visibility):
                 "try backend='auto' and eval()"
             )
         assert self.seen is not None
-        return [attend_one(query_BTHD, key_BTKD, value_BTKD, self.seen, sink_logits_H, logit_cap)]
+        output_BTHD = attend_one(query_BTHD, key_BTKD, value_BTKD, self.seen, sink_logits_H, logit_cap)
+        return output_BTHD if finish is None else finish(output_BTHD, finish_with)
 
 
 class StepSlots:

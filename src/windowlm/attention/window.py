@@ -333,19 +333,31 @@ class Visibility:
                 self.segments(batch, tokens, device)
         return self
 
-    def attend_in_parts(
+    def attend(
         self,
         attention: Callable[..., Tensor],
         query_BTHD: Tensor,
         key_BTKD: Tensor,
         value_BTKD: Tensor,
+        *,
+        finish: Callable[[Tensor, Tensor | None], Tensor] | None = None,
+        finish_with: Tensor | None = None,
         **options: Any,
-    ) -> list[Tensor]:
-        """Attention of a layer's queries over the keys of the same tokens, of some queries after the others.
+    ) -> Tensor:
+        """Attention of a layer's queries over the keys of the same tokens, and what `finish` makes of it.
 
-        A visibility of tokens whose window reaches others that stand elsewhere overrides it and fetches them.
+        A visibility of tokens whose window reaches others that stand elsewhere overrides it, fetches them,
+        and may finish some queries after the others.
+
+        Args:
+            attention: computes it, as `dispatch.attention`.
+            query_BTHD, key_BTKD, value_BTKD: as of that.
+            finish: takes the output of some tokens, [B, t, H, D], and what `finish_with` says of the same.
+            finish_with: of all tokens, [B, T, ...].
+            options: of `attention`.
         """
-        return [attention(query_BTHD, key_BTKD, value_BTKD, self, **options)]
+        output_BTHD = attention(query_BTHD, key_BTKD, value_BTKD, self, **options)
+        return output_BTHD if finish is None else finish(output_BTHD, finish_with)
 
     def earlier(self, channels_BTF: Tensor, count: int) -> Tensor | None:
         """Channels of the `count` tokens before the first, [B, count, ...]; None where there are none."""

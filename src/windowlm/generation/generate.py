@@ -25,7 +25,13 @@ from windowlm.generation.config import SamplingConfig
 from windowlm.generation.sampling import row_draws
 from windowlm.generation.text_stream import TextStream
 from windowlm.generation.token_choice import NO_TOKEN, Chosen, TokenChoice
-from windowlm.generation.token_step import TokenStep, capacity_of_steps, holds_sinks, joined_view
+from windowlm.generation.token_step import (
+    TokenStep,
+    can_be_recorded,
+    capacity_of_steps,
+    holds_sinks,
+    joined_view,
+)
 from windowlm.model.decoder import Decoder
 
 # Tokens of the prompts that one call reads at most, so that memory does not grow with their length. The host
@@ -131,7 +137,7 @@ class Generator:
         bundle: what ``load`` gives.
         settings: how to choose tokens, and when to stop.
         compiled: compile what takes the tokens behind a prompt, a `TokenStep`, which takes its time to begin.
-            A GPU replays it as one graph in any case, unless the model asks for a backend by name.
+            A GPU replays it as one graph in any case where it `can_be_recorded`.
 
     Attributes:
         pace: what it took so far.
@@ -155,8 +161,8 @@ class Generator:
                 f"compile=true: one token attends without a backend, and the model asks for {backend}; "
                 "try compile=false"
             )
-        recorded = self._device.type == "cuda" and backend == "auto"
-        self._steps_token = compiled or (recorded and settings.max_new_tokens > FEWEST_STEPS_RECORDED)
+        recorded = settings.max_new_tokens > FEWEST_STEPS_RECORDED and can_be_recorded(bundle.model)
+        self._steps_token = compiled or recorded
 
     def batch(self, prompts: Sequence[str], first: int = 0) -> list[Generation]:
         """Continue each prompt.
@@ -269,7 +275,7 @@ class Generator:
 
     @cached_property
     def _model(self) -> Decoder:
-        return joined_view(self.bundle.model) if self._steps_token else self.bundle.model
+        return joined_view(self.bundle.model) if self.compiled else self.bundle.model
 
     def _without_text(self) -> Tensor | None:
         """Tokens that stand for no text and end none, such as rows of an embedding beyond its tokenizer."""

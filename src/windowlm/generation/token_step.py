@@ -50,6 +50,15 @@ def holds_sinks(cache: KVCache) -> bool:
     return cache.tokens >= max(1, *(slots.sinks for slots in cache.slots.values()))
 
 
+def can_be_recorded(model: Decoder) -> bool:
+    """Whether a GPU may replay the model's step: with the backend "auto", and without hooks, which no graph
+    calls.
+    """
+    on_gpu = next(model.parameters()).is_cuda
+    hooked = any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    return on_gpu and model.config.backend == "auto" and not hooked
+
+
 class TokenStep(Generic[Outcome]):
     """Takes one token a row and gives what follows from its logits, which the next call overwrites.
 
@@ -130,16 +139,18 @@ class TokenStep(Generic[Outcome]):
 
     @torch.no_grad()
     def _record(self) -> None:
-        side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for _ in range(WARM_UPS):
-                with self._put_back():
-                    self._step()
-        torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            self._outcome = self._step()
+        with torch.cuda.device(self._tokens_B1.device):
+            side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):
+                for _ in range(WARM_UPS):
+                    with self._put_back():
+                        self._step()
+            torch.cuda.current_stream().wait_stream(side)
+            graph = torch.cuda.CUDAGraph()
+            # Other threads, such as those of a data loader, may allocate meanwhile.
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                self._outcome = self._step()
         self._graph = graph
 
 

@@ -72,29 +72,39 @@ class ShardVisibility(Visibility):
     neighbours: Mapping[int, TokenExchange] = field(default_factory=dict)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def attend_in_parts(
+    def attend(
         self,
         attention: Callable[..., Tensor],
         query_BTHD: Tensor,
         key_BTKD: Tensor,
         value_BTKD: Tensor,
+        *,
+        finish: Callable[[Tensor, Tensor | None], Tensor] | None = None,
+        finish_with: Tensor | None = None,
         **options: Any,
-    ) -> list[Tensor]:
-        """Attention of own queries over own keys and those of others; the queries that see others first."""
+    ) -> Tensor:
+        """Attention of the own queries over own keys and those of others."""
         assert self.exchange is not None
+
+        def finished(part: Part, keys: tuple[Tensor, ...]) -> Tensor:
+            # Joined before, attention's outputs would be kept twice for the backward pass.
+            output = part.attend(attention, query_BTHD, keys, **options)
+            of_part = None if finish_with is None else finish_with[:, part.first : part.end]
+            return output if finish is None else finish(output, of_part)
+
         own, travelling = self.exchange.send(key_BTKD, value_BTKD)
         outputs = []
         if self.near is not None:
             keys = tuple(tensor[:, self.near.first_key :] for tensor in own)
-            outputs.append(self.near.attend(attention, query_BTHD, keys, **options))
+            outputs.append(finished(self.near, keys))
         remote = self.exchange.receive(own, travelling)
         if self.far is not None:
             keys = tuple(
                 torch.cat([others, tensor[:, : self.far.end]], 1)
                 for others, tensor in zip(remote, own, strict=True)
             )
-            outputs.insert(0, self.far.attend(attention, query_BTHD, keys, **options))
-        return outputs
+            outputs.insert(0, finished(self.far, keys))
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs, 1)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def earlier(self, channels_BTF: Tensor, count: int) -> Tensor | None:

@@ -235,3 +235,15 @@ def test_a_hidden_key_and_value_of_any_finite_size_change_no_output(huge: float)
     changed = attention(query, key, value, visibility, backend="banded")
     for hidden in (slice(0, 5), slice(5 + WINDOW, None)):
         assert torch.equal(before[:, hidden], changed[:, hidden])
+
+
+@pytest.mark.parametrize("wrong", [torch.nan, torch.inf])
+def test_a_query_that_is_not_finite_reaches_no_other(wrong: float) -> None:
+    query, key, value = (tensor.detach() for tensor in heads(2, 300, dtype=torch.float32))
+    visibility = Visibility.build(window=WINDOW)
+    before = attention(query, key, value, visibility, backend="banded")
+    query[0, 150] = wrong
+    changed = attention(query, key, value, visibility, backend="banded")
+    others = torch.ones(2, 300, dtype=torch.bool)
+    others[0, 150] = False
+    torch.testing.assert_close(changed[others], before[others], rtol=0, atol=1e-6)

@@ -70,7 +70,8 @@ def _without_overflow(query_BTHD: Tensor, key_BSKD: Tensor, scale: float) -> Ten
     outweighs all smaller ones, cut off or not.
     """
     wide = torch.promote_types(query_BTHD.dtype, torch.float32)
-    largest_query = query_BTHD.detach().abs().amax().to(wide)
+    # One that is not finite, such as padding, must not reach the others.
+    largest_query = query_BTHD.detach().nan_to_num(0.0, 0.0, 0.0).abs().amax().to(wide)
     limit = torch.finfo(wide).max / (2 * max(scale, 1.0) * query_BTHD.shape[-1]) / largest_query
     return key_BSKD.clamp(-limit, limit)
 
