@@ -4,10 +4,10 @@ python scripts/benchmark_decoding.py --shape speed --batches 1 64 --out docs/res
 python scripts/benchmark_decoding.py --shape default --prompts 256 1024 4096 --tokens 64 --out docs/results
 
 All take the most probable token after the same prompt of drawn weights. `windowlm` is the generator with its
-tokenizer and streams of text, `windowlm compiled` the same with the step of a token as one graph, each made
-once, as `scripts/generate.py` does; `transformers dynamic` and `transformers static` are `generate` with
-those caches. Tokens a second are the tokens between a short and a long production over the difference of
-their times, the median of rounds in turns; the prompt's are its tokens over the time until the first token is
+tokenizer and streams of text, `windowlm compiled` the same with the step of a token compiled, each made once,
+as `scripts/generate.py` does; `transformers dynamic` and `transformers static` are `generate` with those
+caches. Tokens a second are the tokens between a short and a long production over the difference of their
+times, the median of rounds in turns; the prompt's are its tokens over the time until the first token is
 chosen, which for transformers is all that the production of one token takes, and for ours what it counts
 itself, its tokenizer left out. The column "of forward" is the prompt's pace over that of the model's forward
 pass alone, as in training; MiB are the keys and values that the cache holds behind the prompt. A plot shows
@@ -180,7 +180,6 @@ def entrant(
     torch.manual_seed(0)
     if name in PEERS:
         return transformers_mistral(PEERS[name], options, tokenizer, prompts)
-
     generators: dict[int, Generator] = {}
 
     def produce(tokens: int) -> float:

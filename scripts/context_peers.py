@@ -25,7 +25,7 @@ from torch.autograd.function import once_differentiable
 from torch.distributed.device_mesh import init_device_mesh
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from windowlm.attention.window import Visibility, reach
+from windowlm.attention.window import Finish, Visibility, reach, unfinished
 from windowlm.parallel.context_group import ContextGroup
 
 
@@ -57,14 +57,14 @@ class Peer(Visibility, ABC):
         key_BTKD: Tensor,
         value_BTKD: Tensor,
         *,
-        finish: Callable[[Tensor, Tensor | None], Tensor] | None = None,
+        finish: Finish = unfinished,
         finish_with: Tensor | None = None,
         **options: Any,
     ) -> Tensor:
         """Attention of the own queries, and what `finish` makes of it."""
         assert self.group is not None
         output = self.exchange(self.group, attention, query_BTHD, key_BTKD, value_BTKD, **options)
-        return output if finish is None else finish(output, finish_with)
+        return finish(output, finish_with)
 
     @abstractmethod
     def exchange(

@@ -229,10 +229,11 @@ def _run(command: Command[Any], started: str, script: Path, conf: Path, words: l
 def _own_help(path: Path) -> str | None:
     """What a command's YAML says of its settings; None where it composes groups, which Hydra's help lists."""
     about, _, rest = path.read_text(encoding="utf-8").partition("defaults:\n")
-    defaults, _, settings = rest.partition("\n\n")
+    defaults, _, rest = rest.partition("\n\n")
     if not all(line.strip().startswith(("- _self_", "- override")) for line in defaults.splitlines()):
         return None
-    return f"{about.removeprefix('# ')}\n{settings.partition('hydra:')[0].strip()}"
+    settings, _, _ = rest.partition("\nhydra:")
+    return f"{about.removeprefix('# ')}\n{settings.strip()}"
 
 
 def _one_process(command: Command[Any], complaint: str) -> ConfigError:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .kv_cache import Chunk, KVCache, LayerCache, Slots, check_no_gradients
 from .step_attention import attend_one
-from .window import PADDING, Places, Visibility
+from .window import PADDING, Finish, Places, Visibility, unfinished
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +36,7 @@ class SeenSlots(Visibility):
         key_BTKD: Tensor,
         value_BTKD: Tensor,
         *,
-        finish: Callable[[Tensor, Tensor | None], Tensor] | None = None,
+        finish: Finish = unfinished,
         finish_with: Tensor | None = None,
         sink_logits_H: Tensor | None = None,
         logit_cap: float | None = None,
@@ -55,7 +55,7 @@ class SeenSlots(Visibility):
             )
         assert self.seen is not None
         output_BTHD = attend_one(query_BTHD, key_BTKD, value_BTKD, self.seen, sink_logits_H, logit_cap)
-        return output_BTHD if finish is None else finish(output_BTHD, finish_with)
+        return finish(output_BTHD, finish_with)
 
 
 class StepSlots:

@@ -104,6 +104,14 @@ def outside_inference_mode(prepare: Callable[[], Prepared]) -> Prepared:
         return prepare()
 
 
+Finish = Callable[[Tensor, Tensor | None], Tensor]  # of attention's output, see `Visibility.attend`
+
+
+def unfinished(output_BTHD: Tensor, _: Tensor | None) -> Tensor:
+    """The output as it is."""
+    return output_BTHD
+
+
 class Places(NamedTuple):
     """Where queries and keys stand: position within the document, and the document (None: all the same)."""
 
@@ -340,7 +348,7 @@ class Visibility:
         key_BTKD: Tensor,
         value_BTKD: Tensor,
         *,
-        finish: Callable[[Tensor, Tensor | None], Tensor] | None = None,
+        finish: Finish = unfinished,
         finish_with: Tensor | None = None,
         **options: Any,
     ) -> Tensor:
@@ -356,8 +364,7 @@ class Visibility:
             finish_with: of all tokens, [B, T, ...].
             options: of `attention`.
         """
-        output_BTHD = attention(query_BTHD, key_BTKD, value_BTKD, self, **options)
-        return output_BTHD if finish is None else finish(output_BTHD, finish_with)
+        return finish(attention(query_BTHD, key_BTKD, value_BTKD, self, **options), finish_with)
 
     def earlier(self, channels_BTF: Tensor, count: int) -> Tensor | None:
         """Channels of the `count` tokens before the first, [B, count, ...]; None where there are none."""

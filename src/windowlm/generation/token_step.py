@@ -54,9 +54,9 @@ def can_be_recorded(model: Decoder) -> bool:
     """Whether a GPU may replay the model's step: with the backend "auto", and without hooks, which no graph
     calls.
     """
-    on_gpu = next(model.parameters()).is_cuda
-    hooked = any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
-    return on_gpu and model.config.backend == "auto" and not hooked
+    if not next(model.parameters()).is_cuda or model.config.backend != "auto":
+        return False
+    return not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
 
 class TokenStep(Generic[Outcome]):

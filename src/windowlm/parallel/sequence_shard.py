@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import Tensor
 
-from windowlm.attention.window import PADDING, Visibility, narrowed
+from windowlm.attention.window import PADDING, Finish, Visibility, narrowed, unfinished
 from windowlm.parallel.context_group import ContextGroup
 from windowlm.parallel.token_exchange import TokenExchange
 
@@ -79,7 +79,7 @@ class ShardVisibility(Visibility):
         key_BTKD: Tensor,
         value_BTKD: Tensor,
         *,
-        finish: Callable[[Tensor, Tensor | None], Tensor] | None = None,
+        finish: Finish = unfinished,
         finish_with: Tensor | None = None,
         **options: Any,
     ) -> Tensor:
@@ -90,7 +90,7 @@ class ShardVisibility(Visibility):
             # Joined before, attention's outputs would be kept twice for the backward pass.
             output = part.attend(attention, query_BTHD, keys, **options)
             of_part = None if finish_with is None else finish_with[:, part.first : part.end]
-            return output if finish is None else finish(output, of_part)
+            return finish(output, of_part)
 
         own, travelling = self.exchange.send(key_BTKD, value_BTKD)
         outputs = []
