@@ -7,8 +7,9 @@ python scripts/benchmark_attention.py --shapes B --documents 1500 --out docs/res
 A shape is batch,tokens,heads,kv_heads,head_dim,window or a name: A to E are sizes of language models, CPU
 fits a laptop. Every entrant is first compared with attention in float64 at both ends and in the middle of the
 very call that is timed, and all its numbers must be finite; its error is told as a multiple of the error of
-plain PyTorch in the same dtype. Then all run in turns, round after round, so that a clock that falls or a
-busy neighbour meets them alike. TFLOP/s count visible pairs only, the backward pass as 2.5 forward passes.
+plain PyTorch in the same dtype. Then all run in turns, in another order each round, so that a falling
+clock, a busy neighbour or a card that the one before has heated meets them alike. TFLOP/s count visible pairs
+only, the backward pass as 2.5 forward passes.
 
 Shapes: B batch, T queries, S keys, H query heads, K key-value heads, D head dimension.
 """
@@ -19,6 +20,7 @@ import json
 import math
 import os
 import platform
+import random
 import shlex
 import statistics
 import subprocess
@@ -278,7 +280,7 @@ def benchmark(problem: Problem, options: argparse.Namespace, console: Console) -
             markup=False,
             highlight=False,
         )
-    matmul_tflops, sensors = time_rounds(entrants, inputs, problem, options.rounds, options.round_ms)
+    matmul_tflops, sensors = time_rounds(entrants, inputs, problem, options)
     shape = summary(problem, entrants, matmul_tflops, chosen) | sensors
     console.print(table_of(shape))
     return shape
@@ -309,6 +311,7 @@ def request_of(problem: Problem) -> Request:
         compute_capability=compute_capability(problem.device),
         dtype=problem.dtype,
         head_dim=problem.head_dim,
+        groups=problem.heads // problem.kv_heads,
         window=problem.window,
         documents=problem.documents is not None,
     )
@@ -534,7 +537,7 @@ class Stopwatch:
 
 
 def time_rounds(
-    entrants: list[Entrant], inputs: Inputs, problem: Problem, rounds: int, round_ms: float
+    entrants: list[Entrant], inputs: Inputs, problem: Problem, options: argparse.Namespace
 ) -> tuple[float, dict[str, Any]]:
     """Fill the entrants' times in turns; returns the matmul's TFLOP/s and the card's clock and power."""
     watch = Stopwatch(problem.device)
@@ -542,13 +545,14 @@ def time_rounds(
     square = torch.randn(size, size, device=problem.device, dtype=problem.dtype)
     product = torch.empty_like(square)
     matmul_ms: list[float] = []
+    chance = random.Random(options.seed)
     with sensors_of(problem.device) as sensors:
-        for _ in range(rounds):
+        for _ in range(options.rounds):
             for _ in range(3):
                 matmul_ms += watch.run(lambda: torch.mm(square, square, out=product))
-            for entrant in entrants:
+            for entrant in chance.sample(entrants, len(entrants)):
                 if entrant.attend is not None:
-                    time_entrant(entrant, inputs, watch, round_ms)
+                    time_entrant(entrant, inputs, watch, options.round_ms)
     return 2 * size**3 / statistics.median(matmul_ms) / 1e9, sensors
 
 

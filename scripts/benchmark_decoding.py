@@ -39,7 +39,7 @@ from windowlm.bundle import Bundle
 from windowlm.errors import exit_status
 from windowlm.evaluation.report import png
 from windowlm.generation.config import SamplingConfig
-from windowlm.generation.generate import Generator
+from windowlm.generation.generate import PREFILL_TOKENS, Generator
 from windowlm.model.decoder import Decoder
 from windowlm.tokenization.tokenizer import BytePairTokenizer
 from windowlm.tokenization.training import train_bpe
@@ -222,9 +222,9 @@ def our_model(options: argparse.Namespace) -> Decoder:
 
 @torch.no_grad()
 def forward_seconds(options: argparse.Namespace, batch: int, length: int) -> float:
-    """The median of the forward pass alone, at most 8 rows at a time."""
+    """The median of the forward pass alone, of as many rows at a time as prompts are read."""
     model = our_model(options)
-    rows = min(batch, 8)
+    rows = min(batch, max(PREFILL_TOKENS[options.device] // length, 1))
     tokens_BT = torch.randint(0, options.shape.vocabulary_size, (rows, length), device=options.device)
 
     def forward(_: int) -> None:

@@ -132,6 +132,7 @@ class Case:
             compute_capability=compute_capability(torch.device(device)),
             dtype=self.dtype,
             head_dim=self.head_dim,
+            groups=self.groups,
             window=self.window,
             causal=self.causal,
             sinks=self.sinks,
@@ -302,11 +303,14 @@ def measure(case: Case, backend: str, device: str = "cpu", numbers: int = 0) -> 
     found: list[tuple[Tensor, Tensor]] = []
     for got, wanted, usual, of_usual in zip(ours, exact, plain, of_plain, strict=True):
         # Plain PyTorch may be exact by luck: a query with one key has weight one and no gradient, as two
-        # equal sums of D products cancel. In another order each errs by about eps sqrt(D), as inputs are of
-        # size 1: together 2 eps sqrt(D) for each query and head, which all that is compared sums up with
-        # weights of at most one. The probabilistic bound of such sums (Higham and Mary 2019) is larger.
+        # equal sums of D products cancel. Each errs by about eps sqrt(D) in another order, as inputs are of
+        # size 1 (the probabilistic bound of Higham and Mary 2019 is larger). Tensor cores cut off each of the
+        # D / 16 numbers that they add up (Fasi et al. 2021), in one direction: about eps D / 8 for many.
+        # Twice that for each query and head; all that is compared sums them up with weights of at most one.
         accumulated = torch.promote_types(case.dtype, torch.float32)
-        floor = 2 * torch.finfo(accumulated).eps * gradient.numel() ** 0.5
+        of_a_sum = max(case.head_dim**0.5, case.head_dim / 8)
+        sums = (gradient.numel() / case.head_dim) ** 0.5
+        floor = 2 * torch.finfo(accumulated).eps * of_a_sum * sums
         found.append(((got - wanted).norm(), factor * share * (usual - of_usual).norm() + floor))
     if not case.learned_sinks:
         found.append((nothing, nothing))

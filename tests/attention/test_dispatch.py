@@ -1,5 +1,6 @@
 """Which backend serves a call, what is refused, and that the choice is said once."""
 
+import itertools
 import logging
 from typing import Any
 
@@ -14,8 +15,16 @@ from windowlm.attention.window import Visibility
 
 
 def test_every_named_backend_is_ranked_for_auto() -> None:
-    for window in (None, 1, 256, 257):
-        assert sorted([*dispatch.fastest_first(window), "auto"]) == sorted(BACKENDS)
+    for window, groups in itertools.product((None, 1, 256, 257), (1, 3)):
+        assert sorted([*dispatch.fastest_first(window, groups), "auto"]) == sorted(BACKENDS)
+
+
+@pytest.mark.parametrize(
+    ("window", "groups", "fastest"),
+    [(128, 1, "band"), (129, 1, "flash4"), (256, 3, "band"), (257, 3, "flash4"), (None, 3, "flash4")],
+)
+def test_our_tiles_are_ahead_at_small_windows(window: int | None, groups: int, fastest: str) -> None:
+    assert dispatch.fastest_first(window, groups)[0] == fastest
 
 
 def test_auto_takes_the_fastest_that_can_and_says_why_it_passed_over_others(
@@ -25,7 +34,7 @@ def test_auto_takes_the_fastest_that_can_and_says_why_it_passed_over_others(
     unable = Capabilities(**{**vars(able), "dropout": False})
     declared = {"banded": unable, "reference": able}
     monkeypatch.setattr(dispatch, "capabilities", declared.__getitem__)
-    monkeypatch.setattr(dispatch, "fastest_first", lambda window: list(declared))
+    monkeypatch.setattr(dispatch, "fastest_first", lambda window, groups: list(declared))
     assert choose_backend("auto", Request()).name == "banded"
     choice = choose_backend("auto", Request(dropout=0.1))
     assert choice.name == "reference"

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -32,9 +33,14 @@ def test_two_prompts_are_timed_and_plotted(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "decoding.png").read_bytes().startswith(b"\x89PNG")
 
 
-def rows_of(run: str) -> dict[int, dict[str, dict[str, float]]]:
-    rows: dict[int, dict[str, dict[str, float]]] = {}
-    for row in json.loads((RESULTS / run / "decoding.json").read_text())["rows"]:
+def rows_in(run: str) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = json.loads((RESULTS / run / "decoding.json").read_text())["rows"]
+    return rows
+
+
+def rows_of(run: str) -> dict[int, dict[str, dict[str, Any]]]:
+    rows: dict[int, dict[str, dict[str, Any]]] = {}
+    for row in rows_in(run):
         rows.setdefault(row["prompt_tokens"], {})[row["entrant"]] = row
     return rows
 
@@ -55,3 +61,21 @@ def test_the_page_gives_the_paces_on_a_cpu() -> None:
     (rows,) = rows_of("decoding_cpu").values()
     paces = " | ".join(f"{rows[name]['tokens_per_second']:,.0f}" for name in ENTRANTS)
     assert f"(results/decoding_cpu/decoding.json), float32, prompt of 512 | 1 | {paces} |" in PAGE
+
+
+def test_the_page_gives_the_paces_on_a_gpu() -> None:
+    rows = [row for name in ("decoding_h100_static", "decoding_h100") for row in rows_in(name)]
+    paces = {(row["entrant"], row["batch"]): row["tokens_per_second"] for row in rows}
+    for batch, where in ((1, "prompt of 2,048"), (64, "the same run")):
+        compiled, static = paces["windowlm compiled", batch], paces["transformers static", batch]
+        assert f"{where} | {batch} | | {compiled:,.0f} | | {static:,.0f} |" in PAGE
+    recorded, dynamic = paces["windowlm", 1], paces["transformers dynamic", 1]
+    assert f"(results/decoding_h100/decoding.json) | 1 | {recorded:,.0f} | | {dynamic:,.0f} | |" in PAGE
+    ratios = [paces["windowlm compiled", batch] / paces["transformers static", batch] for batch in (1, 64)]
+    batched = paces["windowlm compiled", 64] / paces["windowlm compiled", 1]
+    for told in (
+        f"gives {ratios[0]:.1f} and {ratios[1]:.1f} times the tokens of the static cache",
+        f"the recorded one {recorded / dynamic:.1f} times",
+        f"a batch of 64 gives {batched:.1f} times the tokens of one row",
+    ):
+        assert told in " ".join(PAGE.split()), told

@@ -28,7 +28,7 @@ MODULES: dict[str, ModuleType] = {
     "reference": reference,
 }
 # Up to this window our tiles waste less than those of flash-attn-4, which hold 128 keys.
-SMALL_WINDOW = 256
+SMALL_WINDOW, SMALL_WINDOW_UNGROUPED = 256, 128
 LEAST_FLOAT32, LARGEST_FLOAT32 = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max
 
 
@@ -94,6 +94,7 @@ def attention(
         compute_capability=compute_capability(query_BTHD.device),
         dtype=query_BTHD.dtype,
         head_dim=query_BTHD.shape[-1],
+        groups=query_BTHD.shape[2] // key_BSKD.shape[2],
         window=visibility.window,
         causal=visibility.causal,
         sinks=visibility.sinks,
@@ -137,7 +138,7 @@ def choose_backend(backend: str, request: Request) -> Choice:
     """
     if backend not in BACKENDS:
         raise ValueError(f"backend={backend!r}: {', '.join(BACKENDS)} are allowed; try backend=auto")
-    order = fastest_first(request.window)
+    order = fastest_first(request.window, request.groups)
     refusals = {name: capabilities(name).refusal(request) for name in order}
     able = [name for name in order if refusals[name] is None]
     if not able:
@@ -157,12 +158,12 @@ def choose_backend(backend: str, request: Request) -> Choice:
     return Choice(backend, "asked for by name")
 
 
-def fastest_first(window: int | None) -> list[str]:
+def fastest_first(window: int | None, groups: int) -> list[str]:
     """All backends in the order in which `auto` asks them, as measured on an H100 and on CPUs.
 
     `flex` is ahead of `varlen` at one shape, as in training, and behind it where torch compiled it for any.
     """
-    small = window is not None and window <= SMALL_WINDOW
+    small = window is not None and window <= (SMALL_WINDOW if groups > 1 else SMALL_WINDOW_UNGROUPED)
     ours, flash = ("band", "flash4") if small else ("flash4", "band")
     return [ours, flash, "flex", "varlen", "banded", "reference"]
 

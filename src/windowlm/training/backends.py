@@ -29,6 +29,7 @@ def chosen_backends(config: TrainConfig, device: torch.device, *, cut: bool = Fa
             compute_capability=compute_capability(device),
             dtype=compute_dtype(config.precision),
             head_dim=model.head_dim,
+            groups=model.heads // model.kv_heads,
             window=window,
             sinks=sinks,
             documents=config.data.document_masking,

@@ -10,12 +10,16 @@ OLDEST_TORCH, NEWEST_TORCH = (2, 11), (2, 13)
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """The properties of a call that decide which backends can serve it; known before any tensor exists."""
+    """The properties of a call that decide which backends can serve it, and which of them is the fastest.
+
+    They are known before any tensor exists. `groups` are query heads a key-value head.
+    """
 
     device: str = "cpu"
     compute_capability: tuple[int, int] | None = None
     dtype: torch.dtype = torch.float32
     head_dim: int = 64
+    groups: int = 1
     window: int | None = None
     causal: bool = True
     sinks: int = 0
