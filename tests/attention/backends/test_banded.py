@@ -13,15 +13,13 @@ from windowlm.attention.window import Visibility
 WINDOW = 130
 
 
-@pytest.fixture(autouse=True, params=["matmul", "blocks", "fused blocks", "blockwise"])
+@pytest.fixture(autouse=True, params=["matmul", "blocks", "blockwise"])
 def way_over_the_band(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run every test over the CPU's own way and over its slow twins, one of them as on a GPU."""
+    """Run every test over the CPU's own way and over its slow twins, as on a GPU."""
     if request.param == "matmul":
         return
     twin = blockwise.attend if request.param == "blockwise" else banded_blocks.attend
     monkeypatch.setattr(banded_matmul, "attend", twin)
-    if request.param == "fused blocks":
-        monkeypatch.setattr(banded_blocks, "_by_fused_kernel", lambda device: True)
 
 
 def heads(

@@ -88,7 +88,7 @@ def _in_one_call(
         causal = False
     if on_cpu and causal:
         return banded_wide.attend(query_BTHD, key_BSKD, value_BSKD, visibility, scoring.scale)
-    return scaled_dot_product(query_BTHD, key_BSKD, value_BSKD, None, causal, scoring)
+    return scaled_dot_product(query_BTHD, key_BSKD, value_BSKD, causal, scoring)
 
 
 def _fused_on_gpu(query_BTHD: Tensor) -> bool:
@@ -152,7 +152,7 @@ def _over_bands(
         # Which blocks need a mask of their own is not known inside a compiled graph.
         if visibility.documents is None or not torch.compiler.is_compiling():
             return banded_matmul.attend(query_BTHD, key_BSKD, value_BSKD, visibility, scoring)
-    if not visibility.sinks and (on_cpu or not scoring.fused):
+    if not visibility.sinks:
         return blockwise.attend(query_BTHD, key_BSKD, value_BSKD, visibility, scoring)
     return banded_blocks.attend(query_BTHD, key_BSKD, value_BSKD, visibility, scoring)
 

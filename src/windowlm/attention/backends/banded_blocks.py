@@ -1,8 +1,7 @@
-"""Any device's way over the band: each block of queries, its keys and its sinks become a row of a batch.
+"""Any device's way over a band with sinks: a block of queries, its keys and its sinks become a row.
 
-The keys of neighbouring blocks overlap and are copied. `banded_matmul` computes the same on the CPU without
-copies; this is its slow twin, and serves sinks of packed documents. The rows are computed by torch's own
-attention with a mask where that is exact and has the scoring, else by `blockwise`.
+The keys of neighbouring blocks overlap and are copied; `blockwise` computes the rows. `banded_matmul` does
+the same on the CPU without copies; this is its slow twin, and serves sinks of packed documents.
 
 Shapes: B batch, T queries, S keys, H query heads, K key-value heads, D head dimension,
 N blocks, Q queries a block, L keys in reach of a block, A sinks.
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from ..window import PADDING, Places, Visibility, reach
 from . import blockwise
-from .scaled_dot_product import Scoring, scaled_dot_product
+from .scaled_dot_product import Scoring
 
 SMALLEST_BLOCK = 128
 
@@ -38,53 +37,13 @@ def attend(
         lambda: bands.cuts(visibility, batch, query_BTHD.device),
         sizes=(batch, bands, query_BTHD.device),
     )
-    fused = scoring.fused and _by_fused_kernel(query_BTHD.device)
-    if fused:
-        key_BSKD = _without_overflow(query_BTHD, key_BSKD, scoring.scale)
     tensors = (
         bands.of_queries(query_BTHD),
         bands.of_keys(key_BSKD, cuts.sinks),
         bands.of_keys(value_BSKD, cuts.sinks),
     )
-    if not fused:
-        output = blockwise.attend(*tensors, visibility, scoring, cuts.places)
-    else:
-        allowed, blind = visibility.once(
-            "band masks",
-            lambda: _masks(visibility, cuts.places),
-            sizes=(batch, bands, query_BTHD.device),
-        )
-        output = scaled_dot_product(*tensors, allowed, False, scoring).masked_fill(blind, 0.0)
+    output = blockwise.attend(*tensors, visibility, scoring, cuts.places)
     return rearrange(output, "(b n) q h d -> b (n q) h d", b=batch)[:, :queries]
-
-
-def _by_fused_kernel(device: torch.device) -> bool:
-    """Whether to use torch's kernel with a mask, which is faster on a GPU."""
-    return device.type != "cpu"
-
-
-def _without_overflow(query_BTHD: Tensor, key_BSKD: Tensor, scale: float) -> Tensor:
-    """The keys, cut off at a size from which their product with a query could overflow.
-
-    Torch's kernel adds -inf to what is hidden, and infinity would become NaN. A key that is seen and so large
-    outweighs all smaller ones, cut off or not.
-    """
-    wide = torch.promote_types(query_BTHD.dtype, torch.float32)
-    # One that is not finite, such as padding, must not reach the others.
-    largest_query = query_BTHD.detach().nan_to_num(0.0, 0.0, 0.0).abs().amax().to(wide)
-    limit = torch.finfo(wide).max / (2 * max(scale, 1.0) * query_BTHD.shape[-1]) / largest_query
-    return key_BSKD.clamp(-limit, limit)
-
-
-def _masks(visibility: Visibility, places: Places) -> tuple[Tensor, Tensor]:
-    """What is allowed [(B N), 1, Q, L + A], and which queries are blind [(B N), Q, 1, 1].
-
-    Blind queries see nothing. They are allowed everything, as a row without a key would divide by zero, and
-    their output is cleared.
-    """
-    visible = visibility.between(places)[:, None]
-    blind = ~visible.any(-1)
-    return visible | blind[..., None], blind.mT[..., None]
 
 
 class _Cuts(NamedTuple):
@@ -111,7 +70,6 @@ class _Bands:
         behind, ahead = reach(visibility.window, visibility.causal)
         # A quarter of the window: a quarter more work than needed, and each key is held five times.
         block = min(max(SMALLEST_BLOCK, visibility.window // 4 // 64 * 64), queries)
-        behind += -(behind + block + ahead) % 8  # fused kernels want rows of whole vectors
         return cls(queries, keys, block, -(-queries // block), behind, ahead)
 
     @property

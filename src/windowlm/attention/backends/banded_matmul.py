@@ -3,7 +3,7 @@
 A product takes neighbouring blocks of one head where they share a mask, else one block of all heads. Keys and
 values are read in place through strided views, the scores of a product stay in the processor's caches, and
 the backward pass keeps nothing but query, key and value: it computes the weights again. The two operators are
-opaque to torch.compile. `banded_blocks` computes the same through torch's own attention.
+opaque to torch.compile. `banded_blocks` computes the same by `blockwise`.
 
 Shapes: B batch, T queries, S keys, K key-value heads, G query heads a key-value head, D head dimension,
 Q queries a block, L keys in reach of a block, C blocks of a run, P = Q G rows of a block.

@@ -30,16 +30,15 @@ def scaled_dot_product(
     query_BTHD: Tensor,
     key_BSKD: Tensor,
     value_BSKD: Tensor,
-    allowed_B1TS: Tensor | None,
     causal: bool,
     scoring: Scoring,
 ) -> Tensor:
-    """Attention [B, T, H, D] over allowed keys (bool; every query needs one), without repeating key heads."""
+    """Attention [B, T, H, D] over all keys or all up to a query's own, without repeating key heads."""
     assert scoring.fused
     if query_BTHD.device.type != "cpu":
-        return _fused(query_BTHD, key_BSKD, value_BSKD, allowed_B1TS, causal, scoring)
+        return _fused(query_BTHD, key_BSKD, value_BSKD, causal, scoring)
     with without_autocast(query_BTHD.device):
-        output_BTHD = _fused(*widened(query_BTHD, key_BSKD, value_BSKD), allowed_B1TS, causal, scoring)
+        output_BTHD = _fused(*widened(query_BTHD, key_BSKD, value_BSKD), causal, scoring)
     return output_BTHD.to(query_BTHD.dtype)
 
 
@@ -62,7 +61,6 @@ def _fused(
     query_BTHD: Tensor,
     key_BSKD: Tensor,
     value_BSKD: Tensor,
-    allowed_B1TS: Tensor | None,
     causal: bool,
     scoring: Scoring,
 ) -> Tensor:
@@ -70,7 +68,7 @@ def _fused(
         query_BTHD.transpose(1, 2),
         key_BSKD.transpose(1, 2),
         value_BSKD.transpose(1, 2),
-        attn_mask=allowed_B1TS,
+        attn_mask=None,
         is_causal=causal,
         scale=scoring.scale,
         dropout_p=scoring.dropout,
