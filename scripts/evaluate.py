@@ -45,13 +45,14 @@ def evaluate(config: EvaluateConfig, invocation: Invocation) -> int:
 def log_evaluations(run: Path) -> None:
     """Log every evaluation of a run to its W&B run, and say how an offline one is uploaded."""
     from windowlm.evaluation.result_files import OWN_EVALUATION, PLOT_NAME, RESULT_NAME, read_result
-    from windowlm.study.measure_files import STUDY_FOLDER, measures_in
+    from windowlm.study.measure_files import STUDY_FOLDER, measures_of
     from windowlm.training.finished_wandb_run import end_wandb_run, open_wandb_run
 
     wandb_run = open_wandb_run(run)
     for folder in sorted(path.parent for path in run.glob(f"{OWN_EVALUATION}*/{RESULT_NAME}")):
-        wandb_run.log_length(read_result(run, folder.name), folder / PLOT_NAME, folder.name)
-        for measured in measures_in(folder):
+        result = read_result(run, folder.name)
+        wandb_run.log_length(result, folder / PLOT_NAME, folder.name)
+        for measured in measures_of(folder, result):
             plot = folder / STUDY_FOLDER / f"{measured['measure']}.png"
             wandb_run.log_table(f"{folder.name}/{measured['measure']}", measured["rows"], plot)
     end_wandb_run(wandb_run, run)

@@ -23,15 +23,21 @@ from windowlm.model.config import ModelConfig
 Lever = Callable[[], None]
 
 
+def put(owner: Any, name: str, other: Any) -> None:
+    """Put something else in the place of what the project takes, which must be there."""
+    assert hasattr(owner, name), f"{owner} has no {name}: the lever would move nothing"
+    setattr(owner, name, other)
+
+
 def with_joint_projections() -> None:
     """Query, key and value as one product, gate and up as another."""
 
-    def project(hidden_ND: Tensor, layers: list[nn.Linear]) -> tuple[Tensor, ...]:
+    def project(hidden_ND: Tensor, layers: list[nn.Linear], *_: Any, **__: Any) -> tuple[Tensor, ...]:
         weight_OD = torch.cat([layer.weight for layer in layers])
         return F.linear(hidden_ND, weight_OD).split([layer.out_features for layer in layers], dim=-1)
 
     for module in (windowlm.attention.layers, windowlm.model.feed_forward):
-        module.project_jointly = project  # type: ignore[attr-defined]
+        put(module, "project_jointly", project)
 
 
 def with_kept_activations() -> None:
@@ -40,30 +46,34 @@ def with_kept_activations() -> None:
     def keep(activation: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
         return activation(*inputs)
 
-    windowlm.model.feed_forward._computed_again = keep
+    put(windowlm.model.feed_forward, "computed_again", keep)
 
 
 def with_float32_stream() -> None:
     """The residual stream as autocast leaves it."""
-    windowlm.model.decoder._narrowed_by_autocast = lambda hidden_BTD: hidden_BTD
+    put(windowlm.model.decoder, "_narrowed_by_autocast", lambda hidden_BTD: hidden_BTD)
 
 
 def with_whole_loss() -> None:
     """All logits of a batch at once."""
     module = windowlm.training.linear_cross_entropy
-    module.head_loss = lambda kind, precision, *, compiled: module.cross_entropy_of_logits
+    put(module, "head_loss", lambda kind, precision, *, compiled: module.cross_entropy_of_logits)
 
 
 def with_plain_loss() -> None:
     """The loss in pieces, nothing between its products compiled."""
     module = windowlm.training.linear_cross_entropy
     compiled_or_not = module.head_loss
-    module.head_loss = lambda kind, precision, *, compiled: compiled_or_not(kind, precision, compiled=False)
+    put(
+        module,
+        "head_loss",
+        lambda kind, precision, *, compiled: compiled_or_not(kind, precision, compiled=False),
+    )
 
 
 def without_compilation() -> None:
     """Nothing compiled but the attention kernel."""
-    windowlm.training.compilation.is_compiled = lambda settings, device: False
+    put(windowlm.training.compilation, "is_compiled", lambda settings, device: False)
 
 
 def with_compiled_blocks() -> None:
@@ -74,7 +84,7 @@ def with_compiled_blocks() -> None:
             block.compile(fullgraph=True)
         return model.hidden
 
-    windowlm.training.compilation.hidden_states = hidden_states
+    put(windowlm.training.compilation, "hidden_states", hidden_states)
 
 
 def with_backend(name: str) -> Lever:
@@ -86,7 +96,7 @@ def with_backend(name: str) -> Lever:
         def building(self: nn.Module, config: ModelConfig, *rest: Any) -> None:
             build(self, replace(config, backend=name), *rest)
 
-        windowlm.model.decoder.Decoder.__init__ = building  # type: ignore[method-assign]
+        put(windowlm.model.decoder.Decoder, "__init__", building)
 
     return move
 
@@ -95,7 +105,11 @@ def with_unfused_optimizer() -> None:
     """AdamW in several kernels an operation."""
     module = windowlm.training.optimizer
     fused_or_not = module.build_optimizer
-    module.build_optimizer = lambda model, settings, *, fused: fused_or_not(model, settings, fused=False)
+    put(
+        module,
+        "build_optimizer",
+        lambda model, settings, *, fused: fused_or_not(model, settings, fused=False),
+    )
 
 
 def with_half_the_activations() -> None:
@@ -106,7 +120,7 @@ def with_half_the_activations() -> None:
     def hidden_states(model: Any, **options: Any) -> Any:
         return plain(model, **options, activation_memory_budget=0.5)
 
-    module.hidden_states = hidden_states
+    put(module, "hidden_states", hidden_states)
 
 
 LEVERS: dict[str, Lever] = {

@@ -436,6 +436,18 @@ def test_a_sweep_of_an_experiment_is_checked_and_run(recorder: Recorder) -> None
     assert {config.trainer.max_tokens for config, _ in recorder.calls} == {2_000_000}
 
 
+@pytest.mark.parametrize("swept", [("model.window=64,128",), ("model.window=64,128", "seed=0,1")])
+def test_a_part_of_an_experiments_sweep_goes_on_in_the_order_of_its_file(
+    recorder: Recorder, swept: tuple[str, ...]
+) -> None:
+    words = ("-m", "experiment=window_sweep", "run_dir=old", *swept)
+    assert run(recorder, *words) == 0
+    begun = [(config.model.window, config.seed) for config, _ in recorder.calls]
+    recorder.calls.clear()
+    assert run(recorder, *words, "resume=auto") == 0
+    assert [(config.model.window, config.seed) for config, _ in recorder.calls] == begun
+
+
 def everything() -> dict[Path, bytes]:
     return {path: path.read_bytes() if path.is_file() else b"" for path in Path.cwd().rglob("*")}
 

@@ -334,7 +334,9 @@ def _plain(command: Command[Any], composed: Any, words: Iterable[str]) -> dict[s
 
 
 def _expand(command: Command[Any], overrides: list[str]) -> Iterator[list[str]]:
-    """The override lists of a sweep, those written in the configuration included."""
+    """The override lists of a sweep, in the order of Hydra's sweeper, which numbers the runs: what the
+    configuration sweeps over comes first, in its own order also where the command line gives other values.
+    """
     from hydra import compose
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
@@ -342,15 +344,16 @@ def _expand(command: Command[Any], overrides: list[str]) -> Iterator[list[str]]:
     parsed = parser.parse_overrides(overrides)
     fixed = [entry.input_line or "" for entry in parsed if not entry.is_sweep_override()]
     params = compose(command.name, fixed, return_hydra_config=True).hydra.sweeper.get("params") or {}
-    given = {entry.key_or_group for entry in parsed}
-    parsed += parser.parse_overrides([f"{key}={value}" for key, value in params.items() if key not in given])
-    choices = [
-        [f"{entry.get_key_element()}={value}" for value in entry.sweep_string_iterator()]
-        if entry.is_sweep_override()
-        else [entry.input_line or ""]
-        for entry in parsed
-    ]
-    for combination in product(*choices):
+    written = parser.parse_overrides([f"{key}={value}" for key, value in params.items()])
+    choices: dict[str, list[str]] = {}
+    for entry in (*written, *parsed):
+        key = entry.get_key_element()
+        choices[key] = (
+            [f"{key}={value}" for value in entry.sweep_string_iterator()]
+            if entry.is_sweep_override()
+            else [entry.input_line or ""]
+        )
+    for combination in product(*choices.values()):
         yield list(combination)
 
 

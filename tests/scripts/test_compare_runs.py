@@ -30,6 +30,7 @@ def run_folder(path, window, bits):
         "rows": [row],
         "targets_hash": "same",
         "tokenizer_identity": "bytes",
+        "precision": "32-true",
         "parameters": 1000,
         "tokens_trained": 5,
         "documents": [

@@ -212,3 +212,39 @@ def test_cells_are_named_by_what_tells_them_apart():
         "j": "window 4, bpe tokenizer, 3 tokens",
         "k": "window 4, trained at 256",
     }
+
+
+def test_what_lies_beyond_the_training_decides_nothing(study):
+    """There full attention breaks most, on far repeats too, and the order of the cells is another."""
+    for number, file in enumerate(sorted(study.glob("main/*/evaluation/length.json"))):
+        result = json.loads(file.read_text())
+        beyond = {"context_length": 16, "extrapolation": True, "bits_per_byte": 9.0 + number}
+        result["rows"].append(result["rows"][0] | beyond | {"naive_bits_per_byte": 1.0})
+        for document in result["documents"]:
+            document["nats"]["16"] = 5 * np.log(2) * (9.0 + number)
+        file.write_text(json.dumps(result))
+        measured_file = file.parent / "study" / "far_repeats.json"
+        measured = json.loads(measured_file.read_text())
+        for row in measured["clusters"]:
+            row["nats"]["16"] = row["bytes"] * (20.0 - number)
+        measured_file.write_text(json.dumps(measured))
+    answer = answer_of(study, "evaluation")
+    assert answer.base == "full, base 500,000"
+    said = {question.split()[-1]: sentences for question, sentences in answer.sentences.items()}
+    assert "at c = 8, and is not shown to be equal" in said["lose?"][1]
+    assert "That is 50% of what window 4 loses" in said["base?"][1]
+    assert "hybrid 4, no positions wins back 75% of what window 4 loses" in said["back?"][0]
+    assert not any("c = 16" in sentence for sentence in said["artefact?"])
+    rows = {row["cell"]: row for row in main_rows(answer)}
+    assert rows["window 4"]["far_repeats_context"] == 8
+    assert rows["window 4"]["far_repeats_difference"] == pytest.approx(1.75, rel=0.01)
+
+
+def test_a_ranking_is_turned_round_where_the_honest_difference_is_certain(study):
+    for file in study.glob("main/*/evaluation/length.json"):
+        result = json.loads(file.read_text())
+        settings = json.loads((file.parents[1] / "config.json").read_text())["model"]
+        result["rows"][0]["naive_bits_per_byte"] = 3.0 if settings["window"] == 4 else 4.0
+        file.write_text(json.dumps(result))
+    said = answer_of(study, "evaluation").sentences["How much of the naive gain is an artefact?"][-1]
+    assert "full, base 500,000 and window 4 at c = 8" in said

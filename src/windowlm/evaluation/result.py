@@ -1,6 +1,7 @@
 """What ``length.json`` holds."""
 
 import math
+from collections.abc import Iterable
 from typing import TypedDict
 
 import numpy as np
@@ -109,6 +110,20 @@ class LengthResult(RunFacts):
     precision: str
     parameters: int
     documents: list[DocumentRow]
+
+
+def trained_context(results: Iterable[LengthResult]) -> int | None:
+    """The longest context length of all results that is extrapolation in none; the longest where each is.
+
+    What extrapolates says how a model breaks beyond its training, not what a longer context is worth to it.
+
+    Returns:
+        None where no length is that of all.
+    """
+    rows_of = [result["rows"] for result in results]
+    shared = set.intersection(*({row["context_length"] for row in rows} for rows in rows_of))
+    beyond = {row["context_length"] for rows in rows_of for row in rows if row["extrapolation"]}
+    return max(shared - beyond or shared, default=None)
 
 
 def bits_per_byte(nats: npt.ArrayLike, byte_counts: npt.ArrayLike) -> npt.NDArray[np.float64]:

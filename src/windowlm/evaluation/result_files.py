@@ -117,7 +117,7 @@ def _is_complete(result: LengthResult) -> bool:
     counted = ("context_length", "targets", "bytes")
     counts: list[object] = [row[name] for row in rows for name in counted]  # type: ignore[literal-required]
     counts += [document["bytes"] for document in documents]
-    texts: list[object] = [result["targets_hash"], result["tokenizer_identity"]]
+    texts: list[object] = [result["targets_hash"], result["tokenizer_identity"], result["precision"]]
     texts += [document["document_hash"] for document in documents]
     texts += [document["author"] for document in documents if document["author"] is not None]
     return (

@@ -1,6 +1,5 @@
 """The answer of a length study from the folders of its runs: main table, sentences and plots."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -22,6 +21,7 @@ from windowlm.study.setting_comparison import SettingClaim, compare_settings, ev
 
 GATE = ((4096, 2.0), (7000, 1.0))  # bytes back, nats a byte that full attention must save on random spans
 USUAL = "full, base 10,000"
+NAIVE_FROM = 512  # context length from which the naive gain is told, where it was scored
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,27 @@ class Cell:
     costs: Mapping[str, float | None]
 
     def mean(self, measure: str, group: str) -> float | None:
-        """Of a figure, None where it was not measured."""
-        return next((value for figure, value in self.means.items() if figure.is_called(measure, group)), None)
+        """Of a figure, None where it was not measured; of several context lengths that of ``trained``."""
+        return next((value for figure, value in self.shown.items() if figure.is_called(measure, group)), None)
+
+    @property
+    def trained(self) -> Mapping[str, Any]:
+        """Row of the longest context that is no extrapolation, or of the longest."""
+        return next((row for row in reversed(self.rows) if not row["extrapolation"]), self.rows[-1])
+
+    @property
+    def shown(self) -> dict[Figure, float]:
+        """The means, without those of far repeats and key words at other context lengths than ``trained``."""
+        here = (None, self.trained["context_length"])
+        return {
+            figure: value
+            for figure, value in self.means.items()
+            if figure.measure == LOSS or figure.context in here
+        }
+
+    def row_at(self, context_length: int) -> Mapping[str, Any] | None:
+        """Row of a context length."""
+        return next((row for row in self.rows if row["context_length"] == context_length), None)
 
 
 @dataclass(frozen=True)
@@ -75,7 +94,8 @@ def answer_of(folder: Path, evaluation: str, base: str | None = None) -> Answer:
         folder: of the runs, also in folders below.
         evaluation: which of their evaluations.
         base: name of the cell to compare with; None for full attention at its best: of the cells of the
-            most seeds the one with the least loss at the longest context. Cells of another tokenizer than
+            most seeds the one with the least loss at the longest context within its training. What is
+            scored here then chooses: name the one that validation chose. Cells of another tokenizer than
             its are compared with full attention among them.
 
     Raises:
@@ -119,7 +139,7 @@ def _best_full(cells: Sequence[Cell]) -> str | None:
         return None
     most = max(len(cell.runs) for cell in full)
     best = min(
-        (cell for cell in full if len(cell.runs) == most), key=lambda cell: cell.rows[-1]["bits_per_byte"]
+        (cell for cell in full if len(cell.runs) == most), key=lambda cell: cell.trained["bits_per_byte"]
     )
     return best.name
 
@@ -139,9 +159,10 @@ def main_rows(answer: Answer) -> list[dict[str, Any]]:
             group = f"c = {c:,}"
             row[f"bits_per_byte_{c}"] = cell.mean(LOSS, group)
             row |= _against_base(answer.claims, cell, LOSS, group, f"difference_{c}")
+        row["far_repeats_context"] = cell.trained["context_length"]
         row["far_repeats_nats_per_byte"] = cell.mean(FAR_REPEATS, ALL_FAR)
         row |= _against_base(answer.claims, cell, FAR_REPEATS, ALL_FAR, "far_repeats_difference")
-        for figure in sorted(cell.means):
+        for figure in sorted(cell.shown):
             if figure.measure.endswith(SAVED):
                 kind = figure.measure.split()[0]
                 row[f"saved_{kind}_{figure.order}"] = cell.means[figure]
@@ -193,7 +214,7 @@ def plots(answer: Answer) -> dict[str, bytes]:
         )
     }
     for name, measure, title in (
-        ("far_repeats.png", FAR_REPEATS, "nats a byte of far repeats"),
+        ("far_repeats.png", FAR_REPEATS, "nats a byte of far repeats, context within training"),
         ("pasted_random.png", f"random {SAVED}", "nats a byte saved, random spans"),
         ("pasted_natural.png", f"natural {SAVED}", "nats a byte saved, natural text"),
         ("forced_choice.png", RIGHT, "share right of ten"),
@@ -201,7 +222,7 @@ def plots(answer: Answer) -> dict[str, bytes]:
         values = [
             {"cell": cell.name, "x": figure.order, "y": value}
             for cell in answer.cells
-            for figure, value in cell.means.items()
+            for figure, value in cell.shown.items()
             if figure.measure == measure and figure.order > 0
         ]
         if values:
@@ -209,7 +230,11 @@ def plots(answer: Answer) -> dict[str, bytes]:
     costly = [cell for cell in answer.cells if cell.costs.get("kv_cache_bytes")]
     if costly:
         points = [
-            {"cell": cell.name, "x": cell.costs["kv_cache_bytes"], "y": cell.rows[-1]["bits_per_byte"]}
+            {
+                "cell": cell.name,
+                "x": cell.costs["kv_cache_bytes"],
+                "y": cell.trained["bits_per_byte"],
+            }
             for cell in costly
         ]
         base = alt.Chart(alt.Data(values=points)).encode(
@@ -219,7 +244,7 @@ def plots(answer: Answer) -> dict[str, bytes]:
                 scale=alt.Scale(type="log", nice=False, padding=16),
                 axis=alt.Axis(format=".2~s", labelOverlap=True),
             ),
-            alt.Y("y:Q", title="bits per byte", scale=alt.Scale(zero=False, padding=12)),
+            alt.Y("y:Q", title="bits per byte within training", scale=alt.Scale(zero=False, padding=12)),
         )
         named = base.mark_text(align="center", dy=-10, fontSize=10).encode(text="cell:N")
         made["loss_by_cache.png"] = (
@@ -315,7 +340,7 @@ def _other_tokenizers(
 
 def _beside(cell: Cell, base: Cell) -> str:
     """Bits per byte of cells with different tokenizers, at the longest context that each was trained for."""
-    here, there = _trained(cell), _trained(base)
+    here, there = cell.trained, base.trained
     said = (
         f"{cell.name}: {here['bits_per_byte']:.4f} bits per byte at c = {here['context_length']:,} of its "
         f"tokens, {base.name}: {there['bits_per_byte']:.4f} at {there['context_length']:,}"
@@ -335,14 +360,9 @@ def _beside(cell: Cell, base: Cell) -> str:
     )
 
 
-def _trained(cell: Cell) -> Mapping[str, Any]:
-    """Row of the longest context that is no extrapolation, or of the longest."""
-    return next((row for row in reversed(cell.rows) if not row["extrapolation"]), cell.rows[-1])
-
-
 def _by_author(cell: Cell, context_length: int) -> dict[str, float]:
     """Bits per byte, means over seeds."""
-    figure = Figure(LOSS, context_length, f"c = {context_length:,}")
+    figure = Figure(LOSS, context_length, f"c = {context_length:,}", context_length)
     each = [author_values(run).values[figure] for run in cell.runs]
     return {author: float(np.mean([own[author] for own in each])) for author in each[0]}
 
@@ -367,7 +387,7 @@ def _longer(cells: Sequence[Cell]) -> list[str]:
     longer = [cell for cell in cells if _trained_length(cell) > _trained_length(cells[0])]
     if not longer:
         return ["Not measured: no cell was trained on longer sequences."]
-    c = _trained(max(longer, key=_trained_length))["context_length"]
+    c = max(longer, key=_trained_length).trained["context_length"]
     rivals = [cell for cell in cells if cell.window == "full" and _loss_at(cell, c) is not None]
     if not rivals:
         return [f"Not measured: no full attention at c = {c:,}."]
@@ -379,7 +399,7 @@ def _longer(cells: Sequence[Cell]) -> list[str]:
         + f". The best, {best.name}, is what the others are compared with."
     ]
     others = [cell for cell in longer if cell.window != "full" and _loss_at(cell, c) is not None]
-    claims = compare_settings({cell.name: cell.runs for cell in (best, *others)}, best.name)
+    claims = compare_settings({cell.name: cell.runs for cell in (best, *others)}, best.name, c)
     return found + _equal([best, *others], claims, c)
 
 
@@ -390,12 +410,13 @@ def _trained_length(cell: Cell) -> int:
 
 
 def _loss_at(cell: Cell, c: int) -> float | None:
-    return next((row["bits_per_byte"] for row in cell.rows if row["context_length"] == c), None)
+    row = cell.row_at(c)
+    return None if row is None else row["bits_per_byte"]
 
 
 def _equal(cells: Sequence[Cell], claims: Sequence[SettingClaim], c: int | None = None) -> list[str]:
     if c is None:
-        c = _trained(cells[0])["context_length"]
+        c = cells[0].trained["context_length"]
     found = []
     for cell in cells[1:]:
         claim = _claim(claims, cell, LOSS, f"c = {c:,}")
@@ -408,6 +429,8 @@ def _equal(cells: Sequence[Cell], claims: Sequence[SettingClaim], c: int | None 
         far = _claim(claims, cell, FAR_REPEATS, ALL_FAR)
         if far is not None:
             sentence += f"; on far repeats {_change(far)} nats a byte"
+            if far.figure.context != c:
+                sentence += f" at c = {far.figure.context:,}"
         found.append(f"{sentence} ({claim.over}).")
     return found
 
@@ -470,10 +493,13 @@ def _heads(cells: Sequence[Cell]) -> list[str]:
         plain = next((other for other in cells if other.name == cell.window), None)
         if "KV heads" not in cell.name or plain is None:
             continue
-        difference = cell.rows[-1]["bits_per_byte"] - plain.rows[-1]["bits_per_byte"]
+        here, there = cell.trained, plain.row_at(cell.trained["context_length"])
+        if there is None:
+            continue
         found.append(
-            f"{cell.name}: {difference:+.4f} bits per byte against {plain.name} at the longest context, "
-            f"{cell.costs['parameters']:,} and {plain.costs['parameters']:,} parameters."
+            f"{cell.name}: {here['bits_per_byte'] - there['bits_per_byte']:+.4f} bits per byte against "
+            f"{plain.name} at c = {here['context_length']:,}, {cell.costs['parameters']:,} and "
+            f"{plain.costs['parameters']:,} parameters."
         )
     return found or ["Not measured: no cells with other numbers of key-value heads."]
 
@@ -491,6 +517,15 @@ def _cost(cells: Sequence[Cell]) -> list[str]:
     return found or ["Not measured: no run says its pace or its shape."]
 
 
+def _certain_difference(one: Cell, other: Cell, context_length: int) -> float:
+    """Other minus one in bits per byte over authors; 0 where the interval holds it."""
+    here, there = _by_author(one, context_length), _by_author(other, context_length)
+    both = [author for author in here if author in there]
+    paired = paired_difference([here[author] for author in both], [there[author] for author in both])
+    certain = paired.low is not None and paired.high is not None and paired.low * paired.high > 0
+    return paired.mean if certain else 0.0
+
+
 def _beyond(cells: Sequence[Cell]) -> list[str]:
     found = []
     for cell in cells:
@@ -506,9 +541,10 @@ def _beyond(cells: Sequence[Cell]) -> list[str]:
 
 
 def _naive(cells: Sequence[Cell]) -> list[str]:
+    """Gains within the training, as beyond it the model itself gets worse."""
     found = []
     for cell in cells:
-        first, last = cell.rows[0], cell.rows[-1]
+        first, last = cell.row_at(NAIVE_FROM) or cell.rows[0], cell.trained
         honest = first["bits_per_byte"] - last["bits_per_byte"]
         naive = first["naive_bits_per_byte"] - last["naive_bits_per_byte"]
         if naive > 0:
@@ -519,13 +555,17 @@ def _naive(cells: Sequence[Cell]) -> list[str]:
             )
     turned = []
     for one, other in combinations(cells, 2):
-        for here, there in zip(one.rows, other.rows, strict=False):
-            honest = there["bits_per_byte"] - here["bits_per_byte"]
+        for here in one.rows:
+            there = other.row_at(here["context_length"])
+            if there is None:
+                continue
             naive = there["naive_bits_per_byte"] - here["naive_bits_per_byte"]
-            if honest * naive < 0 and not math.isclose(honest, 0, abs_tol=1e-9):
+            if _certain_difference(one, other, here["context_length"]) * naive < 0:
                 turned.append(f"{one.name} and {other.name} at c = {here['context_length']:,}")
     listed = "; ".join(turned)
     found.append(
-        f"The naive figure turns these rankings round: {listed}." if turned else "No ranking is turned."
+        f"The naive figure turns these rankings round: {listed}."
+        if turned
+        else "It turns no ranking round of which the honest figure's interval over authors is certain."
     )
     return found

@@ -7,8 +7,8 @@ from typing import Any
 from windowlm.errors import UserError
 from windowlm.evaluation.clusters import cluster_names, sums_by_cluster
 from windowlm.evaluation.comparison import Run
-from windowlm.evaluation.result import LengthResult, bits_per_byte
-from windowlm.study.measure_files import measures_in
+from windowlm.evaluation.result import LengthResult, bits_per_byte, trained_context
+from windowlm.study.measure_files import measures_of
 from windowlm.study.measure_result import CLUSTERS
 
 LOSS = "bits per byte"
@@ -21,11 +21,22 @@ ALL_FAR = "all distances"  # group of all far repeats
 
 @dataclass(frozen=True, order=True)
 class Figure:
-    """What a figure is of: the measure, its group, and the order of groups within it."""
+    """What a figure is of: the measure, its group, and the order of groups within it.
+
+    Attributes:
+        context: context length at which the targets' nats are; None for what has windows of its own.
+    """
 
     measure: str
     order: int
     group: str
+    context: int | None = None
+
+    @property
+    def label(self) -> str:
+        """The group, and the context length where the group does not say it."""
+        said = self.context is None or self.measure == LOSS
+        return self.group if said else f"{self.group}, c = {self.context:,}"
 
     def is_called(self, measure: str, group: str) -> bool:
         """Whether it is this figure."""
@@ -51,7 +62,7 @@ class AuthorValues:
 
 
 def author_values(run: Run) -> AuthorValues:
-    """Figures of an evaluated run: the loss at each context length, and those of its measures at the longest.
+    """Figures of an evaluated run: the loss at each context length, and those of its measures.
 
     Raises:
         UserError: a file is damaged.
@@ -59,9 +70,7 @@ def author_values(run: Run) -> AuthorValues:
     assert run.result is not None
     values = _losses(run.result)
     settings = {}
-    for measured in measures_in(run.folder / run.evaluation):
-        if measured["settings"].get("targets_hash") != run.result["targets_hash"]:
-            continue  # of an earlier evaluation
+    for measured in measures_of(run.folder / run.evaluation, run.result):
         name = measured["measure"]
         settings[name] = {key: value for key, value in measured["settings"].items() if key != "model"}
         sums: dict[Figure, dict[str, list[tuple[float, float]]]] = {}
@@ -78,8 +87,16 @@ def author_values(run: Run) -> AuthorValues:
     return AuthorValues(values, settings)
 
 
-def comparable(first: Run, one: AuthorValues, second: Run, two: AuthorValues) -> list[Figure]:
+def comparable(
+    first: Run, one: AuthorValues, second: Run, two: AuthorValues, context: int | None = None
+) -> list[Figure]:
     """Figures that both runs have of the same authors, in their order.
+
+    Args:
+        first, second: the runs.
+        one, two: their figures.
+        context: context length at which far repeats and key words are compared, losses at each; None for the
+            ``trained_context`` of both.
 
     Raises:
         UserError: they scored different text, or a measure was made with different settings.
@@ -99,10 +116,13 @@ def comparable(first: Run, one: AuthorValues, second: Run, two: AuthorValues) ->
                 f"{first.folder} and {second.folder}: {name} was measured with different "
                 f"{', '.join(differing)}; measure both with the same study settings"
             )
+    if context is None:
+        context = trained_context((first.result, second.result))
     return sorted(
         figure
         for figure in one.values.keys() & two.values.keys()
         if one.values[figure].keys() == two.values[figure].keys()
+        and (figure.measure == LOSS or figure.context in (None, context))
     )
 
 
@@ -117,7 +137,7 @@ def _losses(result: LengthResult) -> dict[Figure, dict[str, float]]:
         c = row["context_length"]
         nats = sums_by_cluster([document["nats"][str(c)] for document in documents], names)
         bits = bits_per_byte(nats, sizes).tolist()
-        found[Figure(LOSS, c, f"c = {c:,}")] = dict(zip(dict.fromkeys(names), bits, strict=True))
+        found[Figure(LOSS, c, f"c = {c:,}", c)] = dict(zip(dict.fromkeys(names), bits, strict=True))
     return found
 
 
@@ -132,10 +152,14 @@ def _figures(name: str, row: Mapping[str, Any]) -> list[tuple[Figure, float, flo
         return [(Figure(RIGHT, distance, f"{distance:,} bytes back"), row["right"], row["questions"])]
     if name not in ("far_repeats", "key_words"):
         return []
-    nats = row["nats"][max(row["nats"], key=int)]
     if name == "key_words":
-        return [(Figure(KEY_WORDS, 0, f"chosen by {row['chooser']}"), nats, row["bytes"])]
-    low, high = row["distance_from"], row["distance_to"]
-    group = f"from {low:,} bytes back" if high is None else f"{low:,} to {high:,} bytes back"
-    figures = [Figure(FAR_REPEATS, 0, ALL_FAR), Figure(FAR_REPEATS, low, group)]
-    return [(figure, nats, row["bytes"]) for figure in figures]
+        groups = [(KEY_WORDS, 0, f"chosen by {row['chooser']}")]
+    else:
+        low, high = row["distance_from"], row["distance_to"]
+        group = f"from {low:,} bytes back" if high is None else f"{low:,} to {high:,} bytes back"
+        groups = [(FAR_REPEATS, 0, ALL_FAR), (FAR_REPEATS, low, group)]
+    return [
+        (Figure(*called, context=int(c)), nats, row["bytes"])
+        for called in groups
+        for c, nats in row["nats"].items()
+    ]

@@ -12,12 +12,12 @@ from windowlm.atomic_write import write_atomically
 from windowlm.evaluation.comparison import ABSENT, Run, differing_settings, runs_in
 from windowlm.evaluation.html_page import Section, html_page
 from windowlm.evaluation.report import COLORS
-from windowlm.evaluation.result import LengthResult
+from windowlm.evaluation.result import LengthResult, trained_context
 from windowlm.evaluation.result_files import OWN_EVALUATION
 from windowlm.model.config import ModelConfig
 from windowlm.model.cost import model_cost
 from windowlm.setting_text import setting_text
-from windowlm.study.measure_files import read_measure
+from windowlm.study.measure_files import measures_of
 
 BFLOAT16_BYTES = 2
 COSTS = {
@@ -47,9 +47,9 @@ def write_comparison_page(folder: Path, evaluation: str = OWN_EVALUATION) -> Pat
         if any(row[cost] is not None and row[loss] is not None for row in rows)
     ]
     sentences = [
-        "Each point is a run, at its longest context. The line joins the Pareto front, the runs beside which "
-        "no other is at most as dear and better. Differences between points hold no interval: compare two "
-        "runs for that.",
+        "Each point is a run, at its longest context within its training. The line joins the Pareto front, "
+        "the runs beside which no other is at most as dear and better. Differences between points hold no "
+        "interval: compare two runs for that.",
     ]
     hashes = {run.result["targets_hash"] for run in runs if run.result is not None}
     if len(hashes) > 1:
@@ -70,15 +70,16 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[bool]:
 
 def _row(folder: Path, run: Run, keys: Sequence[str]) -> dict[str, Any]:
     assert run.result is not None
-    last = run.result["rows"][-1]
+    c = trained_context([run.result])
+    row = next(row for row in run.result["rows"] if row["context_length"] == c)
     name = "." if run.folder == folder else str(run.folder.relative_to(folder))
     return {
         "run": name,
         **{key: setting_text(run.settings.get(key, ABSENT)) for key in keys},
-        "context_length": last["context_length"],
-        "perplexity": last["perplexity"],
-        "bits_per_byte": last["bits_per_byte"],
-        "far_repeat_nats": _far_repeat_nats(run),
+        "context_length": c,
+        "perplexity": row["perplexity"],
+        "bits_per_byte": row["bits_per_byte"],
+        "far_repeat_nats": _far_repeat_nats(run, row["context_length"]),
         "parameters": run.result["parameters"],
         **run_costs(run.folder, run.result),
     }
@@ -95,13 +96,17 @@ def run_costs(folder: Path, result: LengthResult) -> dict[str, float | None]:
     return {"kv_cache_bytes": cost.kv_cache_bytes, "flops_per_token": cost.flops_per_token}
 
 
-def _far_repeat_nats(run: Run) -> float | None:
-    """Nats a byte of all far repeats at the longest context."""
-    measured = read_measure(run.folder / run.evaluation, "far_repeats")
-    if measured is None or not measured["rows"]:
-        return None
-    longest = max(row["context_length"] for row in measured["rows"])
-    rows = [row for row in measured["rows"] if row["context_length"] == longest]
+def _far_repeat_nats(run: Run, context_length: int) -> float | None:
+    """Nats a byte of all far repeats."""
+    assert run.result is not None
+    measures = measures_of(run.folder / run.evaluation, run.result)
+    rows = [
+        row
+        for measured in measures
+        if measured["measure"] == "far_repeats"
+        for row in measured["rows"]
+        if row["context_length"] == context_length
+    ]
     size = float(sum(row["bytes"] for row in rows))
     return math.fsum(row["nats"] for row in rows) / size if size else None
 

@@ -57,15 +57,15 @@ def measures_table(pairs: list[PairedMeasure]) -> "Table":
         title="what averages hide",
         title_justify="left",
         caption="Means over authors, and the second run minus the first with its 95% bootstrap-t interval "
-        "over authors, at the longest context. Of far repeats and key words less is better, of what a pasted "
-        "copy saves and of right choices more is.",
+        "over authors; c is the longest context within the training of both. Of far repeats and key words "
+        "less is better, of what a pasted copy saves and of right choices more is.",
         caption_justify="left",
     )
     add_columns(table, ["measure", "", "first", "second", "difference ± 95%", "authors"], left=2)
     for pair in pairs:
         table.add_row(
             pair.figure.measure,
-            pair.figure.group,
+            pair.figure.label,
             f"{pair.first:.4f}",
             f"{pair.second:.4f}",
             interval_text(pair.difference),

@@ -7,6 +7,7 @@ from typing import Any, get_args
 from windowlm.atomic_write import json_bytes, write_atomically
 from windowlm.errors import UserError
 from windowlm.evaluation.report import png
+from windowlm.evaluation.result import LengthResult
 from windowlm.evaluation.result_files import csv_of_rows, keep_earlier
 from windowlm.json_text import has_text, is_count, is_number, parse_json
 from windowlm.study.config import Measure
@@ -100,6 +101,24 @@ def _is_figure(name: str, row: Mapping[str, Any]) -> bool:
     if name == "key_words":
         return isinstance(row["chooser"], str)
     return is_count(row["distance_from"]) and (row["distance_to"] is None or is_count(row["distance_to"]))
+
+
+def measures_of(folder: Path, result: LengthResult) -> list[MeasureResult]:
+    """Those that belong to an evaluation's result, and not to an earlier one in the same folder.
+
+    Raises:
+        UserError: a file is damaged.
+    """
+    facts = {
+        "targets_hash": result["targets_hash"],
+        "context_lengths": [row["context_length"] for row in result["rows"]],
+        "precision": result["precision"],
+    }
+    return [
+        measured
+        for measured in measures_in(folder)
+        if all(measured["settings"].get(name, value) == value for name, value in facts.items())
+    ]
 
 
 def measures_in(folder: Path) -> list[MeasureResult]:

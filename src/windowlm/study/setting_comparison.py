@@ -16,6 +16,7 @@ from windowlm.evaluation.comparison import Run, runs_by_setting
 from windowlm.evaluation.equivalence import LEVEL, equivalence, equivalence_of
 from windowlm.evaluation.multiple_comparisons import holm
 from windowlm.evaluation.paired_difference import paired_difference
+from windowlm.evaluation.result import trained_context
 from windowlm.evaluation.seed_variation import setting_difference
 from windowlm.study.author_values import AuthorValues, Figure, author_values, comparable
 
@@ -80,7 +81,9 @@ def evaluated_cells(runs: Sequence[Run]) -> dict[str, list[Run]]:
     return cells
 
 
-def compare_settings(cells: Mapping[str, Sequence[Run]], base: str) -> list[SettingClaim]:
+def compare_settings(
+    cells: Mapping[str, Sequence[Run]], base: str, context: int | None = None
+) -> list[SettingClaim]:
     """Each cell against the base, by every figure that all runs of both have.
 
     With two or more seeds on both sides the interval is that of ``setting_difference``. With a single one it
@@ -89,6 +92,8 @@ def compare_settings(cells: Mapping[str, Sequence[Run]], base: str) -> list[Sett
     Args:
         cells: runs of each setting.
         base: name of the one to compare with.
+        context: context length at which far repeats and key words are compared; None for the
+            ``trained_context`` of both cells.
 
     Raises:
         UserError: runs scored different text, or measured it differently.
@@ -98,7 +103,9 @@ def compare_settings(cells: Mapping[str, Sequence[Run]], base: str) -> list[Sett
     for name, runs in cells.items():
         if name == base:
             continue
-        shared = _shared(cells[base], values[base], runs, values[name])
+        results = [run.result for run in (*cells[base], *runs) if run.result is not None]
+        compared_at = trained_context(results) if context is None else context
+        shared = _shared(cells[base], values[base], runs, values[name], compared_at)
         for figure in shared:
             one_SN = _matrix(figure, values[base])
             two_SN = _matrix(figure, values[name], like=values[base][0].values[figure])
@@ -111,11 +118,12 @@ def _shared(
     base_values: Sequence[AuthorValues],
     runs: Sequence[Run],
     values: Sequence[AuthorValues],
+    context: int | None,
 ) -> list[Figure]:
     """Figures of all runs of two cells; each run is compared with the first of the base."""
     first, first_values = base[0], base_values[0]
     others = [*zip(base[1:], base_values[1:], strict=True), *zip(runs, values, strict=True)]
-    shared = [set(comparable(first, first_values, run, own)) for run, own in others]
+    shared = [set(comparable(first, first_values, run, own, context)) for run, own in others]
     return sorted(set.intersection(*shared))
 
 

@@ -82,6 +82,7 @@ def claim_rows(claims: Sequence[SettingClaim]) -> list[dict[str, Any]]:
             {
                 "measure": figure["measure"],
                 "group": figure["group"],
+                "context": figure["context"],
                 "setting": flat.pop("setting"),
                 "seeds_base": seeds[0],
                 "seeds": seeds[1],
@@ -123,7 +124,7 @@ def _table(measure: str, base: str, claims: Sequence[SettingClaim]) -> "Table":
     for claim in claims:
         cells = [
             "" if claim.setting == named else claim.setting,
-            claim.figure.group,
+            claim.figure.label,
             f"{claim.seeds[0]}, {claim.seeds[1]}",
             f"{claim.base:.4f}",
             f"{claim.mean:.4f}",
