@@ -9,6 +9,7 @@ where equality should be claimed in at most 5% of the cases, or at zero, where a
 """
 
 import argparse
+import itertools
 import platform
 import shlex
 import subprocess
@@ -120,22 +121,22 @@ def coverage_rows(simulations: int) -> list[dict[str, Any]]:
 def seed_rows(simulations: int) -> list[dict[str, Any]]:
     """How often the interval of a claim about a setting holds the truth, by how much seeds vary.
 
-    ``seed_share`` is the standard deviation of seeds over that of the authors' differences, which half of the
-    variance of each author and seed's own makes up.
+    ``seed_share`` is the standard deviation of seeds over that of the authors' differences, and a quarter of
+    its variance is added for each author and seed. ``distribution`` is that of the authors' differences.
     """
     rows = []
-    for clusters in CLUSTERS:
-        for share in (0.1, 0.5, 2.0):
+    for distribution, draw in DRAWS.items():
+        for clusters, share in itertools.product(CLUSTERS, (0.1, 0.5, 2.0)):
             generator = np.random.default_rng(clusters)
             covered = {"authors and seeds": 0, "authors only": 0}
             for _ in range(simulations):
                 authors = generator.normal(2, 1, size=clusters)
                 settings = [
                     authors
-                    + generator.normal(0, 1 / np.sqrt(2), size=clusters)
+                    + difference
                     + generator.normal(0, share, size=(SEEDS_OF_A_SETTING, 1))
                     + generator.normal(0, share / 2, size=(SEEDS_OF_A_SETTING, clusters))
-                    for _ in range(2)
+                    for difference in (0, draw(generator, clusters))
                 ]
                 both = setting_difference(*settings)
                 alone = paired_difference(settings[0].mean(axis=0), settings[1].mean(axis=0))
@@ -148,6 +149,7 @@ def seed_rows(simulations: int) -> list[dict[str, Any]]:
                     "kind": "seeds",
                     "seeds": SEEDS_OF_A_SETTING,
                     "seed_share": share,
+                    "distribution": distribution,
                     "clusters": clusters,
                     "interval": name,
                     "covered": round(count / simulations, 4),

@@ -123,3 +123,14 @@ def test_a_finished_evaluation_is_not_read_again_and_a_new_length_alone_is(run, 
     calls.clear()
     assert evaluate([4, 8, 16]).result["rows"] != grown.result["rows"]
     assert calls
+
+
+def test_what_other_code_scored_is_scored_again(run, monkeypatch, capsys):  # noqa: F811
+    def evaluate():
+        settings = EvaluationConfig(context_lengths=[4, 16])
+        return evaluate_checkpoint(run, data={}, evaluation=settings, device="cpu")
+
+    evaluate()
+    monkeypatch.setattr("windowlm.evaluation.evaluate.packages_version", lambda *_: "of another day")
+    evaluate()
+    assert "scored already" not in capsys.readouterr().err

@@ -1,5 +1,7 @@
 """The fixed target set and the windows that score it."""
 
+import json
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -11,6 +13,7 @@ from windowlm.evaluation.targets import (
     TargetRegion,
     assert_tiled,
     choose_targets,
+    hash_of_ranges,
     naive_windows,
     protocol_windows,
     read_byte_ranges,
@@ -153,13 +156,18 @@ def test_tokens_within_the_bytes_of_another_evaluation_are_its_targets(sizes, co
     by_bytes = OfText([np.ones(byte_count, dtype=int)], ["a"])
     given_set = choose_targets(by_bytes, one_byte_each(), 32, budget)
     token_bytes_V = np.arange(5)
-    found = targets_in_bytes(OfText([sizes], ["a"]), token_bytes_V, min(context, 8), given_set.byte_ranges)
     (region,) = given_set.regions
     inside, at = [], 0
     for token, size in enumerate(sizes):
         if at >= region.first_byte and at + size <= region.end_byte:
             inside.append((token, at, at + size))
         at += size
+    taken_over = OfText([sizes], ["a"]), token_bytes_V, min(context, 8), given_set.byte_ranges
+    if not inside:
+        with pytest.raises(UserError, match="no token of this tokenizer lies wholly in them"):
+            targets_in_bytes(*taken_over)
+        return
+    found = targets_in_bytes(*taken_over)
     assert found.within == given_set.hash
     assert found.target_count == len(inside)
     for each in found.regions:
@@ -184,7 +192,19 @@ def test_targets_that_cannot_be_taken_over_are_named(tmp_path):
         targets_in_bytes(random_documents([60, 90], seed=4), one_byte_each(), 20, ranges)
     with pytest.raises(UserError, match=r"context_lengths: .* 20 tokens before them, and the longest .* 21"):
         targets_in_bytes(documents, one_byte_each(), 21, ranges)
+    beyond = [ranges[0], {**ranges[1], "end": 91}]
+    with pytest.raises(UserError, match=r"document 2 of 2 has 90 bytes and its targets end at 91"):
+        targets_in_bytes(documents, one_byte_each(), 20, beyond)
     path = tmp_path / "targets.json"
+    for wrong in (
+        [ranges[0], {**ranges[1], "end": ranges[1]["start"]}],
+        [{**ranges[0], "end": 40}, {**ranges[0], "start": 39}],
+        [{**ranges[0], "start": -1}],
+    ):
+        path.write_text(json.dumps({"documents": wrong, "hash": hash_of_ranges(wrong)}))
+        with pytest.raises(UserError, match="damaged, or not the targets"):
+            read_byte_ranges(path)
+    path.unlink()
     with pytest.raises(UserError, match=r"targets\.json: No such file"):
         read_byte_ranges(path)
     for content in ("{", "[]", '{"documents": [], "hash": "x"}', '{"documents": [{"document_hash": "a"}]}'):

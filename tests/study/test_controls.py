@@ -28,9 +28,9 @@ def periodic(period, length=400, seed=0):
     return (letters(period, seed) * (length // period + 1))[:length]
 
 
-def conditions(model, texts, authors=None):
+def conditions(model, texts, authors=None, **settings):
     subject, documents, _ = scored(model, texts, lengths=(16, 128), authors=authors)
-    found = far_context(subject, documents, **BLOCKS)
+    found = far_context(subject, documents, **BLOCKS | settings)
     return {row["far_context"]: row for row in found["rows"]}, found
 
 
@@ -79,6 +79,20 @@ def test_one_author_has_no_stranger():
     rows, found = conditions(UniformModel(256), [letters(400, 1), letters(400, 2)], authors=["A", "A"])
     assert "another author" not in rows
     assert found["left_out"] == ["All documents are one author's, so no far context is another's."]
+
+
+def test_few_blocks_are_never_left_in_their_order():
+    tokens = np.arange(20)
+    for seed in range(20):
+        mixed = shuffled_blocks(tokens, np.ones(20, dtype=int), 10, np.random.default_rng(seed))
+        assert mixed.tolist() == [*range(10, 20), *range(10)]
+
+
+def test_a_far_context_of_few_blocks_is_not_shuffled():
+    texts = [letters(400, seed) for seed in range(3)]
+    rows, found = conditions(UniformModel(256), texts, block=64)
+    assert "shuffled" not in rows
+    assert "too few to be shuffled" in found["left_out"][-1]
 
 
 def test_shuffled_blocks_are_the_blocks():

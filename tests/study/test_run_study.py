@@ -142,8 +142,27 @@ def test_rare_words_of_an_unknown_training_are_refused_before_anything_is_scored
 
 
 def test_near_context_must_be_shorter_than_the_longest(run):  # noqa: F811
-    with pytest.raises(UserError, match=r"^study\.near=16: .*below the longest context length, 16"):
+    with pytest.raises(
+        UserError, match=r"^study\.near=16: .*below the longest context length within the training, 16"
+    ):
         run_study(evaluated(run), StudyConfig(measures=["far_context"], near=16))
+
+
+def test_a_far_context_that_cannot_matter_or_is_beyond_the_training_is_said(run):  # noqa: F811
+    (found,) = run_study(evaluated(run), StudyConfig(measures=["far_context"], near=8, block=2))
+    assert "The near context of 8 tokens is all that this model sees, 7" in found["left_out"][0]
+    (found,) = run_study(evaluated(run), StudyConfig(measures=["far_context"], near=4, block=2))
+    assert found["left_out"] == []
+    scored = evaluated(run, (4, 8, 16))
+    for row in scored.result["rows"]:
+        row["extrapolation"] = row["context_length"] > 4
+    with pytest.raises(UserError, match=r"below the longest context length within the training, 4"):
+        run_study(scored, StudyConfig(measures=["far_context"], near=8))
+    scored.result["training_length"] = 12
+    for row in scored.result["rows"]:
+        row["extrapolation"] = row["context_length"] > 2
+    (found,) = run_study(scored, StudyConfig(measures=["far_context"], near=4, block=2, seed=1))
+    assert "Windows of 32 tokens are longer than those of its training, 12" in found["left_out"][-1]
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 from windowlm.errors import UserError
 from windowlm.evaluation.target_losses import TargetLosses
 from windowlm.study.far_repeats import far_repeats, repeat_distances, target_distances
-from windowlm.study.key_words import key_targets, key_words, word_of_target
+from windowlm.study.key_words import Chooser, key_targets, key_words, word_of_target
 from windowlm.study.rare_words import RareWords
 from windowlm.study.words import SPACED, byte_offsets, words_of
 
@@ -158,13 +158,14 @@ def test_targets_belong_to_the_word_that_they_end_in():
 
 def test_key_words_are_those_whose_summed_gain_reaches_the_threshold():
     text = "ab cd"
-    chooser = losses_of_text([text])
+    chooser = losses_of_text([text], lengths=(2, 8, 16))
     chooser.nats[2][:] = [1.5, 1.5, 9.0, 3.0, 0.0]
     chooser.nats[8][:] = [0.5, 0.4, 0.0, 0.5, 1.0]
+    chooser.nats[16][:] = 9.0  # beyond its training
     words = word_of_target(chooser, by_hash([text]))
-    assert key_targets(chooser, words, 2.0).tolist() == [True, True, False, False, False]
+    assert key_targets(Chooser(chooser, 8, "other"), words, 2.0).tolist() == [True, True, False, False, False]
     measured = losses_of_text([text], seed=5)
-    found = key_words(measured, {"other": chooser}, by_hash([text]), 2.0)
+    found = key_words(measured, "own", {"other": Chooser(chooser, 8, "other")}, by_hash([text]), 2.0)
     assert [row["words"] for row in found["rows"]] == [1, 1]
     for row in found["rows"]:
         assert row["nats"] == pytest.approx(math.fsum(measured.nats[row["context_length"]][:2]))
@@ -173,20 +174,22 @@ def test_key_words_are_those_whose_summed_gain_reaches_the_threshold():
 
 def test_a_model_may_not_choose_its_own_key_words():
     text = "ab cd"
-    losses = losses_of_text([text])
+    losses, other = losses_of_text([text]), losses_of_text([text], seed=2)
     with pytest.raises(UserError, match=r"^study\.choosers=me: .*may not choose its own"):
-        key_words(losses, {"me": losses_of_text([text])}, by_hash([text]), 2.0)
+        key_words(losses, "own", {"me": Chooser(other, 8, "own")}, by_hash([text]), 2.0)
     with pytest.raises(UserError, match="one context length only"):
-        key_words(losses, {"it": losses_of_text([text], lengths=(8,), seed=2)}, by_hash([text]), 2.0)
+        key_words(losses, "own", {"it": Chooser(other, 2, "other")}, by_hash([text]), 2.0)
+    shorter = losses_of_text(["ab"], seed=2)
     with pytest.raises(UserError, match="other targets"):
-        key_words(losses, {"it": losses_of_text(["ab"], seed=2)}, by_hash([text]), 2.0)
+        key_words(losses, "own", {"it": Chooser(shorter, 8, "other")}, by_hash([text]), 2.0)
 
 
 def test_of_several_choosers_the_measured_run_is_left_out():
     text = "ab cd"
     losses, other = losses_of_text([text]), losses_of_text([text], seed=2)
     other.nats[2][:] = other.nats[8] + 1.5
-    found = key_words(losses, {"me": losses, "other": other}, by_hash([text]), 2.0)
+    choosers = {"me": Chooser(losses, 8, "own"), "other": Chooser(other, 8, "other")}
+    found = key_words(losses, "own", choosers, by_hash([text]), 2.0)
     assert {row["chooser"] for row in found["rows"]} == {"other"}
     assert found["left_out"] == ["me is the measured run, which may not choose its own key words."]
 
@@ -201,5 +204,5 @@ def test_a_chooser_that_gains_at_random_does_not_flatter_others():
     def gain(losses, chosen):
         return float((losses.nats[2] - losses.nats[8])[chosen].mean())
 
-    assert abs(gain(one, key_targets(other, words, 2.0))) < 0.2
-    assert gain(one, key_targets(one, words, 2.0)) > 0.5
+    assert abs(gain(one, key_targets(Chooser(other, 8, "other"), words, 2.0))) < 0.2
+    assert gain(one, key_targets(Chooser(one, 8, "one"), words, 2.0)) > 0.5

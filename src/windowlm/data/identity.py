@@ -17,6 +17,13 @@ def code_version(*modules: ModuleType) -> str:
     return hash_of(*(inspect.getsource(module) for module in modules))
 
 
+def packages_version(*names: str) -> str:
+    """The same of all modules in packages of the project."""
+    project = Path(__file__).parents[1]
+    files = [file for name in names for file in sorted((project / name).rglob("*.py"))]
+    return hash_of(*(file.read_text(encoding="utf-8") for file in files))
+
+
 def file_states(files: Iterable[Path]) -> list[tuple[str, int, int]]:
     """Path, size and time of each file: a change shows at once, where hashing the content takes long.
 

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from windowlm.atomic_write import obstacle
 from windowlm.bundle import ScorableModel, device_named, load_scorable
+from windowlm.data.identity import packages_version
 from windowlm.data.token_store import TokenSplit
 from windowlm.errors import UserError
 from windowlm.evaluation.config import EvaluationConfig
@@ -194,7 +195,7 @@ def _scoring_settings(model: Decoder | TransformersModel, evaluation: Evaluation
         "batch_tokens": evaluation.batch_tokens,
         "streaming": evaluation.streaming,
         "device": next(model.parameters()).device.type,
-        "windowlm": version("windowlm"),
+        "code": packages_version("attention", "model", "evaluation"),
         "torch": version("torch"),
     }
 

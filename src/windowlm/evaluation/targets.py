@@ -15,6 +15,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -202,7 +203,8 @@ def targets_in_bytes(
         byte_ranges: of the other evaluation's targets.
 
     Raises:
-        UserError: a document is not here, or a range has fewer than C tokens before it.
+        UserError: a document is not here or shorter than its range, a range has fewer than C tokens before
+            it, or none holds a whole token.
     """
     index_of = {documents.document_hash(index): index for index in range(len(documents))}
     regions = []
@@ -215,6 +217,11 @@ def targets_in_bytes(
             )
         sizes = token_bytes_V[documents.read(index, 0, int(documents.lengths[index]) - 1)]
         ends = np.cumsum(sizes)
+        if each["end"] > ends[-1]:
+            raise UserError(
+                f"evaluation.targets: document {number} of {len(byte_ranges)} has {ends[-1]:,} bytes and its "
+                f"targets end at {each['end']:,}; give targets.json of an evaluation of these documents"
+            )
         first = int(np.searchsorted(ends - sizes, each["start"]))
         end = int(np.searchsorted(ends, each["end"], side="right"))
         if first < longest_context:
@@ -234,6 +241,10 @@ def targets_in_bytes(
                     end_byte=int(ends[end - 1]),
                 )
             )
+    if not regions:
+        raise UserError(
+            "evaluation.targets: no token of this tokenizer lies wholly in them; give targets of longer text"
+        )
     return TargetSet(
         regions=tuple(regions),
         longest_context=longest_context,
@@ -259,7 +270,7 @@ def read_byte_ranges(path: Path) -> list[dict[str, Any]]:
             }
             for each in content["documents"]
         ]
-        sound = bool(ranges) and hash_of_ranges(ranges) == content["hash"]
+        sound = bool(ranges) and hash_of_ranges(ranges) == content["hash"] and _are_apart(ranges)
     except OSError as error:
         raise UserError(
             f"evaluation.targets={path}: {error.strerror}; give targets.json of an evaluation"
@@ -272,6 +283,13 @@ def read_byte_ranges(path: Path) -> list[dict[str, Any]]:
             "one"
         )
     return ranges
+
+
+def _are_apart(ranges: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether each range holds a byte, and no byte is in two."""
+    ordered = sorted((each["document_hash"], each["start"], each["end"]) for each in ranges)
+    overlap = any(one[0] == other[0] and one[2] > other[1] for one, other in pairwise(ordered))
+    return not overlap and all(0 <= start < end for _, start, end in ordered)
 
 
 def protocol_windows(regions: Sequence[TargetRegion], context_length: int) -> list[ScoredWindow]:

@@ -17,6 +17,7 @@ from windowlm.study.measure_result import MeasureResult, measure_result
 from windowlm.study.subject import Subject
 
 CONDITIONS = ("intact", "left out", "shuffled", "another author")
+FEWEST_BLOCKS = 4  # of a far context whose order is told by another one
 
 
 def far_context(
@@ -57,6 +58,17 @@ def far_context(
     }
     left_out = []
     conditions = list(CONDITIONS)
+    sizes_V = subject.tokenizer.token_bytes_V
+    blocks = min(
+        -(-int(sizes_V[tokens_of[number][first - far : first - near]].sum()) // block)
+        for number, first, _ in windows
+    )
+    if blocks < FEWEST_BLOCKS:
+        conditions.remove("shuffled")
+        left_out.append(
+            f"The far context is {blocks} blocks of {block} bytes, too few to be shuffled: study.block below "
+            f"{max(1, (far - near) // FEWEST_BLOCKS)} would do."
+        )
     if not all(strangers.values()):
         conditions.remove("another author")
         left_out.append("All documents are one author's, so no far context is another's.")
@@ -67,19 +79,17 @@ def far_context(
         before, rest = tokens[first - far : first - near], tokens[first - near : end]
         sequences["intact"].append(tokens[first - far : end])
         sequences["left out"].append(rest)
-        sequences["shuffled"].append(
-            np.concatenate([shuffled_blocks(before, subject.tokenizer.token_bytes_V, block, generator), rest])
-        )
+        if "shuffled" in conditions:
+            sequences["shuffled"].append(
+                np.concatenate([shuffled_blocks(before, sizes_V, block, generator), rest])
+            )
         if "another author" in conditions:
             stranger = tokens_of[int(generator.choice(strangers[number]))]
             start = int(generator.integers(0, len(stranger) - len(before) + 1))
             sequences["another author"].append(np.concatenate([stranger[start : start + len(before)], rest]))
     names = [losses.clusters[number] for number, _, _ in windows]
     sizes = sums_by_cluster(
-        [
-            int(subject.tokenizer.token_bytes_V[tokens_of[number][first:end]].sum())
-            for number, first, end in windows
-        ],
+        [int(sizes_V[tokens_of[number][first:end]].sum()) for number, first, end in windows],
         names,
     )
     bits = {}
@@ -123,11 +133,17 @@ def shuffled_blocks(
     block: int,
     generator: np.random.Generator,
 ) -> npt.NDArray[np.int64]:
-    """The tokens in another order of blocks; a token belongs to the block in which its last byte falls."""
+    """The tokens in another order of blocks; a token belongs to the block in which its last byte falls.
+
+    A single block has no other order.
+    """
     ends = np.cumsum(token_bytes_V[tokens])
     borders = np.searchsorted(ends, np.arange(block, int(ends[-1]), block), side="right")
     blocks = [piece for piece in np.split(tokens, borders) if len(piece)]
-    return np.concatenate([blocks[index] for index in generator.permutation(len(blocks))])
+    order = as_it_was = np.arange(len(blocks))
+    while len(blocks) > 1 and np.array_equal(order, as_it_was):
+        order = generator.permutation(len(blocks))
+    return np.concatenate([blocks[index] for index in order])
 
 
 def _windows(subject: Subject, near: int, far: int, max_targets: int) -> list[tuple[int, int, int]]:

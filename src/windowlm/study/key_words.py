@@ -4,6 +4,7 @@ Shape letters: N targets, W words of a document.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +14,22 @@ from windowlm.evaluation.target_losses import TargetLosses
 from windowlm.study.loss_by_group import loss_by_group
 from windowlm.study.measure_result import MeasureResult, measure_result
 from windowlm.study.words import SPACED, words_of
+
+
+@dataclass(frozen=True)
+class Chooser:
+    """Another run, scored on the same targets.
+
+    Attributes:
+        losses: its nats.
+        context: its longest context length within its training: beyond it words cost more because the model
+            breaks, and none would seem to gain.
+        weights: hash of them.
+    """
+
+    losses: TargetLosses
+    context: int
+    weights: str
 
 
 def word_of_target(losses: TargetLosses, texts: Mapping[str, str]) -> npt.NDArray[np.int64]:
@@ -35,17 +52,16 @@ def word_of_target(losses: TargetLosses, texts: Mapping[str, str]) -> npt.NDArra
     return words_N
 
 
-def key_targets(
-    chooser: TargetLosses, words_N: npt.NDArray[np.int64], threshold: float
-) -> npt.NDArray[np.bool_]:
-    """Targets in words that cost the chooser ``threshold`` nats less at its longest context, ``[N]``.
+def key_targets(chooser: Chooser, words_N: npt.NDArray[np.int64], threshold: float) -> npt.NDArray[np.bool_]:
+    """Targets in words that cost the chooser ``threshold`` nats less at its context than at its shortest,
+    ``[N]``.
 
     A word's nats are summed first, so that the choice does not depend on how a tokenizer cuts it.
     """
-    shortest, longest = min(chooser.nats), max(chooser.nats)
+    nats = chooser.losses.nats
     gains = np.zeros(int(words_N.max(initial=-1)) + 1)
     inside_N = words_N >= 0
-    np.add.at(gains, words_N[inside_N], (chooser.nats[shortest] - chooser.nats[longest])[inside_N])
+    np.add.at(gains, words_N[inside_N], (nats[min(nats)] - nats[chooser.context])[inside_N])
     chosen_N = np.zeros(len(words_N), dtype=bool)
     chosen_N[inside_N] = gains[words_N[inside_N]] >= threshold
     return chosen_N
@@ -53,7 +69,8 @@ def key_targets(
 
 def key_words(
     losses: TargetLosses,
-    choosers: Mapping[str, TargetLosses],
+    weights: str,
+    choosers: Mapping[str, Chooser],
     texts: Mapping[str, str],
     threshold: float,
 ) -> MeasureResult:
@@ -65,7 +82,8 @@ def key_words(
 
     Args:
         losses: nats of the run that is measured.
-        choosers: those of other runs by name, of the same targets.
+        weights: hash of its weights.
+        choosers: other runs by name.
         texts: text of each document by its hash.
         threshold: nats.
 
@@ -73,41 +91,45 @@ def key_words(
         UserError: a chooser scored other targets, at one length only, or the only one is the measured run.
     """
     words_N = word_of_target(losses, texts)
-    longest = max(losses.nats)
     rows, clusters, left_out = [], [], []
     for name, chooser in choosers.items():
-        if chooser.targets_hash != losses.targets_hash or len(chooser.document) != len(losses.document):
+        theirs = chooser.losses
+        if theirs.targets_hash != losses.targets_hash or len(theirs.document) != len(losses.document):
             raise UserError(
                 f"study.choosers={name}: it scored other targets; score it on the same data with the same "
                 "evaluation.context_lengths and budget, and the same tokenizer"
             )
-        if len(chooser.nats) < 2:
+        if min(theirs.nats) == chooser.context:
             raise UserError(
-                f"study.choosers={name}: it is scored at one context length only, and key words are those "
-                "that gain between two; score it with more evaluation.context_lengths"
+                f"study.choosers={name}: within its training it is scored at one context length only, and "
+                "key words are those that gain between two; score it with more evaluation.context_lengths"
             )
-        if np.array_equal(chooser.nats[max(chooser.nats)], losses.nats[longest]):
+        if chooser.weights == weights:
             if len(choosers) > 1:
                 left_out.append(f"{name} is the measured run, which may not choose its own key words.")
                 continue
             raise UserError(
-                f"study.choosers={name}: its losses are those of the measured run, which may not choose its "
-                "own key words; give a run with another seed, or another model"
+                f"study.choosers={name}: it is the measured run, which may not choose its own key words; "
+                "give a run with another seed, or another model"
             )
         chosen_N = key_targets(chooser, words_N, threshold)
         if not chosen_N.any():
             left_out.append(f"By {name} no word gains {threshold:g} nats.")
             continue
-        group = {"chooser": name, "words": len(np.unique(words_N[chosen_N]))}
+        group = {
+            "chooser": name,
+            "chooser_context": chooser.context,
+            "words": len(np.unique(words_N[chosen_N])),
+        }
         found, sums = loss_by_group(losses, chosen_N, group)
         rows += [{**row, "nats_per_word": row["nats"] / row["words"]} for row in found]
         clusters += sums
     return measure_result(
         "key_words",
         meaning=[
-            f"Key words cost another model {threshold:g} nats less at its longest context than at its "
-            "shortest. The loss on them says whether this model gains there too. Which words are key depends "
-            "on the chooser: compare models by the same chooser, and by more than one.",
+            f"Key words cost another model {threshold:g} nats less at its longest context within its "
+            "training than at its shortest. The loss on them says whether this model gains there too. Which "
+            "words are key depends on the chooser: compare models by the same chooser, and by more than one.",
         ],
         rows=rows,
         clusters=clusters,

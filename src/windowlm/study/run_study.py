@@ -17,8 +17,10 @@ from windowlm.evaluation.evaluate import Evaluated
 from windowlm.evaluation.html_page import Section, html_page
 from windowlm.evaluation.length_page import PAGE_NAME
 from windowlm.evaluation.precision import scoring
+from windowlm.evaluation.result import trained_context
+from windowlm.evaluation.result_files import read_result
 from windowlm.evaluation.scored_documents import training_documents
-from windowlm.evaluation.target_losses import LOSSES_NAME, TargetLosses, read_losses
+from windowlm.evaluation.target_losses import LOSSES_NAME, read_losses
 from windowlm.interchange.weights_in import weight_files
 from windowlm.model_folder import find_model_folder
 from windowlm.study import rare_words, words
@@ -26,7 +28,7 @@ from windowlm.study.config import StudyConfig
 from windowlm.study.far_context import far_context
 from windowlm.study.far_repeats import far_repeats
 from windowlm.study.forced_choice import forced_choice
-from windowlm.study.key_words import key_words
+from windowlm.study.key_words import Chooser, key_words
 from windowlm.study.measure_charts import TITLES, measure_charts
 from windowlm.study.measure_files import STUDY_FOLDER, measures_in, read_measure, write_measure
 from windowlm.study.measure_result import CLUSTERS, MeasureResult
@@ -83,17 +85,19 @@ def run_study(evaluated: Evaluated, study: StudyConfig) -> list[MeasureResult]:
 
     console, errors = Console(), Console(stderr=True)
     folder = evaluated.folder
+    facts = _facts(evaluated)
     choosers = _choosers(evaluated, study)
     there = {name: read_measure(folder, name) for name in SETTINGS}
-    facts = _facts(evaluated)
     results = []
     with scoring(evaluated.bundle.model, evaluated.evaluation.precision) as model:
         subject = _subject(evaluated, model)
         # The number itself is recorded: models of other training lengths have other texts behind a null.
         study = replace(study, window=subject.window_bytes if study.window is None else study.window)
-        makers = _makers(evaluated, subject, study, choosers)
+        makers = _makers(evaluated, subject, study, facts["model"], choosers)
         for number, name in enumerate(study.measures, start=1):
             settings = facts | {key: getattr(study, key) for key in SETTINGS[name]}
+            if name == "key_words":
+                settings["choosers"] = {run: _identity(chooser) for run, chooser in choosers.items()}
             earlier = there[name]
             if earlier is not None and earlier["settings"] == settings:
                 errors.print(f"{name}: made already, with the same settings")
@@ -151,7 +155,11 @@ def _subject(evaluated: Evaluated, model: Any) -> Subject:
 
 
 def _makers(
-    evaluated: Evaluated, subject: Subject, study: StudyConfig, choosers: dict[str, TargetLosses]
+    evaluated: Evaluated,
+    subject: Subject,
+    study: StudyConfig,
+    weights: str,
+    choosers: dict[str, Chooser],
 ) -> dict[str, Callable[[], MeasureResult]]:
     window = study.window
     assert window is not None
@@ -165,7 +173,7 @@ def _makers(
 
     def make_far_context() -> MeasureResult:
         near, far = _near_and_far(evaluated, study)
-        return far_context(
+        made = far_context(
             subject,
             evaluated.documents,
             near=near,
@@ -174,6 +182,19 @@ def _makers(
             max_targets=study.max_targets,
             seed=study.seed,
         )
+        field = evaluated.result["receptive_field"]
+        if field is not None and near >= field:
+            made["left_out"].append(
+                f"The near context of {near:,} tokens is all that this model sees, {field:,}: what lies "
+                "before cannot matter to it."
+            )
+        if 2 * far > evaluated.result["training_length"]:
+            made["left_out"].append(
+                f"Windows of {2 * far:,} tokens are longer than those of its training, "
+                f"{evaluated.result['training_length']:,}: what the far context is worth and how the model "
+                "breaks there cannot be told apart."
+            )
+        return made
 
     def make_reach() -> MeasureResult:
         field = evaluated.result["receptive_field"]
@@ -188,7 +209,7 @@ def _makers(
 
     return {
         "far_repeats": make_far_repeats,
-        "key_words": lambda: key_words(subject.losses, choosers, subject.texts, study.threshold),
+        "key_words": lambda: key_words(subject.losses, weights, choosers, subject.texts, study.threshold),
         "pasted_spans": lambda: pasted_spans(
             subject,
             study.distances,
@@ -208,35 +229,56 @@ def _makers(
 
 def _near_and_far(evaluated: Evaluated, study: StudyConfig) -> tuple[int, int]:
     lengths = [row["context_length"] for row in evaluated.result["rows"]]
-    far = lengths[-1]
-    near = study.near or max((c for c in lengths[:-1] if c <= far // 4), default=lengths[0])
+    far = trained_context([evaluated.result])
+    assert far is not None
+    near = study.near or max((c for c in lengths if c <= far // 4), default=lengths[0])
     if near >= far:
         raise UserError(
-            f"study.near={near}: must be below the longest context length, {far}, since what lies between "
-            f"them is the far context; try study.near={max(1, far // 4)}"
+            f"study.near={near}: must be below the longest context length within the training, {far}, since "
+            f"what lies between them is the far context; try study.near={max(1, far // 4)}"
         )
     return near, far
 
 
-def _choosers(evaluated: Evaluated, study: StudyConfig) -> dict[str, TargetLosses]:
-    """Losses of the choosers, read before anything is measured."""
+def _choosers(evaluated: Evaluated, study: StudyConfig) -> dict[str, Chooser]:
+    """The choosers, read before anything is measured."""
     found = {}
     for run in study.choosers:
         if not Path(run).is_dir():
             raise UserError(f"study.choosers={run}: there is no such folder; give the folder of a run")
-        path = Path(run) / evaluated.folder.name / LOSSES_NAME
+        name = evaluated.folder.name
         advice = f"score it in the same way: python scripts/evaluate.py checkpoint={shlex.quote(run)}"
-        found[run] = read_losses(path, advice)
+        losses = read_losses(Path(run) / name / LOSSES_NAME, advice)
+        context = trained_context([read_result(Path(run), name)])
+        if context not in losses.nats:
+            raise UserError(
+                f"{Path(run) / name}: {LOSSES_NAME} and its result are of two evaluations; {advice}"
+            )
+        weights = _weights_hash(find_model_folder(run, "study.choosers").path)
+        found[run] = Chooser(losses, context, weights)
     return found
 
 
+def _identity(chooser: Chooser) -> str:
+    """Hash of what decides its key words."""
+    nats = chooser.losses.nats
+    digest = hashlib.sha256(chooser.weights.encode())
+    for context in (min(nats), chooser.context):
+        digest.update(f"{context}".encode() + nats[context].tobytes())
+    return digest.hexdigest()
+
+
+def _weights_hash(folder: Path) -> str:
+    digest = hashlib.sha256()
+    for file in weight_files(folder):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
 def _facts(evaluated: Evaluated) -> dict[str, Any]:
-    weights = hashlib.sha256()
-    for file in weight_files(evaluated.bundle.folder):
-        weights.update(file.read_bytes())
     scored = evaluated.result["documents"]
     return {
-        "model": weights.hexdigest(),
+        "model": _weights_hash(evaluated.bundle.folder),
         "targets_hash": evaluated.result["targets_hash"],
         # The same text may be read with other authors, which the intervals are over.
         CLUSTERS: hash_of([(document["document_hash"], document["author"]) for document in scored]),

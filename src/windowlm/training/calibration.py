@@ -54,7 +54,7 @@ def calibrate(
     window_limits: Sequence[int | None] = (),
     work: SharedWork | None = None,
 ) -> Calibration:
-    """Run one batch three times on a copy of ``model``: once to warm up, twice for time.
+    """Run one batch on a copy of ``model``: once for each limit of windows to warm up, and once for time.
 
     Processes that share sequences run it together; others each for itself, with a whole model.
 
@@ -93,12 +93,11 @@ def calibrate(
         )
         return summed
 
-    for limit in window_limits:
+    for limit in of_limits:
         _forward_backward(copied, partial(summed_loss, limit), precision)
-    _forward_backward(copied, summed_loss, precision)
     _forward(copied, summed_loss, precision)
-    seconds_per_batch = min(_forward_backward(copied, summed_loss, precision) for _ in range(2))
-    forward_seconds = min(_forward(copied, summed_loss, precision) for _ in range(2))
+    seconds_per_batch = _forward_backward(copied, summed_loss, precision)
+    forward_seconds = _forward(copied, summed_loss, precision)
     numbers = sum(parameter.numel() for parameter in copied.parameters())
     bytes_each = copied.head.weight.element_size()
     kept = ADAMW_BYTES + (MASTER_BYTES if bytes_each < MASTER_BYTES else 0)
