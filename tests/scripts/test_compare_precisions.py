@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from tests.conftest import SMALL_RUN, run_script
+from tests.conftest import PROJECT, SMALL_RUN, run_script
 
 
 def test_each_precision_is_trained_or_refused_with_the_reason(documents: Path, workplace: Path) -> None:
@@ -30,3 +30,16 @@ def test_a_setting_that_train_refuses_ends_it(workplace: Path) -> None:
     assert done.returncode == 2
     assert done.stderr.startswith("32-true: ")
     assert "model.heads" in done.stderr
+
+
+def test_the_page_says_what_was_measured() -> None:
+    page = (PROJECT / "docs" / "training.md").read_text(encoding="utf-8")
+    rows = json.loads((PROJECT / "docs" / "results" / "precisions_cpu.json").read_text())["rows"]
+    for row in rows:
+        if "refused" in row:
+            continue
+        cells = [row["precision"]]
+        for name in ("train_loss", "validation_loss"):
+            beyond = row[f"{name}_over_float32"]
+            cells += [f"{row[name]:.4f}", f"{beyond:+.2%}" if beyond else ""]
+        assert f"| {' | '.join(cells)} |".replace("|  |", "| |") in page
