@@ -134,3 +134,14 @@ def test_what_other_code_scored_is_scored_again(run, monkeypatch, capsys):  # no
     monkeypatch.setattr("windowlm.evaluation.evaluate.packages_version", lambda *_: "of another day")
     evaluate()
     assert "scored already" not in capsys.readouterr().err
+
+
+def test_nats_that_cannot_be_read_are_scored_again_and_it_is_said(run, capsys):  # noqa: F811
+    settings = EvaluationConfig(context_lengths=[4, 16])
+    whole = evaluate_checkpoint(run, data={}, evaluation=settings, device="cpu")
+    losses = run / "evaluation" / "losses.parquet"
+    losses.write_bytes(losses.read_bytes()[:100])
+    again = evaluate_checkpoint(run, data={}, evaluation=settings, device="cpu")
+    assert "losses.parquet: damaged, so that all is scored again" in " ".join(capsys.readouterr().err.split())
+    assert again.result == whole.result
+    assert read_losses(losses).scoring_key == whole.losses.scoring_key

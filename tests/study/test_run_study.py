@@ -121,9 +121,10 @@ def test_measures_of_other_lengths_are_not_on_the_page(run):  # noqa: F811
 
 
 def test_choosers_must_be_scored_runs_and_others_than_the_measured_one(run, tmp_path):  # noqa: F811
+    with pytest.raises(UserError, match=r"^study\.choosers=.*none: there is no such folder"):
+        check_measures(run, StudyConfig(measures=["key_words"], choosers=[str(tmp_path / "none")]))
     scored = evaluated(run)
     for chooser, message in (
-        (tmp_path / "none", "there is no such folder"),
         (tmp_path, r"losses\.parquet: there is no such file"),
         (run, "may not choose its own key words"),
     ):

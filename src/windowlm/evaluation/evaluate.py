@@ -33,7 +33,7 @@ from windowlm.evaluation.report import length_plot, length_table
 from windowlm.evaluation.result import LengthResult, RunFacts
 from windowlm.evaluation.result_files import PLOT_NAME, evaluation_name, write_results
 from windowlm.evaluation.scored_documents import scored_documents
-from windowlm.evaluation.target_losses import TargetLosses
+from windowlm.evaluation.target_losses import LOSSES_NAME, TargetLosses
 from windowlm.evaluation.targets import Documents, TargetSet
 from windowlm.interchange.adapter import TransformersModel
 from windowlm.model.decoder import Decoder
@@ -132,6 +132,8 @@ def _evaluate(
         task = progress.add_task(description, total=None)
         lines = ProgressLines(description, shown=processes.leads and not drawn)
         kept = KeptNats(folder, _agreed_key(model, evaluation, processes))
+        if kept.damaged:
+            console.print(f"{folder / LOSSES_NAME}: damaged, so that all is scored again", soft_wrap=True)
         read = 0
 
         def show(done: int, total: int, read_now: int) -> None:

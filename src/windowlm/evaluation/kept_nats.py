@@ -32,18 +32,22 @@ class KeptNats:
     Args:
         folder: of the evaluation.
         scoring_key: what ``scoring_key`` gave.
+
+    Attributes:
+        damaged: whether the nats of a finished evaluation are there and cannot be read.
     """
 
     def __init__(self, folder: Path, scoring_key: str) -> None:
         self.scoring_key = scoring_key
         self._unfinished = folder / UNFINISHED
-        self._finished = None
+        self._finished, self.damaged = None, False
         if (folder / LOSSES_NAME).is_file():
             try:
                 losses = read_losses(folder / LOSSES_NAME)
             except UserError:
-                losses = None  # it moves away, or is overwritten, with the result that it belongs to
-            if losses is not None and losses.scoring_key == scoring_key:
+                self.damaged = True  # it moves away, or is overwritten, with the result that it belongs to
+                return
+            if losses.scoring_key == scoring_key:
                 self._finished = losses
 
     @property

@@ -53,11 +53,16 @@ SETTINGS: dict[str, tuple[str, ...]] = {
 
 
 def check_measures(checkpoint: Path, study: StudyConfig) -> None:
-    """Refuse, before anything is scored, a measure that the checkpoint cannot have.
+    """Refuse, before anything is scored, what the checkpoint cannot be measured by.
+
+    That is a measure that it cannot have, and a chooser that is not there.
 
     Raises:
         UserError: there is one, or the checkpoint cannot be read.
     """
+    for run in study.choosers:
+        if not Path(run).is_dir():
+            raise UserError(f"study.choosers={run}: there is no such folder; give the folder of a run")
     if "far_repeats" in study.measures and find_model_folder(checkpoint).foreign:
         raise UserError(
             "study.measures: far_repeats looks for words that are rare in the model's training, and which "
@@ -244,8 +249,6 @@ def _choosers(evaluated: Evaluated, study: StudyConfig) -> dict[str, Chooser]:
     """The choosers, read before anything is measured."""
     found = {}
     for run in study.choosers:
-        if not Path(run).is_dir():
-            raise UserError(f"study.choosers={run}: there is no such folder; give the folder of a run")
         name = evaluated.folder.name
         advice = f"score it in the same way: python scripts/evaluate.py checkpoint={shlex.quote(run)}"
         losses = read_losses(Path(run) / name / LOSSES_NAME, advice)
