@@ -219,7 +219,7 @@ def test_what_lies_beyond_the_training_decides_nothing(study):
     for number, file in enumerate(sorted(study.glob("main/*/evaluation/length.json"))):
         result = json.loads(file.read_text())
         beyond = {"context_length": 16, "extrapolation": True, "bits_per_byte": 9.0 + number}
-        result["rows"].append(result["rows"][0] | beyond | {"naive_bits_per_byte": 1.0})
+        result["rows"].append(result["rows"][0] | beyond | {"naive_bits_per_byte": 30.0 - number})
         for document in result["documents"]:
             document["nats"]["16"] = 5 * np.log(2) * (9.0 + number)
         file.write_text(json.dumps(result))
@@ -248,3 +248,44 @@ def test_a_ranking_is_turned_round_where_the_honest_difference_is_certain(study)
         file.write_text(json.dumps(result))
     said = answer_of(study, "evaluation").sentences["How much of the naive gain is an artefact?"][-1]
     assert "full, base 500,000 and window 4 at c = 8" in said
+
+
+def test_cells_are_compared_within_the_training_of_both(study):
+    """Windows that were trained further than full attention, which is broken at their longest context."""
+    for number, file in enumerate(sorted(study.glob("main/*/evaluation/length.json"))):
+        result = json.loads(file.read_text())
+        further = json.loads((file.parents[1] / "config.json").read_text())["model"]["window"] == 4
+        beyond = {
+            "context_length": 16,
+            "extrapolation": not further,
+            "bits_per_byte": 1.0 if further else 9.0,
+        }
+        result["rows"].append(result["rows"][0] | beyond)
+        for document in result["documents"]:
+            document["nats"]["16"] = 5 * np.log(2) * beyond["bits_per_byte"]
+        file.write_text(json.dumps(result))
+        measured_file = file.parent / "study" / "far_repeats.json"
+        measured = json.loads(measured_file.read_text())
+        for row in measured["clusters"]:
+            row["nats"]["16"] = row["bytes"] * float(number)
+        measured_file.write_text(json.dumps(measured))
+    answer = answer_of(study, "evaluation")
+    row = next(row for row in main_rows(answer) if row["cell"] == "window 4")
+    base = next(row for row in main_rows(answer) if row["cell"] == answer.base)
+    assert row["far_repeats_context"] == base["far_repeats_context"] == 8
+    told = row["far_repeats_nats_per_byte"] - base["far_repeats_nats_per_byte"]
+    assert told == pytest.approx(row["far_repeats_difference"])
+    said = answer.sentences["Which windows are equal to full attention, and what do they lose?"]
+    assert all("c = 8, and" in sentence for sentence in said)
+
+
+def test_rows_of_seeds_are_joined_by_their_context_length(study):
+    first = sorted(study.glob("main/*/evaluation/length.json"))[0]
+    result = json.loads(first.read_text())
+    result["rows"].insert(0, result["rows"][0] | {"context_length": 4, "bits_per_byte": 50.0})
+    for document in result["documents"]:
+        document["nats"]["4"] = 1.0
+    first.write_text(json.dumps(result))
+    cell = answer_of(study, "evaluation").cells[0]
+    assert [row["context_length"] for row in cell.rows] == [8]
+    assert cell.rows[0]["bits_per_byte"] < 10

@@ -18,9 +18,14 @@ def code_version(*modules: ModuleType) -> str:
 
 
 def packages_version(*names: str) -> str:
-    """The same of all modules in packages of the project."""
+    """The same of modules, and of all modules in packages, of the project."""
     project = Path(__file__).parents[1]
-    files = [file for name in names for file in sorted((project / name).rglob("*.py"))]
+    files = [
+        file
+        for name in names
+        for file in [project / f"{name}.py", *sorted((project / name).rglob("*.py"))]
+        if file.is_file()
+    ]
     return hash_of(*(file.read_text(encoding="utf-8") for file in files))
 
 

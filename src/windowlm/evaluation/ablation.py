@@ -12,6 +12,7 @@ from scipy.stats import ttest_ind
 from windowlm.errors import UserError
 from windowlm.evaluation.comparison import Run, runs_by_setting, runs_in
 from windowlm.evaluation.multiple_comparisons import holm
+from windowlm.evaluation.result import trained_row
 
 POINTS = 60  # of a curve
 
@@ -124,7 +125,7 @@ def _cell(label: str, runs: Sequence[Run]) -> Cell:
     return Cell(
         label=label,
         seeds=[int(run.settings.get("seed", 0)) for run, _ in finished],
-        scores=[result["rows"][-1]["bits_per_byte"] for _, result in finished],
+        scores=[trained_row(result)["bits_per_byte"] for _, result in finished],
         unfinished=len(runs) - len(finished),
         parameters=finished[0][1]["parameters"] if finished else None,
         bytes_trained=float(np.mean(bytes_trained)) if bytes_trained else None,

@@ -197,7 +197,7 @@ def _scoring_settings(model: Decoder | TransformersModel, evaluation: Evaluation
         "batch_tokens": evaluation.batch_tokens,
         "streaming": evaluation.streaming,
         "device": next(model.parameters()).device.type,
-        "code": packages_version("attention", "model", "evaluation"),
+        "code": packages_version("attention", "bundle", "evaluation", "interchange", "model"),
         "torch": version("torch"),
     }
 

@@ -126,6 +126,12 @@ def trained_context(results: Iterable[LengthResult]) -> int | None:
     return max(shared - beyond or shared, default=None)
 
 
+def trained_row(result: LengthResult) -> Row:
+    """The row of its ``trained_context``."""
+    c = trained_context([result])
+    return next(row for row in result["rows"] if row["context_length"] == c)
+
+
 def bits_per_byte(nats: npt.ArrayLike, byte_counts: npt.ArrayLike) -> npt.NDArray[np.float64]:
     """Bits per UTF-8 byte from nats of the same text."""
     return np.asarray(nats, dtype=np.float64) / math.log(2) / np.asarray(byte_counts, dtype=np.float64)

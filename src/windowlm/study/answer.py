@@ -13,6 +13,7 @@ from windowlm.evaluation.comparison import Run, runs_in
 from windowlm.evaluation.equivalence import MARGIN
 from windowlm.evaluation.paired_difference import paired_difference
 from windowlm.evaluation.report import COLORS, png
+from windowlm.evaluation.result import trained_context
 from windowlm.json_text import parse_json
 from windowlm.study.author_values import ALL_FAR, FAR_REPEATS, LOSS, RIGHT, SAVED, Figure, author_values
 from windowlm.study.cell_names import cell_names, window_name
@@ -33,6 +34,7 @@ class Cell:
         window: ``full``, ``window 512``, ``hybrid 128``.
         tokenizer: identity of the tokenizer; cells are compared where it is the same.
         runs: one a seed.
+        authors: of each run, the figures of each author.
         means: of each figure, over authors and seeds.
         rows: of the first run's evaluation, with the bits per byte, naive ones too, averaged over seeds.
         costs: parameters, KV cache, FLOPs, and tokens a second in training, where known.
@@ -42,13 +44,22 @@ class Cell:
     window: str
     tokenizer: str
     runs: Sequence[Run]
+    authors: Sequence[Mapping[Figure, Mapping[str, float]]]
     means: Mapping[Figure, float]
     rows: Sequence[Mapping[str, Any]]
     costs: Mapping[str, float | None]
 
-    def mean(self, measure: str, group: str) -> float | None:
-        """Of a figure, None where it was not measured; of several context lengths that of ``trained``."""
-        return next((value for figure, value in self.shown.items() if figure.is_called(measure, group)), None)
+    def mean(self, measure: str, group: str, context: int | None = None) -> float | None:
+        """Of a figure, None where it was not measured; of several lengths at that one, or ``trained``'s."""
+        found = self.shown if context is None else self.means
+        return next(
+            (
+                value
+                for figure, value in found.items()
+                if figure.is_called(measure, group) and context in (None, figure.context)
+            ),
+            None,
+        )
 
     @property
     def trained(self) -> Mapping[str, Any]:
@@ -138,10 +149,16 @@ def _best_full(cells: Sequence[Cell]) -> str | None:
     if not full:
         return None
     most = max(len(cell.runs) for cell in full)
-    best = min(
-        (cell for cell in full if len(cell.runs) == most), key=lambda cell: cell.trained["bits_per_byte"]
-    )
-    return best.name
+    rivals = [cell for cell in full if len(cell.runs) == most]
+    c = _shared_context(*rivals)
+    return min(rivals, key=lambda cell: _loss_at(cell, c) or 0.0).name
+
+
+def _shared_context(*cells: Cell) -> int:
+    """The longest context length that is beyond the training of none."""
+    c = trained_context([run.result for cell in cells for run in cell.runs if run.result is not None])
+    assert c is not None, "the longest context belongs to the targets, which all share"
+    return c
 
 
 def main_rows(answer: Answer) -> list[dict[str, Any]]:
@@ -159,8 +176,10 @@ def main_rows(answer: Answer) -> list[dict[str, Any]]:
             group = f"c = {c:,}"
             row[f"bits_per_byte_{c}"] = cell.mean(LOSS, group)
             row |= _against_base(answer.claims, cell, LOSS, group, f"difference_{c}")
-        row["far_repeats_context"] = cell.trained["context_length"]
-        row["far_repeats_nats_per_byte"] = cell.mean(FAR_REPEATS, ALL_FAR)
+        claim = _claim(answer.claims, cell, FAR_REPEATS, ALL_FAR)
+        far = cell.trained["context_length"] if claim is None else claim.figure.context
+        row["far_repeats_context"] = far
+        row["far_repeats_nats_per_byte"] = cell.mean(FAR_REPEATS, ALL_FAR, far)
         row |= _against_base(answer.claims, cell, FAR_REPEATS, ALL_FAR, "far_repeats_difference")
         for figure in sorted(cell.shown):
             if figure.measure.endswith(SAVED):
@@ -257,15 +276,15 @@ def _cell(name: str, runs: Sequence[Run]) -> Cell:
     values = [author_values(run).values for run in runs]
     shared = set.intersection(*(set(own) for own in values))
     results = [run.result for run in runs if run.result is not None]
-    rows = [
+    rows_at = [{row["context_length"]: row for row in result["rows"]} for result in results]
+    rows: list[dict[str, Any]] = [
         {
-            **results[0]["rows"][place],
-            **{
-                key: float(np.mean([result["rows"][place][key] for result in results]))
-                for key in ("bits_per_byte", "naive_bits_per_byte")
-            },
+            **row,
+            "bits_per_byte": float(np.mean([own[c]["bits_per_byte"] for own in rows_at])),
+            "naive_bits_per_byte": float(np.mean([own[c]["naive_bits_per_byte"] for own in rows_at])),
         }
-        for place in range(min(len(result["rows"]) for result in results))
+        for c, row in rows_at[0].items()
+        if all(c in own for own in rows_at)
     ]
     paces = [pace for run in runs if (pace := _pace(run.folder)) is not None]
     return Cell(
@@ -273,6 +292,7 @@ def _cell(name: str, runs: Sequence[Run]) -> Cell:
         window=window_name(runs[0].settings),
         tokenizer=results[0]["tokenizer_identity"],
         runs=runs,
+        authors=values,
         means={
             figure: float(np.mean([np.mean(list(own[figure].values())) for own in values]))
             for figure in sorted(shared)
@@ -363,7 +383,7 @@ def _beside(cell: Cell, base: Cell) -> str:
 def _by_author(cell: Cell, context_length: int) -> dict[str, float]:
     """Bits per byte, means over seeds."""
     figure = Figure(LOSS, context_length, f"c = {context_length:,}", context_length)
-    each = [author_values(run).values[figure] for run in cell.runs]
+    each = [own[figure] for own in cell.authors]
     return {author: float(np.mean([own[author] for own in each])) for author in each[0]}
 
 
@@ -415,21 +435,20 @@ def _loss_at(cell: Cell, c: int) -> float | None:
 
 
 def _equal(cells: Sequence[Cell], claims: Sequence[SettingClaim], c: int | None = None) -> list[str]:
-    if c is None:
-        c = cells[0].trained["context_length"]
     found = []
     for cell in cells[1:]:
-        claim = _claim(claims, cell, LOSS, f"c = {c:,}")
+        at = _shared_context(cells[0], cell) if c is None else c
+        claim = _claim(claims, cell, LOSS, f"c = {at:,}")
         if claim is None:
             continue
         verdict = "is not shown to be equal"
         if claim.equal:
             verdict = f"is equal to {cells[0].name} within {MARGIN}"
-        sentence = f"{cell.name}: {_change(claim)} bits per byte at c = {c:,}, and {verdict}"
+        sentence = f"{cell.name}: {_change(claim)} bits per byte at c = {at:,}, and {verdict}"
         far = _claim(claims, cell, FAR_REPEATS, ALL_FAR)
         if far is not None:
             sentence += f"; on far repeats {_change(far)} nats a byte"
-            if far.figure.context != c:
+            if far.figure.context != at:
                 sentence += f" at c = {far.figure.context:,}"
         found.append(f"{sentence} ({claim.over}).")
     return found
@@ -493,12 +512,13 @@ def _heads(cells: Sequence[Cell]) -> list[str]:
         plain = next((other for other in cells if other.name == cell.window), None)
         if "KV heads" not in cell.name or plain is None:
             continue
-        here, there = cell.trained, plain.row_at(cell.trained["context_length"])
-        if there is None:
+        c = _shared_context(cell, plain)
+        here, there = cell.row_at(c), plain.row_at(c)
+        if here is None or there is None:
             continue
         found.append(
             f"{cell.name}: {here['bits_per_byte'] - there['bits_per_byte']:+.4f} bits per byte against "
-            f"{plain.name} at c = {here['context_length']:,}, {cell.costs['parameters']:,} and "
+            f"{plain.name} at c = {c:,}, {cell.costs['parameters']:,} and "
             f"{plain.costs['parameters']:,} parameters."
         )
     return found or ["Not measured: no cells with other numbers of key-value heads."]
@@ -544,7 +564,8 @@ def _naive(cells: Sequence[Cell]) -> list[str]:
     """Gains within the training, as beyond it the model itself gets worse."""
     found = []
     for cell in cells:
-        first, last = cell.row_at(NAIVE_FROM) or cell.rows[0], cell.trained
+        last = cell.trained
+        first = (cell.row_at(NAIVE_FROM) if last["context_length"] > NAIVE_FROM else None) or cell.rows[0]
         honest = first["bits_per_byte"] - last["bits_per_byte"]
         naive = first["naive_bits_per_byte"] - last["naive_bits_per_byte"]
         if naive > 0:
@@ -557,10 +578,13 @@ def _naive(cells: Sequence[Cell]) -> list[str]:
     for one, other in combinations(cells, 2):
         for here in one.rows:
             there = other.row_at(here["context_length"])
-            if there is None:
+            if there is None or here["extrapolation"] or there["extrapolation"]:
                 continue
+            honest = there["bits_per_byte"] - here["bits_per_byte"]
             naive = there["naive_bits_per_byte"] - here["naive_bits_per_byte"]
-            if _certain_difference(one, other, here["context_length"]) * naive < 0:
+            # Over authors each counts the same, in the naive figure each byte.
+            certain = _certain_difference(one, other, here["context_length"])
+            if certain * honest > 0 > certain * naive:
                 turned.append(f"{one.name} and {other.name} at c = {here['context_length']:,}")
     listed = "; ".join(turned)
     found.append(

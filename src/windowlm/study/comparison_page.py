@@ -12,7 +12,7 @@ from windowlm.atomic_write import write_atomically
 from windowlm.evaluation.comparison import ABSENT, Run, differing_settings, runs_in
 from windowlm.evaluation.html_page import Section, html_page
 from windowlm.evaluation.report import COLORS
-from windowlm.evaluation.result import LengthResult, trained_context
+from windowlm.evaluation.result import LengthResult, trained_row
 from windowlm.evaluation.result_files import OWN_EVALUATION
 from windowlm.model.config import ModelConfig
 from windowlm.model.cost import model_cost
@@ -70,13 +70,12 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[bool]:
 
 def _row(folder: Path, run: Run, keys: Sequence[str]) -> dict[str, Any]:
     assert run.result is not None
-    c = trained_context([run.result])
-    row = next(row for row in run.result["rows"] if row["context_length"] == c)
+    row = trained_row(run.result)
     name = "." if run.folder == folder else str(run.folder.relative_to(folder))
     return {
         "run": name,
         **{key: setting_text(run.settings.get(key, ABSENT)) for key in keys},
-        "context_length": c,
+        "context_length": row["context_length"],
         "perplexity": row["perplexity"],
         "bits_per_byte": row["bits_per_byte"],
         "far_repeat_nats": _far_repeat_nats(run, row["context_length"]),

@@ -65,10 +65,7 @@ def far_context(
     )
     if blocks < FEWEST_BLOCKS:
         conditions.remove("shuffled")
-        left_out.append(
-            f"The far context is {blocks} blocks of {block} bytes, too few to be shuffled: study.block below "
-            f"{max(1, (far - near) // FEWEST_BLOCKS)} would do."
-        )
+        left_out.append(f"The far context is {blocks} blocks of {block} bytes, too few to be shuffled.")
     if not all(strangers.values()):
         conditions.remove("another author")
         left_out.append("All documents are one author's, so no far context is another's.")

@@ -104,7 +104,9 @@ def key_words(
                 f"study.choosers={name}: within its training it is scored at one context length only, and "
                 "key words are those that gain between two; score it with more evaluation.context_lengths"
             )
-        if chooser.weights == weights:
+        # The same model in another file has other weights' hash, but its nats.
+        same_nats = np.array_equal(theirs.nats[chooser.context], losses.nats.get(chooser.context, []))
+        if chooser.weights == weights or same_nats:
             if len(choosers) > 1:
                 left_out.append(f"{name} is the measured run, which may not choose its own key words.")
                 continue

@@ -110,14 +110,14 @@ def measures_of(folder: Path, result: LengthResult) -> list[MeasureResult]:
         UserError: a file is damaged.
     """
     facts = {
-        "targets_hash": result["targets_hash"],
         "context_lengths": [row["context_length"] for row in result["rows"]],
         "precision": result["precision"],
     }
     return [
         measured
         for measured in measures_in(folder)
-        if all(measured["settings"].get(name, value) == value for name, value in facts.items())
+        if measured["settings"].get("targets_hash") == result["targets_hash"]
+        and all(measured["settings"].get(name, value) == value for name, value in facts.items())
     ]
 
 

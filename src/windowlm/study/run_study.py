@@ -103,6 +103,8 @@ def run_study(evaluated: Evaluated, study: StudyConfig) -> list[MeasureResult]:
             settings = facts | {key: getattr(study, key) for key in SETTINGS[name]}
             if name == "key_words":
                 settings["choosers"] = {run: _identity(chooser) for run, chooser in choosers.items()}
+            if name == "far_context":
+                settings["near"], settings["far"] = _near_and_far(evaluated, study)
             earlier = there[name]
             if earlier is not None and earlier["settings"] == settings:
                 errors.print(f"{name}: made already, with the same settings")

@@ -81,7 +81,11 @@ def _in_one_call(
 ) -> Tensor:
     """Attention in which every query sees all keys, or all up to its own."""
     on_cpu, causal = query_BTHD.device.type == "cpu", visibility.causal
-    if not scoring.fused or (on_cpu and scoring.dropout) or not (on_cpu or _fused_on_gpu(query_BTHD)):
+    if (
+        not scoring.fused
+        or (on_cpu and scoring.dropout)
+        or not (on_cpu or _fused_on_gpu(query_BTHD, key_BSKD))
+    ):
         return blockwise.attend(query_BTHD, key_BSKD, value_BSKD, visibility, scoring)
     if query_BTHD.shape[1] == 1:
         # Its keys may be many; a comparison alone would be a symbol to the compiler.
@@ -91,8 +95,13 @@ def _in_one_call(
     return scaled_dot_product(query_BTHD, key_BSKD, value_BSKD, causal, scoring)
 
 
-def _fused_on_gpu(query_BTHD: Tensor) -> bool:
-    """Whether a GPU has a kernel for the dtype; elsewhere torch makes the whole matrix of weights."""
+def _fused_on_gpu(query_BTHD: Tensor, key_BSKD: Tensor) -> bool:
+    """Whether a GPU has a kernel for the call; elsewhere torch makes the whole matrix of weights.
+
+    In float32 there is one only for heads that share no keys.
+    """
+    if query_BTHD.dtype == torch.float32:
+        return query_BTHD.shape[2] == key_BSKD.shape[2]
     return query_BTHD.dtype != torch.float64
 
 
