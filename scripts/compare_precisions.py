@@ -23,6 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from windowlm.atomic_write import json_bytes, write_atomically
+from windowlm.errors import exit_status
 from windowlm.training.config import Precision
 
 TRAIN = Path(__file__).parents[1] / "train.py"
@@ -49,10 +50,11 @@ def main() -> int:
     others = [name for name in get_args(Precision) if name != EXACT]
     with tempfile.TemporaryDirectory() as folder:
         for precision in (EXACT, *others):
-            report["rows"].append(trained(precision, options, Path(folder, precision)))
-            if (row := report["rows"][-1]).get("status", 0):
+            row = trained(precision, options, Path(folder, precision))
+            if "status" in row:
                 print(f"{precision}: {row['problem']}", file=sys.stderr)
                 return int(row["status"])
+            report["rows"].append(row)
     exact = report["rows"][0]
     for row in report["rows"]:
         for name in LOSSES:
@@ -104,4 +106,4 @@ def table_of(rows: list[dict[str, Any]]) -> Table:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_status(main))

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -50,33 +51,22 @@ class Cell:
     costs: Mapping[str, float | None]
 
     def mean(self, measure: str, group: str, context: int | None = None) -> float | None:
-        """Of a figure, None where it was not measured; of several lengths at that one, or ``trained``'s."""
-        found = self.shown if context is None else self.means
+        """Of a figure, at a context length where it has several; None where it was not measured."""
         return next(
             (
                 value
-                for figure, value in found.items()
+                for figure, value in self.means.items()
                 if figure.is_called(measure, group) and context in (None, figure.context)
             ),
             None,
         )
 
-    @property
+    @cached_property
     def trained(self) -> Mapping[str, Any]:
-        """Row of the longest context that is no extrapolation, or of the longest."""
-        return next((row for row in reversed(self.rows) if not row["extrapolation"]), self.rows[-1])
+        """Row of the ``trained_context``."""
+        return _rows_within_training(self)[0]
 
-    @property
-    def shown(self) -> dict[Figure, float]:
-        """The means, without those of far repeats and key words at other context lengths than ``trained``."""
-        here = (None, self.trained["context_length"])
-        return {
-            figure: value
-            for figure, value in self.means.items()
-            if figure.measure == LOSS or figure.context in here
-        }
-
-    def row_at(self, context_length: int) -> Mapping[str, Any] | None:
+    def row_at(self, context_length: int | None) -> Mapping[str, Any] | None:
         """Row of a context length."""
         return next((row for row in self.rows if row["context_length"] == context_length), None)
 
@@ -150,15 +140,16 @@ def _best_full(cells: Sequence[Cell]) -> str | None:
         return None
     most = max(len(cell.runs) for cell in full)
     rivals = [cell for cell in full if len(cell.runs) == most]
-    c = _shared_context(*rivals)
-    return min(rivals, key=lambda cell: _loss_at(cell, c) or 0.0).name
+    losses = [row["bits_per_byte"] for row in _rows_within_training(*rivals)]
+    return rivals[losses.index(min(losses))].name
 
 
-def _shared_context(*cells: Cell) -> int:
-    """The longest context length that is beyond the training of none."""
+def _rows_within_training(*cells: Cell) -> list[Mapping[str, Any]]:
+    """A row of each cell, at the longest context length that is beyond the training of none."""
     c = trained_context([run.result for cell in cells for run in cell.runs if run.result is not None])
-    assert c is not None, "the longest context belongs to the targets, which all share"
-    return c
+    found = [row for cell in cells if (row := cell.row_at(c)) is not None]
+    assert len(found) == len(cells), "the longest context belongs to the targets, which all share"
+    return found
 
 
 def main_rows(answer: Answer) -> list[dict[str, Any]]:
@@ -181,7 +172,7 @@ def main_rows(answer: Answer) -> list[dict[str, Any]]:
         row["far_repeats_context"] = far
         row["far_repeats_nats_per_byte"] = cell.mean(FAR_REPEATS, ALL_FAR, far)
         row |= _against_base(answer.claims, cell, FAR_REPEATS, ALL_FAR, "far_repeats_difference")
-        for figure in sorted(cell.shown):
+        for figure in sorted(cell.means):
             if figure.measure.endswith(SAVED):
                 kind = figure.measure.split()[0]
                 row[f"saved_{kind}_{figure.order}"] = cell.means[figure]
@@ -241,8 +232,9 @@ def plots(answer: Answer) -> dict[str, bytes]:
         values = [
             {"cell": cell.name, "x": figure.order, "y": value}
             for cell in answer.cells
-            for figure, value in cell.shown.items()
+            for figure, value in cell.means.items()
             if figure.measure == measure and figure.order > 0
+            if figure.context in (None, cell.trained["context_length"])
         ]
         if values:
             made[name] = lines(values, "bytes back", title)
@@ -437,7 +429,7 @@ def _loss_at(cell: Cell, c: int) -> float | None:
 def _equal(cells: Sequence[Cell], claims: Sequence[SettingClaim], c: int | None = None) -> list[str]:
     found = []
     for cell in cells[1:]:
-        at = _shared_context(cells[0], cell) if c is None else c
+        at = _rows_within_training(cells[0], cell)[0]["context_length"] if c is None else c
         claim = _claim(claims, cell, LOSS, f"c = {at:,}")
         if claim is None:
             continue
@@ -512,13 +504,10 @@ def _heads(cells: Sequence[Cell]) -> list[str]:
         plain = next((other for other in cells if other.name == cell.window), None)
         if "KV heads" not in cell.name or plain is None:
             continue
-        c = _shared_context(cell, plain)
-        here, there = cell.row_at(c), plain.row_at(c)
-        if here is None or there is None:
-            continue
+        here, there = _rows_within_training(cell, plain)
         found.append(
             f"{cell.name}: {here['bits_per_byte'] - there['bits_per_byte']:+.4f} bits per byte against "
-            f"{plain.name} at c = {c:,}, {cell.costs['parameters']:,} and "
+            f"{plain.name} at c = {here['context_length']:,}, {cell.costs['parameters']:,} and "
             f"{plain.costs['parameters']:,} parameters."
         )
     return found or ["Not measured: no cells with other numbers of key-value heads."]

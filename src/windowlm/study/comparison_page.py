@@ -17,7 +17,7 @@ from windowlm.evaluation.result_files import OWN_EVALUATION
 from windowlm.model.config import ModelConfig
 from windowlm.model.cost import model_cost
 from windowlm.setting_text import setting_text
-from windowlm.study.measure_files import measures_of
+from windowlm.study.measure_files import is_of, read_measure
 
 BFLOAT16_BYTES = 2
 COSTS = {
@@ -98,14 +98,10 @@ def run_costs(folder: Path, result: LengthResult) -> dict[str, float | None]:
 def _far_repeat_nats(run: Run, context_length: int) -> float | None:
     """Nats a byte of all far repeats."""
     assert run.result is not None
-    measures = measures_of(run.folder / run.evaluation, run.result)
-    rows = [
-        row
-        for measured in measures
-        if measured["measure"] == "far_repeats"
-        for row in measured["rows"]
-        if row["context_length"] == context_length
-    ]
+    measured = read_measure(run.folder / run.evaluation, "far_repeats")
+    if measured is None or not is_of(measured, run.result):
+        return None
+    rows = [row for row in measured["rows"] if row["context_length"] == context_length]
     size = float(sum(row["bytes"] for row in rows))
     return math.fsum(row["nats"] for row in rows) / size if size else None
 

@@ -103,22 +103,23 @@ def _is_figure(name: str, row: Mapping[str, Any]) -> bool:
     return is_count(row["distance_from"]) and (row["distance_to"] is None or is_count(row["distance_to"]))
 
 
+def is_of(measured: MeasureResult, result: LengthResult) -> bool:
+    """Whether a measure belongs to an evaluation's result, and not to an earlier one in the same folder."""
+    settings, lengths = measured["settings"], [row["context_length"] for row in result["rows"]]
+    return (
+        settings.get("targets_hash") == result["targets_hash"]
+        and settings.get("context_lengths", lengths) == lengths
+        and settings.get("precision", result["precision"]) == result["precision"]
+    )
+
+
 def measures_of(folder: Path, result: LengthResult) -> list[MeasureResult]:
-    """Those that belong to an evaluation's result, and not to an earlier one in the same folder.
+    """All measures of an evaluation that belong to its result.
 
     Raises:
         UserError: a file is damaged.
     """
-    facts = {
-        "context_lengths": [row["context_length"] for row in result["rows"]],
-        "precision": result["precision"],
-    }
-    return [
-        measured
-        for measured in measures_in(folder)
-        if measured["settings"].get("targets_hash") == result["targets_hash"]
-        and all(measured["settings"].get(name, value) == value for name, value in facts.items())
-    ]
+    return [measured for measured in measures_in(folder) if is_of(measured, result)]
 
 
 def measures_in(folder: Path) -> list[MeasureResult]:

@@ -90,9 +90,9 @@ def run_study(evaluated: Evaluated, study: StudyConfig) -> list[MeasureResult]:
 
     console, errors = Console(), Console(stderr=True)
     folder = evaluated.folder
-    facts = _facts(evaluated)
     choosers = _choosers(evaluated, study)
     there = {name: read_measure(folder, name) for name in SETTINGS}
+    facts = _facts(evaluated)
     results = []
     with scoring(evaluated.bundle.model, evaluated.evaluation.precision) as model:
         subject = _subject(evaluated, model)
@@ -100,11 +100,7 @@ def run_study(evaluated: Evaluated, study: StudyConfig) -> list[MeasureResult]:
         study = replace(study, window=subject.window_bytes if study.window is None else study.window)
         makers = _makers(evaluated, subject, study, facts["model"], choosers)
         for number, name in enumerate(study.measures, start=1):
-            settings = facts | {key: getattr(study, key) for key in SETTINGS[name]}
-            if name == "key_words":
-                settings["choosers"] = {run: _identity(chooser) for run, chooser in choosers.items()}
-            if name == "far_context":
-                settings["near"], settings["far"] = _near_and_far(evaluated, study)
+            settings = facts | _settings(name, evaluated, study, choosers)
             earlier = there[name]
             if earlier is not None and earlier["settings"] == settings:
                 errors.print(f"{name}: made already, with the same settings")
@@ -126,6 +122,18 @@ def run_study(evaluated: Evaluated, study: StudyConfig) -> list[MeasureResult]:
     if results:
         console.out(f"measures in {shlex.quote(str(folder / STUDY_FOLDER))}", highlight=False)
     return results
+
+
+def _settings(
+    name: str, evaluated: Evaluated, study: StudyConfig, choosers: dict[str, Chooser]
+) -> dict[str, Any]:
+    """What decides a measure besides the evaluation; for a null or a folder, what it stands for."""
+    found = {key: getattr(study, key) for key in SETTINGS[name]}
+    if name == "key_words":
+        found["choosers"] = {run: _identity(chooser) for run, chooser in choosers.items()}
+    if name == "far_context":
+        found["near"], found["far"] = _near_and_far(evaluated, study)
+    return found
 
 
 def study_sections(sections: list[Section], results: list[MeasureResult]) -> list[Section]:

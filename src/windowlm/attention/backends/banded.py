@@ -81,11 +81,8 @@ def _in_one_call(
 ) -> Tensor:
     """Attention in which every query sees all keys, or all up to its own."""
     on_cpu, causal = query_BTHD.device.type == "cpu", visibility.causal
-    if (
-        not scoring.fused
-        or (on_cpu and scoring.dropout)
-        or not (on_cpu or _fused_on_gpu(query_BTHD, key_BSKD))
-    ):
+    has_kernel = not scoring.dropout if on_cpu else _fused_on_gpu(query_BTHD, key_BSKD)
+    if not (scoring.fused and has_kernel):
         return blockwise.attend(query_BTHD, key_BSKD, value_BSKD, visibility, scoring)
     if query_BTHD.shape[1] == 1:
         # Its keys may be many; a comparison alone would be a symbol to the compiler.

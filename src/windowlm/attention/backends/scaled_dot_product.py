@@ -3,7 +3,7 @@
 Shapes: B batch, T queries, S keys, H query heads, K key-value heads, D head dimension.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -52,7 +52,7 @@ def widened(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, 
     return query.to(wide), key.to(wide), value.to(wide)
 
 
-def grouped(query_BTHD: Tensor, key_BSKD: Tensor) -> dict[str, bool]:
+def grouped(query_BTHD: Tensor, key_BSKD: Tensor) -> dict[str, Any]:
     """What torch's functions ask for where heads share keys; in a graph of unknown sizes no comparison."""
     return {"enable_gqa": True} if query_BTHD.shape[2] != key_BSKD.shape[2] else {}
 
@@ -68,7 +68,6 @@ def _fused(
         query_BTHD.transpose(1, 2),
         key_BSKD.transpose(1, 2),
         value_BSKD.transpose(1, 2),
-        attn_mask=None,
         is_causal=causal,
         scale=scoring.scale,
         dropout_p=scoring.dropout,
