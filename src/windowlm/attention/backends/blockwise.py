@@ -28,8 +28,10 @@ from .scaled_dot_product import Scoring
 # What an operator takes for a number.
 LARGEST = torch.iinfo(torch.int64).max
 LONGEST_BLOCK, SHORTEST_BLOCK = 128, 16
+# As long as the window up to here on a GPU, where a call takes longer than the numbers that it need not see.
+LONGEST_BLOCK_ELSEWHERE = 512
 # Scores of a block: enough to outweigh the calls, few enough for the caches of a CPU.
-SCORES_ON_CPU, SCORES_ELSEWHERE = 2**20, 2**24
+SCORES_ON_CPU, SCORES_ELSEWHERE = 2**20, 2**25
 # Up to here rows are taken together on a CPU; products over rows and heads copy their keys.
 FEW_SCORES = 2**16
 
@@ -140,10 +142,13 @@ class _Call:
         (batch, queries, heads), (keys, kv_heads) = self.query_BTHD.shape[:3], self.key_BSKD.shape[1:3]
         groups, on_cpu = heads // kv_heads, self.query_BTHD.device.type == "cpu"
         room = SCORES_ON_CPU if on_cpu else SCORES_ELSEWHERE
-        length = keys
+        length, longest = keys, LONGEST_BLOCK
         if self.behind is not None and self.ahead is not None:
-            length = min(keys, self.behind + LONGEST_BLOCK + self.ahead)
-        block = min(queries, max(SHORTEST_BLOCK, min(LONGEST_BLOCK, room // (groups * length))))
+            reach = self.behind + self.ahead
+            if not on_cpu:
+                longest = max(longest, min(reach, LONGEST_BLOCK_ELSEWHERE))
+            length = min(keys, reach + longest)
+        block = min(queries, max(SHORTEST_BLOCK, min(longest, room // (groups * length))))
         together = max(1, min(kv_heads, room // (groups * block * length)))
         rows = 1
         if together == kv_heads:
