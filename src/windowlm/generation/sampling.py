@@ -36,7 +36,6 @@ def next_tokens(
         settings: temperature, filters, repetition penalty.
         occurred_BV: bool, what the penalty makes less probable; may be left away without penalty.
     """
-    logits_BV = logits_BV.double()
     if settings.repetition_penalty != 1:
         assert occurred_BV is not None
         penalty = settings.repetition_penalty
@@ -44,7 +43,7 @@ def next_tokens(
         logits_BV = torch.where(occurred_BV, bent_BV, logits_BV)
     if settings.temperature == 0:
         return logits_BV.argmax(-1)
-    probabilities_BV = _kept(logits_BV / settings.temperature, settings).softmax(-1)
+    probabilities_BV = _kept(logits_BV.double() / settings.temperature, settings).softmax(-1)
     # The inverse of the distribution function; a draw near 1 may lie beyond its rounded end.
     sums_BV = probabilities_BV.cumsum(-1)
     chosen_B1 = torch.searchsorted(sums_BV, draws_B[:, None] * sums_BV[:, -1:], right=True)

@@ -77,6 +77,19 @@ class Occurrences:
             yield self._oldest_1
 
 
+def nats_of(logits_BV: Tensor, tokens_B: Tensor) -> Tensor:
+    """-log of the probability of a token of each row, float64 [B].
+
+    Powers are taken and summed in the dtype of the logits, as float64 takes a GPU a third of its step. What
+    is as large as a logit is left to float64.
+    """
+    largest_B1 = logits_BV.amax(-1, keepdim=True)
+    total_B = (logits_BV - largest_B1).exp().sum(-1)
+    chosen_B1 = logits_BV.gather(1, tokens_B[:, None])
+    nats_B: Tensor = total_B.double().log() + (largest_B1.double() - chosen_B1.double())[:, 0]
+    return nats_B
+
+
 class TokenChoice:
     """Chooses by the settings, with the draws of each row one after the other.
 
@@ -109,14 +122,14 @@ class TokenChoice:
     @torch.no_grad()
     def __call__(self, logits_BV: Tensor) -> Chosen:
         """Choose, and move on by a token."""
-        logits_BV = logits_BV.double()
+        logits_BV = logits_BV.to(torch.promote_types(logits_BV.dtype, torch.float32))
         draws_B = self._draws_BT.index_select(1, self._draw_1)[:, 0]
         occurred_BV = None if self._occurrences is None else self._occurrences.counts > 0
         allowed_BV = logits_BV
         if self._never_V is not None:
             allowed_BV = logits_BV.masked_fill(self._never_V, -torch.inf)
         tokens_B = next_tokens(allowed_BV, draws_B, self.settings, occurred_BV)
-        nats_B = -logits_BV.log_softmax(-1).gather(1, tokens_B[:, None])[:, 0]
+        nats_B = nats_of(logits_BV, tokens_B)
         self._draw_1.add_(1)
         if self._occurrences is not None:
             self._occurrences.add(tokens_B)
