@@ -14,9 +14,10 @@ from tests.model.test_streaming import LAYERS, LENGTH, drawn, packed
 from tests.model.test_switches import tokens
 from tests.model.test_token_step import PROMPT, stepped
 from windowlm.bundle import Bundle
+from windowlm.generation import split_products
 from windowlm.generation.config import SamplingConfig
 from windowlm.generation.generate import Generator
-from windowlm.generation.split_products import product_by_kernel
+from windowlm.generation.split_products import gated_product_by_kernel, product_by_kernel
 from windowlm.generation.token_step import TokenStep, joined_view
 from windowlm.tokenization.tokenizer import BytesTokenizer
 
@@ -66,7 +67,28 @@ def test_a_split_product_is_the_product(rows: int, outputs: int, inputs: int, dt
     assert torch.equal(part_PRN, product_by_kernel(row_RK, weight_NK))
 
 
-def test_the_steps_of_a_batch_take_split_products_and_one_row_takes_none() -> None:
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("gated", "inputs"), [(25, 100), (16, 256), (2048, 768), (1537, 1025)])
+@pytest.mark.parametrize("rows", [2, 3, 17, 64, 128])
+def test_a_gated_product_is_what_follows_from_its_halves(
+    rows: int, gated: int, inputs: int, dtype: torch.dtype
+) -> None:
+    torch.manual_seed(0)
+    row_RK = torch.randn(rows, 2 * inputs, device="cuda", dtype=dtype)[:, ::2]
+    weight_NK = (torch.randn(2 * gated, inputs + 8, device="cuda") / inputs**0.5).to(dtype)[:, :inputs]
+    output_RF = gated_product_by_kernel(row_RK, weight_NK)
+    gate_RF, up_RF = (row_RK.double() @ weight_NK.double().T).chunk(2, 1)
+    wanted_RF = torch.nn.functional.silu(gate_RF) * up_RF
+    rounded = torch.finfo(dtype).eps / 2 * wanted_RF.abs()
+    assert bool(((output_RF - wanted_RF).abs() <= rounded + 1e-5 * wanted_RF.abs().max()).all())
+    assert torch.equal(output_RF, gated_product_by_kernel(row_RK, weight_NK))
+
+
+@pytest.mark.parametrize("fewest", [1, split_products.FEWEST_GATED_PROGRAMS])
+def test_the_steps_of_a_batch_take_split_products_and_one_row_takes_none(
+    fewest: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(split_products, "FEWEST_GATED_PROGRAMS", fewest)
     model = drawn(LAYERS["windows"]).bfloat16().cuda()
     exact_model = copy.deepcopy(model).double()
     for batch in (1, 4):
@@ -76,6 +98,8 @@ def test_the_steps_of_a_batch_take_split_products_and_one_row_takes_none() -> No
             took, codes = run_and_get_code(lambda: stepped(model, tokens_BT, PROMPT, compiled=compiled))  # noqa: B023
             logits.append(took)
         assert any("split_products.product" in code for code in codes) == (batch > 1)
+        gated = batch > 1 and fewest == 1
+        assert any("split_products.gated_product" in code for code in codes) == gated
         with torch.no_grad():
             exact = exact_model(tokens_BT)[:, PROMPT:]
         slow, fast = (float((took - exact).abs().max()) for took in logits)

@@ -13,7 +13,7 @@ def computed_again(function: Callable[..., Tensor], *arguments: Any) -> Tensor:
 
     For what takes less time to compute than to write and read, such as sums and products of each number.
     """
-    if not torch.compiler.is_compiling():
+    if not (torch.compiler.is_compiling() and torch.is_grad_enabled()):
         return function(*arguments)
     value: Tensor = checkpoint(function, *arguments, use_reentrant=False)
     return value
