@@ -79,10 +79,40 @@ def test_every_backend_of_ours_that_was_measured_is_in_the_page() -> None:
     for row in ours:
         rows = rows_of[row.pop("shape"), row.pop("documents") == "yes"]
         timed = {name for name in rows if name.startswith("windowlm:") and rows[name]["calls"]}
-        # It makes a T x T tensor, so that it is timed at the smallest shape alone.
-        assert {f"windowlm:{name}" for name in row} == timed - {"windowlm:reference"}
+        # One makes a T x T tensor, the other computed in another way then.
+        assert {f"windowlm:{name}" for name in row} == timed - {"windowlm:reference", "windowlm:banded"}
         for name, ratio in row.items():
             assert ratio == f"{rows[f'windowlm:{name}']['total_ratio']:.2f}", name
+
+
+def total_ratios(run: str) -> dict[str, dict[str, float]]:
+    """Of each shape and entrant of a run, and of the minima."""
+    shapes = json.loads((DOCS / "results" / run / "attention.json").read_text())["shapes"]
+    return {
+        shape["shape"]: {
+            f"{least}{row['name']}": row[f"{least}total_ratio"]
+            for row in shape["rows"]
+            for least in ("", "least_")
+        }
+        for shape in shapes
+    }
+
+
+def test_the_ratios_of_rounds_in_any_order_are_those_of_the_results() -> None:
+    page = " ".join((DOCS / "attention-backends.md").read_text().split())
+    ours, packed = total_ratios("attention_h100_ours"), total_ratios("attention_h100_ours_documents")
+    peer = {name: f"{ratios['flash-attn-4']:.2f}" for name, ratios in ours.items()}
+    assert peer["A"] == peer["B"] == peer["C"]
+    least = ours["D"]["least_flash-attn-4"]
+    assert (
+        f"takes {peer['A']} times as long at A, B and C, {peer['D']} at D, where both together take "
+        f"{least:.2f} by their minima, {packed['D']['flash-attn-4']:.2f} at D with documents, and "
+        f"{peer['E']} at E" in page
+    )
+    banded = {
+        name: ratios["windowlm:banded"] for name, ratios in total_ratios("attention_h100_banded").items()
+    }
+    assert f"{banded['A']:.0f} times as long as `band` at A and {banded['C']:.0f} times at C" in page
 
 
 def test_the_pace_of_matrix_products_is_that_of_the_runs() -> None:
@@ -95,13 +125,13 @@ def test_the_pace_of_matrix_products_is_that_of_the_runs() -> None:
 def test_the_cases_are_as_many_as_the_results_say() -> None:
     (table,) = tables("Proof")
     drawn = {
-        row["backend"]: row
-        for device in ("cpu", "h100")
-        for row in json.loads((DOCS / "results" / f"attention_cases_{device}.json").read_text())
+        (row["backend"], device): row
+        for device in ("CPU", "H100")
+        for row in json.loads((DOCS / "results" / f"attention_cases_{device.lower()}.json").read_text())
     }
-    assert sorted(drawn) == sorted(row["backend"] for row in table)
+    assert sorted(drawn) == sorted((row["backend"], row["device"]) for row in table)
     for row in table:
-        result = drawn[row["backend"]]
+        result = drawn[row["backend"], row["device"]]
         assert [row["cases"], row["mismatches"]] == [f"{result['cases']:,}", str(result["mismatches"])]
 
 

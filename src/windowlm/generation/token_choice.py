@@ -80,8 +80,8 @@ class Occurrences:
 def nats_of(logits_BV: Tensor, tokens_B: Tensor) -> Tensor:
     """-log of the probability of a token of each row, float64 [B].
 
-    Powers are taken and summed in the dtype of the logits, as float64 takes a GPU a third of its step. What
-    is as large as a logit is left to float64.
+    Powers are taken and summed in the dtype of the logits, as a GPU takes far longer in float64. What is as
+    large as a logit is left to float64.
     """
     largest_B1 = logits_BV.amax(-1, keepdim=True)
     total_B = (logits_BV - largest_B1).exp().sum(-1)
