@@ -9,7 +9,7 @@ import torch
 from tests.study.oracles import FACTS, letters
 from windowlm.evaluation.config import EvaluationConfig
 from windowlm.evaluation.evaluate import evaluate_checkpoint
-from windowlm.evaluation.kept_nats import UNFINISHED, KeptNats, scoring_key
+from windowlm.evaluation.kept_nats import UNFINISHED, KeptNats, scoring_key, weights_hash
 from windowlm.evaluation.length_sweep import length_sweep
 from windowlm.evaluation.target_losses import read_losses
 from windowlm.model.config import ModelConfig
@@ -88,12 +88,14 @@ def test_pieces_of_another_model_or_damaged_ones_are_scored_again(tmp_path):
 
 def test_the_key_is_of_weights_and_settings():
     model = ReachModel(11, reach=3)
-    key = scoring_key(model, {"precision": "32-true"})
-    assert key == scoring_key(ReachModel(11, reach=3), {"precision": "32-true"})
-    assert key != scoring_key(model, {"precision": "64-true"})
+    weights = weights_hash(model)
+    assert weights == weights_hash(ReachModel(11, reach=3))
+    assert scoring_key(weights, {"precision": "32-true"}) != scoring_key(weights, {"precision": "64-true"})
     with torch.no_grad():
         model.head.weight[0, 0] += 1e-6
-    assert key != scoring_key(model, {"precision": "32-true"})
+    changed = weights_hash(model)
+    assert weights != changed
+    assert scoring_key(weights, {}) != scoring_key(changed, {})
 
 
 def test_a_finished_evaluation_is_not_read_again_and_a_new_length_alone_is(run, monkeypatch, capsys):  # noqa: F811
@@ -110,6 +112,7 @@ def test_a_finished_evaluation_is_not_read_again_and_a_new_length_alone_is(run, 
     assert not calls
     assert "scored already" in capsys.readouterr().err
     assert again.result == first.result
+    assert first.result["weights"] == weights_hash(first.bundle.model)
     assert again.losses.tokens_per_second == first.losses.tokens_per_second
     grown = evaluate([4, 8, 16])
     assert calls

@@ -19,7 +19,7 @@ from windowlm.data.token_store import TokenSplit
 from windowlm.errors import UserError
 from windowlm.evaluation.config import EvaluationConfig
 from windowlm.evaluation.html_page import Section, html_page
-from windowlm.evaluation.kept_nats import KeptNats, scoring_key
+from windowlm.evaluation.kept_nats import KeptNats, scoring_key, weights_hash
 from windowlm.evaluation.length_page import (
     PAGE_NAME,
     cost_rows,
@@ -131,7 +131,9 @@ def _evaluate(
         description = "perplexity by context length"
         task = progress.add_task(description, total=None)
         lines = ProgressLines(description, shown=processes.leads and not drawn)
-        kept = KeptNats(folder, _agreed_key(model, evaluation, processes))
+        weights = weights_hash(model)
+        facts = {**facts, "weights": weights}
+        kept = KeptNats(folder, _agreed_key(model, weights, evaluation, processes))
         if kept.damaged:
             console.print(f"{folder / LOSSES_NAME}: damaged, so that all is scored again", soft_wrap=True)
         read = 0
@@ -176,10 +178,10 @@ def _evaluate(
 
 
 def _agreed_key(
-    model: Decoder | TransformersModel, evaluation: EvaluationConfig, processes: Processes
+    model: Decoder | TransformersModel, weights: str, evaluation: EvaluationConfig, processes: Processes
 ) -> str:
     """The scoring key, which is that of all processes."""
-    key = scoring_key(model, _scoring_settings(model, evaluation))
+    key = scoring_key(weights, _scoring_settings(model, evaluation))
     if set(processes.gather(key)) != {key}:
         raise UserError(
             "the processes of this evaluation hold different models, settings or versions; start all of them "

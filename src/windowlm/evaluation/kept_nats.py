@@ -99,14 +99,19 @@ class KeptNats:
         return self._unfinished / f"{self.scoring_key[:16]}-{name}.npz"
 
 
-def scoring_key(model: nn.Module, settings: Mapping[str, Any]) -> str:
-    """SHA-256 of the weights and of what else decides the nats of a given target.
+def scoring_key(weights: str, settings: Mapping[str, Any]) -> str:
+    """SHA-256 of what decides the nats of a given target.
 
     Args:
-        model: on any device.
+        weights: their hash.
         settings: shape of the model, precision and the like, as JSON can say them.
     """
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
+    return hashlib.sha256(json.dumps([weights, settings], sort_keys=True, default=str).encode()).hexdigest()
+
+
+def weights_hash(model: nn.Module) -> str:
+    """SHA-256 of a model's weights, on any device."""
+    digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         flat = tensor.detach().cpu().contiguous().reshape(-1)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -78,6 +78,7 @@ class RunFacts(TypedDict):
         tokenizer_identity: hash of the tokenizer.
         source_identity: hash of the documents' source.
         split: name of the documents scored.
+        weights: hash of the model's, which the evaluation fills in; earlier results lack it.
     """
 
     training_length: int
@@ -87,6 +88,7 @@ class RunFacts(TypedDict):
     tokenizer_identity: str
     source_identity: str
     split: str
+    weights: NotRequired[str]
 
 
 class LengthResult(RunFacts):

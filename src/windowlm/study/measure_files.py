@@ -108,6 +108,7 @@ def is_of(measured: MeasureResult, result: LengthResult) -> bool:
     settings, lengths = measured["settings"], [row["context_length"] for row in result["rows"]]
     return (
         settings.get("targets_hash") == result["targets_hash"]
+        and result.get("weights") in (None, settings.get("model"))
         and settings.get("context_lengths", lengths) == lengths
         and settings.get("precision", result["precision"]) == result["precision"]
     )

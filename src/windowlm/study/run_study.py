@@ -21,7 +21,6 @@ from windowlm.evaluation.result import trained_context
 from windowlm.evaluation.result_files import read_result
 from windowlm.evaluation.scored_documents import training_documents
 from windowlm.evaluation.target_losses import LOSSES_NAME, read_losses
-from windowlm.interchange.weights_in import weight_files
 from windowlm.model_folder import find_model_folder
 from windowlm.study import rare_words, words
 from windowlm.study.config import StudyConfig
@@ -262,13 +261,13 @@ def _choosers(evaluated: Evaluated, study: StudyConfig) -> dict[str, Chooser]:
         name = evaluated.folder.name
         advice = f"score it in the same way: python scripts/evaluate.py checkpoint={shlex.quote(run)}"
         losses = read_losses(Path(run) / name / LOSSES_NAME, advice)
-        context = trained_context([read_result(Path(run), name)])
+        result = read_result(Path(run), name)
+        context = trained_context([result])
         if context not in losses.nats:
             raise UserError(
                 f"{Path(run) / name}: {LOSSES_NAME} and its result are of two evaluations; {advice}"
             )
-        weights = _weights_hash(find_model_folder(run, "study.choosers").path)
-        found[run] = Chooser(losses, context, weights)
+        found[run] = Chooser(losses, context, result.get("weights", ""))
     return found
 
 
@@ -281,17 +280,10 @@ def _identity(chooser: Chooser) -> str:
     return digest.hexdigest()
 
 
-def _weights_hash(folder: Path) -> str:
-    digest = hashlib.sha256()
-    for file in weight_files(folder):
-        digest.update(file.read_bytes())
-    return digest.hexdigest()
-
-
 def _facts(evaluated: Evaluated) -> dict[str, Any]:
     scored = evaluated.result["documents"]
     return {
-        "model": _weights_hash(evaluated.bundle.folder),
+        "model": evaluated.result["weights"],
         "targets_hash": evaluated.result["targets_hash"],
         # The same text may be read with other authors, which the intervals are over.
         CLUSTERS: hash_of([(document["document_hash"], document["author"]) for document in scored]),
