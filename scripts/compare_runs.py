@@ -41,8 +41,11 @@ def main() -> int:
         else:
             compare_two(*folders, console, given.evaluation)
             runs = [read_run(folder, given.evaluation) for folder in folders]
-            if pairs := paired_measures(*runs):
+            pairs, left_out = paired_measures(*runs)
+            if pairs:
                 console.print(measures_table(pairs))
+            for sentence in left_out:
+                console.print(sentence, highlight=False, markup=False)
     except OSError as error:
         if error.filename is None:  # of the screen
             raise

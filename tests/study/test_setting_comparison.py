@@ -73,7 +73,8 @@ def test_two_runs_are_compared_by_what_both_measured(tmp_path):
     far, saved = [draws(1), draws(2)], [draws(3), draws(4)]
     for number in range(2):
         add_run(tmp_path / str(number), 4, number, draws(number), far[number], saved[number])
-    found = paired_measures(*(read_run(tmp_path / name) for name in "01"))
+    found, left_out = paired_measures(*(read_run(tmp_path / name) for name in "01"))
+    assert left_out == []
     assert [(pair.figure.measure, pair.figure.group) for pair in found] == [
         (FAR_REPEATS, "all distances"),
         (FAR_REPEATS, "256 to 512 bytes back"),
@@ -95,7 +96,7 @@ def test_right_choices_are_paired_over_authors_at_each_distance(tmp_path):
     right = [draws(1), draws(2)]
     for number in range(2):
         add_run(tmp_path / str(number), 4, number, draws(number), right_N=right[number])
-    (pair,) = paired_measures(*(read_run(tmp_path / name) for name in "01"))
+    (pair,), _ = paired_measures(*(read_run(tmp_path / name) for name in "01"))
     assert (pair.figure.measure, pair.figure.group) == (RIGHT, "512 bytes back")
     expected = bootstrap_t(right[1] - right[0])
     found = pair.difference
@@ -165,10 +166,27 @@ def test_the_report_is_written_with_every_claim(tmp_path):
 def test_measures_of_other_authors_are_not_compared_and_earlier_ones_do_not_tell(tmp_path):
     for name, facts in (("0", {"clusters_hash": "a"}), ("1", {"clusters_hash": "b"}), ("2", {})):
         add_run(tmp_path / name, 4, 0, draws(0), far_N=draws(0), **facts)
-    with pytest.raises(UserError, match="far_repeats was measured with different clusters_hash"):
-        paired_measures(read_run(tmp_path / "0"), read_run(tmp_path / "1"))
+    pairs, (said,) = paired_measures(read_run(tmp_path / "0"), read_run(tmp_path / "1"))
+    assert pairs == []
+    assert "far_repeats is left out: it was measured with different clusters_hash" in said
     for first, second in ("02", "20"):
-        assert paired_measures(read_run(tmp_path / first), read_run(tmp_path / second))
+        pairs, left_out = paired_measures(read_run(tmp_path / first), read_run(tmp_path / second))
+        assert pairs
+        assert left_out == []
+
+
+def test_a_measure_that_was_made_differently_is_left_out_and_others_are_compared(tmp_path):
+    for number, distances in enumerate(([1], [2])):
+        folder = tmp_path / str(number)
+        add_run(folder, 4, number, draws(number), draws(number), draws(number))
+        file = folder / "evaluation" / "study" / "pasted_spans.json"
+        measured = json.loads(file.read_text())
+        measured["settings"]["distances"] = distances
+        file.write_text(json.dumps(measured))
+    for order in ("01", "10"):
+        pairs, (said,) = paired_measures(*(read_run(tmp_path / name) for name in order))
+        assert {pair.figure.measure for pair in pairs} == {FAR_REPEATS}
+        assert said.startswith("pasted_spans is left out: it was measured with different distances")
 
 
 def test_what_cannot_be_compared_is_said(tmp_path):
@@ -199,3 +217,14 @@ def test_what_cannot_be_compared_is_said(tmp_path):
 def test_measures_of_an_earlier_evaluation_do_not_count(tmp_path):
     add_run(tmp_path, 4, 0, draws(0), far_N=draws(0), targets_hash="old")
     assert {figure.measure for figure in author_values(read_run(tmp_path)).values} == {LOSS}
+
+
+def test_measures_of_other_weights_do_not_count(tmp_path):
+    add_run(tmp_path, 4, 0, draws(0), far_N=draws(0), model="these")
+    file = tmp_path / "evaluation" / "length.json"
+    result = json.loads(file.read_text())
+    for weights, counts in (("these", True), ("others", False)):
+        file.write_text(json.dumps(result | {"weights": weights}))
+        assert (
+            FAR_REPEATS in {figure.measure for figure in author_values(read_run(tmp_path)).values}
+        ) == counts

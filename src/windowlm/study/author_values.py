@@ -1,6 +1,6 @@
 """A figure for each author of all that was measured of a run, from which runs and settings are compared."""
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,8 +61,12 @@ class AuthorValues:
     settings: dict[str, dict[str, Any]]
 
 
-def author_values(run: Run) -> AuthorValues:
+def author_values(run: Run, without: Container[str] = ()) -> AuthorValues:
     """Figures of an evaluated run: the loss at each context length, and those of its measures.
+
+    Args:
+        run: the run.
+        without: names of measures that are left out.
 
     Raises:
         UserError: a file is damaged.
@@ -72,6 +76,8 @@ def author_values(run: Run) -> AuthorValues:
     settings = {}
     for measured in measures_of(run.folder / run.evaluation, run.result):
         name = measured["measure"]
+        if name in without:
+            continue
         settings[name] = {key: value for key, value in measured["settings"].items() if key != "model"}
         sums: dict[Figure, dict[str, list[tuple[float, float]]]] = {}
         for row in measured["clusters"]:
@@ -85,6 +91,19 @@ def author_values(run: Run) -> AuthorValues:
             for figure, by_author in sums.items()
         }
     return AuthorValues(values, settings)
+
+
+def measured_differently(one: AuthorValues, two: AuthorValues) -> dict[str, list[str]]:
+    """The settings that differ of each measure that both runs have, where some do."""
+    found = {}
+    for name in sorted(one.settings.keys() & two.settings.keys()):
+        here, there = one.settings[name], two.settings[name]
+        told = here.keys() | there.keys()
+        if not (CLUSTERS in here and CLUSTERS in there):
+            told = told - {CLUSTERS}
+        if differing := sorted(key for key in told if here.get(key) != there.get(key)):
+            found[name] = differing
+    return found
 
 
 def comparable(
@@ -108,14 +127,11 @@ def comparable(
             f"{first.folder} and {second.folder} scored different text, so their figures cannot be compared; "
             "score both on the same data with the same evaluation settings"
         )
-    for name in one.settings.keys() & two.settings.keys():
-        here, there = one.settings[name], two.settings[name]
-        told = [key for key in here if key != CLUSTERS or key in there]
-        if differing := sorted(key for key in told if here[key] != there.get(key)):
-            raise UserError(
-                f"{first.folder} and {second.folder}: {name} was measured with different "
-                f"{', '.join(differing)}; measure both with the same study settings"
-            )
+    for name, differing in measured_differently(one, two).items():
+        raise UserError(
+            f"{first.folder} and {second.folder}: {name} was measured with different "
+            f"{', '.join(differing)}; measure both with the same study settings"
+        )
     if context is None:
         context = trained_context((first.result, second.result))
     return sorted(

@@ -9,7 +9,7 @@ from windowlm.evaluation.bootstrap_t import bootstrap_t
 from windowlm.evaluation.comparison import Run
 from windowlm.evaluation.report import add_columns, interval_text
 from windowlm.evaluation.result import Interval, interval
-from windowlm.study.author_values import LOSS, Figure, author_values, comparable
+from windowlm.study.author_values import LOSS, Figure, author_values, comparable, measured_differently
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -25,13 +25,15 @@ class PairedMeasure:
     difference: Interval
 
 
-def paired_measures(first: Run, second: Run) -> list[PairedMeasure]:
-    """What both runs have besides the loss by context length.
+def paired_measures(first: Run, second: Run) -> tuple[list[PairedMeasure], list[str]]:
+    """What both runs have besides the loss by context length, and what was measured differently, in words.
 
     Raises:
-        UserError: they scored different text, or measured it differently.
+        UserError: they scored different text.
     """
     one, two = author_values(first), author_values(second)
+    differing = measured_differently(one, two)
+    one, two = author_values(first, differing), author_values(second, differing)
     pairs = []
     for figure in comparable(first, one, second, two):
         if figure.measure == LOSS:
@@ -46,7 +48,11 @@ def paired_measures(first: Run, second: Run) -> list[PairedMeasure]:
                 interval(bootstrap_t(values[:, 1] - values[:, 0])),
             )
         )
-    return pairs
+    return pairs, [
+        f"{name} is left out: it was measured with different {', '.join(settings)}; measure both with the "
+        "same study settings"
+        for name, settings in differing.items()
+    ]
 
 
 def measures_table(pairs: list[PairedMeasure]) -> "Table":
