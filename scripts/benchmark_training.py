@@ -66,6 +66,7 @@ SHAPES = {
 PRECISIONS = [name for name in get_args(Precision) if name != "16-mixed"]
 PACKAGES = ("torch", "triton", "transformers", "lightning", "windowlm")
 SCRIPT = Path(__file__).with_name("training_entrants.py")
+TEXT = "text"  # folder
 SECONDS_BETWEEN_LOOKS = 0.05
 MOST_SECONDS_TO_END = 120
 EPOCH_TOKENS, FEWEST_TOKENS = 4_000_000, 300_000
@@ -271,7 +272,7 @@ def peak_of(options: argparse.Namespace) -> float | None:
 
 def write_training_text(options: argparse.Namespace) -> list[str]:
     """Text for the command lines, enough for an epoch of many steps; returns the settings that read it."""
-    folder = options.folder / "text"
+    folder = options.folder / TEXT
     folder.mkdir()
     longest = max(options.lengths)
     steps = options.warmup + 2 * (options.rounds + 1) * options.steps
@@ -339,6 +340,7 @@ def job_of(row: Row, options: argparse.Namespace, **values: Any) -> Job:
         shape=asdict(row.shape),
         precision=row.precision,
         device=options.device.type,
+        text=str(options.folder / TEXT),
         seed=options.seed,
         compiled=options.compiled and row.entrant in ATTENTION_OF_PEERS,
         **values,

@@ -10,12 +10,13 @@ as JSON; whatever is printed besides goes to standard error.
 Shapes: B batch, T tokens of a whole sequence, L own tokens, D model width.
 """
 
+import itertools
 import json
 import math
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +26,7 @@ from context_peers import PEERS
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.nn.parallel import DistributedDataParallel
-from training_entrants import LEARNING_RATE, Shape, autocast_of, compile_seconds, drawn_tokens
+from training_entrants import FEW_BATCHES, LEARNING_RATE, Shape, autocast_of, compile_seconds
 
 from windowlm.data.packing import UNSCORED
 from windowlm.evaluation.precision import WEIGHT_DTYPES
@@ -86,6 +87,13 @@ def main() -> None:
     if answer is not None:
         print(json.dumps(answer), file=answers, flush=True)
     os._exit(0)
+
+
+def drawn_tokens(shape: Shape, device: str) -> Iterator[tuple[Tensor, Tensor]]:
+    """Random inputs and targets on the device, int64 [B, T] each, a few batches over and over."""
+    size = (shape.batch, shape.sequence_length + 1)
+    drawn = [torch.randint(0, shape.vocabulary_size, size, device=device) for _ in range(FEW_BATCHES)]
+    return itertools.cycle([(batch[:, :-1].contiguous(), batch[:, 1:].contiguous()) for batch in drawn])
 
 
 def measured(job: Job) -> dict[str, Any] | None:

@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
+from tokenizers import Tokenizer
 
 from windowlm.tokenization.training import train_bpe
 
@@ -52,3 +54,23 @@ def write_text(folder: Path, vocabulary_size: int, tokens: int, seed: int) -> li
                 file.write(json.dumps({"text": text}) + "\n")
                 written += length
     return [f"data.path={folder}", *said]
+
+
+def read_tokens(folder: Path, count: int) -> npt.NDArray[np.int64]:
+    """The first tokens of the training split that `write_text` wrote, end marks among them; [count].
+
+    It begins again where it ends.
+    """
+    file = folder / "tokenizer.json"
+    tokenizer = Tokenizer.from_file(str(file)) if file.is_file() else None
+    found: list[int] = []
+    with (folder / "train.jsonl").open(encoding="utf-8") as lines:
+        for line in lines:
+            text = json.loads(line)["text"]
+            if tokenizer is None:
+                found += text.encode()
+            else:
+                found += [*tokenizer.encode(text).ids, tokenizer.token_to_id(END_MARK)]
+            if len(found) >= count:
+                break
+    return np.resize(np.array(found, dtype=np.int64), count)

@@ -13,6 +13,7 @@ Shapes: B batch, T tokens, N tokens of all rows, D model width.
 import contextlib
 import itertools
 import json
+import math
 import os
 import runpy
 import sys
@@ -32,7 +33,7 @@ ENTRANTS = (FULL_PATH, DOCUMENTS, LOOP, FLEX, SDPA)
 LEVER_OF_LOOP = f"{LOOP}, "  # and the name of a lever
 ATTENTION_OF_PEERS = {FLEX: "flex_attention", SDPA: "sdpa"}
 LOSS_RANGE = "head and loss"
-DRAWN_BATCHES = 4
+FEW_BATCHES = 4
 LEARNING_RATE = 3e-4  # of all: low enough for any of the shapes in bfloat16
 Step = Callable[[], Any]  # takes one step and returns the loss, a scalar on the device
 
@@ -84,6 +85,7 @@ class Job:
         shape: as a dictionary of `Shape`.
         precision: Lightning's name.
         device: cpu or cuda.
+        text: folder of the text that `windowlm` reads, for those that read it once before they train.
         seed: of weights and tokens.
         compiled: whether a peer is compiled.
         overrides: of ``train.py``, for those that run it.
@@ -94,6 +96,7 @@ class Job:
     shape: dict[str, int]
     precision: str
     device: str
+    text: str
     seed: int = 0
     compiled: bool = False
     overrides: tuple[str, ...] = ()
@@ -137,22 +140,13 @@ def answer_requests(job: Job) -> None:
         LEVERS[job.entrant.removeprefix(LEVER_OF_LOOP)]()
     step = transformers_mistral(job) if job.entrant in ATTENTION_OF_PEERS else windowlm_loop(job)
 
-    def synchronize() -> None:
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-
     for line in sys.stdin:
         request = json.loads(line)
         answer: dict[str, Any] = {}
         if request.get("reset_peak_memory"):
             reset_peak_memory(device)
         if "steps" in request:
-            synchronize()
-            started = time.perf_counter()
-            for _ in range(request["steps"]):
-                loss = step()
-            synchronize()
-            answer["seconds"] = time.perf_counter() - started
+            answer["seconds"], loss = timed(step, request["steps"], device)
             answer["loss"] = float(loss)
             answer["peak_memory_bytes"] = peak_memory_bytes(device)
             answer["compile_s"] = compile_seconds()
@@ -164,6 +158,28 @@ def answer_requests(job: Job) -> None:
         print(json.dumps(answer), file=answers, flush=True)
 
 
+def timed(step: Step, steps: int, device: Any) -> tuple[float, Any]:
+    """Seconds of so many steps, and the last loss.
+
+    A GPU has one step more to do before the first, so that it waits for the host no more than in a run.
+    """
+    import torch
+
+    if device.type != "cuda":
+        started = time.perf_counter()
+        for _ in range(steps):
+            loss = step()
+        return time.perf_counter() - started, loss
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    step()
+    begin.record()
+    for _ in range(steps):
+        loss = step()
+    end.record()
+    end.synchronize()
+    return begin.elapsed_time(end) / 1000, loss
+
+
 def compile_seconds() -> float:
     """Seconds that torch.compile took in this process so far, backward graphs included."""
     from torch._dynamo.utils import calculate_time_spent
@@ -171,13 +187,14 @@ def compile_seconds() -> float:
     return float(calculate_time_spent().get("total_wall_time", 0.0))
 
 
-def drawn_tokens(shape: Shape, device: str) -> Iterator[tuple[Any, Any]]:
-    """Random inputs and targets on the device, int64 [B, T] each, over and over."""
+def tokens_of_text(shape: Shape, text: str, device: str) -> Iterator[tuple[Any, Any]]:
+    """Inputs and targets of the text on the device, int64 [B, T] each, a few batches over and over."""
     import torch
+    from synthetic_text import read_tokens
 
-    size = (shape.batch, shape.sequence_length + 1)
-    drawn = [torch.randint(0, shape.vocabulary_size, size, device=device) for _ in range(DRAWN_BATCHES)]
-    return itertools.cycle([(batch[:, :-1].contiguous(), batch[:, 1:].contiguous()) for batch in drawn])
+    size = (FEW_BATCHES, shape.batch, shape.sequence_length + 1)
+    tokens = torch.from_numpy(read_tokens(Path(text), math.prod(size)).reshape(size)).to(device)
+    return itertools.cycle([(batch[:, :-1].contiguous(), batch[:, 1:].contiguous()) for batch in tokens])
 
 
 def autocast_of(job: Job) -> Callable[[], Any]:
@@ -214,7 +231,7 @@ def windowlm_loop(job: Job) -> Step:
     compiled = is_compiled(TrainerConfig(), torch.device(job.device))
     hidden = hidden_states(model, compiled=compiled, float8=job.precision == "fp8")
     loss_of_head = head_loss(TrainerConfig().loss, job.precision, compiled=compiled)
-    batches, autocast = drawn_tokens(shape, job.device), autocast_of(job)
+    batches, autocast = tokens_of_text(shape, job.text, job.device), autocast_of(job)
 
     def step() -> torch.Tensor:
         tokens_BT, targets_BT = next(batches)
@@ -285,7 +302,7 @@ def transformers_mistral(job: Job) -> Step:
         weight_decay=settings.weight_decay,
         fused=True,
     )
-    batches, autocast = drawn_tokens(shape, job.device), autocast_of(job)
+    batches, autocast = tokens_of_text(shape, job.text, job.device), autocast_of(job)
 
     def step() -> torch.Tensor:
         tokens_BT, _ = next(batches)

@@ -65,7 +65,9 @@ def test_an_entrant_that_fails_is_a_row_with_its_last_words_and_memory_grows_by_
 @pytest.mark.parametrize(
     ("entrant", "precision"), [("windowlm loop", "bf16-true"), ("transformers sdpa", "bf16-mixed")]
 )
-def test_a_worker_steps_in_half_the_bytes(entrant: str, precision: str, tmp_path: Path) -> None:
+def test_a_worker_steps_in_half_the_bytes(
+    entrant: str, precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if entrant.startswith("transformers"):
         pytest.importorskip("transformers")
     names = (
@@ -73,7 +75,11 @@ def test_a_worker_steps_in_half_the_bytes(entrant: str, precision: str, tmp_path
         "sequence_length", "tokens_per_step",
     )  # fmt: skip
     shape = dict(zip(names, map(int, SHAPE.split(",")), strict=True))
-    job = {"entrant": entrant, "shape": shape, "precision": precision, "device": "cpu"}
+    monkeypatch.syspath_prepend(str(PROJECT / "scripts"))
+    from synthetic_text import write_text
+
+    write_text(tmp_path, shape["vocabulary_size"], 1000, seed=0)
+    job = {"entrant": entrant, "shape": shape, "precision": precision, "device": "cpu", "text": str(tmp_path)}
     done = run_script(
         "scripts/training_entrants.py",
         json.dumps(job),

@@ -3,6 +3,7 @@
 import argparse
 import sys
 from dataclasses import asdict
+from pathlib import Path
 
 import pytest
 
@@ -49,14 +50,17 @@ def test_no_lever_puts_anything_where_nothing_is(moved: list[str]) -> None:
 
 
 @pytest.mark.parametrize("lever", ON_A_CPU)
-def test_the_loop_goes_on_with_the_lever_moved(moved: list[str], lever: str) -> None:
+def test_the_loop_goes_on_with_the_lever_moved(moved: list[str], lever: str, tmp_path: Path) -> None:
     from benchmark_training import shape_of
+    from synthetic_text import write_text
     from training_entrants import Job, windowlm_loop
 
     sys.modules["training_levers"].LEVERS[lever]()
     assert moved
     shape = shape_of("32,1,2,1,16,64,256,32,64,64", argparse.ArgumentParser())
-    job = Job(entrant="windowlm loop", shape=asdict(shape), precision="32-true", device="cpu")
+    write_text(tmp_path, shape.vocabulary_size, 1000, seed=0)
+    entrant = {"entrant": "windowlm loop", "shape": asdict(shape), "precision": "32-true"}
+    job = Job(**entrant, device="cpu", text=str(tmp_path))
     step = windowlm_loop(job)
     for _ in range(3):
         assert step().isfinite()
