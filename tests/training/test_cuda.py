@@ -11,6 +11,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from tests.conftest import start_script
+from tests.training.runs import begin
 from windowlm.data.packing import UNSCORED
 from windowlm.model.config import ModelConfig
 from windowlm.model.cost import model_cost
@@ -117,6 +118,52 @@ def test_training_never_waits_for_the_device(
     )
     trainer.fit(module, datamodule=Batches())
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == STEPS // 10
+    torch.compiler.reset()
+
+
+class NoWaitingBeforeValidation(NoWaiting):
+    """The same of a run, which may wait for its last validation and what is behind it."""
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+@pytest.mark.parametrize("precision", ["bf16-true", "bf16-mixed"])
+def test_a_whole_run_never_waits_for_the_device(
+    tmp_path: Path, precision: str, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch._dynamo.utils.counters.clear()
+    generator = np.random.default_rng(0)
+    for number in range(40):
+        words = generator.choice(["a", "little", "text", "of", "few", "words"], 2000)
+        (tmp_path / "texts").mkdir(exist_ok=True)
+        (tmp_path / "texts" / f"{number}.txt").write_text(" ".join(words))
+    trainer, watch = pl.Trainer, NoWaitingBeforeValidation()
+    monkeypatch.setattr(
+        "windowlm.training.run.pl.Trainer",
+        lambda callbacks, **options: trainer(callbacks=[*callbacks, watch], **options),
+    )
+    sizes = {"layers": 2, "dim": 256, "heads": 4, "kv_heads": 2, "head_dim": 64, "feed_forward_dim": 512}
+    status = begin(
+        tmp_path / "run",
+        tmp_path / "texts",
+        tmp_path / "cache",
+        model={**sizes, "window": [100, None], "attention_dropout": 0.0},
+        data={"sequence_length": LENGTH, "workers": 1},
+        trainer={
+            "max_steps": STEPS,
+            "validate_every_n_steps": STEPS,
+            "log_every_n_steps": 10,
+            "progress_bar": "on",
+            "device": CUDA.type,
+        },
+        optimizer={"kind": kind},
+        precision=precision,
+    )
+    assert status == 0
+    assert watch.graphs > 0
+    assert torch.cuda.get_sync_debug_mode() == 0
     torch.compiler.reset()
 
 
