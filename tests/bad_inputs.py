@@ -111,6 +111,7 @@ def settings() -> Iterator[BadInput]:
     for words, said in (
         (("model.kv_heads=3",), "model.kv_heads=3"),
         (("model.window=[]",), "model.window"),
+        (("model.layers=2", "model.window=[8,null,16]"), "model.window"),
         (("model.window=[0]",), "model.window"),
         (("model.window=9999999999999999999999",), "model.window"),
         (("model.dim=0",), "model.dim"),
@@ -813,6 +814,8 @@ def generated() -> Iterator[BadInput]:
         "top_k=0",
         "min_p=-1",
         "repetition_penalty=0",
+        "repetition_penalty=1e-50",
+        "repetition_window=5",
         "max_new_tokens=0",
         "max_new_tokens=99999999999999999999999",
         "device=tpu",
@@ -823,6 +826,7 @@ def generated() -> Iterator[BadInput]:
         "precision=16-mixed",
         "seed=-1",
         "seed=99999999999999999999999",
+        "checkpoint=",
     ):
         words = ("checkpoint=run", "prompt=abc", word)
         yield BadInput(f"generate {word}", words, word.partition("=")[0], command="generate")

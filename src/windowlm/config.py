@@ -134,6 +134,12 @@ class TrainConfig:
         return next((key for key, precision in asked.items() if precision == "16-mixed"), None)
 
 
+def _check_checkpoint(checkpoint: str) -> None:
+    """Raise ValueError where it names nothing, which would be the working directory."""
+    if not checkpoint.strip():
+        raise ValueError(f"checkpoint={checkpoint}: it is empty; try checkpoint=RUN_DIR")
+
+
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
     """Settings of ``python scripts/evaluate.py``.
@@ -164,6 +170,7 @@ class EvaluateConfig:
     wandb: bool = False
 
     def __post_init__(self) -> None:
+        _check_checkpoint(self.checkpoint)
         if self.devices < 1:
             raise ValueError(f"devices={self.devices}: must be at least 1; try devices=1")
         if self.output_dir is not None and not self.output_dir.strip():
@@ -201,6 +208,7 @@ class GenerateConfig(SamplingConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        _check_checkpoint(self.checkpoint)
         given = [
             name for name in ("prompt", "prompt_file", "prompts_file") if getattr(self, name) is not None
         ]
@@ -232,6 +240,7 @@ class ExportConfig:
     out: str
 
     def __post_init__(self) -> None:
+        _check_checkpoint(self.checkpoint)
         if not self.out.strip():
             raise ValueError(f"out={self.out}: a folder to make; try out=exported")
 

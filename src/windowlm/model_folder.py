@@ -59,6 +59,10 @@ def find_model_folder(checkpoint: str | Path, key: str = "checkpoint") -> ModelF
 
 def _find_model_folder(checkpoint: str | Path, key: str) -> ModelFolder:
     path = Path(checkpoint)
+    if not str(checkpoint).strip():
+        raise UserError(
+            f"{key}={checkpoint}: it is empty; give the folder of a run or a model, or a hub name"
+        )
     if not path.is_dir():
         path = _downloaded(f"{key}={checkpoint}", str(checkpoint))
     # The config.json of a run itself is that of the training.

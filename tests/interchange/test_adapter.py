@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from tests.conftest import run_script
 from tests.interchange.foreign import save_foreign
@@ -41,6 +42,22 @@ def save_other(folder: Path, kind: str) -> Any:
     model.eval().save_pretrained(folder)
     write_transformers_files(trained_bpe(), folder)
     return model
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "gemma2"])
+def test_weights_that_are_missing_or_of_another_shape_are_not_drawn(kind: str, tmp_path: Path) -> None:
+    save_other(tmp_path, kind)
+    file = tmp_path / "model.safetensors"
+    weights = load_file(file)
+    name = next(name for name in weights if name.endswith("weight") and "mlp" in name)
+    for changed, complaint in (
+        ({name: weights[name][:, 1:].contiguous()}, "has shape"),
+        ({name: None}, "is missing, which config.json asks for"),
+    ):
+        left = {key: value for key, value in {**weights, **changed}.items() if value is not None}
+        save_file(left, file, metadata={"format": "pt"})
+        with pytest.raises(UserError, match=rf"the weight {name} {complaint}"):
+            load_any_causal_model(tmp_path)
 
 
 def evaluate(folder: Path, documents: Path, cache: Path, **settings: Any) -> Evaluated:

@@ -11,6 +11,8 @@ from windowlm.setting_text import setting_text
 MOST_NEW_TOKENS = 100_000_000
 # Below it the most probable token has all of the probability, and above what logits can be divided by.
 LEAST_TEMPERATURE = 1e-6
+# What logits can be divided and multiplied by.
+LEAST_PENALTY, LARGEST_PENALTY = 1e-6, 1e6
 # Names of settings, what they may be, the same in words, and an example.
 _KINDS: tuple[tuple[tuple[str, ...], tuple[type, ...], str, str], ...] = (
     (("max_new_tokens",), (Integral,), "a whole number", "256"),
@@ -93,10 +95,15 @@ class SamplingConfig:
             raise ValueError(f"top_p={self.top_p}: must lie in (0, 1], where 1 keeps all; try top_p=0.95")
         if not 0 <= self.min_p <= 1:
             raise ValueError(f"min_p={self.min_p}: must lie in [0, 1], where 0 keeps all; try min_p=0.05")
-        if not 0 < self.repetition_penalty < math.inf:
+        if not LEAST_PENALTY <= self.repetition_penalty <= LARGEST_PENALTY:
             raise ValueError(
-                f"repetition_penalty={self.repetition_penalty}: must be above 0 and finite, where 1 is none; "
-                "try repetition_penalty=1.1"
+                f"repetition_penalty={self.repetition_penalty}: must lie between {LEAST_PENALTY} and "
+                f"{LARGEST_PENALTY:.0f}, where 1 is none; try repetition_penalty=1.1"
+            )
+        if self.repetition_window is not None and self.repetition_penalty == 1:
+            raise ValueError(
+                f"repetition_window={self.repetition_window}: it says how far repetition_penalty looks back, "
+                "which is 1, so that there is none; give one above 1 too, or try repetition_window=null"
             )
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed={self.seed}: must lie in [0, 2**63); try seed=0")

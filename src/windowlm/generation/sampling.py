@@ -38,6 +38,8 @@ def next_tokens(
     """
     if settings.repetition_penalty != 1:
         assert occurred_BV is not None
+        # In float16 and float32 a bent logit may overflow.
+        logits_BV = logits_BV.double()
         penalty = settings.repetition_penalty
         bent_BV = torch.where(logits_BV > 0, logits_BV / penalty, logits_BV * penalty)
         logits_BV = torch.where(occurred_BV, bent_BV, logits_BV)

@@ -102,7 +102,8 @@ def load_any_causal_model(folder: Path, device: str | torch.device = "cpu") -> T
     """Open a folder by AutoModelForCausalLM, float32, from safetensors alone and without code of the folder.
 
     Raises:
-        UserError: transformers is not installed, or cannot open it, or a file leads out of the folder.
+        UserError: transformers is not installed, or cannot open it, a weight is missing or of another shape,
+            or a file leads out of the folder.
     """
     try:
         from transformers import AutoModelForCausalLM
@@ -112,12 +113,30 @@ def load_any_causal_model(folder: Path, device: str | torch.device = "cpu") -> T
         ) from None
     check_self_contained(folder)
     try:
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, use_safetensors=True, local_files_only=True, trust_remote_code=False
+        opened: Any = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=torch.float32,
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=False,
+            # Told in what is returned, as what is missing is: both would be drawn at random.
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
         )
     except Exception as error:  # of transformers and of what it checks with
         reason = " ".join(str(error).split())[:LONGEST_REASON]
         raise UserError(f"checkpoint={folder}: transformers cannot open it: {reason}") from None
+    model, loaded = opened
+    if missing := sorted(loaded["missing_keys"]):
+        raise UserError(
+            f"checkpoint={folder}: the weight {missing[0]} is missing, which config.json asks for"
+        )
+    if mismatched := sorted(loaded["mismatched_keys"]):
+        name, given, asked = mismatched[0]
+        raise UserError(
+            f"checkpoint={folder}: the weight {name} has shape {list(given)}, and config.json asks for "
+            f"{list(asked)}"
+        )
     try:
         return TransformersModel(model.to(device).eval())
     except UserError as error:

@@ -93,6 +93,9 @@ def read_foreign_config(folder: Path, stated: Mapping[str, Any]) -> ForeignConfi
 
 def _shape(theirs: Any) -> ModelConfig:
     _refuse_unknown_parts(theirs)
+    for name in ("hidden_size", "num_attention_heads"):
+        if not is_count(number := getattr(theirs, name)):
+            raise UserError(f"{name}={number!r}: whole numbers from 1 on are read")
     head_dim = getattr(theirs, "head_dim", None) or theirs.hidden_size // theirs.num_attention_heads
     has_norms = theirs.model_type == "qwen3"
     return ModelConfig(

@@ -139,6 +139,13 @@ class ModelConfig:
                 f"kv_heads={self.kv_heads}: must divide heads={self.heads}, so one of "
                 f"{', '.join(map(str, divisors))}; try kv_heads={nearest}"
             )
+        for name in ("window", "rotary"):
+            pattern = getattr(self, name)
+            if isinstance(pattern, list) and len(pattern) > self.layers:
+                raise ValueError(
+                    f"{name}: a pattern of {len(pattern)} entries, and layers={self.layers}, so that its end "
+                    f"would be in no layer; give at most {self.layers} entries, or layers={len(pattern)}"
+                )
         self._check_rotary()
         if isinstance(self.window, list) and not self.window:
             raise ValueError("window=[]: a pattern holds at least one entry; try window=256")
