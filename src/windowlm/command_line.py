@@ -182,6 +182,13 @@ def _run(command: Command[Any], started: str, script: Path, conf: Path, words: l
                 key=LAUNCHER,
                 correction=f"{LAUNCHER}=jobs_local",
             )
+        if place.size > 1 and known.multirun and launcher != "basic":
+            raise ConfigError(
+                f"{LAUNCHER}={launcher}: each of the {place.size} processes of this command would start all "
+                "jobs; start it once, without torchrun or srun",
+                key=LAUNCHER,
+                correction=f"{LAUNCHER}=basic",
+            )
         if count > 1 and known.multirun and launcher != "basic":
             raise _one_process(
                 command,

@@ -158,6 +158,26 @@ def test_a_mistake_in_the_settings_is_told_once(small_run: tuple[str, ...], tmp_
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("step", [True, False])
+def test_two_tasks_of_slurm_train_together_and_a_batch_script_alone(
+    step: bool, small_run: tuple[str, ...], tmp_path: Path
+) -> None:
+    words = (*small_run, "trainer.device=cpu", "trainer.max_steps=2", "logger=none", "run_dir=run")
+    job = {"SLURM_JOB_ID": str(free_port())[-4:], "SLURM_JOB_NAME": "train", "SLURM_NTASKS": "2"}
+    job |= {"SLURM_NODEID": "0", "SLURM_NODELIST": LOOPBACK}
+    job |= {"MASTER_PORT": str(free_port())}
+    of_step = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_TASKS_PER_NODE": "2"} if step else {}
+
+    def start(rank: str) -> subprocess.CompletedProcess[str]:
+        own = {**job, **of_step, "SLURM_PROCID": rank, "SLURM_LOCALID": rank, "OMP_NUM_THREADS": "1"}
+        return run_script("train.py", *words, cwd=tmp_path, environment=own)
+
+    with ThreadPoolExecutor(2) as pool:
+        done = list(pool.map(start, ("0", "1") if step else ("0",)))
+    assert [process.returncode for process in done] == [0] * len(done), done[0].stderr
+    assert record(tmp_path / "run")["status"] == "finished"
+
+
 @pytest.mark.parametrize(("code", "status"), [("0", 0), ("int(os.environ['RANK']) * 3", 3)])
 def test_the_launcher_returns_the_status_of_its_processes(code: str, status: int) -> None:
     assert launch(2, [sys.executable, "-c", f"import os, sys; sys.exit({code})"], "") == status

@@ -45,7 +45,7 @@ class Processes:
             return cls()
         if not dist.is_initialized():
             if "RANK" not in os.environ:
-                _take_from_slurm(place)
+                _take_from_slurm()
             cuda = torch.cuda.is_available()
             with _losses():
                 dist.init_process_group(
@@ -242,10 +242,10 @@ def _says_loss(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and ("gloo" in str(error) or "Connection closed" in str(error))
 
 
-def _take_from_slurm(place: Place) -> None:
-    """Set what torch reads, by Lightning's reading of SLURM's variables."""
+def _take_from_slurm() -> None:
+    """Set what torch reads: the first node, and a port that all know by the job's number."""
     from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 
-    environment = SLURMEnvironment()
-    os.environ["MASTER_ADDR"] = environment.main_address
-    os.environ["MASTER_PORT"] = str(environment.main_port)
+    first = SLURMEnvironment.resolve_root_node_address(os.environ.get("SLURM_NODELIST", "127.0.0.1"))
+    os.environ.setdefault("MASTER_ADDR", first)
+    os.environ.setdefault("MASTER_PORT", str(15000 + int(os.environ.get("SLURM_JOB_ID", "0")[-4:])))

@@ -34,6 +34,7 @@ from windowlm.evaluation.result import LengthResult, RunFacts
 from windowlm.evaluation.result_files import PLOT_NAME
 from windowlm.model.cost import model_cost
 from windowlm.model.decoder import Decoder
+from windowlm.parallel.cluster_environment import LaunchedProcesses
 from windowlm.parallel.processes import (
     LostProcessError,
     Processes,
@@ -628,7 +629,10 @@ class TrainingRun:
                 writer,
                 ProgressDisplay(metrics, self.console, config.trainer.progress_bar if leads else "off"),
             ],
-            plugins=[AtomicCheckpointIO(defers=self.processes.size > 1)],
+            plugins=[
+                AtomicCheckpointIO(defers=self.processes.size > 1),
+                LaunchedProcesses(self.processes.place),
+            ],
             # On SLURM, Lightning starts from what it finds in this folder.
             default_root_dir=self.folder.path,
             enable_checkpointing=False,
