@@ -167,7 +167,7 @@ def _run(command: Command[Any], started: str, script: Path, conf: Path, words: l
         overrides = [*(word for word in overrides if key_of(word) != "run_dir"), f"run_dir={name}"]
     options = [word for word in words if word not in known.overrides]
     shows_only = known.help or known.hydra_help or known.cfg or known.info or known.shell_completion
-    runs = None
+    runs, folder = None, Path()
     configs: list[Any] = []
     if not shows_only:
         configs, folder = _check(command, conf, overrides, sweep=known.multirun)
@@ -228,6 +228,7 @@ def _run(command: Command[Any], started: str, script: Path, conf: Path, words: l
         options,
         overrides,
         runs,
+        folder,
         command_line=f"{started} {shlex.join(words)}".strip(),
         jobs=len(configs) if known.multirun else 0,
     )
@@ -487,6 +488,7 @@ def _hand_to_hydra(
     options: list[str],
     overrides: list[str],
     runs: UnbegunRuns | None,
+    folder: Path,
     command_line: str,
     jobs: int,
 ) -> int:
@@ -542,9 +544,9 @@ def _hand_to_hydra(
     except BrokenPipeError:
         raise
     except OSError as error:
-        if started or runs is None:
+        if started or not command.fixes_run_dir:
             raise
-        raise _not_writable(runs.folder, error) from None
+        raise _not_writable(folder if runs is None else runs.folder, error) from None
     finally:
         sys.argv = saved
     if mistakes:

@@ -12,6 +12,7 @@ from windowlm.config import TrainConfig
 from windowlm.data.config import DataConfig
 from windowlm.model.config import ModelConfig, NgramEmbeddingsConfig
 from windowlm.model.cost import model_cost
+from windowlm.parallel.config import ParallelConfig
 from windowlm.training.calibration import Calibration
 from windowlm.training.config import TrainerConfig
 from windowlm.training.plan import Plan, plan_table
@@ -19,7 +20,13 @@ from windowlm.training.schedule import Budget
 
 
 def printed(
-    tmp_path: Path, folder: str, run_dir: str, model: ModelConfig | None = None, **data: object
+    tmp_path: Path,
+    folder: str,
+    run_dir: str,
+    model: ModelConfig | None = None,
+    processes: int = 1,
+    parallel: ParallelConfig | None = None,
+    **data: object,
 ) -> str:
     path = tmp_path / folder
     write_documents(path, 10)
@@ -28,6 +35,7 @@ def printed(
         model=model or ModelConfig(),
         data=DataConfig(name="text", path=str(path), sequence_length=16),
         trainer=TrainerConfig(max_steps=5),
+        parallel=parallel or ParallelConfig(),
     )
     plan = Plan(
         config=config,
@@ -37,6 +45,7 @@ def printed(
         calibration=Calibration(seconds_per_batch=0.1, forward_seconds=0.05, memory_bytes=1 << 20),
         budget=Budget.of(config.trainer),
         run_dir=Path(run_dir),
+        processes=processes,
     )
     console = Console(width=400)
     with console.capture() as capture:
@@ -48,6 +57,18 @@ def test_names_from_outside_are_shown_to_the_letter_and_quoted_for_a_shell(tmp_p
     shown = printed(tmp_path, "[/red] :smile:", "runs/[a] b")
     assert "[/red] :smile:" in shown
     assert "'runs/[a] b'" in shown
+
+
+def test_it_says_what_processes_share_and_that_one_alone_shares_nothing(tmp_path: Path) -> None:
+    assert "processes    " not in printed(tmp_path, "docs", "run")
+    alone = printed(tmp_path, "docs", "run", parallel=ParallelConfig(kind="context"))
+    assert "one alone, so that parallel=context shares nothing" in alone
+    for parallel, said in (
+        (ParallelConfig(), "4 share rows of the batch"),
+        (ParallelConfig(kind="fsdp2"), "4 share rows of the batch and the model"),
+        (ParallelConfig(kind="context", context_processes=2), "4 share each sequence among 2"),
+    ):
+        assert said in printed(tmp_path, "docs", "run", processes=4, parallel=parallel)
 
 
 def test_left_out_documents_are_counted(tmp_path: Path) -> None:

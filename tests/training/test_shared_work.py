@@ -171,7 +171,7 @@ def test_a_place_is_what_the_launcher_says() -> None:
         ),
         (
             {"parallel": {"kind": "context", "context_processes": 3}},
-            "a divisor of the 4",
+            "a divisor of the number of processes, 4",
             "parallel.context_processes=null",
         ),
     ],
@@ -184,6 +184,13 @@ def test_work_that_has_no_equal_shares_is_refused(
     with pytest.raises(ConfigError, match=message) as caught:
         SharedWork.of(config, Processes(Place(0, 4, 0, 4)), torch.device("cpu"))
     assert caught.value.correction == correction
+
+
+def test_one_process_alone_is_not_several_that_share_sequences() -> None:
+    parallel = {"kind": "context", "context_processes": 2}
+    config = check_config(TrainConfig, {"run_dir": "run", "parallel": parallel})
+    with pytest.raises(ConfigError, match="a divisor of the number of processes, 1"):
+        SharedWork.of(config, Processes(), torch.device("cpu"))
 
 
 @pytest.mark.parametrize(

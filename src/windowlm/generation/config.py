@@ -103,7 +103,7 @@ class SamplingConfig:
         if self.repetition_window is not None and self.repetition_penalty == 1:
             raise ValueError(
                 f"repetition_window={self.repetition_window}: it says how far repetition_penalty looks back, "
-                "which is 1, so that there is none; give one above 1 too, or try repetition_window=null"
+                "which is 1, so that there is none; try repetition_window=null"
             )
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed={self.seed}: must lie in [0, 2**63); try seed=0")

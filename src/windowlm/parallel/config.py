@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 
 @dataclass(frozen=True, kw_only=True)
 class ParallelConfig:
-    """How the processes of a run share the work; one process does all of it whatever stands here.
+    """How the processes of a run share the work; one process does all of it, which its plan says.
 
     Args:
         kind: ``ddp`` gives each process rows of the batch and a whole model, ``fsdp2`` rows and a part of the

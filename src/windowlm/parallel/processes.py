@@ -108,17 +108,12 @@ class Processes:
         return values
 
     def leader_first(self, work: Callable[[], Result]) -> Result:
-        """What the work returns, done by the leader before the others begin.
-
-        Raises:
-            LostProcessError: of the others, where the leader's failed.
+        """What the work returns, done by the leader before the others begin; where that fails, all raise its
+        exception.
         """
-        if not self.leads:
-            self.wait()
-            return work()
-        result = work()
-        self.wait()
-        return result
+        results: list[Result] = []
+        self.leader_alone(lambda: results.append(work()))
+        return results[0] if self.leads else work()
 
     def leader_alone(self, work: Callable[[], object]) -> None:
         """Let the leader do it; where that fails, all raise its exception."""

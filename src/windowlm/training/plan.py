@@ -32,6 +32,7 @@ class Plan:
         budget: what it may use.
         run_dir: where results go.
         cut: whether sequences are cut over processes.
+        processes: how many there are.
     """
 
     config: TrainConfig
@@ -42,6 +43,7 @@ class Plan:
     budget: Budget
     run_dir: Path
     cut: bool = False
+    processes: int = 1
 
     @property
     def tokens_per_step(self) -> int:
@@ -116,10 +118,24 @@ def plan_table(plan: Plan) -> Table:
         f"{plan.calibration.memory_bytes / 2**30:.2f} GiB at the peak",
         "results": shlex.quote(str(plan.run_dir)),
     }
+    if plan.processes > 1 or config.parallel.kind != "ddp":
+        rows["processes"] = _processes(plan)
     for name, value in rows.items():
         # As text: names from outside may look like rich's markup.
         table.add_row(name, Text(value))
     return table
+
+
+def _processes(plan: Plan) -> str:
+    kind, together = plan.config.parallel.kind, plan.config.parallel.context_processes
+    if plan.processes == 1:
+        return f"one alone, so that parallel={kind} shares nothing; trainer.devices=N or torchrun starts more"
+    shares = {
+        "ddp": "rows of the batch",
+        "fsdp2": "rows of the batch and the model",
+        "context": f"each sequence among {together or plan.processes}",
+    }
+    return f"{plan.processes} share {shares[kind]}"
 
 
 def _documents(data: PreparedData) -> str:

@@ -548,6 +548,7 @@ class TrainingRun:
             ),
             data=data,
             device=self.device,
+            processes=self.processes.size,
             # All measure, as it warms up, and go by the leader's clock.
             calibration=self.processes.share(
                 calibrate(

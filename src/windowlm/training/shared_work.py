@@ -46,9 +46,17 @@ class SharedWork:
         """Share the work as the settings say.
 
         Raises:
-            ConfigError: it cannot be cut into equal shares.
+            ConfigError: it cannot be cut into equal shares, or not over these processes.
             UserError: more processes than GPUs.
         """
+        given = config.parallel.context_processes
+        if given is not None and processes.size % given:
+            raise ConfigError(
+                f"parallel.context_processes={given}: a divisor of the number of processes, "
+                f"{processes.size}, is allowed, or null for all; start more by trainer.devices or torchrun",
+                key="parallel.context_processes",
+                correction="parallel.context_processes=null",
+            )
         if processes.size == 1:
             return cls()
         if device.type == "cuda":
@@ -56,14 +64,7 @@ class SharedWork:
         readers = processes.size
         context_processes = 1
         if config.parallel.kind == "context":
-            context_processes = config.parallel.context_processes or processes.size
-            if processes.size % context_processes:
-                raise ConfigError(
-                    f"parallel.context_processes={context_processes}: a divisor of the {processes.size} "
-                    "processes is allowed, or null for all",
-                    key="parallel.context_processes",
-                    correction="parallel.context_processes=null",
-                )
+            context_processes = given or processes.size
             readers //= context_processes
         _check_divisible(config, readers, context_processes)
         if config.parallel.kind != "context":
