@@ -24,7 +24,7 @@ from windowlm.command_words import corrected, for_hydra, key_of, made_room, refu
 from windowlm.config import Config, ConfigError, Setting, check_config, settings_of, unknown_key_error
 from windowlm.errors import USAGE_ERROR, SystemRefusedError, UserError, exit_status, limits_as_mistakes
 from windowlm.hydra_settings import LAUNCHER, refuse_changes_of_hydra, refuse_words_for_hydra
-from windowlm.parallel.launcher import launch
+from windowlm.parallel.launcher import launch, starter
 from windowlm.parallel.place import own_place
 from windowlm.unbegun_runs import UnbegunRuns, free_name
 
@@ -111,7 +111,7 @@ def main(command: Command[Any], script: Path, conf: Path, arguments: Sequence[st
         The exit status: the task's, 2 for a user's mistake, 130 after Ctrl-C.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
-    started = f"python {shlex.quote(str(_shortest(script.resolve())))}"
+    started = f"{starter()} {shlex.quote(str(_shortest(script.resolve())))}"
     wait_shortly()
     for name in HUB_CLIENTS:
         logging.getLogger(name).setLevel(logging.WARNING)

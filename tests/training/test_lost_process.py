@@ -15,8 +15,9 @@ import torch
 from tests.conftest import PROJECT, run_script
 from tests.parallel.processes import LOOPBACK, free_port
 from tests.training.runs import record, rows, steps_saved
-from windowlm.parallel.launcher import LAUNCHED, launch
+from windowlm.parallel.launcher import LAUNCHED, launch, starter
 from windowlm.parallel.processes import LostProcessError, is_loss
+from windowlm.training.given_settings import given_settings
 from windowlm.training.signals import Signals
 from windowlm.training.stopping import Stopping
 
@@ -187,6 +188,26 @@ def test_two_tasks_of_slurm_train_together_and_a_batch_script_alone(
         done = list(pool.map(start, ("0", "1") if step else ("0",)))
     assert [process.returncode for process in done] == [0] * len(done), done[0].stderr
     assert record(tmp_path / "run")["status"] == "finished"
+
+
+@pytest.mark.parametrize(
+    ("environment", "said"),
+    [
+        ({}, "python"),
+        ({"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "2", "SLURM_LOCALID": "0"}, "srun python"),
+        ({"LOCAL_WORLD_SIZE": "4", "TORCHELASTIC_RUN_ID": "x"}, "torchrun --nproc-per-node 4"),
+        ({"LOCAL_WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "x"}, "torchrun --nnodes 2 --nproc-per-node 2"),
+        ({"LOCAL_WORLD_SIZE": "4", "TORCHELASTIC_RUN_ID": "x", LAUNCHED: "1"}, "python"),
+    ],
+)
+def test_commands_that_are_suggested_start_as_many_processes(environment: dict[str, str], said: str) -> None:
+    if "LOCAL_WORLD_SIZE" in environment:
+        environment = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "4", **environment}
+    assert starter(environment) == said
+    assert given_settings(f"{said} 'a=b/train.py' data.path=x --seed=1 -m seed=1,2") == {
+        "data.path": "data.path=x",
+        "seed": "seed=1,2",
+    }
 
 
 @pytest.mark.parametrize(("code", "status"), [("0", 0), ("int(os.environ['RANK']) * 3", 3)])

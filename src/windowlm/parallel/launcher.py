@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import FrameType
 
 from windowlm.parallel.place import own_place
@@ -20,6 +20,20 @@ LOST = 1
 SECONDS_AFTER_FAILURE = 15.0
 POLL_SECONDS = 0.1
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+
+def starter(environment: Mapping[str, str] = os.environ) -> str:
+    """The words with which the user started the script of this process."""
+    place = own_place(environment)
+    if place.size == 1 or LAUNCHED in environment:
+        return "python"
+    if "RANK" not in environment:
+        return "srun python"
+    if "TORCHELASTIC_RUN_ID" not in environment:
+        return "python"
+    nodes = place.size // place.local_size
+    on_nodes = f"--nnodes {nodes} " if nodes > 1 else ""
+    return f"torchrun {on_nodes}--nproc-per-node {place.local_size}"
 
 
 def launch(count: int, command: Sequence[str], saved: str) -> int:

@@ -10,6 +10,7 @@ from windowlm.data.compression import compressed_bits_per_byte
 from windowlm.data.datamodule import DocumentDataModule
 from windowlm.evaluation.report import length_table
 from windowlm.evaluation.result import LengthResult
+from windowlm.parallel.launcher import starter
 from windowlm.training.given_settings import given_settings
 from windowlm.training.lightning_module import LanguageModelModule
 from windowlm.training.run_folder import RunFolder
@@ -58,18 +59,18 @@ def print_closing_screen(
 def next_commands(config: TrainConfig, folder: RunFolder, invocation: Invocation) -> list[str]:
     """Three commands to try, as a shell takes them: after a single run the first is this one, changed."""
     if invocation.sweep_dir is not None:
-        first = ["scripts/compare_runs.py", str(folder.path.parent)]
+        first = ["python", "scripts/compare_runs.py", str(folder.path.parent)]
     else:
         window = config.model.window
         smaller = max(1, window // 4) if isinstance(window, int) else 64
         given = given_settings(invocation.command)
         own = [given[key] for key in given if key not in ("run_dir", "resume", "model.window")]
-        first = ["train.py", *own, f"model.window={smaller}"]
+        first = [*starter().split(), "train.py", *own, f"model.window={smaller}"]
     return [
-        shlex.join(["python", *words])
+        shlex.join(words)
         for words in (
             first,
-            ["scripts/evaluate.py", f"checkpoint={folder.path}", "data.path=FILE_OR_FOLDER"],
-            ["train.py", "data.path=FILE_OR_FOLDER"],
+            ["python", "scripts/evaluate.py", f"checkpoint={folder.path}", "data.path=FILE_OR_FOLDER"],
+            ["python", "train.py", "data.path=FILE_OR_FOLDER"],
         )
     ]
