@@ -1,6 +1,7 @@
 """The page on scaling says what model and counts say."""
 
 import json
+import math
 
 import pytest
 
@@ -12,9 +13,12 @@ from windowlm.parallel.scaling_model import (
     halo_bytes,
     long_table,
     memory_bytes,
+    reduced_bytes,
+    sharded_bytes,
     table,
 )
 
+DTYPES = ("float32", "float64")
 PAGE = (PROJECT / "docs" / "scaling.md").read_text(encoding="utf-8")
 COUNTED = json.loads((PROJECT / "docs" / "results" / "halo_bytes.json").read_text(encoding="utf-8"))
 
@@ -58,6 +62,53 @@ def test_the_table_of_memory_is_that_of_the_model_and_fits_what_one_gpu_took() -
     said = memory_bytes(SPEED, 12, 32_768, 65_536, checkpointed=False)
     assert said == pytest.approx(peak, rel=0.05)
     assert f"{peak / 1e9:.1f} GB were measured" in PAGE
+
+
+def test_two_gpus_stand_beside_the_model() -> None:
+    measured = json.loads((PROJECT / "docs/results/scaling_two_gpus/scaling.json").read_text())["rows"]
+    rows = {row["entrant"]: row for row in measured}
+    parameters = 12 * SPEED.parameters + 32_768 * SPEED.dim
+    shares = {"ddp": reduced_bytes(SPEED, 2), "fsdp2": sharded_bytes(SPEED, 2)}
+    longer = {name: 1e3 * (rows[name]["step_s"] - rows["one"]["step_s"]) for name in shares}
+    sent = {name: share * parameters / SPEED.parameters for name, share in shares.items()}
+    sending = {name: 1e3 * Machine().seconds_to_send(size, 2) for name, size in sent.items()}
+    held = {name: rows[name]["peak_memory_bytes"] / 1e9 for name in ("one long", "context")}
+    said = [memory_bytes(SPEED, 12, 32_768, tokens, checkpointed=False) / 1e9 for tokens in (131_072, 65_536)]
+    for line in (
+        f"| one GPU, T = 131,072, GB | {held['one long']:.1f} | {said[0]:.1f} |",
+        f"| context on two, GB on each | {held['context']:.1f} | {said[1]:.1f} |",
+        f"| context, MB sent forward | 12.6 | {12 * halo_bytes(SPEED, 131_072, 2) / 1e6:.1f} |",
+        f"| ddp, ms a step more than one GPU | {longer['ddp']:.1f} | {sending['ddp']:.1f} |",
+        f"| fsdp2, ms a step more than one GPU | {longer['fsdp2']:.1f} | {sending['fsdp2']:.1f} |",
+        f"Context has {held['context'] / said[1] - 1:.0%} more on a GPU than the model says.",
+    ):
+        assert line in PAGE
+    assert f"[{held['context'] / said[1] - 1:.0%} more](" in PAGE
+
+
+def rounded_up(size: float) -> str:
+    """To two digits."""
+    power = math.floor(math.log10(size))
+    return f"{math.ceil(10 * size / 10.0**power) / 10:.1f}e{power}"
+
+
+def test_the_cases_of_the_halo_are_as_many_as_the_result_says() -> None:
+    cases = json.loads((PROJECT / "docs/results/halo_cases.json").read_text())
+    drawn, error = cases["drawn"], cases["largest_error"]
+    page = " ".join(PAGE.split())
+    largest = [max(error[f"{what} {dtype}"] for what in ("outputs", "gradients")) for dtype in DTYPES]
+    single, double = map(rounded_up, largest)
+    assert cases["mismatches"] == 0
+    for said in (
+        f"Of {cases['cases']} cases none differed by more than {single} in float32",
+        f"and {double} in float64",
+        f"{drawn['W-1 > shard']} had W - 1 above a part",
+        f"{drawn['a document spans shards']} documents that span parts",
+        f"{drawn['a document ends inside a shard']} documents that end inside one",
+        f"{drawn['padding']} padding, {drawn['sinks']} sinks, {drawn['GQA']} grouped queries, "
+        f"{drawn['layer pattern']} layers of several windows",
+    ):
+        assert said in page, said
 
 
 def test_the_curves_of_two_processes_are_those_of_one() -> None:
