@@ -15,6 +15,7 @@ from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from windowlm.model.decoder import Decoder
+from windowlm.parallel.place import own_place
 
 
 def shard_model(model: Decoder, mesh: DeviceMesh) -> None:
@@ -33,13 +34,18 @@ def local(tensor: Tensor) -> Tensor:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """The tensor of all parts, on the CPU; every process of the run must ask for it."""
+    """The tensor of all parts, on the CPU, and nothing but with the leader, who writes it; every process of
+    the run must ask for it.
+    """
     full: Tensor = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    if own_place().rank != 0:
+        # The processes of a machine share its memory.
+        return torch.empty(0)
     return full.detach().cpu()
 
 
 def whole_state(state: Any) -> Any:
-    """A state dict with the tensors of all parts, on the CPU."""
+    """A state dict with the tensors of all parts, see `whole`."""
     return _each_tensor(state, whole)
 
 
@@ -66,13 +72,13 @@ class ShardedStrategy(ModelParallelStrategy):
         return True
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
-        """Whole weights; every process gets them."""
+        """Whole weights, see `whole`."""
         assert self.lightning_module is not None
         state: dict[str, Any] = whole_state(self.lightning_module.state_dict())
         return state
 
     def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
-        """The whole state."""
+        """The whole state, see `whole`."""
         state: dict[str, Any] = whole_state(optimizer.state_dict())
         return state
 
