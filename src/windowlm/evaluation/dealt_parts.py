@@ -4,6 +4,7 @@ Shape letters: N targets.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -71,14 +72,15 @@ def score_parts(
         dealt = missing[start : start + processes.size]
         own = dealt[processes.rank][1] if processes.rank < len(dealt) else None
         outcomes = processes.gather(_outcome(own, model, device, advance))
+        scored: dict[str, Nats] = {}
         for rank, ((name, part), outcome) in enumerate(zip(dealt, outcomes, strict=False)):
             if not isinstance(outcome, np.ndarray):
                 continue
-            pieces[name] = outcome
-            if kept is not None and processes.leads:
-                kept.keep(name, outcome)
+            scored[name] = outcome
             if rank != processes.rank:
                 advance(part.tokens, part.tokens)
+        processes.leader_alone(partial(_keep, kept, scored))
+        pieces |= scored
         for outcome in outcomes:
             if isinstance(outcome, UserError):
                 raise outcome
@@ -90,6 +92,13 @@ def score_parts(
             whole = np.concatenate([pieces[name] for name, _ in _named_parts(each, targets_hash)])
             nats[each.kind] |= dict.fromkeys(each.context_lengths, whole)
     return nats
+
+
+def _keep(kept: KeptNats | None, scored: dict[str, Nats]) -> None:
+    if kept is None:
+        return
+    for name, nats in scored.items():
+        kept.keep(name, nats)
 
 
 def _known(
