@@ -234,7 +234,7 @@ def edit_config(folder, change):
             "holds the weights of 2 layers and config.json asks for 3",
         ),
         (
-            lambda config: config["model"].update(layers=1),
+            lambda config: config["model"].update(layers=1, window=4),
             "holds the weights of 2 layers and config.json asks for 1",
         ),
         (
