@@ -157,7 +157,7 @@ def test_of_several_processes_one_gives_the_job_back(
     leads: bool, asked: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     calls: list[None] = []
-    place = SimpleNamespace(size=2, leads=leads)
+    place = SimpleNamespace(size=2, leads=leads, wait=lambda: None)
 
     class Stopped:
         def __init__(self, config: object, invocation: object, signals: Signals, processes: object) -> None:

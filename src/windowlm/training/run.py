@@ -110,6 +110,8 @@ def train(config: TrainConfig, invocation: Invocation) -> int:
     processes = Processes.join()
     with Signals() as signals:
         try:
+            # By then Hydra has made the folder for each: none makes it again once the leader has removed it.
+            processes.wait()
             status = TrainingRun(config, invocation, signals, processes).execute()
         except Interrupted as interruption:
             print(f"stopped: {interruption}", file=sys.stderr)
