@@ -33,7 +33,8 @@ def paired_measures(first: Run, second: Run) -> tuple[list[PairedMeasure], list[
     """
     one, two = author_values(first), author_values(second)
     differing = measured_differently(one, two)
-    one, two = author_values(first, differing), author_values(second, differing)
+    if differing:
+        one, two = author_values(first, differing), author_values(second, differing)
     pairs = []
     for figure in comparable(first, one, second, two):
         if figure.measure == LOSS:
