@@ -14,12 +14,12 @@ class DeferredNumbers:
     """
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
-        numbers = torch.cat([tensor.detach().to(torch.float64).flatten() for tensor in tensors])
+        flat = [tensor.detach().to(torch.float64).flatten() for tensor in tensors]
+        numbers = flat[0] if len(flat) == 1 else torch.cat(flat)
         self._event: torch.cuda.Event | None = None
-        self._numbers = numbers
+        self._numbers = torch.empty(numbers.shape, dtype=numbers.dtype, pin_memory=numbers.is_cuda)
+        self._numbers.copy_(numbers, non_blocking=True)
         if numbers.is_cuda:
-            self._numbers = torch.empty(numbers.shape, dtype=numbers.dtype, pin_memory=True)
-            self._numbers.copy_(numbers, non_blocking=True)
             self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._event.record()
 
@@ -32,4 +32,5 @@ class DeferredNumbers:
         """The numbers of one tensor after the other, waited for where they have not arrived."""
         if self._event is not None:
             self._event.synchronize()
-        return [float(number) for number in self._numbers.tolist()]
+        numbers: list[float] = self._numbers.tolist()
+        return numbers

@@ -80,7 +80,7 @@ def test_nats_are_those_of_the_model_whatever_the_settings() -> None:
     for _ in range(2):
         chosen = choose(LOGITS[None])
         wanted = -LOGITS.double().log_softmax(-1)[chosen.tokens]
-        torch.testing.assert_close(chosen.nats, wanted)
+        torch.testing.assert_close(chosen.numbers, torch.stack([chosen.tokens.double(), wanted]))
 
 
 def test_draws_depend_on_seed_and_prompt_and_begin_alike() -> None:

@@ -223,12 +223,12 @@ class Generator:
         chosen = choose(model.head(hidden_BTD[:, -1]))
         go_on = self._continuation(cache, len(rows), choose)
         for step in range(settings.max_new_tokens):
-            numbers = DeferredNumbers(chosen)
+            numbers = DeferredNumbers([chosen.numbers])
             goes_on, waits = step + 1 < settings.max_new_tokens, not numbers.arrived
             if goes_on and waits:
                 chosen = go_on(chosen.tokens)
             read = numbers.read()
-            tokens, nats = [int(number) for number in read[: len(rows)]], read[len(rows) :]
+            tokens, nats = map(int, read[: len(rows)]), read[len(rows) :]
             now = self._working_time()
             self._count(rows, started, now, encoded if step == 0 else None)
             started = now

@@ -11,17 +11,20 @@ class TextStream:
         stop: texts before which the stream ends.
 
     Attributes:
-        text: what was given so far.
         stopped: whether a stop text was found.
     """
 
     def __init__(self, stop: Sequence[str] = ()) -> None:
-        self.text = ""
         self.stopped = False
         self._stop = list(stop)
+        self._given: list[str] = []
         self._held = ""
-        # What is no UTF-8 becomes U+FFFD, a cut character once it is certain that no more bytes come.
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._cut = b""
+
+    @property
+    def text(self) -> str:
+        """All that was given so far."""
+        return "".join(self._given)
 
     def add(self, data: bytes, *, final: bool = False) -> str:
         """Take in bytes and return the text that is certain now.
@@ -32,25 +35,35 @@ class TextStream:
         """
         if self.stopped:
             return ""
-        self._held += self._decoder.decode(data, final)
-        places = [place for place in map(self._held.find, self._stop) if place >= 0]
+        data = self._cut + data
+        # What is no UTF-8 becomes U+FFFD, a cut character once it is certain that no more bytes come.
+        given, read = codecs.utf_8_decode(data, "replace", final)
+        self._cut = data[read:]
+        if self._stop:
+            given = self._before_stop(given, final)
+        self._given.append(given)
+        return given
+
+    def _before_stop(self, text: str, final: bool) -> str:
+        """What is certain of the text that was held and this one."""
+        held = self._held + text
+        places = [place for place in map(held.find, self._stop) if place >= 0]
         if places:
             self.stopped = True
             certain = min(places)
         else:
-            certain = len(self._held) - (0 if final else self._begun())
-        given, self._held = self._held[:certain], self._held[certain:]
-        self.text += given
-        return given
+            certain = len(held) - (0 if final else self._begun(held))
+        self._held = held[certain:]
+        return held[:certain]
 
-    def _begun(self) -> int:
+    def _begun(self, held: str) -> int:
         """Characters at the end that may begin a stop text."""
         return max(
             (
                 length
                 for text in self._stop
-                for length in range(1, min(len(text), len(self._held) + 1))
-                if self._held.endswith(text[:length])
+                for length in range(1, min(len(text), len(held) + 1))
+                if held.endswith(text[:length])
             ),
             default=0,
         )

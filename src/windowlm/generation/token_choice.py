@@ -20,11 +20,12 @@ class Chosen(NamedTuple):
 
     Attributes:
         tokens: int64 [B].
-        nats: -log of the probability that the model gave to it, before temperature and filters; float64 [B].
+        numbers: the tokens, and -log of the probability that the model gave to each, before temperature and
+            filters; float64 [2, B], so that one copy takes both from the device.
     """
 
     tokens: Tensor
-    nats: Tensor
+    numbers: Tensor
 
 
 class Occurrences:
@@ -133,7 +134,7 @@ class TokenChoice:
         self._draw_1.add_(1)
         if self._occurrences is not None:
             self._occurrences.add(tokens_B)
-        return Chosen(tokens_B, nats_B)
+        return Chosen(tokens_B, torch.stack([tokens_B.double(), nats_B]))
 
     def moving_state(self) -> Iterator[Tensor]:
         """What a call changes."""

@@ -204,7 +204,7 @@ class BytePairTokenizer(Tokenizer):
         return [np.array(encoding.ids, dtype=np.uint32) for encoding in encodings]
 
     def decode_bytes(self, ids: Iterable[int] | NDArray[Any]) -> bytes:  # noqa: D102
-        return b"".join(self._bytes_of_token[int(token)] for token in ids)
+        return b"".join(map(self._bytes_of_token.__getitem__, ids))
 
     def files(self) -> dict[str, bytes]:  # noqa: D102
         size = self.vocabulary_size
