@@ -3,20 +3,22 @@
 python scripts/benchmark_decoding.py --shape speed --batches 1 64 --out docs/results/decoding_h100
 python scripts/benchmark_decoding.py --shape default --prompts 256 1024 4096 --tokens 64 --out docs/results
 
-All take the most probable token after the same prompt of drawn weights. `windowlm` is the generator with its
-tokenizer and streams of text, `windowlm compiled` the same with the step of a token compiled, each made once,
-as `scripts/generate.py` does; `transformers dynamic` and `transformers static` are `generate` with those
-caches. Tokens a second are the tokens between a short and a long production over the difference of their
-times, the median of rounds in turns; the prompt's are its tokens over the time until the first token is
-chosen, which for transformers is all that the production of one token takes, and for ours what it counts
-itself, its tokenizer left out. The column "of forward" is the prompt's pace over that of the model's forward
-pass alone, as in training; MiB are the keys and values that the cache holds behind the prompt. A plot shows
-both by the length of the prompt, where there are several.
+All take the most probable token after the same prompt of drawn weights. `windowlm` is the generator with
+its tokenizer and streams of text, `windowlm compiled` the same with the step of a token compiled, each
+made once, as `scripts/generate.py` does; `transformers dynamic` and `transformers static` are `generate`
+with those caches. Tokens a second are the tokens between a short and a long production of a round over
+the difference of their times, the median of rounds in turns; the prompt's are its tokens over the time
+until the first token is chosen, which for transformers is all that the production of one token takes, and
+for ours what it counts itself, its tokenizer left out. Python collects its garbage between productions,
+not in them. The column "of forward" is the prompt's pace over that of the model's forward pass alone, as
+in training; MiB are the keys and values that the cache holds behind the prompt. A plot shows both by the
+length of the prompt, where there are several.
 
 Shapes: B batch, T tokens.
 """
 
 import argparse
+import gc
 import itertools
 import json
 import statistics
@@ -151,12 +153,13 @@ def measured(
     for row in rows:
         if row["entrant"] not in produce_of:
             continue
-        short, long = (statistics.median(times[row["entrant"], tokens]) for tokens in lengths[1:])
-        if long <= short:
+        short_s, long_s = (times[row["entrant"], tokens] for tokens in lengths[1:])
+        behind_s = statistics.median(long - short for short, long in zip(short_s, long_s, strict=True))
+        if behind_s <= 0:
             row["problem"] = "the times of its prompts differ by more than the tokens take; try more --tokens"
             continue
         prompt = statistics.median(prompt_times[row["entrant"]])
-        row["tokens_per_second"] = len(prompts) * options.tokens / (long - short)
+        row["tokens_per_second"] = len(prompts) * options.tokens / behind_s
         row["prompt_tokens_per_second"] = len(prompts) * length / prompt
         row["prompt_over_forward"] = forward_s / prompt
         row["seconds"] = {tokens: times[row["entrant"], tokens] for tokens in lengths}
@@ -166,11 +169,15 @@ def measured(
 
 def seconds(produce: Produce, tokens: int) -> tuple[float, float | None]:
     """Of the host's clock, all work on the device done; and what `produce` tells."""
+    gc.collect()
+    gc.disable()
     started = time.perf_counter()
     told = produce(tokens)
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    return time.perf_counter() - started, told
+    taken = time.perf_counter() - started
+    gc.enable()
+    return taken, told
 
 
 def entrant(

@@ -205,7 +205,9 @@ class Generator:
         for row, ids in enumerate(encoded):
             tokens_BT[row, longest - len(ids) :] = torch.from_numpy(ids.astype(np.int64))
             documents_BT[row, longest - len(ids) :] = 0
-        earlier_BT = tokens_BT.masked_fill(documents_BT == PADDING, NO_TOKEN).to(self._device)
+        # At once: a copy between two chunks would wait for the first of them.
+        tokens_BT, documents_BT = tokens_BT.to(self._device), documents_BT.to(self._device)
+        earlier_BT = tokens_BT.masked_fill(documents_BT == PADDING, NO_TOKEN)
         alike = all(len(ids) == longest for ids in encoded)
         # More than are used: each other number of draws would be compiled anew.
         most = capacity_of_steps(settings.max_new_tokens)
@@ -218,8 +220,8 @@ class Generator:
         size = max(PREFILL_TOKENS[self._device.type] // len(rows), 1)
         for start in range(0, longest, size):
             chunk = slice(start, start + size)
-            documents = None if alike else documents_BT[:, chunk].to(self._device)
-            hidden_BTD = model.hidden(tokens_BT[:, chunk].to(self._device), documents, cache=cache)
+            documents = None if alike else documents_BT[:, chunk]
+            hidden_BTD = model.hidden(tokens_BT[:, chunk], documents, cache=cache)
         chosen = choose(model.head(hidden_BTD[:, -1]))
         go_on = self._continuation(cache, len(rows), choose)
         for step in range(settings.max_new_tokens):
