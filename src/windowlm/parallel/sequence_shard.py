@@ -7,8 +7,8 @@ visible is said by `Visibility` of the whole sequence, and a part is a call with
 
 The queries whose keys are all at hand are computed while the others' keys are on their way.
 
-Shapes: B batch, T tokens of the whole sequence, L own tokens, S keys of a call, R places for tokens of
-others, H query heads, D head dimension.
+Shapes: B batch, T tokens of the whole sequence, L own tokens, Q queries of a call and S its keys, R places
+for tokens of others, H query heads, D head dimension.
 """
 
 from collections.abc import Callable, Hashable, Mapping
@@ -41,13 +41,13 @@ class Part(NamedTuple):
     visibility: Visibility
 
     def attend(
-        self, attention: Callable[..., Tensor], query_BLHD: Tensor, keys: tuple[Tensor, ...], **options: Any
+        self, attention: Callable[..., Tensor], query_BQHD: Tensor, keys: tuple[Tensor, ...], **options: Any
     ) -> Tensor:
-        """Attention of these queries over keys and values, which end with the last query's own."""
-        part_BTHD = query_BLHD[:, self.first : self.end]
-        if self.blank:
-            part_BTHD = torch.nn.functional.pad(part_BTHD, (0, 0, 0, 0, self.blank, 0))
-        return attention(part_BTHD, *keys, self.visibility, **options)[:, self.blank :]
+        """Attention of its queries over keys and values, which end with the last query's own."""
+        if not self.blank:
+            return attention(query_BQHD, *keys, self.visibility, **options)
+        query_BQHD = torch.nn.functional.pad(query_BQHD, (0, 0, 0, 0, self.blank, 0))
+        return attention(query_BQHD, *keys, self.visibility, **options)[:, self.blank :]
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,32 +85,31 @@ class ShardVisibility(Visibility):
     ) -> Tensor:
         """Attention of the own queries over own keys and those of others."""
         assert self.exchange is not None
+        reaching = 0 if self.far is None else self.far.end
+        # Split, and not indexed: each index fills and adds a gradient of all tokens.
+        sizes = [reaching, query_BTHD.shape[1] - reaching]
+        queries = torch.split(query_BTHD, sizes, 1)
+        finished_with = (None, None) if finish_with is None else torch.split(finish_with, sizes, 1)
 
-        def finished(part: Part, keys: tuple[Tensor, ...]) -> Tensor:
+        def finished(part: Part, index: int, keys: tuple[Tensor, ...]) -> Tensor:
             # Joined before, attention's outputs would be kept twice for the backward pass.
-            output = part.attend(attention, query_BTHD, keys, **options)
-            of_part = None if finish_with is None else finish_with[:, part.first : part.end]
-            return finish(output, of_part)
+            return finish(part.attend(attention, queries[index], keys, **options), finished_with[index])
 
-        own, travelling = self.exchange.send(key_BTKD, value_BTKD)
+        own, first, travelling = self.exchange.send(key_BTKD, value_BTKD, first=reaching)
         outputs = []
         if self.near is not None:
-            keys = tuple(tensor[:, self.near.first_key :] for tensor in own)
-            outputs.append(finished(self.near, keys))
+            outputs.append(finished(self.near, 1, tuple(tensor[:, self.near.first_key :] for tensor in own)))
         remote = self.exchange.receive(own, travelling)
         if self.far is not None:
-            keys = tuple(
-                torch.cat([others, tensor[:, : self.far.end]], 1)
-                for others, tensor in zip(remote, own, strict=True)
-            )
-            outputs.insert(0, finished(self.far, keys))
+            keys = tuple(torch.cat(pair, 1) for pair in zip(remote, first, strict=True))
+            outputs.insert(0, finished(self.far, 0, keys))
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs, 1)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def earlier(self, channels_BTF: Tensor, count: int) -> Tensor | None:
         """Channels of the `count` tokens before the part, [B, count, ...]; zeros where they have no use."""
         exchange = self.neighbours[count]
-        own, travelling = exchange.send(channels_BTF)
+        own, _, travelling = exchange.send(channels_BTF)
         return exchange.receive(own, travelling)[0]
 
     def behind(self, tokens: int, device: torch.device) -> Tensor:

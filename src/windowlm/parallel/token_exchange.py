@@ -57,16 +57,23 @@ class TokenExchange:
             self.idle,
         )
 
-    def send(self, *tensors_BLF: Tensor) -> tuple[tuple[Tensor, ...], "Travelling"]:
+    def send(
+        self, *tensors_BLF: Tensor, first: int = 0
+    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...], "Travelling"]:
         """Begin to send; go on with the tensors that are returned, which collect the gradients of others.
 
         Args:
             tensors_BLF: [B, L, ...], of one dtype and one number of features.
+            first: how many tokens at their beginning are read apart.
+
+        Returns:
+            The tensors, and their first tokens, whose gradients are added in place.
         """
         travelling = Travelling(self)
         if self.idle:
-            return tensors_BLF, travelling
-        return _Send.apply(travelling, *tensors_BLF), travelling  # type: ignore[no-untyped-call]
+            return tensors_BLF, tuple(tensor[:, :first] for tensor in tensors_BLF), travelling
+        sent: tuple[Tensor, ...] = _Send.apply(travelling, first, *tensors_BLF)  # type: ignore[no-untyped-call]
+        return sent[: len(tensors_BLF)], sent[len(tensors_BLF) :], travelling
 
     def receive(self, own_BLF: tuple[Tensor, ...], travelling: "Travelling") -> tuple[Tensor, ...]:
         """Wait for what the others sent, [B, R, ...] of each tensor; zeros where nothing came.
@@ -114,27 +121,33 @@ class Travelling:
 
 
 class _Send(torch.autograd.Function):
-    """The tensors as they are; backward they add what the others' gradients say."""
+    """The tensors as they are, and their first tokens; backward they add what the others' gradients say."""
 
     @staticmethod
-    def forward(ctx: Any, travelling: Travelling, *tensors_BLF: Tensor) -> tuple[Tensor, ...]:
-        ctx.travelling = travelling
+    def forward(ctx: Any, travelling: Travelling, first: int, *tensors_BLF: Tensor) -> tuple[Tensor, ...]:
+        ctx.travelling, ctx.first = travelling, first
         chosen_N = travelling.exchange.leaving
         travelling.begin(_rows(tensors_BLF, chosen_N), back=False)
-        return tuple(tensor.view_as(tensor) for tensor in tensors_BLF)
+        return (
+            *(tensor.view_as(tensor) for tensor in tensors_BLF),
+            *(tensor[:, :first] for tensor in tensors_BLF),
+        )
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *gradients_BLF: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         travelling: Travelling = ctx.travelling
         exchange = travelling.exchange
-        first = gradients_BLF[0]
+        gradients_BLF, of_first = gradients[: len(gradients) // 2], gradients[len(gradients) // 2 :]
         if not travelling.begun:
             # Nothing that this process received was of use, but others wait for its part.
             features = sum(gradient[0, 0].numel() for gradient in gradients_BLF)
-            travelling.begin(first.new_zeros((sum(exchange.received), features)), back=True)
+            travelling.begin(gradients[0].new_zeros((sum(exchange.received), features)), back=True)
         returned_NF = travelling.end()
-        sums = [gradient.flatten(0, 1).clone() for gradient in gradients_BLF]
+        totals_BLF = [gradient.clone(memory_format=torch.contiguous_format) for gradient in gradients_BLF]
+        for total_BLF, first_BLF in zip(totals_BLF, of_first, strict=True):
+            total_BLF[:, : ctx.first] += first_BLF
+        sums = [total_BLF.flatten(0, 1) for total_BLF in totals_BLF]
         start = 0
         # One reader after the other, in which no token occurs twice: the order of sums is always the same.
         for count in exchange.sent:
@@ -144,10 +157,7 @@ class _Send(torch.autograd.Function):
                 for total, part in zip(sums, parts, strict=True):
                     total.index_add_(0, exchange.leaving[rows], part.reshape(count, *total.shape[1:]))
                 start += count
-        return (
-            None,
-            *(total.view_as(gradient) for total, gradient in zip(sums, gradients_BLF, strict=True)),
-        )
+        return None, None, *totals_BLF
 
 
 class _Receive(torch.autograd.Function):
