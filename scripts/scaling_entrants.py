@@ -34,7 +34,7 @@ from windowlm.model.decoder import Decoder, Visibilities
 from windowlm.parallel.context_group import ContextGroup
 from windowlm.parallel.own_gpu import own_gpu
 from windowlm.parallel.processes import Processes
-from windowlm.training.compilation import hidden_states, is_compiled
+from windowlm.training.compilation import Graphs, hidden_states, is_compiled
 from windowlm.training.config import OptimizerConfig, TrainerConfig
 from windowlm.training.gradient import gradient_norm, rescale_gradient
 from windowlm.training.linear_cross_entropy import head_loss
@@ -164,7 +164,7 @@ class Loop:
         model = Decoder(shape.model_config(), shape.vocabulary_size).to(device, WEIGHT_DTYPES[job.precision])
         if self.work.sharded:
             shard_model(model, init_device_mesh(device.type, (processes.size,)))
-        self.mean_loss: nn.Module = MeanLoss(model, job, device, whole_graph=self.work.whole_graph)
+        self.mean_loss: nn.Module = MeanLoss(model, job, device, self.work.graphs)
         if processes.size > 1 and not self.work.sharded:
             self.mean_loss = DistributedDataParallel(
                 self.mean_loss, broadcast_buffers=False, gradient_as_bucket_view=True
@@ -216,7 +216,7 @@ class Loop:
 class MeanLoss(nn.Module):
     """The mean loss over this process's targets."""
 
-    def __init__(self, model: Decoder, job: Job, device: torch.device, *, whole_graph: bool) -> None:
+    def __init__(self, model: Decoder, job: Job, device: torch.device, graphs: Graphs) -> None:
         super().__init__()
         self.model = model
         trainer = TrainerConfig()
@@ -225,7 +225,7 @@ class MeanLoss(nn.Module):
             model,
             compiled=compiled,
             activation_checkpointing=job.activation_checkpointing,
-            whole_graph=whole_graph,
+            graphs=graphs,
         )
         self.head_loss = head_loss(trainer.loss, job.precision, compiled=compiled)
 

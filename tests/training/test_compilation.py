@@ -1,4 +1,5 @@
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -11,7 +12,13 @@ from windowlm.errors import UserError
 from windowlm.model.config import ModelConfig
 from windowlm.model.decoder import Decoder
 from windowlm.training.calibration import calibrate
-from windowlm.training.compilation import forget_compiled, hidden_states, is_compiled, replays_graphs
+from windowlm.training.compilation import (
+    Graphs,
+    forget_compiled,
+    hidden_states,
+    is_compiled,
+    replays_graphs,
+)
 from windowlm.training.config import Precision, TrainerConfig
 from windowlm.training.device_batch import visibilities_on
 
@@ -114,13 +121,31 @@ def test_the_compiled_decoder_computes_the_same() -> None:
 
 
 @pytest.mark.usefixtures("no_kernels")
+@pytest.mark.parametrize("graphs", ["one", "blocks", "pieces"])
 @pytest.mark.parametrize("packed", [False, True])
-def test_the_graphs_of_the_decoder_compute_the_same_at_any_length(packed: bool) -> None:
+def test_the_graphs_of_the_decoder_compute_the_same_at_any_length(packed: bool, graphs: Graphs) -> None:
     # From the second length on the compiler takes it for a symbol.
-    assert_compiled_is_the_same([24, 25, 31], packed=packed)
+    assert_compiled_is_the_same([24, 25, 31], packed=packed, graphs=graphs)
 
 
-def assert_compiled_is_the_same(lengths: Sequence[int], *, packed: bool) -> None:
+@pytest.mark.usefixtures("no_kernels")
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_blocks_that_are_alike_share_a_graph(checkpointing: bool) -> None:
+    shape = replace(SHAPE, layers=6, window=[4, 4, None], value_embeddings=1, embedding_residual=True)
+    model, tokens_BT = Decoder(shape, 20), torch.randint(20, (2, 24))
+    blocks = partial(
+        hidden_states, model, compiled=True, activation_checkpointing=checkpointing, graphs="blocks"
+    )
+    forget_compiled()
+    # Of six blocks some have value embeddings; a smaller window is that of all.
+    for limit, graphs in ((None, 4), (None, 0), (3, 2)):
+        counters.clear()
+        visibilities = visibilities_on(model, {"tokens_BT": tokens_BT}, CPU, limit)
+        blocks()(tokens_BT, visibilities=visibilities).sum().backward()  # type: ignore[no-untyped-call]
+        assert counters["stats"]["unique_graphs"] == graphs
+
+
+def assert_compiled_is_the_same(lengths: Sequence[int], *, packed: bool, graphs: Graphs = "one") -> None:
     forget_compiled()
     torch.manual_seed(0)
     model = Decoder(SHAPE, 20).double()
@@ -137,7 +162,9 @@ def assert_compiled_is_the_same(lengths: Sequence[int], *, packed: bool) -> None
         outcomes = []
         for compiled in (False, True):
             model.zero_grad()
-            hidden_BTD = hidden_states(model, compiled=compiled)(tokens_BT, visibilities=visibilities)
+            hidden_BTD = hidden_states(model, compiled=compiled, graphs=graphs)(
+                tokens_BT, visibilities=visibilities
+            )
             hidden_BTD.square().sum().backward()  # type: ignore[no-untyped-call]
             gradients = [p.grad for p in model.parameters() if p.grad is not None]
             outcomes.append([hidden_BTD.detach(), *gradients])

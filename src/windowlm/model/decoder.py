@@ -3,6 +3,7 @@
 Shape letters: B batch, T sequence, D model width, V vocabulary, E width of all key-value heads.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -67,6 +68,8 @@ class Block(nn.Module):
         value_embedding_BTE: torch.Tensor | None = None,
         embedded_BTD: torch.Tensor | None = None,
         cache: LayerCache | StepLayer | None = None,
+        *,
+        compute: "BlockComputation | None" = None,
     ) -> torch.Tensor:
         """Map ``[B, T, D]`` to the same shape.
 
@@ -76,7 +79,20 @@ class Block(nn.Module):
             value_embedding_BTE: value embeddings of the tokens, for the layers that have them.
             embedded_BTD: normalised input of the first layer, for the embedding residual.
             cache: keys and values of the tokens before.
+            compute: what computes it in the place of `compute`, such as that compiled.
         """
+        of_layer = (hidden_BTD, visibility, value_embedding_BTE, embedded_BTD, cache)
+        return self.compute(*of_layer) if compute is None else compute(self, *of_layer)
+
+    def compute(
+        self,
+        hidden_BTD: torch.Tensor,
+        visibility: Visibility | None,
+        value_embedding_BTE: torch.Tensor | None,
+        embedded_BTD: torch.Tensor | None,
+        cache: LayerCache | StepLayer | None,
+    ) -> torch.Tensor:
+        """What `forward` says, without what hooks add to it, such as the gathering of parts of weights."""
         if self.residual_shares is not None:
             own, embedded = self.residual_shares
             hidden_BTD = own * hidden_BTD + embedded * embedded_BTD
@@ -89,6 +105,9 @@ class Block(nn.Module):
         hidden_BTD = hidden_BTD + attended_BTD
         output_BTD: torch.Tensor = hidden_BTD + self.feed_forward(self.feed_forward_norm(hidden_BTD))
         return output_BTD
+
+
+BlockComputation = Callable[..., torch.Tensor]  # of a block and its inputs, in their order
 
 
 class Decoder(nn.Module):
@@ -167,11 +186,13 @@ class Decoder(nn.Module):
         visibilities: Visibilities | None = None,
         cache: KVCache | StepCache | None = None,
         checkpoint_activations: bool = False,
+        compute_block: BlockComputation | None = None,
     ) -> torch.Tensor:
         """Final normed states ``[B, T, D]``, for callers that apply the head in pieces.
 
         Where activations are checkpointed the backward pass finds the inputs of the blocks alone, and
-        computes each block again (Chen et al. 2016, arXiv:1604.06174).
+        computes each block again (Chen et al. 2016, arXiv:1604.06174). What computes a block is up to
+        ``compute_block``, see `Block.forward`.
         """
         behind_BT = seen = None
         if cache is not None:
@@ -206,9 +227,9 @@ class Decoder(nn.Module):
                 None if cache is None else cache.layers[layer],
             )
             if checkpoint_activations:
-                hidden_BTD = checkpoint(block, *of_layer, use_reentrant=False)
+                hidden_BTD = checkpoint(block, *of_layer, use_reentrant=False, compute=compute_block)
             else:
-                hidden_BTD = block(*of_layer)
+                hidden_BTD = block(*of_layer, compute=compute_block)
         output_BTD: torch.Tensor = self.final_norm(hidden_BTD)
         return output_BTD
 

@@ -1,9 +1,9 @@
-"""The decoder compiled for training: one graph from tokens to hidden states for each set of windows."""
+"""The decoder compiled for training: from tokens to hidden states in one graph, or each block in its own."""
 
 from collections.abc import Callable
 from functools import cache, partial
 from types import FunctionType
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch._dynamo.config as dynamo
@@ -11,12 +11,18 @@ import torch._functorch.config as partitioning
 from torch import Tensor
 
 from windowlm.attention.rotary import RotaryEmbedding
+from windowlm.attention.window import Visibility
 from windowlm.errors import UserError
-from windowlm.model.decoder import Decoder, Visibilities
+from windowlm.model.decoder import Block, Decoder, Visibilities
 from windowlm.training.config import TrainerConfig
 from windowlm.training.float8 import float8_view
 
+# Of one function: of blocks that differ, in training and validation, at some lengths.
+MOST_GRAPHS = 32
 HiddenStates = Callable[..., Tensor]
+# One for the whole decoder; one for each block, so that gradients travel while those of the blocks before are
+# computed; or each block cut where keys of other processes arrive, which no graph holds.
+Graphs = Literal["one", "blocks", "pieces"]
 
 
 def is_compiled(settings: TrainerConfig, device: torch.device) -> bool:
@@ -58,7 +64,7 @@ def hidden_states(
     activation_memory_budget: float = 1.0,
     activation_checkpointing: bool = False,
     cuda_graphs: bool = False,
-    whole_graph: bool = True,
+    graphs: Graphs = "one",
 ) -> HiddenStates:
     """``model.hidden``, compiled or not; the model itself stays as it is, for checkpoints and evaluation.
 
@@ -72,7 +78,7 @@ def hidden_states(
             of what torch would keep by itself.
         activation_checkpointing: whether the inputs of blocks alone are kept, see `Decoder.hidden`.
         cuda_graphs: of compiled graphs on a GPU: replay each pass as one graph of kernels.
-        whole_graph: False where processes exchange tensors within the model, which no graph holds.
+        graphs: of the compiled decoder.
     """
     if not compiled and not float8:
         # Looked up in each call: a model that is shared by processes gets another.
@@ -93,14 +99,22 @@ def hidden_states(
         if cuda_graphs:
             keep_frequencies(tokens_BT.device)
         # Read when a graph is cut into its passes, which is within its first call. Within DDP's forward torch
-        # would cut it into buckets as well, but not one that calibration compiled before.
+        # would cut it into buckets as well.
         with (
             partitioning.patch(activation_memory_budget=activation_memory_budget),
-            dynamo.patch(optimize_ddp=False),
+            dynamo.patch(optimize_ddp=False, recompile_limit=MOST_GRAPHS),
         ):
-            compiled_hidden = _compiled_hidden(windows, whole_graph, cuda_graphs)
-            states_BTD: Tensor = compiled_hidden(decoder, tokens_BT, visibilities, again)
-        return states_BTD
+            if graphs == "one":
+                states_BTD: Tensor = _compiled(_hidden, windows, cuda_graphs=cuda_graphs)(
+                    decoder, tokens_BT, visibilities, again
+                )
+                return states_BTD
+            return decoder.hidden(
+                tokens_BT,
+                visibilities=visibilities,
+                checkpoint_activations=again,
+                compute_block=partial(_compiled_block, graphs == "blocks"),
+            )
 
     return hidden
 
@@ -123,12 +137,26 @@ def _hidden(
     return model.hidden(tokens_BT, visibilities=visibilities, checkpoint_activations=checkpoint_activations)
 
 
+def _block(block: Block, *of_layer: Any) -> Tensor:
+    return block.compute(*of_layer)
+
+
+def _compiled_block(
+    whole: bool, block: Block, hidden_BTD: Tensor, visibility: Visibility, *of_layer: Any
+) -> Tensor:
+    compute = _compiled(_block, (visibility.window,), whole=whole)
+    output_BTD: Tensor = compute(block, hidden_BTD, visibility, *of_layer)
+    return output_BTD
+
+
 @cache
-def _compiled_hidden(windows: tuple[int | None, ...], whole_graph: bool, cuda_graphs: bool) -> Any:
+def _compiled(
+    function: FunctionType, windows: tuple[int | None, ...], *, whole: bool = True, cuda_graphs: bool = False
+) -> Any:
     """A function of their own for windows, as torch makes a symbol of a number that varies between the calls
     of one function, which it knows by name and place: kernels would then be compiled for no window at all.
     """
     dynamo.fail_on_recompile_limit_hit = True
-    name = "_".join(["hidden", *(str(window).lower() for window in windows)])
-    of_windows = FunctionType(_hidden.__code__.replace(co_name=name), globals(), name)
-    return torch.compile(of_windows, fullgraph=whole_graph, options={"triton.cudagraphs": cuda_graphs})
+    name = "_".join([function.__name__, *(str(window).lower() for window in windows)])
+    of_windows = FunctionType(function.__code__.replace(co_name=name), globals(), name)
+    return torch.compile(of_windows, fullgraph=whole, options={"triton.cudagraphs": cuda_graphs})

@@ -173,7 +173,7 @@ class TrainingRun:
             activation_memory_budget=config.trainer.activation_memory_budget,
             activation_checkpointing=config.trainer.activation_checkpointing,
             cuda_graphs=replays_graphs(config.trainer, self.device, processes.size),
-            whole_graph=self.work.whole_graph,
+            graphs=self.work.graphs,
         )
         self.loss = head_loss(config.trainer.loss, config.precision, compiled=self.compiled)
         # Refuses one that cannot serve the run.

@@ -15,6 +15,7 @@ from windowlm.parallel.context_group import ContextGroup
 from windowlm.parallel.own_gpu import check_gpus
 from windowlm.parallel.processes import ALONE, Processes
 from windowlm.parallel.sequence_shard import shard_visibilities
+from windowlm.training.compilation import Graphs
 from windowlm.training.device_batch import prepared_on, visibilities_on
 from windowlm.training.ordered_gradients import OrderedDDPStrategy
 from windowlm.training.sharded_model import ShardedStrategy
@@ -83,9 +84,11 @@ class SharedWork:
         return self.processes.size > 1 and self.kind == "fsdp2"
 
     @property
-    def whole_graph(self) -> bool:
-        """Whether a compiled model exchanges nothing with other processes."""
-        return self.context is None and not self.sharded
+    def graphs(self) -> Graphs:
+        """Of a compiled model."""
+        if self.processes.size == 1:
+            return "one"
+        return "blocks" if self.context is None else "pieces"
 
     def strategy(self, device: torch.device) -> Strategy:
         """Lightning's."""
