@@ -24,7 +24,7 @@ from windowlm.command_words import corrected, for_hydra, key_of, made_room, refu
 from windowlm.config import Config, ConfigError, Setting, check_config, settings_of, unknown_key_error
 from windowlm.errors import USAGE_ERROR, SystemRefusedError, UserError, exit_status, limits_as_mistakes
 from windowlm.hydra_settings import LAUNCHER, refuse_changes_of_hydra, refuse_words_for_hydra
-from windowlm.parallel.launcher import launch, starter
+from windowlm.parallel.launcher import launch, starter, threads_of_each
 from windowlm.parallel.place import own_place
 from windowlm.unbegun_runs import UnbegunRuns, free_name
 
@@ -189,11 +189,11 @@ def _run(command: Command[Any], started: str, script: Path, conf: Path, words: l
                 key=LAUNCHER,
                 correction=f"{LAUNCHER}=basic",
             )
-        if count > 1 and known.multirun and launcher != "basic":
-            raise _one_process(
-                command,
-                f"{count}: a job of {LAUNCHER}={launcher} is one process; allowed is 1",
-            )
+        in_jobs = known.multirun and launcher != "basic"
+        if in_jobs and count > 1:
+            overrides = [*_processes_of_jobs(command, configs, count, given), *overrides]
+            if not launcher.endswith("slurm"):
+                os.environ.setdefault("OMP_NUM_THREADS", str(threads_of_each(count)))
         if count > 1 and place.size > 1 and count != place.local_size:
             raise _one_process(
                 command,
@@ -206,7 +206,7 @@ def _run(command: Command[Any], started: str, script: Path, conf: Path, words: l
                 command,
                 f"{count}: at most {most} processes are started on a machine of {os.cpu_count()} cores",
             )
-        if count > 1 and place.size == 1:
+        if count > 1 and place.size == 1 and not in_jobs:
             return launch(count, [sys.executable, str(script), *words], command.saved)
         if command.fixes_run_dir:
             if place.rank == 0:
@@ -248,6 +248,24 @@ def _one_process(command: Command[Any], complaint: str) -> ConfigError:
     key = command.devices
     assert key is not None
     return ConfigError(f"{key}={complaint}", key=key, correction=f"{key}=1")
+
+
+def _processes_of_jobs(
+    command: Command[Any], configs: Sequence[Any], count: int, given: Mapping[str, str]
+) -> list[str]:
+    """What tells the launcher of jobs to start so many processes in each, with a GPU for each of them."""
+    assert command.devices is not None
+    key = f"{LAUNCHER.replace('/', '.')}.tasks_per_node"
+    if any(attrgetter(command.devices)(config) != count for config in configs):
+        raise _one_process(command, f"{count}: in another run of the sweep it differs; all jobs are alike")
+    if given.get(key, str(count)) != str(count):
+        raise ConfigError(
+            f"{key}={given[key]}: {command.devices}={count} says how many processes a job has",
+            key=key,
+            correction=f"{key}={count}",
+        )
+    gpus = f"{LAUNCHER.replace('/', '.')}.gpus_per_node"
+    return [f"{name}={count}" for name in (key, gpus) if name not in given]
 
 
 def _agreed(folder: Path) -> Path:
@@ -515,7 +533,9 @@ def _hand_to_hydra(
         )
         nonlocal started
         started = True
-        own = runs.run(invocation.output_dir, runtime.output_subdir) if runs is not None else nullcontext()
+        # The processes of a job have all that its leader has.
+        watched = runs if own_place().rank == 0 else None
+        own = nullcontext() if watched is None else watched.run(invocation.output_dir, runtime.output_subdir)
         try:
             with own, limits_as_mistakes():
                 statuses.append(command.task(check_config(command.config_type, values), invocation))

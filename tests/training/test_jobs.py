@@ -1,4 +1,4 @@
-"""A sweep whose runs are jobs: each has its folder, its process and its W&B run in one group."""
+"""A sweep whose runs are jobs: each has its folder, its processes and its W&B run in one group."""
 
 import json
 from pathlib import Path
@@ -11,8 +11,9 @@ from tests.training.runs import record
 pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
 
 
-def test_each_run_of_a_sweep_is_a_job_with_its_own_folder_and_wandb_run(
-    small_run: tuple[str, ...], tmp_path: Path
+@pytest.mark.parametrize("processes", [1, 2])
+def test_each_run_of_a_sweep_is_a_job_with_its_own_folder_processes_and_wandb_run(
+    small_run: tuple[str, ...], processes: int, tmp_path: Path
 ) -> None:
     folder = tmp_path / "sweep"
     done = run_script(
@@ -22,6 +23,7 @@ def test_each_run_of_a_sweep_is_a_job_with_its_own_folder_and_wandb_run(
         "seed=0,1",
         "trainer.max_steps=2",
         "trainer.device=cpu",
+        f"trainer.devices={processes}",
         "hydra/launcher=jobs_local",
         f"run_dir={folder}",
         cwd=tmp_path,
@@ -30,23 +32,35 @@ def test_each_run_of_a_sweep_is_a_job_with_its_own_folder_and_wandb_run(
     assert (folder / "multirun.yaml").exists()
     runs = [folder / "0", folder / "1"]
     assert [record(run)["status"] for run in runs] == ["finished"] * 2
+    assert [record(run)["processes"] for run in runs] == [processes] * 2
     assert [json.loads((run / "config.json").read_text())["seed"] for run in runs] == [0, 1]
     assert len({record(run)["wandb_id"] for run in runs}) == 2
     for run in runs:
         (offline,) = run.glob("wandb/offline-run-*/run-*.wandb")
         # The group is the sweep's name.
         assert b"sweep" in offline.read_bytes()
-    jobs = {path.name.split("_")[0] for path in (folder / ".submitit").rglob("*_log.out")}
-    assert len(jobs) == 2
+    logs = [path.name for path in (folder / ".submitit").rglob("*_log.out")]
+    assert len({name.split("_")[0] for name in logs}) == 2
+    assert len(logs) == 2 * processes
 
 
-def test_a_job_is_one_process(small_run: tuple[str, ...], tmp_path: Path) -> None:
-    done = run_script(
-        "train.py", "-m", *small_run, "seed=0,1", "trainer.devices=2", "hydra/launcher=jobs_local",
-        f"run_dir={tmp_path / 'sweep'}", cwd=tmp_path,
-    )  # fmt: skip
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (("seed=0,1", "trainer.devices=1,2"), "trainer.devices=2: in another run of the sweep it differs"),
+        (
+            ("seed=0,1", "trainer.devices=2", "hydra.launcher.tasks_per_node=3"),
+            "hydra.launcher.tasks_per_node=3: trainer.devices=2 says how many processes a job has",
+        ),
+    ],
+)
+def test_jobs_have_as_many_processes_as_trainer_devices_says(
+    small_run: tuple[str, ...], words: tuple[str, ...], complaint: str, tmp_path: Path
+) -> None:
+    place = f"run_dir={tmp_path / 'sweep'}"
+    done = run_script("train.py", "-m", *small_run, *words, "hydra/launcher=jobs_local", place, cwd=tmp_path)
     assert done.returncode == 2
-    assert "a job of hydra/launcher=jobs_local is one process" in done.stderr
+    assert complaint in done.stderr
     assert not (tmp_path / "sweep").exists()
 
 

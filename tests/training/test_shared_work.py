@@ -154,6 +154,8 @@ def test_the_saved_model_has_the_weights_of_the_checkpoint(runs: Path, name: str
 def test_a_place_is_what_the_launcher_says() -> None:
     torchrun = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
     assert own_place(torchrun) == Place(3, 4, 1, 2)
+    job = {"SUBMITIT_LOCAL_GLOBALID": "1", "SUBMITIT_LOCAL_NTASKS": "2", "SUBMITIT_LOCAL_LOCALID": "1"}
+    assert own_place(job) == Place(1, 2, 1, 2)
     step = {"SLURM_PROCID": "5", "SLURM_STEP_NUM_TASKS": "8", "SLURM_LOCALID": "1"}
     assert own_place({**step, "SLURM_STEP_TASKS_PER_NODE": "4(x2)"}) == Place(5, 8, 1, 4)
     # A batch script without srun is one process.

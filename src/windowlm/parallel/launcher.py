@@ -28,7 +28,7 @@ def starter(environment: Mapping[str, str] = os.environ) -> str:
     if place.size == 1 or LAUNCHED in environment:
         return "python"
     if "RANK" not in environment:
-        return "srun python"
+        return "srun python" if "SLURM_PROCID" in environment else "python"
     if "TORCHELASTIC_RUN_ID" not in environment:
         return "python"
     nodes = place.size // place.local_size

@@ -1,6 +1,7 @@
 """Which of the processes of a command this one is, as its launcher says; loads no torch.
 
-`torchrun` and our own launcher set RANK and its like, `srun` the variables of a step of SLURM.
+`torchrun` and our own launcher set RANK and its like, `srun` the variables of a step of SLURM, and submitit
+those of a job on this machine.
 """
 
 import os
@@ -40,6 +41,9 @@ def own_place(environment: Mapping[str, str] = os.environ) -> Place:
             int(environment["LOCAL_RANK"]),
             int(environment.get("LOCAL_WORLD_SIZE", size)),
         )
+    if {"SUBMITIT_LOCAL_GLOBALID", "SUBMITIT_LOCAL_NTASKS"} <= environment.keys():
+        rank, size = (int(environment[f"SUBMITIT_LOCAL_{name}"]) for name in ("GLOBALID", "NTASKS"))
+        return Place(rank, size, rank, size)
     # A batch script has the job's variables and is no step of it.
     if {"SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"} <= environment.keys():
         tasks = environment.get("SLURM_STEP_TASKS_PER_NODE", "1")

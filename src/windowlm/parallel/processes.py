@@ -45,7 +45,7 @@ class Processes:
             return cls()
         if not dist.is_initialized():
             if "RANK" not in os.environ:
-                _take_from_slurm()
+                _meet_by_job()
             cuda = torch.cuda.is_available()
             with _losses():
                 dist.init_process_group(
@@ -237,10 +237,14 @@ def _says_loss(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and ("gloo" in str(error) or "Connection closed" in str(error))
 
 
-def _take_from_slurm() -> None:
+def _meet_by_job() -> None:
     """Set what torch reads: the first node, and a port that all know by the job's number."""
-    from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+    job = os.environ.get("SUBMITIT_LOCAL_JOB_ID")
+    first = "127.0.0.1"
+    if job is None:
+        from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 
-    first = SLURMEnvironment.resolve_root_node_address(os.environ.get("SLURM_NODELIST", "127.0.0.1"))
+        job = os.environ.get("SLURM_JOB_ID", "0")
+        first = SLURMEnvironment.resolve_root_node_address(os.environ.get("SLURM_NODELIST", first))
     os.environ.setdefault("MASTER_ADDR", first)
-    os.environ.setdefault("MASTER_PORT", str(15000 + int(os.environ.get("SLURM_JOB_ID", "0")[-4:])))
+    os.environ.setdefault("MASTER_PORT", str(15000 + int(job[-4:])))
