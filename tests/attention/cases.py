@@ -36,6 +36,8 @@ CHECKS = (
     "numbers of a query's output changed by what it cannot see",
 )
 KINDS = ("plain", "packed", "left", "right", "both", "holes", "more keys", "ring")
+# How queries, keys and values lie in memory.
+LAYOUTS = ("contiguous", "heads before tokens", "numbers apart")
 PASSES = 4
 DRAWN_AGAIN = 7
 AT_ONCE = 100
@@ -100,6 +102,8 @@ class Case:
     ring: list[int] | None = field(repr=False)
     learned_sinks: bool
     logit_cap: float | None
+    size: float
+    layout: str
 
     def visibility(self, device: str) -> Visibility:
         """Build the visibility, keys in the order of a ring where there is one."""
@@ -157,6 +161,8 @@ class Case:
             ("learned sinks", self.learned_sinks),
             ("logit cap", self.logit_cap is not None),
             ("1,000 tokens or more", self.queries >= 1000),
+            (f"queries and keys {self.size:g} times as large", self.size != 1),
+            (self.layout, self.layout != LAYOUTS[0]),
         ):
             if there:
                 yield name
@@ -171,12 +177,14 @@ def draw(seed: int, *, shapes: Sequence[Shape] = ()) -> Case:
     chance = random.Random(seed)
     shape = chance.choice(shapes) if shapes else None
     # With many heads the reference would need all memory of several processes.
-    long = chance.random() < (0.004 if shape is None else 0.05 * (shape.kv_heads * shape.groups == 1))
+    long = chance.random() < (0.012 if shape is None else 0.05 * (shape.kv_heads * shape.groups == 1))
     queries = (
         chance.randint(1000, 4000) if long else chance.choice([chance.randint(1, 300), 63, 64, 65, 128, 129])
     )
     near = [queries - 1, queries, queries + 1]
     window = chance.choice([None, 1, 2, 64, 65, chance.randint(1, 320), chance.randint(1, 100), *near])
+    if long and chance.random() < 0.5:
+        window = chance.choice([chance.randint(500, 1500), chance.randint(queries // 2, queries)])
     kind = chance.choice(["plain", *KINDS])
     learned_sinks, capped = chance.random() < 0.1, chance.random() < 0.1
     if shape is not None:
@@ -210,6 +218,8 @@ def draw(seed: int, *, shapes: Sequence[Shape] = ()) -> Case:
         ring=chance.sample(range(queries + extra), queries + extra) if kind == "ring" else None,
         learned_sinks=learned_sinks,
         logit_cap=chance.choice([1.0, 20.0]) if capped else None,
+        size=chance.choice([1.0, 1.0, 3.0]),
+        layout=chance.choice([LAYOUTS[0], *LAYOUTS]),
     )
 
 
@@ -270,12 +280,14 @@ def measure(case: Case, backend: str, device: str = "cpu", numbers: int = 0) -> 
     """
     generator = torch.Generator(device).manual_seed(case.seed + (numbers << 32))
 
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator, device=device).to(case.dtype).requires_grad_()
+    def normal(*shape: int, size: float = 1.0) -> Tensor:
+        numbers = torch.randn(shape, generator=generator, device=device) * size
+        return _laid_out(numbers.to(case.dtype), case.layout).requires_grad_()
 
     heads = case.kv_heads * case.groups
-    query = normal(case.batch, case.queries, heads, case.head_dim)
-    key, value = (normal(case.batch, case.keys, case.kv_heads, case.head_dim) for _ in range(2))
+    query = normal(case.batch, case.queries, heads, case.head_dim, size=case.size)
+    key = normal(case.batch, case.keys, case.kv_heads, case.head_dim, size=case.size)
+    value = normal(*key.shape)
     tensors = [query, key, value, *([normal(heads)] if case.learned_sinks else [])]
     gradient = normal(*query.shape).detach()
     visibility = case.visibility(device)
@@ -303,23 +315,34 @@ def measure(case: Case, backend: str, device: str = "cpu", numbers: int = 0) -> 
     found: list[tuple[Tensor, Tensor]] = []
     for got, wanted, usual, of_usual in zip(ours, exact, plain, of_plain, strict=True):
         # Plain PyTorch may be exact by luck: a query with one key has weight one and no gradient, as two
-        # equal sums of D products cancel. Each errs by about eps sqrt(D) in another order, as inputs are of
-        # size 1 (the probabilistic bound of Higham and Mary 2019 is larger). Tensor cores cut off each of the
+        # equal sums of D products cancel. Each errs by about eps sqrt(D) in another order, for inputs of size
+        # 1 (the probabilistic bound of Higham and Mary 2019 is larger). Tensor cores cut off each of the
         # D / 16 numbers that they add up (Fasi et al. 2021), in one direction: about eps D / 8 for many.
         # Twice that for each query and head; all that is compared sums them up with weights of at most one.
         accumulated = torch.promote_types(case.dtype, torch.float32)
         of_a_sum = max(case.head_dim**0.5, case.head_dim / 8)
         sums = (gradient.numel() / case.head_dim) ** 0.5
-        floor = 2 * torch.finfo(accumulated).eps * of_a_sum * sums
+        floor = 2 * torch.finfo(accumulated).eps * of_a_sum * sums * case.size
         found.append(((got - wanted).norm(), factor * share * (usual - of_usual).norm() + floor))
     if not case.learned_sinks:
         found.append((nothing, nothing))
     blind_BT, unseen_BS = ~visible_BTS.any(2), ~visible_BTS.any(1)
     for tensor, silent in zip(ours[:4], (blind_BT, blind_BT, unseen_BS, unseen_BS), strict=True):
         found.append((((tensor != 0) & silent[..., None, None]).sum(), nothing))
-    found.append((_read_wrongly(case, output, value, visible_BTS), nothing))
-    found.append((_changed_unseen(case, attend(backend), tensors, output, visible_BTS), nothing))
+    changed = _changed_unseen(case, attend(backend), tensors, output, visible_BTS)
+    if case.size != 1:
+        # Weights of large scores may be too small for the dtype of dV.
+        output = attend(backend)([query / case.size**2, *tensors[1:]])
+    found += [(_read_wrongly(case, output, value, visible_BTS), nothing), (changed, nothing)]
     return torch.stack([torch.stack([one.double(), other]) for one, other in found])
+
+
+def _laid_out(numbers: Tensor, layout: str) -> Tensor:
+    if numbers.dim() != 4 or layout == LAYOUTS[0]:
+        return numbers
+    if layout == "heads before tokens":
+        return numbers.transpose(1, 2).contiguous().transpose(1, 2)
+    return torch.stack([numbers, numbers], -1)[..., 0]
 
 
 def _call(case: Case, backend: str, visibility: Visibility, tensors: list[Tensor]) -> Tensor:
@@ -372,7 +395,9 @@ def _changed_unseen(
     query, key, value, *sinks = tensors
     query = query * -2
     query[row, token] = tensors[0][row, token]
-    after = attend([query, key + 30 * hidden_BS11, value - 1000 * hidden_BS11, *sinks])
+    # In another layout sums may round in another order.
+    changed = (query, key + 30 * hidden_BS11, value - 1000 * hidden_BS11)
+    after = attend([*(_laid_out(tensor, case.layout) for tensor in changed), *sinks])
     return (before[row, token] != after[row, token]).sum()
 
 
@@ -454,13 +479,13 @@ def read(words: Sequence[str]) -> Wanted:
 
 
 def _number(name: str, text: str) -> int | float:
-    least = 1 if name in ("cases", "processes") else 0
+    least, most = 1 if name in ("cases", "processes") else 0, math.inf if name == "seconds" else 2**31
     try:
         number = float(text) if name == "seconds" else int(text)
     except ValueError:
         number = math.nan
-    if not number >= least:
-        raise UserError(f"{name}={text}: a number from {least} on is allowed; {EXAMPLE}")
+    if not least <= number <= most:
+        raise UserError(f"{name}={text}: a number from {least} to {most} is allowed; {EXAMPLE}")
     return number
 
 

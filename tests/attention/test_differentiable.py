@@ -20,6 +20,8 @@ REFUSED = re.escape("; reference can; try backend=reference")
 WAYS: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"window": 5}, {}),
     ({"window": None}, {}),
+    ({"window": None, "causal": False}, {}),
+    ({"window": None, "causal": False, "documents_BT": (torch.arange(TOKENS) // 7)[None]}, {}),
     ({"window": 9}, {}),
     ({"window": 5, "sinks": 2}, {}),
     ({"window": 5}, {"logit_cap": 3.0}),

@@ -1,6 +1,7 @@
 """Attention operators with first derivatives, and one clear error where more is asked of them."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple, NoReturn
 
 import torch
@@ -9,6 +10,8 @@ from torch._C._functorch import TransformType, get_interpreter_stack
 from torch.autograd import forward_ad
 
 from .operator import Operator
+
+WITHIN_COMPILE = "a derivative of torch.func within torch.compile"
 
 
 class Computation(NamedTuple):
@@ -56,11 +59,7 @@ def differentiable(
         f"{module}.attend_backward", f"(Tensor gradient, {read}) -> ({of_first})", *backward
     )
 
-    def refuse(asked: str) -> NoReturn:
-        raise ValueError(
-            f"backend={backend!r} computes first derivatives in reverse mode, {asked} was asked for; "
-            "reference can; try backend=reference"
-        )
+    refuse = partial(_refuse, backend)
 
     class Gradients(torch.autograd.Function):
         generate_vmap_rule = True
@@ -132,12 +131,67 @@ def differentiable(
             refuse("a derivative in forward mode")
         compiling = torch.compiler.is_compiling()
         if compiling and _in_derivative():
-            refuse("a derivative of torch.func within torch.compile")
+            refuse(WITHIN_COMPILE)
         compute = recorded.call if compiling else apply
         output: Tensor = _results(compute(*arguments))[0]
         return output
 
     return attention
+
+
+def first_derivatives_only(backend: str, *tensors: Tensor) -> tuple[Tensor, ...]:
+    """The same tensors, for a function of torch's that has first derivatives in reverse mode alone.
+
+    Args:
+        backend: whose it is, for the error.
+        tensors: what the function reads.
+
+    Raises:
+        ValueError: as `differentiable`; within torch.compile torch raises for a second derivative.
+    """
+    if _forward_mode(tensors):
+        _refuse(backend, "a derivative in forward mode")
+    if torch.compiler.is_compiling():
+        if _in_derivative():
+            _refuse(backend, WITHIN_COMPILE)
+        return tensors
+    passed: tuple[Tensor, ...] = _FirstDerivatives.apply(backend, *tensors)  # type: ignore[no-untyped-call]
+    return passed
+
+
+class _FirstDerivatives(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(backend: str, *tensors: Tensor) -> tuple[Tensor, ...]:
+        return tuple(tensor.view_as(tensor) for tensor in tensors)
+
+    @staticmethod
+    def setup_context(context: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        context.backend = inputs[0]
+
+    @staticmethod
+    def backward(context: Any, *gradients: Tensor) -> tuple[Any, ...]:
+        if torch.is_grad_enabled():
+            gradients = _SecondDerivatives.apply(context.backend, *gradients)  # type: ignore[no-untyped-call]
+        return None, *gradients
+
+    @staticmethod
+    def jvp(context: Any, *tangents: Any) -> Any:
+        _refuse(context.backend, "a derivative in forward mode")
+
+
+class _SecondDerivatives(_FirstDerivatives):
+    @staticmethod
+    def backward(context: Any, *gradients: Tensor) -> Any:
+        _refuse(context.backend, "a second derivative")
+
+
+def _refuse(backend: str, asked: str) -> NoReturn:
+    raise ValueError(
+        f"backend={backend!r} computes first derivatives in reverse mode, {asked} was asked for; "
+        "reference can; try backend=reference"
+    )
 
 
 def _results(output: Any) -> tuple[Any, ...]:

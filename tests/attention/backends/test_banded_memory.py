@@ -27,13 +27,20 @@ def ring() -> dict[str, Any]:
     }
 
 
-def largest_allocation(visibility: Visibility, keys: int, backend: str, options: dict[str, Any]) -> int:
-    """Bytes that the largest operation of a forward and a backward pass took."""
-    query = torch.randn(1, TOKENS, 2, 8, requires_grad=True)
-    key, value = (torch.randn(1, keys, 1, 8, requires_grad=True) for _ in range(2))
+def largest_allocation(
+    visibility: Visibility, keys: int, backend: str, options: dict[str, Any], *, apart: bool = False
+) -> int:
+    """Bytes that the largest operation of a forward and a backward pass took, of numbers that lie apart."""
+
+    def heads(tokens: int, count: int) -> torch.Tensor:
+        drawn = torch.randn(1, tokens, count, 8, 2 if apart else 1)
+        return drawn[..., 0].requires_grad_()
+
+    query, key, value = heads(TOKENS, 2), heads(keys, 1), heads(keys, 1)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
         output = attention(query, key, value, visibility, backend=backend, **options)
-        torch.autograd.grad(output.sum(), (query, key, value))
+        if output.requires_grad:
+            torch.autograd.grad(output.sum(), (query, key, value))
     return max(event.cpu_memory_usage for event in profiled.events())
 
 
@@ -60,6 +67,14 @@ def test_nothing_grows_with_queries_times_keys(
 ) -> None:
     visibility = Visibility.build(**given, **made())
     assert largest_allocation(visibility, TOKENS, "banded", options) < TOKENS * TOKENS
+
+
+@pytest.mark.parametrize("grown", [True, False])
+@pytest.mark.parametrize("given", [FULL, BIDIRECTIONAL, {"window": 1500}, {"window": 64}])
+def test_nor_where_the_numbers_of_a_head_lie_apart(given: dict[str, Any], grown: bool) -> None:
+    with torch.set_grad_enabled(grown):
+        taken = largest_allocation(Visibility.build(**given), TOKENS, "banded", {}, apart=True)
+    assert taken < TOKENS * TOKENS
 
 
 def test_nothing_grows_with_more_keys_than_queries() -> None:

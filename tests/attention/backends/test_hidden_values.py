@@ -90,3 +90,19 @@ def test_padding_inside_a_document_of_any_finite_size_changes_no_gradient(huge: 
     changed = value.clone()
     changed[:, 60:70] = huge
     assert all(map(torch.equal, gradients(value), gradients(changed)))
+
+
+@pytest.mark.parametrize("window", [4, 16, 200])
+@pytest.mark.parametrize("causal", [True, False])
+def test_a_document_that_overflows_takes_no_number_from_another(window: int, causal: bool) -> None:
+    torch.manual_seed(0)
+    tensors = [torch.randn(1, TOKENS, 2, 16) for _ in range(3)]
+    for tensor, size in zip(tensors[1:], (-HUGE, HUGE), strict=True):
+        tensor[:, :7] = size
+    for tensor in tensors:
+        tensor.requires_grad_()
+    documents_BT = (torch.arange(TOKENS) >= 7).int()[None]
+    visibility = Visibility.build(window=window, causal=causal, documents_BT=documents_BT)
+    mixed = attention(*tensors, visibility, backend="banded")
+    for gradient in torch.autograd.grad(mixed[:, 7:].sum(), tensors):
+        assert gradient[:, 7:].isfinite().all()

@@ -35,6 +35,8 @@ CAPABILITIES = Capabilities(
 
 # From this window on a CPU is faster by tiles of queries and keys.
 WIDE = 768
+# Of torch's kernels on a GPU for heads that share keys.
+LARGEST_HEAD_SHARING = 256
 Way = Callable[[Tensor, Tensor, Tensor, Visibility, Scoring], Tensor]
 
 
@@ -95,10 +97,11 @@ def _in_one_call(
 def _fused_on_gpu(query_BTHD: Tensor, key_BSKD: Tensor) -> bool:
     """Whether a GPU has a kernel for the call; elsewhere torch makes the whole matrix of weights.
 
-    In float32 there is one only for heads that share no keys.
+    Where heads share keys there is one in half precision alone, up to a head dimension of 256.
     """
-    if query_BTHD.dtype == torch.float32:
-        return query_BTHD.shape[2] == key_BSKD.shape[2]
+    shares = query_BTHD.shape[2] != key_BSKD.shape[2]
+    if query_BTHD.dtype == torch.float32 or query_BTHD.shape[3] > LARGEST_HEAD_SHARING:
+        return not shares
     return query_BTHD.dtype != torch.float64
 
 

@@ -87,6 +87,8 @@ class _Row:
         torch.baddbmm(scores_KPL, query_KPD, key_KLD.mT, alpha=self.scale, out=scores_KPL)
         self.hide(scores_KPL, block, -torch.inf)
         torch.softmax(scores_KPL, -1, out=scores_KPL)
+        # Where what a query sees has overflowed, it gives no number to what it does not see either.
+        self.hide(scores_KPL, block, 0.0)
         if block.blind is not None:
             _by_query(scores_KPL, block).masked_fill_(block.blind[:, None], 0.0)
         return scores_KPL
@@ -252,6 +254,7 @@ def add_gradients(
             torch.ops.aten._softmax_backward_data.out(
                 scores_gradient_KPL, weights_KPL, -1, row.dtype, grad_input=scores_gradient_KPL
             )
+            row.hide(scores_gradient_KPL, block, 0.0)
             own_keys.add_to_keys(key_gradient_SKD, scores_gradient_KPL.mT, query_KPD, scale)
             block.write(query_gradient_THD, torch.bmm(scores_gradient_KPL, key_KLD).mul_(scale))
         return None if share.parts == 1 else (keys, [key_gradient_SKD, value_gradient_SKD])

@@ -2,8 +2,8 @@
 
 Torch's own kernel computes up to 512 keys beyond those that a query sees, steps through memory by powers of
 two, and shares nothing smaller than a head among threads. Here the keys of a tile are read from a copy,
-scores never leave the processor's caches, and the weights are computed again from the softmax's denominators:
-to base 2, which torch raises faster than e.
+scores never leave the processor's caches, and the weights are computed again from the softmax's denominators,
+to base e as these were: a factor on large scores would round them once more.
 
 Shapes: B batch, T queries (as many keys), H query heads, K key-value heads, G query heads a key-value head,
 D head dimension, Q queries and L keys of a tile, P = Q G rows of a tile, R = T G.
@@ -30,7 +30,6 @@ ONE_TILE = 784
 PRODUCTS, SHARED = 2**24, 2**25
 # Rows of scores that lie a multiple of this apart push one another out of the caches.
 STRIDE, VECTOR = 128, 16
-LOG2_E = math.log2(math.e)
 
 
 def gradients(
@@ -226,7 +225,7 @@ def _differentiate(
     blocks = tiles.blocks(
         query_KRD,
         tiles.rows(gradient_THD),
-        tiles.rows(normalizer_TH[..., None] * -LOG2_E),
+        tiles.rows(-normalizer_TH[..., None]),
         # What the gradient of the softmax takes off all scores of a row.
         tiles.rows((gradient_THD * output_THD).sum(-1, keepdim=True).neg_()),
         query_gradient_KRD,
@@ -258,14 +257,18 @@ def _differentiate(
                 torch.softmax(weights_KPL, -1, out=weights_KPL)
                 torch.bmm(gradient_KPD, value_KLD.mT, out=scores_KPL)
                 if tiles.exact:
+                    # Where what a query sees has overflowed, what it does not see has no number either.
+                    tiles.hide(weights_KPL, query, low, 0.0)
                     tiles.hide(scores_KPL, query, low, 0.0)
                 torch.ops.aten._softmax_backward_data.out(
                     scores_KPL, weights_KPL, -1, scores_KPL.dtype, grad_input=scores_KPL
                 )
+                if tiles.exact:
+                    tiles.hide(scores_KPL, query, low, 0.0)
             else:
-                torch.baddbmm(shift_KP1, query_KPD, key_KLD.mT, alpha=scale * LOG2_E, out=weights_KPL)
+                torch.baddbmm(shift_KP1, query_KPD, key_KLD.mT, alpha=scale, out=weights_KPL)
                 tiles.hide(weights_KPL, query, low)
-                weights_KPL.exp2_()
+                weights_KPL.exp_()
                 torch.baddbmm(drift_KP1, gradient_KPD, value_KLD.mT, out=scores_KPL)
                 scores_KPL.mul_(weights_KPL)
                 if tiles.exact:

@@ -21,7 +21,7 @@ from ..window import Visibility, reach, within_window
 from . import banded_tiles
 from .autocast import without_autocast
 from .banded_threads import Share, heads_are_even, holds_nan, in_parallel, shares_of, use_threads
-from .scaled_dot_product import widened
+from .scaled_dot_product import widened, with_exact_scale
 
 _forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
@@ -42,13 +42,14 @@ def attend(
     tokens, dtype = query_BTHD.shape[1], query_BTHD.dtype
     window = tokens if visibility.window is None else min(visibility.window, tokens)
     with without_autocast(query_BTHD.device):
-        tensors = widened(query_BTHD, key_BTKD, value_BTKD)
-        bias_QL = tensors[0].new_empty(0, 0)
+        query, key, value = widened(query_BTHD, key_BTKD, value_BTKD)
+        query, scale = with_exact_scale(query, scale)
+        bias_QL = query.new_empty(0, 0)
         if window < tokens:
             bias_QL = visibility.once(
                 "banded wide", lambda: _bias(window, bias_QL.dtype), sizes=(window, bias_QL.dtype)
             )
-        output_BTHD = _attention(*tensors, bias_QL, window, scale)
+        output_BTHD = _attention(query, key, value, bias_QL, window, scale)
     return output_BTHD.to(dtype)
 
 
