@@ -103,6 +103,12 @@ def main() -> int:
         shape = benchmark(make_problem(name, options), options, console)
         report["shapes"].append(shape)
         write(report, options.out)  # after each shape: the next may take minutes to compile
+    rows = [row for shape in report["shapes"] for row in shape["rows"]]
+    if all(row["problem"] for row in rows):
+        names = " ".join(dict.fromkeys(row["name"] for row in rows))
+        raise UserError(
+            f"--entrants {names}: none could be measured, as the tables say; leave it away for all"
+        )
     return 0
 
 

@@ -108,15 +108,30 @@ def test_a_step_refuses_gradients() -> None:
 
 def test_a_cache_refuses_keys_of_other_sizes() -> None:
     hidden_BTD = torch.randn(2, 3, 16)
-    first = SlidingWindowAttention(16, 2, 8, 4, 0.0)
-    for layer, rows in ((SlidingWindowAttention(16, 2, 8, 4, 0.0, kv_heads=1), 2), (first, 1)):
-        cache = KVCache([4])
-        with torch.no_grad():
+    first, other = (
+        SlidingWindowAttention(16, 2, 8, 4, 0.0),
+        SlidingWindowAttention(16, 2, 8, 4, 0.0, kv_heads=1),
+    )
+    cache = KVCache([4])
+    with torch.no_grad():
+        cache.advance(2, 3, CPU)
+        first(hidden_BTD, cache=cache.layers[0])
+        cache.advance(2, 3, CPU)
+        with pytest.raises(ValueError, match="the cache holds 2 rows of 2 heads of 8, the layer gives"):
+            other(hidden_BTD, cache=cache.layers[0])
+
+
+@pytest.mark.parametrize("chunks", [1, 2])
+def test_a_cache_refuses_other_rows_than_it_was_told(chunks: int) -> None:
+    layer, cache = SlidingWindowAttention(16, 2, 8, 4, 0.0), KVCache([4])
+    with torch.no_grad():
+        for _ in range(chunks - 1):
             cache.advance(2, 3, CPU)
-            first(hidden_BTD, cache=cache.layers[0])
-            cache.advance(2, 3, CPU)
-            with pytest.raises(ValueError, match="the cache holds 2 rows of 2 heads of 8, the layer gives"):
-                layer(hidden_BTD[:rows], cache=cache.layers[0])
+            layer(torch.randn(2, 3, 16), cache=cache.layers[0])
+        cache.advance(2, 3, CPU)
+        for rows in (1, 3):
+            with pytest.raises(ValueError, match=f"the cache expects 2 rows, hidden_BTD has {rows}"):
+                layer(torch.randn(rows, 3, 16), cache=cache.layers[0])
 
 
 @pytest.mark.parametrize("documents_BT", [None, torch.tensor([[0] * 4 + [1] * 5, [2] * 9])])

@@ -190,7 +190,10 @@ def _report(name: str, reason: str, device: str) -> None:
 
 @cache
 def _report_once(name: str, reason: str, device: str) -> None:
-    log.info("attention on %s: backend %s, %s", device, name, reason)
+    slow = device == "cuda" and name in ("banded", "reference")
+    log.log(
+        logging.WARNING if slow else logging.INFO, "attention on %s: backend %s, %s", device, name, reason
+    )
 
 
 def check_dropout(dropout: object) -> None:

@@ -47,6 +47,7 @@ class Chunk:
         positions: place of each in its document, int64 [B or 1, T].
         behind: how many tokens directly before each are of its document, [B or 1, T].
         documents: document of each, int32 [B, T]; None where the rows are one document each, without padding.
+        batch: B; None where it is not checked.
     """
 
     start: int
@@ -54,6 +55,7 @@ class Chunk:
     positions: Tensor
     behind: Tensor
     documents: Tensor | None
+    batch: int | None = None
     _prepared: dict[Hashable, object] = field(default_factory=dict, repr=False)
 
     @property
@@ -453,7 +455,7 @@ class KVCache:
         self._batch, self.tokens = batch, stop
         column_1T = torch.arange(start, stop, device=device)[None]
         if documents_BT is None and self._document_B1 is None:
-            chunk = Chunk(start, stop, column_1T, column_1T, None)
+            chunk = Chunk(start, stop, column_1T, column_1T, None, batch)
         else:
             chunk = self._place(start, column_1T, documents_BT, batch)
         for slots in self.slots.values():
@@ -500,7 +502,7 @@ class KVCache:
             self._last_B1 = documents_BT[:, -1:]
             self._start_B1, self._run_B1 = start_BT[:, -1:], run_BT[:, -1:]
             self._latest_start = int(self._start_B1.max())
-        return Chunk(start, stop, column_1T - start_BT, column_1T - run_BT, documents_BT)
+        return Chunk(start, stop, column_1T - start_BT, column_1T - run_BT, documents_BT, batch)
 
     def _pins(self, slots: Slots, chunk: Chunk) -> tuple[Tensor, Tensor] | None:
         """Where the sinks of the documents that go on stand in the chunk; None where none does."""

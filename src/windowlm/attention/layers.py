@@ -212,7 +212,7 @@ class SlidingWindowAttention(WithJointWeights):
                 raise ValueError(
                     "cache: it says itself where tokens stand; leave mask, positions_BT, visibility"
                 )
-            visibility = self._visibility_in(cache, tokens)
+            visibility = self._visibility_in(cache, batch, tokens)
         else:
             if positions_BT is not None:
                 _check_positions(positions_BT, hidden_BTD)
@@ -393,7 +393,7 @@ class SlidingWindowAttention(WithJointWeights):
             )
         return visibility
 
-    def _visibility_in(self, cache: LayerCache | StepLayer, tokens: int) -> Visibility:
+    def _visibility_in(self, cache: LayerCache | StepLayer, batch: int, tokens: int) -> Visibility:
         if not isinstance(cache, LayerCache | StepLayer):
             raise ValueError(
                 f"cache is a {type(cache).__name__}: the layer's entry of KVCache.layers is allowed"
@@ -408,6 +408,8 @@ class SlidingWindowAttention(WithJointWeights):
             )
         if slots.chunk.tokens != tokens:
             raise ValueError(f"the cache expects {slots.chunk.tokens} tokens, hidden_BTD has {tokens}")
+        if slots.chunk.batch not in (None, batch):
+            raise ValueError(f"the cache expects {slots.chunk.batch} rows, hidden_BTD has {batch}")
         return slots.visibility
 
     def _rotation(

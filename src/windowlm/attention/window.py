@@ -216,7 +216,7 @@ class Visibility:
         causal: whether keys of later positions are hidden.
         sinks: how many first tokens of a document stay visible to all of it.
         positions: [B, T], place of each query in its document; None: from the documents or the order.
-        documents: int32 [B, T], document of each query, -1 for padding; None: one document, no padding.
+        documents: whole numbers [B, T], document of each query, -1 for padding; None: one, no padding.
         key_positions, key_documents: [B, S], the same for keys that are not the queries' own tokens
             (a cache). Without them the queries are the last T of the S keys.
         layout: how the documents lie; None without documents, with separate keys, on the meta device, and
