@@ -33,8 +33,9 @@ CAPABILITIES = Capabilities(
     torch_versions=(OLDEST_TORCH, None),
 )
 
-# From this window on a CPU is faster by tiles of queries and keys.
-WIDE = 768
+# From this window on a CPU is faster by tiles of queries and keys, and up to so many tokens, whose blocks are
+# too few to outweigh their calls.
+WIDE, FEW_TOKENS = 768, 640
 # Of torch's kernels on a GPU for heads that share keys.
 LARGEST_HEAD_SHARING = 256
 Way = Callable[[Tensor, Tensor, Tensor, Visibility, Scoring], Tensor]
@@ -171,4 +172,4 @@ def _wide(query_BTHD: Tensor, key_BSKD: Tensor, visibility: Visibility, scoring:
     assert window is not None
     plain = visibility.causal and not visibility.sinks and visibility.documents is None
     plain = plain and not scoring.dropout and queries == key_BSKD.shape[1]
-    return plain and (window >= WIDE or queries <= 2 * window)
+    return plain and (window >= WIDE or queries <= max(2 * window, FEW_TOKENS))
