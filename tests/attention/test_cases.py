@@ -42,6 +42,14 @@ def test_padding_among_the_sinks_stays_hidden(seed: int) -> None:
     assert not mismatches(draw(seed), "banded")
 
 
+def test_few_tokens_that_are_cut_as_many_are_equal_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(banded, "FEW_TOKENS", 0)
+    for seed in range(CASES):
+        case = draw(seed)
+        if case.causal and case.kind == "plain" and case.queries > 2 * (case.window or case.queries):
+            assert not mismatches(case, "banded"), case
+
+
 def test_the_slow_twin_of_banded_equals_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(banded_matmul, "attend", banded_blocks.attend)
     for seed in range(CASES, CASES + AT_ONCE):

@@ -27,7 +27,8 @@ class StandInsAgree(TorchDispatchMode):
 @pytest.mark.parametrize(
     ("operators", "tokens", "visibility", "options"),
     [
-        ("banded_matmul", 100, {"window": 7}, {}),
+        ("banded_matmul", 700, {"window": 7}, {}),
+        ("banded_wide", 100, {"window": 7}, {}),
         ("banded_matmul", 100, {"window": 7, "sinks": 2}, {}),
         ("banded_wide", 100, {"window": None}, {}),
         ("banded_wide", 1600, {"window": 1540}, {}),
