@@ -98,6 +98,18 @@ def total_ratios(run: str) -> dict[str, dict[str, float]]:
     }
 
 
+def test_the_ratios_on_another_cpu_are_those_of_the_result() -> None:
+    page = " ".join((DOCS / "attention-backends.md").read_text().split())
+    run = total_ratios("attention_cpu_xeon")
+    ratio = {shape.removeprefix("1,"): f"{ratios['causal sdpa']:.2f}" for shape, ratios in run.items()}
+    long = [ratio[f"8192,8,8,64,{window}"] for window in (64, 256, 512)]
+    assert (
+        f"causal SDPA takes {long[0]}, {long[1]} and {long[2]} times as long at 8,192 tokens with windows of "
+        f"64, 256 and 512, {ratio['512,8,8,64,64']} times at 512 tokens with a window of 64, but "
+        f"{ratio['512,8,8,16,64']} times with heads of 16 there, and {ratio['1024,8,8,64,512']} times" in page
+    )
+
+
 def test_the_ratios_of_rounds_in_any_order_are_those_of_the_results() -> None:
     page = " ".join((DOCS / "attention-backends.md").read_text().split())
     ours, packed = total_ratios("attention_h100_ours"), total_ratios("attention_h100_ours_documents")
