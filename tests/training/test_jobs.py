@@ -11,16 +11,16 @@ from tests.training.runs import record
 pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize(("processes", "seeds"), [(1, [0, 1]), (2, [3])])
 def test_each_run_of_a_sweep_is_a_job_with_its_own_folder_processes_and_wandb_run(
-    small_run: tuple[str, ...], processes: int, tmp_path: Path
+    small_run: tuple[str, ...], processes: int, seeds: list[int], tmp_path: Path
 ) -> None:
     folder = tmp_path / "sweep"
     done = run_script(
         "train.py",
         "-m",
         *small_run,
-        "seed=0,1",
+        f"seed={','.join(map(str, seeds))}",
         "trainer.max_steps=2",
         "trainer.device=cpu",
         f"trainer.devices={processes}",
@@ -30,18 +30,18 @@ def test_each_run_of_a_sweep_is_a_job_with_its_own_folder_processes_and_wandb_ru
     )
     assert done.returncode == 0, done.stderr
     assert (folder / "multirun.yaml").exists()
-    runs = [folder / "0", folder / "1"]
-    assert [record(run)["status"] for run in runs] == ["finished"] * 2
-    assert [record(run)["processes"] for run in runs] == [processes] * 2
-    assert [json.loads((run / "config.json").read_text())["seed"] for run in runs] == [0, 1]
-    assert len({record(run)["wandb_id"] for run in runs}) == 2
+    runs = [folder / str(number) for number in range(len(seeds))]
+    assert [record(run)["status"] for run in runs] == ["finished"] * len(runs)
+    assert [record(run)["processes"] for run in runs] == [processes] * len(runs)
+    assert [json.loads((run / "config.json").read_text())["seed"] for run in runs] == seeds
+    assert len({record(run)["wandb_id"] for run in runs}) == len(runs)
     for run in runs:
         (offline,) = run.glob("wandb/offline-run-*/run-*.wandb")
         # The group is the sweep's name.
         assert b"sweep" in offline.read_bytes()
     logs = [path.name for path in (folder / ".submitit").rglob("*_log.out")]
-    assert len({name.split("_")[0] for name in logs}) == 2
-    assert len(logs) == 2 * processes
+    assert len({name.split("_")[0] for name in logs}) == len(runs)
+    assert len(logs) == len(runs) * processes
 
 
 @pytest.mark.parametrize(
