@@ -27,15 +27,14 @@ class Part(NamedTuple):
     """Some queries of a shard in one call of attention.
 
     Attributes:
-        first, end: its queries, counted in the shard.
+        queries: how many.
         first_key: first own key that it reads.
         blank: queries to put in front, whose outputs are dropped: with documents, kernels take as many
             queries as keys.
         visibility: of the call.
     """
 
-    first: int
-    end: int
+    queries: int
     first_key: int
     blank: int
     visibility: Visibility
@@ -85,24 +84,29 @@ class ShardVisibility(Visibility):
     ) -> Tensor:
         """Attention of the own queries over own keys and those of others."""
         assert self.exchange is not None
-        reaching = 0 if self.far is None else self.far.end
+        reaching = 0 if self.far is None else self.far.queries
         # Split, and not indexed: each index fills and adds a gradient of all tokens.
         sizes = [reaching, query_BTHD.shape[1] - reaching]
-        queries = torch.split(query_BTHD, sizes, 1)
-        finished_with = (None, None) if finish_with is None else torch.split(finish_with, sizes, 1)
+        of_far, of_near = zip(
+            torch.split(query_BTHD, sizes, 1),
+            (None, None) if finish_with is None else torch.split(finish_with, sizes, 1),
+            strict=True,
+        )
 
-        def finished(part: Part, index: int, keys: tuple[Tensor, ...]) -> Tensor:
+        def finished(part: Part, of_part: tuple[Tensor, Tensor | None], keys: tuple[Tensor, ...]) -> Tensor:
+            query_BQHD, of_finish = of_part
             # Joined before, attention's outputs would be kept twice for the backward pass.
-            return finish(part.attend(attention, queries[index], keys, **options), finished_with[index])
+            return finish(part.attend(attention, query_BQHD, keys, **options), of_finish)
 
         own, first, travelling = self.exchange.send(key_BTKD, value_BTKD, first=reaching)
         outputs = []
         if self.near is not None:
-            outputs.append(finished(self.near, 1, tuple(tensor[:, self.near.first_key :] for tensor in own)))
+            keys = tuple(tensor[:, self.near.first_key :] for tensor in own)
+            outputs.append(finished(self.near, of_near, keys))
         remote = self.exchange.receive(own, travelling)
         if self.far is not None:
             keys = tuple(torch.cat(pair, 1) for pair in zip(remote, first, strict=True))
-            outputs.insert(0, finished(self.far, 0, keys))
+            outputs.insert(0, finished(self.far, of_far, keys))
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs, 1)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
@@ -387,7 +391,8 @@ def _part(
             key_positions_BS=positions_BT.expand(rows, -1).gather(1, sources_BS.clamp(min=0)),
             key_documents_BS=documents_BS,
         )
-        return Part(first, end, first_key, 0, visibility)
+        return Part(end - first, first_key, 0, visibility)
     if documents_BS is None:
-        return Part(first, end, first_key, 0, Visibility.build(window=seen.window))
-    return Part(first, end, first_key, more, Visibility.build(window=seen.window, documents_BT=documents_BS))
+        return Part(end - first, first_key, 0, Visibility.build(window=seen.window))
+    visibility = Visibility.build(window=seen.window, documents_BT=documents_BS)
+    return Part(end - first, first_key, more, visibility)

@@ -30,7 +30,7 @@ def ring() -> dict[str, Any]:
 def largest_allocation(
     visibility: Visibility, keys: int, backend: str, options: dict[str, Any], *, apart: bool = False
 ) -> int:
-    """Bytes that the largest operation of a forward and a backward pass took, of numbers that lie apart."""
+    """Bytes that the largest operation of a forward and a backward pass took, and where numbers lie apart."""
 
     def heads(tokens: int, count: int) -> torch.Tensor:
         drawn = torch.randn(1, tokens, count, 8, 2 if apart else 1)
@@ -69,10 +69,10 @@ def test_nothing_grows_with_queries_times_keys(
     assert largest_allocation(visibility, TOKENS, "banded", options) < TOKENS * TOKENS
 
 
-@pytest.mark.parametrize("grown", [True, False])
+@pytest.mark.parametrize("differentiated", [True, False])
 @pytest.mark.parametrize("given", [FULL, BIDIRECTIONAL, {"window": 1500}, {"window": 64}])
-def test_nor_where_the_numbers_of_a_head_lie_apart(given: dict[str, Any], grown: bool) -> None:
-    with torch.set_grad_enabled(grown):
+def test_nor_where_the_numbers_of_a_head_lie_apart(given: dict[str, Any], differentiated: bool) -> None:
+    with torch.set_grad_enabled(differentiated):
         taken = largest_allocation(Visibility.build(**given), TOKENS, "banded", {}, apart=True)
     assert taken < TOKENS * TOKENS
 

@@ -21,7 +21,7 @@ from ..window import Visibility, reach, within_window
 from . import banded_tiles
 from .autocast import without_autocast
 from .banded_threads import Share, heads_are_even, holds_nan, in_parallel, shares_of, use_threads
-from .scaled_dot_product import widened, with_exact_scale
+from .scaled_dot_product import for_kernel, widened, with_exact_scale
 
 _forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
@@ -124,7 +124,7 @@ def _by_kernel(
 ) -> tuple[Tensor, Tensor]:
     """Output and normalizer of some queries, [B, Q, H, D] and [B, Q, H]; causal where there is no mask."""
     output_BHQD, normalizer_BHQ = _forward(
-        *map(_for_kernel, (query_BQHD, key_BLKD, value_BLKD)),
+        *map(for_kernel, (query_BQHD, key_BLKD, value_BLKD)),
         0.0,
         bias_QL is None,
         attn_mask=bias_QL,
@@ -168,9 +168,7 @@ def _attend_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     inputs = gradient_BTHD, query_BTHD, key_BTKD, value_BTKD, output_BTHD
     if query_BTHD.shape[1] <= min(SHORT, window):
-        of_heads = _backward(
-            *map(_for_kernel, inputs), normalizer_BTH.transpose(1, 2), 0.0, True, scale=scale
-        )
+        of_heads = _backward(*map(for_kernel, inputs), normalizer_BTH.transpose(1, 2), 0.0, True, scale=scale)
         query_gradient, key_gradient, value_gradient = (
             tensor.transpose(1, 2).contiguous() for tensor in of_heads
         )
@@ -181,13 +179,6 @@ def _attend_backward(
     if holds_nan(query_gradient):
         return banded_tiles.gradients(*inputs, normalizer_BTH, window, scale, exact=True)
     return query_gradient, key_gradient, value_gradient
-
-
-def _for_kernel(tensor_BTHD: Tensor) -> Tensor:
-    """The same as [B, H, T, D]; a copy where torch's kernel cannot step through it."""
-    if tensor_BTHD.stride(-1) != 1 or 0 in tensor_BTHD.stride():
-        tensor_BTHD = tensor_BTHD.contiguous()
-    return tensor_BTHD.transpose(1, 2)
 
 
 def _empty_outputs(query_BTHD: Tensor, *_: Any) -> tuple[Tensor, Tensor]:

@@ -68,6 +68,15 @@ def with_exact_scale(query: Tensor, scale: float) -> tuple[Tensor, float]:
     return (query, scale) if fraction == 0.5 else (query * fraction, 2.0**exponent)
 
 
+def for_kernel(tensor_BTHD: Tensor) -> Tensor:
+    """The same as [B, H, T, D]; a copy where torch's kernel cannot step through it, for which its function
+    makes the whole matrix of weights.
+    """
+    if tensor_BTHD.stride(-1) != 1 or 0 in tensor_BTHD.stride():
+        tensor_BTHD = tensor_BTHD.contiguous()
+    return tensor_BTHD.transpose(1, 2)
+
+
 def grouped(query_BTHD: Tensor, key_BSKD: Tensor) -> dict[str, Any]:
     """What torch's functions ask for where heads share keys; in a graph of unknown sizes no comparison."""
     return {"enable_gqa": True} if query_BTHD.shape[2] != key_BSKD.shape[2] else {}
@@ -80,10 +89,8 @@ def _fused(
     causal: bool,
     scoring: Scoring,
 ) -> Tensor:
-    # For numbers that do not lie side by side torch makes the whole matrix of weights.
-    query_BHTD, key_BKSD, value_BKSD = (
-        (tensor if tensor.stride(-1) == 1 else tensor.contiguous()).transpose(1, 2)
-        for tensor in first_derivatives_only("banded", query_BTHD, key_BSKD, value_BSKD)
+    query_BHTD, key_BKSD, value_BKSD = map(
+        for_kernel, first_derivatives_only("banded", query_BTHD, key_BSKD, value_BSKD)
     )
     output_BHTD = F.scaled_dot_product_attention(
         query_BHTD,
