@@ -16,10 +16,14 @@ from tests.conftest import PROJECT, run_script
 from tests.parallel.processes import LOOPBACK, free_port
 from tests.training.runs import record, rows, steps_saved
 from windowlm.parallel.launcher import LAUNCHED, launch, starter
-from windowlm.parallel.processes import LostProcessError, is_loss
+from windowlm.parallel.place import Place
+from windowlm.parallel.processes import LostProcessError, Processes, is_loss
 from windowlm.training.given_settings import given_settings
+from windowlm.training.run import TrainingRun, train
+from windowlm.training.run_folder import RunFolder
+from windowlm.training.run_screen import RunScreen
 from windowlm.training.signals import Signals
-from windowlm.training.stopping import Stopping
+from windowlm.training.stopping import INTERRUPTED, Stopping
 
 SECONDS_TO_BEGIN = 240
 SECONDS_TO_END = 60
@@ -269,6 +273,38 @@ def test_an_error_that_is_behind_itself_says_no_loss() -> None:
     assert not is_loss(first)
     second.__cause__ = LostProcessError("gone")
     assert is_loss(first)
+
+
+@pytest.mark.parametrize("noticed", ["in the run", "as it ends"])
+def test_a_signal_after_a_loss_still_leaves_its_message(
+    noticed: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A launcher ends those that are left while they unwind from the loss that it has met as well."""
+    monkeypatch.setattr(Processes, "join", lambda: Processes(Place(1, 2, 1, 2)))
+    monkeypatch.setattr(Processes, "wait", lambda _: None)
+    monkeypatch.setattr("windowlm.parallel.processes._is_first_to_tell", lambda: True)
+
+    def lose(*_: object) -> int:
+        try:
+            raise LostProcessError("gone")
+        finally:
+            signal.raise_signal(signal.SIGTERM)
+
+    unbegun = TrainingRun.__new__(TrainingRun)
+    invocation = SimpleNamespace(output_dir=tmp_path, sweep_dir=None)
+    vars(unbegun).update(
+        processes=Processes.join(),
+        invocation=invocation,
+        folder=RunFolder(tmp_path),
+        console=RunScreen(quiet=True),
+        lock=SimpleNamespace(release=lambda: None),
+        begun=False,
+    )
+    monkeypatch.setattr(TrainingRun, "_run" if noticed == "in the run" else "execute", lose)
+    monkeypatch.setattr("windowlm.training.run.TrainingRun", lambda *_: unbegun)
+    assert train(None, invocation) == INTERRUPTED  # type: ignore[arg-type]
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert errors == ["error: another process of this run has ended; nothing was saved yet"]
 
 
 def test_a_signal_that_comes_while_processes_agree_still_gives_the_job_back() -> None:

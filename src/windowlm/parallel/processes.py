@@ -150,6 +150,8 @@ ALONE = Processes()
 
 def leave_after_loss(saved: str) -> NoReturn:
     """End a process whose others are gone, with one message of all; our own launcher gives its own."""
+    for number in (signal.SIGINT, signal.SIGTERM):  # a launcher's to those that are left
+        signal.signal(number, signal.SIG_IGN)
     tell_of_loss(saved)
     _leave(LOST)
 

@@ -114,6 +114,7 @@ def train(config: TrainConfig, invocation: Invocation) -> int:
             processes.wait()
             status = TrainingRun(config, invocation, signals, processes).execute()
         except Interrupted as interruption:
+            _tell_of_lost_leader(interruption, processes, invocation)
             print(f"stopped: {interruption}", file=sys.stderr)
             status = INTERRUPTED
         except Exception as error:
@@ -197,6 +198,7 @@ class TrainingRun:
         try:
             return self._run()
         except Interrupted as interruption:
+            _tell_of_lost_leader(interruption, self.processes, self.invocation)
             return self._stopped(str(interruption))
         except OSError as error:
             self._end("failed")
@@ -212,9 +214,7 @@ class TrainingRun:
         except (RuntimeError, LostProcessError) as error:
             # A signal to all has ended the other processes, and the workers that load data, as well.
             if self.signals.received is not None:
-                if self.processes.size > 1 and not self.processes.leads and is_loss(error):
-                    # The signal may be a launcher's, to those that are left of a run without its leader.
-                    tell_of_loss(_what_is_saved(self.folder.path))
+                _tell_of_lost_leader(error, self.processes, self.invocation)
                 return self._stopped(self.signals.received)
             self._end("failed")
             raise
@@ -740,6 +740,14 @@ class TrainingRun:
     def _log_length(self, result: LengthResult) -> None:
         if self.wandb_run is not None:
             self.wandb_run.log_length(result, self.folder.evaluation / PLOT_NAME)
+
+
+def _tell_of_lost_leader(error: BaseException, processes: Processes, invocation: Invocation) -> None:
+    """Say that the leader is gone, where a launcher's signal to those that are left came before or after
+    this process met the loss; a leader says itself that it was stopped.
+    """
+    if processes.size > 1 and not processes.leads and is_loss(error):
+        tell_of_loss(_what_is_saved(invocation.output_dir))
 
 
 def _what_is_saved(path: Path) -> str:
