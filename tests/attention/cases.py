@@ -35,7 +35,9 @@ CHECKS = (
     "pairs of query and key read wrongly",
     "numbers of a query's output changed by what it cannot see",
 )
-KINDS = ("plain", "packed", "left", "right", "both", "holes", "more keys", "ring")
+# Beside documents of several kinds: those whose first began before the row, keys before the queries' own
+# tokens, and keys in an order of their own, of which some are missing.
+KINDS = ("plain", "packed", "left", "right", "both", "holes", "begun before", "more keys", "ring")
 # How queries, keys and values lie in memory.
 LAYOUTS = ("contiguous", "heads before tokens", "numbers apart")
 PASSES = 4
@@ -84,7 +86,7 @@ SHAPES = (
 
 @dataclass(frozen=True)
 class Case:
-    """One call: sizes, and a visibility whose documents are lists so that a failure prints in full."""
+    """One call: sizes, and what its visibility is built of, as lists."""
 
     seed: int
     batch: int
@@ -99,29 +101,28 @@ class Case:
     sinks: int
     kind: str
     documents: list[list[int]] | None = field(repr=False)
-    ring: list[int] | None = field(repr=False)
+    positions: list[list[int]] | None = field(repr=False)
+    key_documents: list[list[int]] | None = field(repr=False)
+    key_positions: list[list[int]] | None = field(repr=False)
     learned_sinks: bool
     logit_cap: float | None
     size: float
     layout: str
 
     def visibility(self, device: str) -> Visibility:
-        """Build the visibility, keys in the order of a ring where there is one."""
-        documents = None
-        if self.documents is not None:
-            documents = torch.tensor(self.documents, dtype=torch.int32, device=device)
-        if self.ring is None:
-            return Visibility.build(
-                window=self.window, causal=self.causal, sinks=self.sinks, documents_BT=documents
-            )
-        positions = torch.tensor([self.ring] * self.batch, device=device)
-        last = torch.arange(self.keys - self.queries, self.keys, device=device).expand(self.batch, -1)
+        """Build the visibility."""
+
+        def rows(numbers: list[list[int]] | None) -> Tensor | None:
+            return None if numbers is None else torch.tensor(numbers, dtype=torch.int32, device=device)
+
         return Visibility.build(
             window=self.window,
             causal=self.causal,
             sinks=self.sinks,
-            positions_BT=last,
-            key_positions_BS=positions,
+            documents_BT=rows(self.documents),
+            positions_BT=rows(self.positions),
+            key_documents_BS=rows(self.key_documents),
+            key_positions_BS=rows(self.key_positions),
         )
 
     def gaps(self) -> bool:
@@ -142,7 +143,7 @@ class Case:
             sinks=self.sinks,
             documents=self.documents is not None,
             gaps=self.documents is not None and self.gaps(),
-            separate_keys=self.ring is not None,
+            separate_keys=self.key_positions is not None,
             more_keys=self.kind == "more keys",
             sink_logits=self.learned_sinks,
             logit_cap=self.logit_cap is not None,
@@ -161,6 +162,8 @@ class Case:
             ("learned sinks", self.learned_sinks),
             ("logit cap", self.logit_cap is not None),
             ("1,000 tokens or more", self.queries >= 1000),
+            ("fewer keys than queries", self.keys < self.queries),
+            ("documents in a ring", self.key_documents is not None),
             (f"queries and keys {self.size:g} times as large", self.size != 1),
             (self.layout, self.layout != LAYOUTS[0]),
         ):
@@ -199,8 +202,7 @@ def draw(seed: int, *, shapes: Sequence[Shape] = ()) -> Case:
             head_dim=16 if long else chance.choice([8, 16, 32, 64]),
             dtype=chance.choice(DTYPES[:3] if long else DTYPES),
         )
-    extra = chance.randint(1, 150) if kind in ("more keys", "ring") else 0
-    packed = kind in ("packed", "left", "right", "both", "holes")
+    places = _places(chance, kind, shape.batch, queries)
     return Case(
         seed=seed,
         batch=shape.batch,
@@ -209,18 +211,70 @@ def draw(seed: int, *, shapes: Sequence[Shape] = ()) -> Case:
         head_dim=shape.head_dim,
         dtype=shape.dtype,
         queries=queries,
-        keys=queries + extra,
+        keys=places.keys,
         window=None if window is None else max(window, 1),
         causal=chance.random() < 0.7,
         sinks=chance.choice([0, 0, 1, 4, 70]),
         kind=kind,
-        documents=[_documents(chance, queries, kind) for _ in range(shape.batch)] if packed else None,
-        ring=chance.sample(range(queries + extra), queries + extra) if kind == "ring" else None,
+        documents=places.documents,
+        positions=places.positions,
+        key_documents=places.key_documents,
+        key_positions=places.key_positions,
         learned_sinks=learned_sinks,
         logit_cap=chance.choice([1.0, 20.0]) if capped else None,
         size=chance.choice([1.0, 1.0, 3.0]),
         layout=chance.choice([LAYOUTS[0], *LAYOUTS]),
     )
+
+
+class _Places(NamedTuple):
+    """How many keys a call has, and what its visibility says of queries and keys."""
+
+    keys: int
+    documents: list[list[int]] | None = None
+    positions: list[list[int]] | None = None
+    key_documents: list[list[int]] | None = None
+    key_positions: list[list[int]] | None = None
+
+
+def _places(chance: random.Random, kind: str, batch: int, queries: int) -> _Places:
+    if kind == "plain":
+        return _Places(queries)
+    extra = chance.randint(1, 150)
+    if kind == "more keys":
+        return _Places(queries + extra)
+    if kind == "ring":
+        return _ring(chance, batch, queries, extra)
+    if kind == "begun before":
+        of_first = [chance.choice([1, 2, extra]) for _ in range(batch)]
+        if chance.random() < 0.5:
+            return _Places(queries, positions=[list(range(first, first + queries)) for first in of_first])
+        documents = [_documents(chance, queries, chance.choice(KINDS[1:6])) for _ in range(batch)]
+        positions = [_positions(row, first) for row, first in zip(documents, of_first, strict=True)]
+        return _Places(queries, documents, positions)
+    return _Places(queries, [_documents(chance, queries, kind) for _ in range(batch)])
+
+
+def _ring(chance: random.Random, batch: int, queries: int, extra: int) -> _Places:
+    """Keys of some positions before, among and behind those of the queries, in any order."""
+    first, everywhere = chance.randint(0, extra), range(queries + extra)
+    keys = chance.choice([len(everywhere), chance.randint(1, len(everywhere))])
+    positions = [list(everywhere[first : first + queries])] * batch
+    key_positions = [chance.sample(everywhere, keys) for _ in range(chance.choice([1, batch]))]
+    if chance.random() < 0.5:
+        return _Places(keys, positions=positions, key_positions=key_positions)
+    rows = [_documents(chance, len(everywhere), "holes") for _ in key_positions]
+    of_keys = [[row[place] for place in places] for row, places in zip(rows, key_positions, strict=True)]
+    of_queries = [row[first : first + queries] for row in rows] * (batch // len(rows))
+    return _Places(keys, of_queries, positions, of_keys, key_positions)
+
+
+def _positions(documents: list[int], first: int) -> list[int]:
+    """Of each token in its document, of which the row's first begins before the row."""
+    begun = {PADDING: 0}
+    for place, document in enumerate(documents):
+        begun.setdefault(document, place - (first if len(begun) == 1 else 0))
+    return [place - begun[document] for place, document in enumerate(documents)]
 
 
 def _documents(chance: random.Random, tokens: int, kind: str) -> list[int]:

@@ -98,7 +98,9 @@ def test_cases_of_few_shapes_need_few_kernels() -> None:
     for seed in range(2000):
         case = draw(seed, shapes=SHAPES)
         sizes = case.batch, case.kv_heads, case.groups, case.head_dim, case.dtype
-        special = case.keys != case.queries, case.ring is None, case.learned_sinks, case.logit_cap is None
+        separate = case.key_positions is not None
+        more_keys = case.keys > case.queries and not separate
+        special = separate, more_keys, case.learned_sinks, case.logit_cap is None
         kernels.add((sizes, *special))
     assert len(kernels) == len(SHAPES)
     assert not any(mismatches(draw(seed, shapes=SHAPES), "banded") for seed in range(20))
