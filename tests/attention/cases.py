@@ -211,19 +211,15 @@ def draw(seed: int, *, shapes: Sequence[Shape] = ()) -> Case:
         head_dim=shape.head_dim,
         dtype=shape.dtype,
         queries=queries,
-        keys=places.keys,
         window=None if window is None else max(window, 1),
         causal=chance.random() < 0.7,
         sinks=chance.choice([0, 0, 1, 4, 70]),
         kind=kind,
-        documents=places.documents,
-        positions=places.positions,
-        key_documents=places.key_documents,
-        key_positions=places.key_positions,
         learned_sinks=learned_sinks,
         logit_cap=chance.choice([1.0, 20.0]) if capped else None,
         size=chance.choice([1.0, 1.0, 3.0]),
         layout=chance.choice([LAYOUTS[0], *LAYOUTS]),
+        **places._asdict(),
     )
 
 
@@ -271,10 +267,11 @@ def _ring(chance: random.Random, batch: int, queries: int, extra: int) -> _Place
 
 def _positions(documents: list[int], first: int) -> list[int]:
     """Of each token in its document, of which the row's first begins before the row."""
-    begun = {PADDING: 0}
+    begun: dict[int, int] = {}
     for place, document in enumerate(documents):
-        begun.setdefault(document, place - (first if len(begun) == 1 else 0))
-    return [place - begun[document] for place, document in enumerate(documents)]
+        if document != PADDING:
+            begun.setdefault(document, place if begun else place - first)
+    return [place - begun.get(document, 0) for place, document in enumerate(documents)]
 
 
 def _documents(chance: random.Random, tokens: int, kind: str) -> list[int]:

@@ -11,8 +11,6 @@ from torch.autograd import forward_ad
 
 from .operator import Operator
 
-WITHIN_COMPILE = "a derivative of torch.func within torch.compile"
-
 
 class Computation(NamedTuple):
     """What an operator does, and what returns empty tensors like its results, for tracing."""
@@ -126,13 +124,8 @@ def differentiable(
     apply: Callable[..., Any] = Attention.apply
 
     def attention(*arguments: Any) -> Tensor:
-        if _forward_mode(arguments):
-            # An operator would pass tangents over, and one that writes into a tensor fail in words of torch.
-            refuse("a derivative in forward mode")
-        compiling = torch.compiler.is_compiling()
-        if compiling and _in_derivative():
-            refuse(WITHIN_COMPILE)
-        compute = recorded.call if compiling else apply
+        _check_derivative(backend, arguments)
+        compute = recorded.call if torch.compiler.is_compiling() else apply
         output: Tensor = _results(compute(*arguments))[0]
         return output
 
@@ -149,11 +142,8 @@ def first_derivatives_only(backend: str, *tensors: Tensor) -> tuple[Tensor, ...]
     Raises:
         ValueError: as `differentiable`; within torch.compile torch raises for a second derivative.
     """
-    if _forward_mode(tensors):
-        _refuse(backend, "a derivative in forward mode")
+    _check_derivative(backend, tensors)
     if torch.compiler.is_compiling():
-        if _in_derivative():
-            _refuse(backend, WITHIN_COMPILE)
         return tensors
     passed: tuple[Tensor, ...] = _FirstDerivatives.apply(backend, *tensors)  # type: ignore[no-untyped-call]
     return passed
@@ -185,6 +175,14 @@ class _SecondDerivatives(_FirstDerivatives):
     @staticmethod
     def backward(context: Any, *gradients: Tensor) -> Any:
         _refuse(context.backend, "a second derivative")
+
+
+def _check_derivative(backend: str, arguments: tuple[Any, ...]) -> None:
+    if _forward_mode(arguments):
+        # An operator would pass tangents over, and one that writes into a tensor fail in words of torch.
+        _refuse(backend, "a derivative in forward mode")
+    if torch.compiler.is_compiling() and _in_derivative():
+        _refuse(backend, "a derivative of torch.func within torch.compile")
 
 
 def _refuse(backend: str, asked: str) -> NoReturn:
