@@ -39,7 +39,7 @@ CHECKS = (
 # tokens, and keys in an order of their own, of which some are missing.
 KINDS = ("plain", "packed", "left", "right", "both", "holes", "begun before", "more keys", "ring")
 # How queries, keys and values lie in memory.
-LAYOUTS = ("contiguous", "heads before tokens", "numbers apart")
+LAYOUTS = ("contiguous", "heads before tokens", "numbers apart", "parts of wider heads")
 PASSES = 4
 DRAWN_AGAIN = 7
 AT_ONCE = 100
@@ -393,7 +393,9 @@ def _laid_out(numbers: Tensor, layout: str) -> Tensor:
         return numbers
     if layout == "heads before tokens":
         return numbers.transpose(1, 2).contiguous().transpose(1, 2)
-    return torch.stack([numbers, numbers], -1)[..., 0]
+    if layout == "numbers apart":
+        return torch.stack([numbers, numbers], -1)[..., 0]
+    return torch.nn.functional.pad(numbers, (1, 2))[..., 1:-2]
 
 
 def _call(case: Case, backend: str, visibility: Visibility, tensors: list[Tensor]) -> Tensor:

@@ -14,6 +14,7 @@ from ..operator import empty_gradients
 from ..window import Segments, Visibility
 from ..window_conventions import from_flash_attention
 from .capability import Capabilities
+from .readable_heads import aligned
 
 
 def _installed() -> bool:
@@ -103,6 +104,7 @@ def _compute(
 ) -> tuple[Tensor, Tensor]:
     from flash_attn.cute.interface import _flash_attn_fwd
 
+    query, key, value = map(aligned, (query, key, value))
     window = None if behind is None else from_flash_attention((behind, 0), causal=True).window
     generation, _ = torch.cuda.get_device_capability(query.device)
     output, normalizer, *_ = _flash_attn_fwd(
@@ -139,6 +141,7 @@ def _compute_gradients(
 ) -> tuple[Tensor, Tensor, Tensor]:
     from flash_attn.cute.interface import _flash_attn_bwd
 
+    query, key, value = map(aligned, (query, key, value))
     query_gradient, key_gradient, value_gradient = _flash_attn_bwd(
         query,
         key,

@@ -16,6 +16,7 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from ..window import LONGEST_REACH, PADDING, Bounds, Places, Visibility, outside_inference_mode
 from .capability import Capabilities
+from .readable_heads import aligned
 from .scaled_dot_product import grouped
 
 CAPABILITIES = Capabilities(
@@ -54,9 +55,8 @@ def attend(
     assert dropout == 0.0
     compute: Any = flex_attention if torch.compiler.is_compiling() else _compiled()
     result = compute(
-        query_BTHD.transpose(1, 2),
-        key_BSKD.transpose(1, 2),
-        value_BSKD.transpose(1, 2),
+        # Each other way to lie in memory is compiled anew.
+        *(aligned(tensor).transpose(1, 2) for tensor in (query_BTHD, key_BSKD, value_BSKD)),
         score_mod=None if logit_cap is None else _cap(torch.full((), logit_cap, device=query_BTHD.device)),
         block_mask=block_mask(visibility, query_BTHD, key_BSKD),
         scale=scale,

@@ -15,6 +15,7 @@ from torch.nn.attention.varlen import varlen_attn
 from ..window import Visibility
 from .capability import Capabilities
 from .flash4 import silence_padding
+from .readable_heads import aligned
 
 UNLIMITED = -1
 # Grouped heads need no word in torch 2.11 and 2.12; later versions refuse them without one.
@@ -59,9 +60,9 @@ def attend(
         of_keys = visibility.segments(batch, key_BSKD.shape[1], query_BTHD.device)
     behind, ahead = (UNLIMITED if side is None else side for side in visibility.reach)
     output: Any = varlen_attn(
-        query_BTHD.flatten(0, 1),
-        key_BSKD.flatten(0, 1),
-        value_BSKD.flatten(0, 1),
+        aligned(query_BTHD.flatten(0, 1)),
+        aligned(key_BSKD.flatten(0, 1)),
+        aligned(value_BSKD.flatten(0, 1)),
         segments.offsets,
         of_keys.offsets,
         segments.longest,

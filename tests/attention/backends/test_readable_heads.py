@@ -1,0 +1,26 @@
+"""Heads are copied where kernels could not read them, and only there."""
+
+import torch
+
+from windowlm.attention.backends.readable_heads import aligned
+
+
+def test_heads_are_copied_where_kernels_cannot_read_eight_numbers_at_once() -> None:
+    wide = torch.randn(2, 5, 3, 80)
+    for readable in (wide, wide[..., 8:72], wide[:, 1:], wide.transpose(1, 2), wide[:1, :1, :1, 16:]):
+        assert aligned(readable) is readable
+    for unreadable in (wide[..., 1:65], wide.flatten()[1:481].view(2, 1, 3, 80), wide[..., ::2], wide.mT):
+        copied = aligned(unreadable)
+        assert copied.is_contiguous()
+        assert copied.data_ptr() % 32 == 0
+        assert torch.equal(copied, unreadable)
+
+
+def test_a_compiled_graph_copies_by_the_steps_alone() -> None:
+    tried = torch.compile(aligned, backend="eager", fullgraph=True)
+    wide = torch.randn(2, 5, 3, 80)
+    assert tried(wide[..., 8:72]).stride() == wide.stride()
+    for unreadable in (wide[..., ::2], wide.mT):
+        copied = tried(unreadable)
+        assert copied.is_contiguous()
+        assert torch.equal(copied, unreadable)
