@@ -10,9 +10,9 @@ with those caches. Tokens a second are the tokens between a short and a long pro
 the difference of their times, the median of rounds in turns; the prompt's are its tokens over the time
 until the first token is chosen, which for transformers is all that the production of one token takes, and
 for ours what it counts itself, its tokenizer left out. Python collects its garbage between productions,
-not in them. The column "of forward" is the prompt's pace over that of the model's forward pass alone, as
-in training; MiB are the keys and values that the cache holds behind the prompt. A plot shows both by the
-length of the prompt, where there are several.
+not in them. The column "of forward" is the prompt's pace over that of our model's forward pass alone in the
+same rounds, compiled as in training for `windowlm compiled`; MiB are the keys and values that the cache holds
+behind the prompt. A plot shows both by the length of the prompt, where there are several.
 
 Shapes: B batch, T tokens.
 """
@@ -45,6 +45,7 @@ from windowlm.generation.generate import PREFILL_TOKENS, Generator
 from windowlm.model.decoder import Decoder
 from windowlm.tokenization.tokenizer import BytePairTokenizer
 from windowlm.tokenization.training import train_bpe
+from windowlm.training.compilation import hidden_states
 
 OURS, COMPILED = "windowlm", "windowlm compiled"
 PEERS = {"transformers dynamic": None, "transformers static": "static"}
@@ -142,14 +143,20 @@ def measured(
             row["problem"] = one_line(error)
     times: dict[tuple[str, int], list[float]] = {}
     prompt_times: dict[str, list[float]] = {}
+    passes = {
+        compiled: forward_pass(options, len(prompts), length, compiled)
+        for compiled in sorted({name == COMPILED for name in produce_of})
+    }
+    forward_times: dict[bool, list[float]] = {compiled: [] for compiled in passes}
     for _ in range(options.rounds):
+        for compiled, forward in passes.items():
+            forward_times[compiled].append(seconds(forward, 1)[0])
         for name, produce in produce_of.items():
             for tokens in lengths:
                 whole_s, prompt_s = seconds(produce, tokens)
                 times.setdefault((name, tokens), []).append(whole_s)
                 if tokens == 1:
                     prompt_times.setdefault(name, []).append(whole_s if prompt_s is None else prompt_s)
-    forward_s = forward_seconds(options, len(prompts), length)
     for row in rows:
         if row["entrant"] not in produce_of:
             continue
@@ -161,9 +168,11 @@ def measured(
         prompt = statistics.median(prompt_times[row["entrant"]])
         row["tokens_per_second"] = len(prompts) * options.tokens / behind_s
         row["prompt_tokens_per_second"] = len(prompts) * length / prompt
-        row["prompt_over_forward"] = forward_s / prompt
+        forward_s = forward_times[row["entrant"] == COMPILED]
+        row["prompt_over_forward"] = statistics.median(forward_s) / prompt
         row["seconds"] = {tokens: times[row["entrant"], tokens] for tokens in lengths}
         row["prompt_seconds"] = prompt_times[row["entrant"]]
+        row["forward_seconds"] = forward_s
     return rows
 
 
@@ -227,18 +236,21 @@ def our_model(options: argparse.Namespace) -> Decoder:
     return model.to(options.device, DTYPES[options.precision]).eval()
 
 
-@torch.no_grad()
-def forward_seconds(options: argparse.Namespace, batch: int, length: int) -> float:
-    """The median of the forward pass alone, of as many rows at a time as prompts are read."""
+def forward_pass(options: argparse.Namespace, batch: int, length: int, compiled: bool) -> Produce:
+    """The model alone over so many prompts, as many rows at a time as they are read; ready to be timed."""
     model = our_model(options)
+    hidden, visibilities = hidden_states(model, compiled=compiled), model.visibilities()
     rows = min(batch, max(PREFILL_TOKENS[options.device] // length, 1))
-    tokens_BT = torch.randint(0, options.shape.vocabulary_size, (rows, length), device=options.device)
+    tokens_BT = torch.randint(0, options.shape.vocabulary_size, (batch, length), device=options.device)
 
+    @torch.no_grad()
     def forward(_: int) -> None:
-        model.head(model.hidden(tokens_BT)[:, -1])
+        for tokens_RT in tokens_BT.split(rows):
+            model.head(hidden(tokens_RT, visibilities=visibilities)[:, -1])
 
-    times = [seconds(forward, 1)[0] for _ in range(options.rounds + 2)][2:]
-    return statistics.median(times) * batch / rows
+    for _ in range(2):
+        forward(1)
+    return forward
 
 
 def transformers_mistral(

@@ -17,6 +17,7 @@ from windowlm.bundle import Bundle
 from windowlm.generation import split_products
 from windowlm.generation.config import SamplingConfig
 from windowlm.generation.generate import Generator
+from windowlm.generation.prompt_reader import PromptReader
 from windowlm.generation.split_products import gated_product_by_kernel, product_by_kernel
 from windowlm.generation.token_step import TokenStep, joined_view
 from windowlm.tokenization.tokenizer import BytesTokenizer
@@ -38,6 +39,28 @@ def test_replayed_steps_give_the_logits_of_one_call(
     got = stepped(model, tokens_BT, PROMPT, documents_BT, compiled=compiled, recorded=True)
     wanted = whole_BTV[:, PROMPT:]
     torch.testing.assert_close(got, wanted, rtol=0, atol=2e-5 * float(wanted.std()))
+
+
+@pytest.mark.parametrize("layers", [LAYERS["windows"], LAYERS["all"]], ids=["windows", "all"])
+@pytest.mark.parametrize("rows_differ", [False, True])
+def test_prompts_that_a_graph_reads_err_no_more_than_twice_as_much(
+    layers: dict[str, object], rows_differ: bool
+) -> None:
+    torch.compiler.reset()
+    exact, tokens_BT = drawn(layers).cuda(), tokens(4, LENGTH).cuda()
+    model = copy.deepcopy(exact).bfloat16()
+    documents_BT = packed().cuda() if rows_differ else None
+    states: list[torch.Tensor] = []
+    for tried, compiled in ((exact, False), (model, False), (model, True)):
+        cache, reader = tried.new_cache(LENGTH), PromptReader(tried, compiled=compiled)
+        of_chunks = [
+            reader(tokens_BT[:, columns], None if documents_BT is None else documents_BT[:, columns], cache)
+            for columns in (slice(0, PROMPT), slice(PROMPT, LENGTH))
+        ]
+        states.append(torch.stack(of_chunks).float())
+    wanted, plain, fast = states
+    assert (fast - wanted).norm() <= 2 * (plain - wanted).norm()
+    assert counters["stats"]["unique_graphs"] > 0
 
 
 def test_no_kernel_of_inductor_starts_early() -> None:

@@ -77,6 +77,13 @@ def check_no_gradients(key_BTKD: Tensor, value_BTKD: Tensor) -> None:
         raise ValueError("a KV cache carries no gradients: call the layers under torch.no_grad()")
 
 
+def as_kept(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """The same with the numbers that a cache of this dtype keeps: rounded before the chunk itself reads them,
+    so that the same are read however the text is cut.
+    """
+    return tensor if dtype is None else tensor.to(dtype).to(tensor.dtype)
+
+
 class Slots:
     """Which tokens the slots of layers of one window hold, and what a chunk may see of them.
 
@@ -193,6 +200,19 @@ class Slots:
             seen_BS = new_BT if start == 0 else kept_BS[:, :filled].to(new_BT.dtype)
         return kept_BS, seen_BS
 
+    def before(self, kept_BS: Tensor | None) -> Tensor | None:
+        """What slots hold of the tokens before the chunk, in their order; None where there are none."""
+        start = self.chunk.start
+        if kept_BS is None or start == 0:
+            return None
+        return torch.cat(list(self._in_order(kept_BS, start)), 1) if self.rolls else kept_BS[:, :start]
+
+    def write(self, kept_BS: Tensor | None, new_BT: Tensor, dtype: torch.dtype | None) -> Tensor:
+        """The slots, with the chunk written; as `extend`."""
+        kept_BS = self._allocated(kept_BS, new_BT, 0, dtype)
+        self._write(kept_BS, new_BT, new_BT)
+        return kept_BS
+
     def _allocated(
         self, kept_BS: Tensor | None, new_BT: Tensor, fill: int, dtype: torch.dtype | None
     ) -> Tensor:
@@ -277,13 +297,30 @@ class LayerCache:
         check_no_gradients(key_BTKD, value_BTKD)
         self._check_goes_on(key_BTKD)
         dtype = key_BTKD.dtype if self.dtype is None else self.dtype
-        if dtype != key_BTKD.dtype:
-            # Rounded before the chunk itself reads them, so that the same are read however the text is cut.
-            key_BTKD, value_BTKD = (tensor.to(dtype).to(tensor.dtype) for tensor in (key_BTKD, value_BTKD))
+        key_BTKD, value_BTKD = as_kept(key_BTKD, self.dtype), as_kept(value_BTKD, self.dtype)
         self.key_BSKD, key_seen = self.slots.extend(self.key_BSKD, key_BTKD, dtype=dtype)
         self.value_BSKD, value_seen = self.slots.extend(self.value_BSKD, value_BTKD, dtype=dtype)
         self.tokens = self.slots.chunk.stop
         return key_seen, value_seen
+
+    def before(self, dtype: torch.dtype) -> tuple[Tensor, Tensor] | None:
+        """Keys and values of the tokens before the chunk, in their order and in this dtype; None at first."""
+        key_BSKD, value_BSKD = self.slots.before(self.key_BSKD), self.slots.before(self.value_BSKD)
+        if key_BSKD is None or value_BSKD is None:
+            return None
+        return key_BSKD.to(dtype), value_BSKD.to(dtype)
+
+    def write(self, key_BTKD: Tensor, value_BTKD: Tensor) -> None:
+        """Keep the chunk's keys and values, behind all that attended over them.
+
+        Raises:
+            ValueError: as `extend`.
+        """
+        self._check_goes_on(key_BTKD)
+        dtype = key_BTKD.dtype if self.dtype is None else self.dtype
+        self.key_BSKD = self.slots.write(self.key_BSKD, key_BTKD, dtype)
+        self.value_BSKD = self.slots.write(self.value_BSKD, value_BTKD, dtype)
+        self.tokens = self.slots.chunk.stop
 
     def _check_goes_on(self, key_BTKD: Tensor) -> None:
         start = self.slots.chunk.start
@@ -319,6 +356,12 @@ class Tail:
     def __init__(self, length: int) -> None:
         self.length = length
         self.kept_BE: Tensor | None = None
+
+    def copied(self) -> "Tail":
+        """Another that holds the same."""
+        other = Tail(self.length)
+        other.kept_BE = self.kept_BE
+        return other
 
     def exchange(self, new_BT: Tensor) -> Tensor | None:
         """Keep the last of the new entries [B, T, ...] and give those before them; None at first."""

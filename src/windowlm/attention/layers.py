@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .chunk_cache import ChunkLayer
 from .config import BACKENDS, RotaryConfig, is_number
 from .dense_tensor import check_dense
 from .dispatch import attention, check_dropout, check_logit_cap, check_visibility
@@ -19,6 +20,7 @@ from .step_cache import StepLayer
 from .window import Visibility, check_causal, check_sinks, check_window, narrowed
 
 DEFAULT_ROTARY = RotaryConfig()
+AnyLayerCache = LayerCache | StepLayer | ChunkLayer
 
 
 class SlidingWindowAttention(WithJointWeights):
@@ -180,7 +182,7 @@ class SlidingWindowAttention(WithJointWeights):
         positions_BT: Tensor | None = None,
         visibility: Visibility | None = None,
         value_embedding_BTE: Tensor | None = None,
-        cache: LayerCache | StepLayer | None = None,
+        cache: AnyLayerCache | None = None,
     ) -> Tensor:
         """Mix each token with those it sees.
 
@@ -259,7 +261,7 @@ class SlidingWindowAttention(WithJointWeights):
         value_BTKD: Tensor,
         visibility: Visibility,
         positions_BT: Tensor | None = None,
-        cache: LayerCache | StepLayer | None = None,
+        cache: AnyLayerCache | None = None,
     ) -> Tensor:
         """The layer between its projections: normalise and rotate queries and keys, then attend.
 
@@ -275,7 +277,7 @@ class SlidingWindowAttention(WithJointWeights):
         value_BTKD: Tensor,
         visibility: Visibility,
         positions_BT: Tensor | None,
-        cache: LayerCache | StepLayer | None,
+        cache: AnyLayerCache | None,
         **finish: Any,
     ) -> Tensor:
         """`mix`, and what `Visibility.attend` is to make of it."""
@@ -306,7 +308,7 @@ class SlidingWindowAttention(WithJointWeights):
         projected_BTHD: Tensor,
         behind_BT: Tensor,
         visibility: Visibility,
-        cache: LayerCache | StepLayer | None,
+        cache: AnyLayerCache | None,
     ) -> Tensor:
         assert self.convolutions is not None
         convolution = self.convolutions[name]
@@ -393,8 +395,8 @@ class SlidingWindowAttention(WithJointWeights):
             )
         return visibility
 
-    def _visibility_in(self, cache: LayerCache | StepLayer, batch: int, tokens: int) -> Visibility:
-        if not isinstance(cache, LayerCache | StepLayer):
+    def _visibility_in(self, cache: AnyLayerCache, batch: int, tokens: int) -> Visibility:
+        if not isinstance(cache, AnyLayerCache):
             raise ValueError(
                 f"cache is a {type(cache).__name__}: the layer's entry of KVCache.layers is allowed"
             )
@@ -418,7 +420,7 @@ class SlidingWindowAttention(WithJointWeights):
         query_BTHD: Tensor,
         positions_BT: Tensor | None,
         visibility: Visibility,
-        cache: LayerCache | StepLayer | None,
+        cache: AnyLayerCache | None,
     ) -> Rotation:
         if cache is not None:
             chunk = cache.slots.chunk

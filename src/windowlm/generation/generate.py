@@ -22,6 +22,7 @@ from windowlm.bundle import Bundle
 from windowlm.deferred_numbers import DeferredNumbers
 from windowlm.errors import UserError
 from windowlm.generation.config import SamplingConfig
+from windowlm.generation.prompt_reader import PromptReader
 from windowlm.generation.sampling import row_draws
 from windowlm.generation.text_stream import TextStream
 from windowlm.generation.token_choice import NO_TOKEN, Chosen, TokenChoice
@@ -76,7 +77,7 @@ class Pace:
     Attributes:
         prompt_tokens, prompt_seconds: reading the prompts, up to the choice of each first token.
         tokens, seconds: all tokens after each first one.
-        compile_seconds: compiling the step of a token, which is in none of the others.
+        compile_seconds: compiling what reads prompts and takes tokens, which is in none of the others.
     """
 
     prompt_tokens: int = 0
@@ -136,7 +137,8 @@ class Generator:
     Args:
         bundle: what ``load`` gives.
         settings: how to choose tokens, and when to stop.
-        compiled: compile what takes the tokens behind a prompt, a `TokenStep`, which takes its time to begin.
+        compiled: compile what reads prompts, a `PromptReader`, and what takes the tokens behind them, a
+            `TokenStep`, which take their time to begin.
             A GPU replays it as one graph in any case where it `can_be_recorded`.
 
     Attributes:
@@ -217,12 +219,13 @@ class Generator:
         capacity = longest + settings.max_new_tokens
         cache = model.new_cache(capacity_of_steps(capacity) if self.compiled else capacity)
         started = self._working_time()
+        read_prompt = PromptReader(model, compiled=self.compiled)
         size = max(PREFILL_TOKENS[self._device.type] // len(rows), 1)
         for start in range(0, longest, size):
             chunk = slice(start, start + size)
-            documents = None if alike else documents_BT[:, chunk]
-            hidden_BTD = model.hidden(tokens_BT[:, chunk], documents, cache=cache)
-        chosen = choose(model.head(hidden_BTD[:, -1]))
+            hidden_BD = read_prompt(tokens_BT[:, chunk], None if alike else documents_BT[:, chunk], cache)
+        chosen = choose(model.head(hidden_BD))
+        self.pace.compile_seconds += read_prompt.compile_seconds
         go_on = self._continuation(cache, len(rows), choose)
         for step in range(settings.max_new_tokens):
             numbers = DeferredNumbers([chosen.numbers])

@@ -11,10 +11,11 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from windowlm.attention.chunk_cache import ChunkCache
 from windowlm.attention.config import RotaryConfig
-from windowlm.attention.kv_cache import KVCache, LayerCache
-from windowlm.attention.layers import SlidingWindowAttention
-from windowlm.attention.step_cache import StepCache, StepLayer
+from windowlm.attention.kv_cache import KVCache
+from windowlm.attention.layers import AnyLayerCache, SlidingWindowAttention
+from windowlm.attention.step_cache import StepCache
 from windowlm.attention.window import Visibility, narrowed
 from windowlm.model.config import ModelConfig
 from windowlm.model.feed_forward import FeedForward
@@ -23,6 +24,7 @@ from windowlm.model.initialization import initialize
 from windowlm.model.ngram_embedding import NgramEmbedding
 
 Visibilities = dict[int | None, Visibility]  # by window
+AnyCache = KVCache | StepCache | ChunkCache
 
 
 class Block(nn.Module):
@@ -67,7 +69,7 @@ class Block(nn.Module):
         visibility: Visibility | None,
         value_embedding_BTE: torch.Tensor | None = None,
         embedded_BTD: torch.Tensor | None = None,
-        cache: LayerCache | StepLayer | None = None,
+        cache: AnyLayerCache | None = None,
         *,
         compute: "BlockComputation | None" = None,
     ) -> torch.Tensor:
@@ -90,7 +92,7 @@ class Block(nn.Module):
         visibility: Visibility | None,
         value_embedding_BTE: torch.Tensor | None,
         embedded_BTD: torch.Tensor | None,
-        cache: LayerCache | StepLayer | None,
+        cache: AnyLayerCache | None,
     ) -> torch.Tensor:
         """What `forward` says, without what hooks add to it, such as the gathering of parts of weights."""
         if self.residual_shares is not None:
@@ -152,7 +154,7 @@ class Decoder(nn.Module):
         positions_BT: torch.Tensor | None = None,
         *,
         visibilities: Visibilities | None = None,
-        cache: KVCache | StepCache | None = None,
+        cache: AnyCache | None = None,
     ) -> torch.Tensor:
         """Logits of the next token.
 
@@ -184,7 +186,7 @@ class Decoder(nn.Module):
         positions_BT: torch.Tensor | None = None,
         *,
         visibilities: Visibilities | None = None,
-        cache: KVCache | StepCache | None = None,
+        cache: AnyCache | None = None,
         checkpoint_activations: bool = False,
         compute_block: BlockComputation | None = None,
     ) -> torch.Tensor:
@@ -242,7 +244,7 @@ class Decoder(nn.Module):
         tokens_BT: torch.Tensor,
         behind_BT: torch.Tensor | None,
         seen: Visibility | None,
-        cache: KVCache | StepCache | None,
+        cache: AnyCache | None,
     ) -> torch.Tensor:
         embedded_BTD: torch.Tensor = self.embedding(tokens_BT)
         if self.ngram_embedding is None:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from functools import cache, partial
-from types import FunctionType
 from typing import Any, Literal
 
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor
 from windowlm.attention.rotary import RotaryEmbedding
 from windowlm.attention.window import Visibility
 from windowlm.errors import UserError
+from windowlm.model.compiled_for_windows import compiled_for_windows
 from windowlm.model.decoder import Block, Decoder, Visibilities
 from windowlm.training.config import TrainerConfig
 from windowlm.training.float8 import float8_view
@@ -105,7 +105,7 @@ def hidden_states(
             dynamo.patch(optimize_ddp=False, recompile_limit=MOST_GRAPHS),
         ):
             if graphs == "one":
-                states_BTD: Tensor = _compiled(_hidden, windows, cuda_graphs=cuda_graphs)(
+                states_BTD: Tensor = compiled_for_windows(_hidden, windows, cuda_graphs=cuda_graphs)(
                     decoder, tokens_BT, visibilities, again
                 )
                 return states_BTD
@@ -144,19 +144,6 @@ def _block(block: Block, *of_layer: Any) -> Tensor:
 def _compiled_block(
     whole: bool, block: Block, hidden_BTD: Tensor, visibility: Visibility, *of_layer: Any
 ) -> Tensor:
-    compute = _compiled(_block, (visibility.window,), whole=whole)
+    compute = compiled_for_windows(_block, (visibility.window,), whole=whole)
     output_BTD: Tensor = compute(block, hidden_BTD, visibility, *of_layer)
     return output_BTD
-
-
-@cache
-def _compiled(
-    function: FunctionType, windows: tuple[int | None, ...], *, whole: bool = True, cuda_graphs: bool = False
-) -> Any:
-    """A function of their own for windows, as torch makes a symbol of a number that varies between the calls
-    of one function, which it knows by name and place: kernels would then be compiled for no window at all.
-    """
-    dynamo.fail_on_recompile_limit_hit = True
-    name = "_".join([function.__name__, *(str(window).lower() for window in windows)])
-    of_windows = FunctionType(function.__code__.replace(co_name=name), globals(), name)
-    return torch.compile(of_windows, fullgraph=whole, options={"triton.cudagraphs": cuda_graphs})

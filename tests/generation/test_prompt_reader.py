@@ -1,0 +1,100 @@
+"""Prompts that one graph reads leave what the model leaves in the cache, whatever the chunks."""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch._dynamo.utils import counters
+
+from windowlm.attention.kv_cache import KVCache
+from windowlm.generation.prompt_reader import PromptReader
+from windowlm.model.compiled_for_windows import compiled_for_windows
+from windowlm.model.config import ModelConfig, NgramEmbeddingsConfig
+from windowlm.model.decoder import Decoder
+
+SHAPE = {"layers": 2, "dim": 16, "heads": 2, "kv_heads": 1, "head_dim": 8, "feed_forward_dim": 16}
+PLAIN: dict[str, Any] = {"window": 6}
+SINKS: dict[str, Any] = {"window": [5, None], "attention_sinks": 2, "learned_sinks": True, "qk_norm": True}
+READS_BEHIND: dict[str, Any] = {
+    "window": 6,
+    "short_convolution": 3,
+    "ngram_embeddings": NgramEmbeddingsConfig(orders=[2, 4], buckets=64),
+    "value_embeddings": 1,
+    "embedding_residual": True,
+}
+VOCABULARY, PADDED = 50, 4
+
+
+@pytest.fixture(autouse=True)
+def traced(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Graphs are traced whole, and computed as they stand."""
+    torch.compiler.reset()
+    compiled_for_windows.cache_clear()
+    counters.clear()
+    compile_it: Callable[..., Any] = torch.compile
+    monkeypatch.setattr(
+        torch, "compile", lambda function, fullgraph, **_: eager(compile_it, function, fullgraph)
+    )
+    yield
+    compiled_for_windows.cache_clear()
+
+
+def eager(compile_it: Callable[..., Any], function: Any, fullgraph: bool) -> Any:
+    return compile_it(function, fullgraph=fullgraph, backend="eager")
+
+
+def read(
+    model: Decoder, tokens_BT: torch.Tensor, chunks: list[int], dtype: torch.dtype | None, **given: Any
+) -> tuple[list[torch.Tensor], KVCache]:
+    reader, cache = PromptReader(model, compiled=given["compiled"]), model.new_cache(dtype=dtype)
+    documents_BT = torch.zeros_like(tokens_BT, dtype=torch.int32)
+    documents_BT[0, :PADDED] = -1
+    states, start = [], 0
+    for chunk in chunks:
+        columns = slice(start, start + chunk)
+        states.append(
+            reader(tokens_BT[:, columns], documents_BT[:, columns] if given["padded"] else None, cache)
+        )
+        start += chunk
+    return states, cache
+
+
+@pytest.mark.parametrize(
+    ("chunks", "switches", "padded", "dtype"),
+    [
+        ([2], PLAIN, False, None),
+        ([40, 1, 33, 50], PLAIN, False, torch.bfloat16),
+        ([40, 1, 33], PLAIN, True, None),
+        ([5, 6, 7], SINKS, False, None),
+        ([40, 33], SINKS, True, torch.bfloat16),
+        ([5, 6, 7], READS_BEHIND, False, None),
+        ([40, 1, 33], READS_BEHIND, True, None),
+    ],
+)
+def test_a_graph_leaves_what_the_model_leaves(
+    chunks: list[int], switches: dict[str, Any], padded: bool, dtype: torch.dtype | None
+) -> None:
+    torch.manual_seed(0)
+    model = Decoder(ModelConfig(**SHAPE, **switches), VOCABULARY).eval()
+    tokens_BT = torch.randint(0, VOCABULARY, (2, sum(chunks) + 9))
+    whole = partial(read, model, tokens_BT, chunks, dtype, padded=padded)
+    (wanted, plain), (found, cache) = whole(compiled=False), whole(compiled=True)
+    assert counters["stats"]["unique_graphs"] > 0
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
+    assert cache.bytes_held == plain.bytes_held
+    # What follows finds the same keys, and the same of what is read behind.
+    with torch.no_grad():
+        for chunk_BT in (tokens_BT[:, -9:-8], tokens_BT[:, -8:]):
+            following = (model(chunk_BT, cache=each) for each in (cache, plain))
+            torch.testing.assert_close(*following, rtol=0, atol=1e-5)
+
+
+def test_chunks_of_other_lengths_and_batches_compile_nothing_anew() -> None:
+    model = Decoder(ModelConfig(**SHAPE, **PLAIN), VOCABULARY).eval()
+    for batch, first, second in ((2, 40, 50), (3, 77, 33), (5, 64, 90)):
+        tokens_BT = torch.randint(0, VOCABULARY, (batch, first + second))
+        read(model, tokens_BT, [first, second], None, compiled=True, padded=False)
+    assert counters["stats"]["unique_graphs"] == 2
