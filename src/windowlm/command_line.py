@@ -495,6 +495,24 @@ def _wrong_option(group: str, value: str, options: list[str]) -> ConfigError | N
     )
 
 
+def _lost_a_job(error: RuntimeError) -> bool:
+    """Whether a job of submitit, which was imported if there is one, left no result."""
+    submitit = sys.modules.get("submitit.core.utils")
+    return submitit is not None and isinstance(error, submitit.UncompletedJobError)
+
+
+def _lost_jobs(folder: Path, jobs: int, status_of: Callable[[Path], int], error: RuntimeError) -> UserError:
+    """Of a sweep whose launcher gives up at the first job that is lost, and lets the others be."""
+    finished = [number for number in range(jobs) if status_of(folder / str(number)) == 0]
+    others = [str(number) for number in range(jobs) if number not in finished]
+    last_line = str(error).strip().rpartition("\n")[2].removeprefix("error: ")
+    return UserError(
+        f"run_dir={shlex.quote(str(folder))}: a job of the sweep left no result ({last_line}); of its runs "
+        f"{', '.join(others)} had not finished by then, and those whose jobs were not lost go on; their logs "
+        "are in .submitit there, and the same command with resume=auto goes on with what is left"
+    )
+
+
 def _shortest(path: Path) -> Path:
     """Relative to the working folder where it lies below it."""
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
@@ -567,6 +585,11 @@ def _hand_to_hydra(
         if started or not command.fixes_run_dir:
             raise
         raise _not_writable(folder if runs is None else runs.folder, error) from None
+    except RuntimeError as error:
+        if runs is None or command.status_of is None or not _lost_a_job(error):
+            raise
+        runs.have_begun()
+        raise _lost_jobs(runs.folder, jobs, command.status_of, error) from None
     finally:
         sys.argv = saved
     if mistakes:

@@ -44,6 +44,22 @@ def test_each_run_of_a_sweep_is_a_job_with_its_own_folder_processes_and_wandb_ru
     assert len(logs) == len(runs) * processes
 
 
+def test_a_job_that_is_lost_ends_the_command_with_one_message(
+    small_run: tuple[str, ...], tmp_path: Path
+) -> None:
+    folder = tmp_path / "sweep"
+    words = ("trainer.max_steps=2", "trainer.device=cpu", "trainer.devices=2", "hydra/launcher=jobs_local")
+    # Two processes cannot share the rows of one of the runs.
+    batches = ("seed=0", "data.batch_size=3,2")
+    done = run_script("train.py", "-m", *small_run, *words, *batches, f"run_dir={folder}", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    (message,) = [line for line in done.stderr.splitlines() if "a job of the sweep left no result" in line]
+    assert "data.batch_size=3: 2 processes share the rows of a batch" in message
+    assert "of its runs 0" in message
+    assert len(list((folder / ".submitit").rglob("*_log.err"))) == 4
+
+
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [

@@ -7,12 +7,14 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from tests.conftest import MakeOnce
-from tests.parallel.processes import run_in_processes
+from tests.parallel.processes import LOOPBACK, free_port, run_in_processes
 from tests.training.runs import begin, record, rows
 from windowlm.bundle import load
 from windowlm.config import ConfigError, TrainConfig, check_config
+from windowlm.errors import UserError
 from windowlm.model.config import ModelConfig
 from windowlm.model.decoder import Decoder, Visibilities
 from windowlm.parallel.context_group import ContextGroup
@@ -159,7 +161,28 @@ def test_a_place_is_what_the_launcher_says() -> None:
     step = {"SLURM_PROCID": "5", "SLURM_STEP_NUM_TASKS": "8", "SLURM_LOCALID": "1"}
     assert own_place({**step, "SLURM_STEP_TASKS_PER_NODE": "4(x2)"}) == Place(5, 8, 1, 4)
     # A batch script without srun is one process.
+    uneven = {**step, "SLURM_STEP_TASKS_PER_NODE": "3(x2),2", "SLURM_NODEID": "2"}
+    assert own_place(uneven) == Place(5, 8, 1, 2)
     assert own_place({"SLURM_PROCID": "0", "SLURM_NTASKS": "8", "SLURM_LOCALID": "0"}) == Place()
+
+
+def join_with(rank: int, port: int, counts: list[int]) -> str:
+    dist.destroy_process_group()
+    told = {"RANK": rank, "WORLD_SIZE": len(counts), "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": counts[rank]}
+    os.environ.update({name: str(value) for name, value in told.items()})
+    os.environ.update({"MASTER_ADDR": LOOPBACK, "MASTER_PORT": str(port)})
+    try:
+        return f"{Processes.join().size} joined"
+    except UserError as error:
+        return str(error)
+
+
+def test_machines_with_more_processes_than_others_are_refused_by_all() -> None:
+    assert run_in_processes(2, join_with, free_port(), [1, 1]) == ["2 joined"] * 2
+    for told in run_in_processes(2, join_with, free_port(), [2, 1]):
+        assert told.startswith(
+            "2 processes on one machine and 1 on another: as many on each are allowed; try"
+        )
 
 
 @pytest.mark.parametrize(

@@ -46,11 +46,20 @@ def own_place(environment: Mapping[str, str] = os.environ) -> Place:
         return Place(rank, size, rank, size)
     # A batch script has the job's variables and is no step of it.
     if {"SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"} <= environment.keys():
-        tasks = environment.get("SLURM_STEP_TASKS_PER_NODE", "1")
+        tasks = _tasks_of_nodes(environment.get("SLURM_STEP_TASKS_PER_NODE", "1"))
         return Place(
             int(environment["SLURM_PROCID"]),
             int(environment["SLURM_STEP_NUM_TASKS"]),
             int(environment["SLURM_LOCALID"]),
-            int(tasks.partition("(")[0].partition(",")[0]),
+            tasks[min(int(environment.get("SLURM_NODEID", 0)), len(tasks) - 1)],
         )
     return Place()
+
+
+def _tasks_of_nodes(told: str) -> list[int]:
+    """SLURM writes 2, 2 and 1 tasks as ``2(x2),1``."""
+    tasks: list[int] = []
+    for part in told.split(","):
+        count, _, nodes = part.partition("(x")
+        tasks += [int(count)] * int(nodes.rstrip(")") or 1)
+    return tasks

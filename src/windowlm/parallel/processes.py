@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from windowlm.errors import UserError
 from windowlm.parallel.launcher import LAUNCHED, LOST
 from windowlm.parallel.place import Place, own_place
 
@@ -39,22 +40,36 @@ class Processes:
 
     @classmethod
     def join(cls) -> "Processes":
-        """Meet the others, where a launcher started some; those that met before stay together."""
+        """Meet the others, where a launcher started some; those that met before stay together.
+
+        Raises:
+            UserError: some machines have more processes than others.
+            LostProcessError: a process is gone.
+        """
         place = own_place()
         if place.size == 1:
             return cls()
-        if not dist.is_initialized():
-            if "RANK" not in os.environ:
-                _meet_by_job()
-            cuda = torch.cuda.is_available()
-            with _losses():
-                dist.init_process_group(
-                    "cpu:gloo,cuda:nccl" if cuda else "gloo",
-                    rank=place.rank,
-                    world_size=place.size,
-                    timeout=PATIENCE,
-                )
-        return cls(place)
+        if dist.is_initialized():
+            return cls(place)
+        if "RANK" not in os.environ:
+            _meet_by_job()
+        cuda = torch.cuda.is_available()
+        with _losses():
+            dist.init_process_group(
+                "cpu:gloo,cuda:nccl" if cuda else "gloo",
+                rank=place.rank,
+                world_size=place.size,
+                timeout=PATIENCE,
+            )
+        joined = cls(place)
+        counts = set(joined.gather(place.local_size))
+        if len(counts) > 1:
+            fewest, most = min(counts), max(counts)
+            raise UserError(
+                f"{most} processes on one machine and {fewest} on another: as many on each are allowed; try "
+                f"torchrun --nproc-per-node {fewest}, or srun --ntasks-per-node {fewest}"
+            )
+        return joined
 
     @property
     def size(self) -> int:

@@ -123,7 +123,7 @@ def train(config: TrainConfig, invocation: Invocation) -> int:
             if processes.size > 1 and invocation.sweep_dir is not None and isinstance(error, UserError):
                 # The others may not have met the mistake, and would wait in the next run.
                 if processes.place.speaks:
-                    print(f"error: {error}; the sweep stops", file=sys.stderr)
+                    print(f"error: {error}; this command ends", file=sys.stderr)
                 raise SystemExit(USAGE_ERROR) from None
             # Hydra would go on with the other runs of the sweep.
             if signals.received is None or invocation.sweep_dir is None:
