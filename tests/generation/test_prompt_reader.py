@@ -9,6 +9,7 @@ import torch
 from torch._dynamo.utils import counters
 
 from windowlm.attention.kv_cache import KVCache
+from windowlm.errors import UserError
 from windowlm.generation.prompt_reader import PromptReader
 from windowlm.model.compiled_for_windows import compiled_for_windows
 from windowlm.model.config import ModelConfig, NgramEmbeddingsConfig
@@ -98,3 +99,21 @@ def test_chunks_of_other_lengths_and_batches_compile_nothing_anew() -> None:
         tokens_BT = torch.randint(0, VOCABULARY, (batch, first + second))
         read(model, tokens_BT, [first, second], None, compiled=True, padded=False)
     assert counters["stats"]["unique_graphs"] == 2
+
+
+@pytest.mark.parametrize("sinks", [0, 2])
+def test_rows_that_differ_compile_nothing_anew_at_another_length(sinks: int) -> None:
+    model = Decoder(ModelConfig(**SHAPE, window=32, attention_sinks=sinks), VOCABULARY).eval()
+    for length in (65, 127, 200, 300):
+        tokens_BT = torch.randint(0, VOCABULARY, (2, length))
+        read(model, tokens_BT, [length], None, compiled=True, padded=True)
+    # One block of queries, or several.
+    assert counters["stats"]["unique_graphs"] <= 2
+
+
+def test_more_graphs_than_are_allowed_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("windowlm.generation.prompt_reader.MOST_GRAPHS", 1)
+    model = Decoder(ModelConfig(**SHAPE, **PLAIN), VOCABULARY).eval()
+    tokens_BT = torch.randint(0, VOCABULARY, (2, 40))
+    with pytest.raises(UserError, match="compile=true: these prompts take more than 1 graphs"):
+        read(model, tokens_BT, [20, 20], None, compiled=True, padded=False)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from windowlm.attention.chunk_cache import ChunkCache
 from windowlm.attention.kv_cache import KVCache
+from windowlm.errors import UserError
 from windowlm.model.compiled_for_windows import compiled_for_windows
 from windowlm.model.decoder import Decoder
 
@@ -37,6 +38,7 @@ class PromptReader:
         """Read the next tokens of each row, [B, T]; returns [B, D].
 
         Raises:
+            UserError: too many graphs were compiled.
             ValueError: as `KVCache.advance`.
         """
         batch, tokens = tokens_BT.shape
@@ -56,8 +58,13 @@ class PromptReader:
             torch._dynamo.maybe_mark_dynamic(tensor, (0, 1))
         read = compiled_for_windows(_last_hidden, tuple(self._model.layer_windows))
         graphs, started = _graphs(), time.perf_counter()
-        with torch._dynamo.config.patch(recompile_limit=MOST_GRAPHS):
-            hidden_BD: Tensor = read(self._model, tokens_BT, chunk)
+        try:
+            with torch._dynamo.config.patch(recompile_limit=MOST_GRAPHS):
+                hidden_BD: Tensor = read(self._model, tokens_BT, chunk)
+        except torch._dynamo.exc.FailOnRecompileLimitHit:
+            raise UserError(
+                f"compile=true: these prompts take more than {MOST_GRAPHS} graphs to read; try compile=false"
+            ) from None
         if _graphs() != graphs:
             self.compile_seconds += time.perf_counter() - started
         return hidden_BD

@@ -69,7 +69,9 @@ class _Bands:
         assert visibility.window is not None
         behind, ahead = reach(visibility.window, visibility.causal)
         # A quarter of the window: a quarter more work than needed, and each key is held five times.
-        block = min(max(SMALLEST_BLOCK, visibility.window // 4 // 64 * 64), queries)
+        block = max(SMALLEST_BLOCK, visibility.window // 4 // 64 * 64)
+        # A compiled graph would be bound to fewer queries than a block.
+        block = block if torch.compiler.is_compiling() else min(block, queries)
         return cls(queries, keys, block, -(-queries // block), behind, ahead)
 
     @property
