@@ -4,15 +4,15 @@ python scripts/benchmark_decoding.py --shape speed --batches 1 64 --out docs/res
 python scripts/benchmark_decoding.py --shape default --prompts 256 1024 4096 --tokens 64 --out docs/results
 
 All take the most probable token after the same prompt of drawn weights. `windowlm` is the generator with
-its tokenizer and streams of text, `windowlm compiled` the same with the step of a token compiled, each
-made once, as `scripts/generate.py` does; `transformers dynamic` and `transformers static` are `generate`
-with those caches. Tokens a second are the tokens between a short and a long production of a round over
-the difference of their times, the median of rounds in turns; the prompt's are its tokens over the time
-until the first token is chosen, which for transformers is all that the production of one token takes, and
-for ours what it counts itself, its tokenizer left out. Python collects its garbage between productions,
-not in them. The column "of forward" is the prompt's pace over that of our model's forward pass alone in the
-same rounds, compiled as in training for `windowlm compiled`; MiB are the keys and values that the cache holds
-behind the prompt. A plot shows both by the length of the prompt, where there are several.
+its tokenizer and streams of text, `windowlm compiled` the same compiled, each made once, as
+`scripts/generate.py` does; `transformers dynamic` and `transformers static` are `generate` with those
+caches. Tokens a second are the tokens between a short and a long production of a round over the difference
+of their times, the median of rounds in turns; the prompt's are its tokens over the time until the first
+token is chosen, which for transformers is all that the production of one token takes, and for ours what it
+counts itself, its tokenizer left out. Python collects its garbage between productions, not in them. The
+column "of forward" is the prompt's pace over that of our model's forward pass alone in the same rounds,
+compiled as in training for `windowlm compiled`; MiB are the keys and values that the cache holds behind the
+prompt. A plot shows both by the length of the prompt, where there are several.
 
 Shapes: B batch, T tokens.
 """

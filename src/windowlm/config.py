@@ -194,7 +194,7 @@ class GenerateConfig(SamplingConfig):
         batch_size: prompts of ``prompts_file`` that are served together.
         device: ``auto`` takes a GPU where there is one.
         precision: of weights and cache.
-        compile: the step of a token as one graph, which is compiled before the first.
+        compile: what reads prompts and what takes the tokens behind them, each as one graph.
     """
 
     checkpoint: str

@@ -36,14 +36,12 @@ def traced(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     counters.clear()
     compile_it: Callable[..., Any] = torch.compile
     monkeypatch.setattr(
-        torch, "compile", lambda function, fullgraph, **_: eager(compile_it, function, fullgraph)
+        torch,
+        "compile",
+        lambda function, fullgraph, **_: compile_it(function, fullgraph=fullgraph, backend="eager"),
     )
     yield
     compiled_for_windows.cache_clear()
-
-
-def eager(compile_it: Callable[..., Any], function: Any, fullgraph: bool) -> Any:
-    return compile_it(function, fullgraph=fullgraph, backend="eager")
 
 
 def read(

@@ -160,9 +160,9 @@ def test_a_place_is_what_the_launcher_says() -> None:
     assert own_place(job) == Place(1, 2, 1, 2)
     step = {"SLURM_PROCID": "5", "SLURM_STEP_NUM_TASKS": "8", "SLURM_LOCALID": "1"}
     assert own_place({**step, "SLURM_STEP_TASKS_PER_NODE": "4(x2)"}) == Place(5, 8, 1, 4)
-    # A batch script without srun is one process.
     uneven = {**step, "SLURM_STEP_TASKS_PER_NODE": "3(x2),2", "SLURM_NODEID": "2"}
     assert own_place(uneven) == Place(5, 8, 1, 2)
+    # A batch script without srun is one process.
     assert own_place({"SLURM_PROCID": "0", "SLURM_NTASKS": "8", "SLURM_LOCALID": "0"}) == Place()
 
 

@@ -5,7 +5,6 @@ from types import FunctionType
 from typing import Any
 
 import torch
-import torch._dynamo.config as dynamo
 
 
 @cache
@@ -23,7 +22,7 @@ def compiled_for_windows(
         whole: whether it must be one graph.
         cuda_graphs: whether a GPU replays its passes as graphs of kernels.
     """
-    dynamo.fail_on_recompile_limit_hit = True
+    torch._dynamo.config.fail_on_recompile_limit_hit = True
     name = "_".join([function.__name__, *(str(window).lower() for window in windows)])
     of_windows = FunctionType(function.__code__.replace(co_name=name), function.__globals__, name)
     of_windows.__defaults__ = function.__defaults__
