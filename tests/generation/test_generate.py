@@ -13,7 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch._inductor.config as inductor
 from torch._dynamo.utils import counters
+from torch._inductor.utils import fresh_cache
 
 from windowlm import generate, load
 from windowlm.attention.config import RotaryConfig, YarnScaling
@@ -237,6 +239,16 @@ def test_steps_are_compiled_once_for_rows_alike_and_once_for_others(bundle: Bund
         assert_same_tokens_compiled(bundle, prompts, temperature=0)
     # Of the prompts and of the steps behind them.
     assert counters["stats"]["unique_graphs"] == 2 + 2
+
+
+@pytest.mark.parametrize("prompt", ["a", "def window("])
+def test_a_machine_without_a_compiler_is_told_so(bundle: Bundle, prompt: str) -> None:
+    torch.compiler.reset()
+    generator = Generator(bundle, SamplingConfig(max_new_tokens=3, stop_at_end=False), compiled=True)
+    without = inductor.patch({"cpp.cxx": ("/nowhere/g++",)})
+    with fresh_cache(), without, pytest.raises(UserError, match=r"torch finds no C\+\+ compiler"):
+        generator.batch([prompt])
+    torch.compiler.reset()
 
 
 def test_a_backend_by_name_and_compiled_steps_are_refused_together(bundle: Bundle) -> None:

@@ -22,7 +22,7 @@ from windowlm.bundle import Bundle
 from windowlm.deferred_numbers import DeferredNumbers
 from windowlm.errors import UserError
 from windowlm.generation.config import SamplingConfig
-from windowlm.generation.prompt_reader import PromptReader
+from windowlm.generation.prompt_reader import PromptReader, needs_compiler
 from windowlm.generation.sampling import row_draws
 from windowlm.generation.text_stream import TextStream
 from windowlm.generation.token_choice import NO_TOKEN, Chosen, TokenChoice
@@ -266,15 +266,9 @@ class Generator:
     def _token_step(self, cache: KVCache, batch: int, choose: TokenChoice) -> TokenStep[Chosen]:
         if not self.compiled:
             return TokenStep(self._model, cache, batch, choose, compiled=False)
-        from torch._inductor.exc import InvalidCxxCompiler  # with it comes the compiler, which takes seconds
-
         started = time.perf_counter()
-        try:
+        with needs_compiler():
             step = TokenStep(self._model, cache, batch, choose)
-        except InvalidCxxCompiler:
-            raise UserError(
-                "compile=true: torch finds no C++ compiler on this machine; try compile=false"
-            ) from None
         self.pace.compile_seconds += time.perf_counter() - started
         return step
 

@@ -4,6 +4,8 @@ Shapes: B batch, T tokens of a chunk, D model width.
 """
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -38,7 +40,7 @@ class PromptReader:
         """Read the next tokens of each row, [B, T]; returns [B, D].
 
         Raises:
-            UserError: too many graphs were compiled.
+            UserError: too many graphs were compiled, or there is no compiler.
             ValueError: as `KVCache.advance`.
         """
         batch, tokens = tokens_BT.shape
@@ -59,7 +61,7 @@ class PromptReader:
         read = compiled_for_windows(_last_hidden, tuple(self._model.layer_windows))
         graphs, started = _graphs(), time.perf_counter()
         try:
-            with torch._dynamo.config.patch(recompile_limit=MOST_GRAPHS):
+            with torch._dynamo.config.patch(recompile_limit=MOST_GRAPHS), needs_compiler():
                 hidden_BD: Tensor = read(self._model, tokens_BT, chunk)
         except torch._dynamo.exc.FailOnRecompileLimitHit:
             raise UserError(
@@ -68,6 +70,21 @@ class PromptReader:
         if _graphs() != graphs:
             self.compile_seconds += time.perf_counter() - started
         return hidden_BD
+
+
+@contextmanager
+def needs_compiler() -> Iterator[None]:
+    """Within it the lack of a C++ compiler is the user's mistake."""
+    try:
+        yield
+    except Exception as error:
+        # torch wraps it, and what knows it by its type takes seconds to import.
+        lacking = getattr(error, "inner_exception", error)
+        if type(lacking).__name__ != "InvalidCxxCompiler":
+            raise
+        raise UserError(
+            "compile=true: torch finds no C++ compiler on this machine; try compile=false"
+        ) from None
 
 
 def _last_hidden(
