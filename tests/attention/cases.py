@@ -48,6 +48,8 @@ EXAMPLE = "try python tests/attention/cases.py banded 100"
 DYNAMO = {"recompile_limit": 1000, "fail_on_recompile_limit_hit": True, "assume_static_by_default": False}
 # A graph that is asked for several gradients must not give away what it saved for the first.
 FUNCTORCH = {"donated_buffer": False}
+# A pool of compilers for each of many processes would take longer to start than it saves.
+INDUCTOR = {"compile_threads": 1}
 
 
 class Shape(NamedTuple):
@@ -609,7 +611,11 @@ class Outcome(NamedTuple):
 
 def _prepare() -> None:
     torch.set_num_threads(1)
-    for module, options in ((torch._dynamo.config, DYNAMO), (torch._functorch.config, FUNCTORCH)):
+    for module, options in (
+        (torch._dynamo.config, DYNAMO),
+        (torch._functorch.config, FUNCTORCH),
+        (torch._inductor.config, INDUCTOR),
+    ):
         for name, value in options.items():
             setattr(module, name, value)
 

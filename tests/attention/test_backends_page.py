@@ -138,7 +138,7 @@ def test_the_cases_are_as_many_as_the_results_say() -> None:
     (table,) = tables("Proof")
     drawn = {
         (row["backend"], device): row
-        for device in ("CPU", "H100")
+        for device in ("CPU", "H100", "H200")
         for row in json.loads((DOCS / "results" / f"attention_cases_{device.lower()}.json").read_text())
     }
     assert sorted(drawn) == sorted((row["backend"], row["device"]) for row in table)

@@ -222,6 +222,32 @@ def test_without_document_masking_a_batch_needs_no_documents_and_padding_changes
     assert int(module.visible_pairs) == int(masked.visible_pairs)
 
 
+def test_a_batch_with_padding_has_the_graph_of_one_without_and_its_loss_and_gradient_are_the_same() -> None:
+    module = small_module()
+    module.trainer = SimpleNamespace(datamodule=SimpleNamespace(next_batch=0))  # type: ignore[assignment]
+    full, batch = rows(3), rows(3)
+    for padded, begin in ((1, 10), (2, 0)):
+        batch["documents_BT"][padded, begin:], batch["positions_BT"][padded, begin:] = -1, 0
+        batch["targets_BT"][padded, max(begin - 1, 0) :] = UNSCORED
+    outcomes = []
+    for given in (full, batch):
+        shown = module.transfer_batch_to_device(given, torch.device("cpu"), 0)["visibilities"]
+        assert not any(visibility.layout.padded for visibility in shown.values())
+    moved = module.transfer_batch_to_device(batch, torch.device("cpu"), 0)
+    plainly = {"visibilities": module.model.visibilities(batch["documents_BT"], batch["positions_BT"])}
+    assert all(visibility.layout.padded for visibility in plainly["visibilities"].values())
+    for given in (moved, {**moved, **plainly}):
+        module.zero_grad()
+        summed = module.training_step(given, 0)
+        summed.backward()  # type: ignore[no-untyped-call]
+        outcomes.append((summed.detach(), gradient_of(module.model), int(module.visible_pairs)))
+        module.visible_pairs.zero_()
+    (loss, gradient, pairs), (plain_loss, plain_gradient, plain_pairs) = outcomes
+    torch.testing.assert_close(loss, plain_loss, rtol=1e-6, atol=0)
+    torch.testing.assert_close(gradient, plain_gradient, rtol=1e-5, atol=1e-7)
+    assert pairs == plain_pairs
+
+
 def test_the_state_of_a_half_filled_row_is_kept() -> None:
     module, other = small_module(), small_module()
     batch = rows(1)

@@ -7,7 +7,7 @@ import json
 import math
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -87,38 +87,44 @@ def _prompt_text(path: str | None) -> str:
     return text
 
 
-def _prompt_lines(path: str) -> list[dict[str, Any]]:
+class PromptLine(NamedTuple):
+    """A JSON object with a prompt, and the file and line that it stands in, to name it by."""
+
+    place: str
+    given: dict[str, Any]
+
+
+def _prompt_lines(path: str) -> list[PromptLine]:
     name, text = _read(path, "prompts_file")
     lines = []
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
+        place = f"{name}, line {number}"
         try:
             given = parse_json(line)
         except ValueError as error:
-            raise UserError(f"prompts_file: {name}, line {number}: not JSON: {error}") from None
+            raise UserError(f"prompts_file: {place}: not JSON: {error}") from None
         if not isinstance(given, dict) or not isinstance(given.get("prompt"), str) or not given["prompt"]:
             raise UserError(
-                f"prompts_file: {name}, line {number}: an object with a text that is not empty is allowed, "
+                f"prompts_file: {place}: an object with a text that is not empty is allowed, "
                 'such as {"prompt": "Once upon a time"}'
             )
         if taken := sorted(given.keys() & set(RESULT_KEYS)):
-            raise UserError(
-                f"prompts_file: {name}, line {number}: the result has a key {taken[0]} too; rename it"
-            )
+            raise UserError(f"prompts_file: {place}: the result has a key {taken[0]} too; rename it")
         if not has_text(given):
             raise UserError(
-                f"prompts_file: {name}, line {number}: it holds half a character (a lone surrogate), which "
+                f"prompts_file: {place}: it holds half a character (a lone surrogate), which "
                 "the result cannot repeat; give UTF-8 text"
             )
         try:
             json.dumps(given, allow_nan=False)
         except ValueError:
             raise UserError(
-                f"prompts_file: {name}, line {number}: it holds a number beyond those of JSON, such as NaN "
+                f"prompts_file: {place}: it holds a number beyond those of JSON, such as NaN "
                 "or 1e999, which the result cannot repeat; give null or a text"
             ) from None
-        lines.append(given)
+        lines.append(PromptLine(place, given))
     if not lines:
         raise UserError(f"prompts_file: {name} holds no prompts; give one JSON object a line")
     return lines
@@ -139,7 +145,7 @@ def _read(path: str, key: str) -> tuple[str, str]:
         ) from None
 
 
-def _each_line(generator: Generator, lines: list[dict[str, Any]], batch_size: int) -> None:
+def _each_line(generator: Generator, lines: list[PromptLine], batch_size: int) -> None:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -158,21 +164,21 @@ def _each_line(generator: Generator, lines: list[dict[str, Any]], batch_size: in
         task = progress.add_task("prompts", total=len(lines), pace="")
         for first in range(0, len(lines), batch_size):
             batch = lines[first : first + batch_size]
-            served = generator.batch([line["prompt"] for line in batch], first)
+            served = generator.batch([line.given["prompt"] for line in batch], first)
             for line, result in zip(batch, served, strict=True):
-                _write(json.dumps({**line, **_facts(result)}, ensure_ascii=False) + "\n")
+                _write(json.dumps({**line.given, **_facts(result)}, ensure_ascii=False) + "\n")
             results += served
             progress.update(task, completed=len(results), pace=_pace(generator))
     _say(f"{len(results):,} prompts; {_pace(generator)}; {_bits(results)}")
 
 
-def _checked(generator: Generator, lines: list[dict[str, Any]]) -> None:
+def _checked(generator: Generator, lines: list[PromptLine]) -> None:
     # The longest first: what is advised for it serves all.
-    for number, line in sorted(enumerate(lines, 1), key=lambda each: -len(str(each[1]["prompt"]))):
+    for place, given in sorted(lines, key=lambda line: -len(line.given["prompt"])):
         try:
-            generator.encode([line["prompt"]])
+            generator.encode([given["prompt"]])
         except UserError as error:
-            raise UserError(f"prompts_file: prompt {number}: {error}") from None
+            raise UserError(f"prompts_file: {place}: {error}") from None
 
 
 def _facts(result: Generation) -> dict[str, Any]:

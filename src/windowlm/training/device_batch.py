@@ -6,7 +6,27 @@ from typing import Any
 import torch
 
 from windowlm.attention.window import move_together
+from windowlm.data.packing import PADDING
 from windowlm.model.decoder import Decoder, Visibilities
+
+
+def padding_as_document(batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The batch with the padding of each row as one more document, so that all batches have one graph.
+
+    Nothing that the layers compute of padding is scored, and no token of text sees it.
+
+    Args:
+        batch: `documents_BT`, -1 for padding, which stands behind the text; `positions_BT`.
+    """
+    documents_BT = batch["documents_BT"]
+    padding_BT = documents_BT == PADDING
+    index_T = torch.arange(documents_BT.shape[1])
+    next_B1 = documents_BT.amax(1, keepdim=True) + 1
+    return {
+        **batch,
+        "documents_BT": torch.where(padding_BT, next_B1, documents_BT),
+        "positions_BT": torch.where(padding_BT, index_T, batch["positions_BT"]),
+    }
 
 
 def visibilities_on(

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..differentiable import first_derivatives_only
 from .autocast import without_autocast
+from .readable_heads import aligned
 
 
 class Scoring(NamedTuple):
@@ -43,6 +44,9 @@ def scaled_dot_product(
             query_BTHD, key_BSKD, value_BSKD = widened(query_BTHD, key_BSKD, value_BSKD)
             query_BTHD, scale = with_exact_scale(query_BTHD, scoring.scale)
             scoring = scoring._replace(scale=scale)
+        else:
+            # cuDNN, which torch may choose, fails in its backward on others.
+            query_BTHD, key_BSKD, value_BSKD = map(aligned, (query_BTHD, key_BSKD, value_BSKD))
         output_BTHD = _fused(query_BTHD, key_BSKD, value_BSKD, causal, scoring)
     return output_BTHD.to(dtype)
 
