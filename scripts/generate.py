@@ -10,7 +10,7 @@ from pathlib import Path
 
 from windowlm.command_line import Command, Invocation, main
 from windowlm.config import GenerateConfig
-from windowlm.generation.config import SamplingConfig
+from windowlm.generation.config import SamplingConfig, written_texts
 
 
 def generate(config: GenerateConfig, invocation: Invocation) -> int:
@@ -24,7 +24,10 @@ def generate(config: GenerateConfig, invocation: Invocation) -> int:
         prompts_file=config.prompts_file,
         batch_size=config.batch_size,
         settings=SamplingConfig(
-            **{entry.name: getattr(config, entry.name) for entry in fields(SamplingConfig)}
+            **{
+                **{entry.name: getattr(config, entry.name) for entry in fields(SamplingConfig)},
+                "stop": written_texts(config.stop),
+            }
         ),
         device=config.device,
         precision=config.precision,

@@ -226,7 +226,7 @@ def edit_config(folder, change):
         (lambda config: config["model"].update(dim="wide"), r"model\.dim: .*integer"),
         (lambda config: config["model"].update(wings=2), r"model\.wings: "),
         (lambda config: config["model"].update(kv_heads=3), "kv_heads=3: must divide"),
-        (lambda config: config.update(format=7), "format must be 1"),
+        (lambda config: config.update(format=7), "format=7: windowlm's own has format=1"),
         (lambda config: config.update(vocabulary_size=300), "the tokenizer has 256 tokens"),
         (lambda config: config.update(tokenizer_identity="x"), "is not that of its training"),
         (

@@ -7,6 +7,7 @@ The metadata of ``model.safetensors`` hold the hash of its tensors.
 
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from safetensors.torch import load_file, save
 from windowlm.atomic_write import json_bytes, write_atomically
 from windowlm.errors import UserError
 from windowlm.interchange.adapter import TransformersModel, load_any_causal_model
-from windowlm.interchange.config_in import ARCHITECTURES, read_foreign_config
+from windowlm.interchange.config_in import ARCHITECTURES, InexpressibleError, read_foreign_config
 from windowlm.interchange.weights_in import (
     check_finite,
     check_opens,
@@ -182,7 +183,10 @@ def device_named(name: str) -> torch.device:
 def _checked_config(folder: ModelFolder) -> dict[str, Any]:
     path, config = folder.path / CONFIG_NAME, folder.config
     if config.get("format") != FORMAT:
-        raise UserError(f"{path}: format must be {FORMAT}, the only one that this version of windowlm reads")
+        given = f"format={config['format']!r}" if "format" in config else "neither format nor model_type"
+        raise UserError(
+            f"{path}: {given}: windowlm's own has format={FORMAT}, that of transformers a model_type"
+        )
     for key, kind in _CONFIG_KEYS.items():
         if key not in config:
             raise UserError(f"{path}: the key {key} is missing")
@@ -194,14 +198,15 @@ def _checked_config(folder: ModelFolder) -> dict[str, Any]:
 
 
 def load_scorable(path: str | Path, device: str | torch.device = "cpu") -> ScorableModel:
-    """Read a model to be scored: what `load` reads, and any other causal model of transformers.
+    """Read a model to be scored: what `load` reads, and any other causal model that transformers opens.
 
     Raises:
         UserError: as `load`.
     """
     found = find_model_folder(path)
     if not found.foreign or found.config["model_type"] in ARCHITECTURES:
-        return _load(found, device)
+        with suppress(InexpressibleError):
+            return _load(found, device)
     model = load_any_causal_model(found.path, device)
     tokenizer = foreign_tokenizer(found)
     config = _foreign_config(tokenizer, model.vocabulary_size, model.length)

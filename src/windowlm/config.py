@@ -19,7 +19,7 @@ from windowlm.attention.picture import AttentionPicture
 from windowlm.data.config import DataConfig
 from windowlm.errors import UserError
 from windowlm.evaluation.config import EvaluationConfig, ScoredDataConfig
-from windowlm.generation.config import SamplingConfig
+from windowlm.generation.config import SamplingConfig, written_texts
 from windowlm.model.config import ModelConfig
 from windowlm.parallel.config import ParallelConfig
 from windowlm.setting_text import flattened, setting_text
@@ -195,6 +195,8 @@ class GenerateConfig(SamplingConfig):
         device: ``auto`` takes a GPU where there is one.
         precision: of weights and cache.
         compile: what reads prompts and what takes the tokens behind them, each as one graph.
+
+    In ``stop`` a line break is ``\\n``; see `written_texts`.
     """
 
     checkpoint: str
@@ -209,6 +211,7 @@ class GenerateConfig(SamplingConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         _check_checkpoint(self.checkpoint)
+        written_texts(self.stop)
         given = [
             name for name in ("prompt", "prompt_file", "prompts_file") if getattr(self, name) is not None
         ]

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from windowlm.generation.config import SamplingConfig
+from windowlm.generation.config import SamplingConfig, written_texts
 from windowlm.generation.sampling import next_tokens, row_draws
 from windowlm.generation.token_choice import NO_TOKEN, Occurrences, TokenChoice
 
@@ -129,3 +129,10 @@ def test_the_largest_draw_chooses_a_possible_token() -> None:
 def test_settings_out_of_range_are_refused_with_advice(wrong: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=f"^{next(iter(wrong))}.*; try {next(iter(wrong))}="):
         SamplingConfig(**wrong)  # type: ignore[arg-type]
+
+
+def test_stop_texts_of_a_command_line_have_line_breaks_and_no_other_escapes() -> None:
+    assert written_texts([r"\n\n", "END", r"a\tb\\n"]) == ["\n\n", "END", "a\tb\\n"]
+    for wrong in (r"\u0020", r"\q", "\\"):
+        with pytest.raises(ValueError, match="behind a backslash n, t, r and another backslash"):
+            written_texts([wrong])

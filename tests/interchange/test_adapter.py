@@ -155,6 +155,26 @@ def test_what_it_cannot_do_is_said(tmp_path: Path, documents: Path) -> None:
         load_scorable(tmp_path / "gpt2")
 
 
+@pytest.mark.parametrize(
+    "changes", [{"hidden_act": "gelu"}, {"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}]
+)
+def test_what_our_layers_cannot_be_is_scored_as_transformers_computes_it(
+    tmp_path: Path, changes: dict[str, object]
+) -> None:
+    folder = tmp_path / "model"
+    save_foreign(folder, "llama")
+    path = folder / "config.json"
+    stated = json.loads(path.read_text())
+    if "rope_scaling" in changes:
+        stated.pop("rope_parameters", None)
+    path.write_text(json.dumps({**stated, **changes}))
+    with pytest.raises(UserError, match=r"our layers have|rope_type=dynamic"):
+        load(folder)
+    found = load_scorable(folder)
+    assert isinstance(found.model, TransformersModel)
+    assert found.window == "attention of llama"
+
+
 def test_a_model_of_the_hub_has_its_results_among_the_runs(
     tmp_path: Path, documents: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,6 +1,7 @@
 """Settings of generation."""
 
 import math
+import re
 from dataclasses import dataclass, field
 from numbers import Integral, Real
 from typing import ClassVar
@@ -22,6 +23,28 @@ _KINDS: tuple[tuple[tuple[str, ...], tuple[type, ...], str, str], ...] = (
     (("min_p",), (Real,), "a number", "0.0"),
     (("stop_at_end", "beyond_training"), (bool,), "true or false", "true"),
 )
+
+
+# What a backslash makes of the character behind it where stop texts are written on a command line.
+ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\"}
+
+
+def written_texts(stop: list[str]) -> list[str]:
+    """Stop texts as a command line writes them, where a line break is ``\\n``.
+
+    Raises:
+        ValueError: another escape.
+    """
+
+    def without(text: str) -> str:
+        return text.replace("\\", "") or "END"
+
+    if any(found not in ESCAPES for text in stop for found in re.findall(r"\\(.?)", text, re.DOTALL)):
+        raise ValueError(
+            f"stop={setting_text(stop)}: behind a backslash n, t, r and another backslash are allowed, and "
+            f"any other character as it stands; try stop={setting_text([without(text) for text in stop])}"
+        )
+    return [re.sub(r"\\(.)", lambda found: ESCAPES[found[1]], text) for text in stop]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,6 +28,10 @@ MOST_LAYERS = 10_000
 Entry = TypeVar("Entry")
 
 
+class InexpressibleError(UserError):
+    """What our layers cannot be, and transformers' may: such a model can be scored, if not loaded as ours."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ForeignConfig:
     """What a config.json of transformers says.
@@ -76,7 +80,7 @@ def read_foreign_config(folder: Path, stated: Mapping[str, Any]) -> ForeignConfi
         theirs = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         shape = _shape(theirs)
     except UserError as error:
-        raise UserError(f"{path}: {error}") from None
+        raise type(error)(f"{path}: {error}") from None
     except Exception as error:  # of transformers and of what it checks with
         reason = " ".join(str(error).split())[:LONGEST_REASON]
         raise UserError(f"{path}: cannot be read as the config of a {model_type}: {reason}") from None
@@ -126,7 +130,7 @@ def _refuse_unknown_parts(theirs: Any) -> None:
     for name, known in ours.items():
         value = getattr(theirs, name, known)
         if value != known:
-            raise UserError(f"{name}={value}: our layers have {name}={known} alone")
+            raise InexpressibleError(f"{name}={value}: our layers have {name}={known} alone")
     if getattr(theirs, "quantization_config", None) is not None:
         raise UserError(
             "quantization_config: quantised weights are not read; give the model as it was before"
@@ -196,7 +200,7 @@ def _scaling(kind: str, rest: dict[str, Any], theirs: Any) -> RotaryScaling | No
     if kind == "linear":
         return LinearScaling(kind="linear", factor=float(rest.pop("factor")))
     if kind not in ("yarn", "llama3"):
-        raise UserError(
+        raise InexpressibleError(
             f"rope_type={kind}: default, linear, yarn and llama3 are read; dynamic ones alter the rotation "
             "of a text while it grows"
         )

@@ -40,8 +40,11 @@ def weight_files(folder: Path) -> list[Path]:
     try:
         names = set(parse_json(index.read_bytes())["weight_map"].values())
         files = [folder / name for name in sorted(names)]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{index}: not an index of shards: {error!r}") from None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise UserError(
+            f"{index}: not an index of shards: weight_map, an object of tensors and their files, is allowed; "
+            "download the folder again"
+        ) from None
     for name, file in zip(sorted(names), files, strict=True):
         if Path(name).name != name or file.suffix != ".safetensors":
             raise UserError(
