@@ -26,7 +26,7 @@ from windowlm.evaluation.precision import AUTOCAST_DTYPES, WEIGHT_DTYPES
 from windowlm.json_text import parse_json
 from windowlm.model.decoder import Decoder
 from windowlm.training.checkpoint_io import AtomicCheckpointIO
-from windowlm.training.device_batch import visibilities_on
+from windowlm.training.device_batch import shown_to_layers, visibilities_on
 from windowlm.training.lightning_module import dropout_seed
 from windowlm.training.linear_cross_entropy import head_loss
 from windowlm.training.non_finite import REPLAY_FORMAT
@@ -136,7 +136,7 @@ def replay(
         torch.manual_seed(dropout_seed(content["seed"], number))
         moved = {name: tensor.to(device) for name, tensor in batch.items()}
         targets_N = moved["targets_BT"].flatten()
-        shown = batch if config.data.document_masking else {"tokens_BT": batch["tokens_BT"]}
+        shown = shown_to_layers(batch, config.data.document_masking)
         visibilities = visibilities_on(model, shown, device, content["window_limit"])
         with torch.autocast(device.type, dtype) if dtype is not None else contextlib.nullcontext():
             hidden_BTD = model.hidden(moved["tokens_BT"], visibilities=visibilities)

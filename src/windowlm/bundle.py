@@ -209,6 +209,12 @@ def load_scorable(path: str | Path, device: str | torch.device = "cpu") -> Scora
             return _load(found, device)
     model = load_any_causal_model(found.path, device)
     tokenizer = foreign_tokenizer(found)
+    # Where a model keeps its size is not known of all.
+    if tokenizer.vocabulary_size > model.vocabulary_size:
+        raise UserError(
+            f"{found.path}: its tokenizer has {tokenizer.vocabulary_size} tokens and the model's embedding "
+            f"{model.vocabulary_size} rows; the files are of different models"
+        )
     config = _foreign_config(tokenizer, model.vocabulary_size, model.length)
     return ScorableModel(model, tokenizer, config, found.path)
 

@@ -175,6 +175,20 @@ def test_what_our_layers_cannot_be_is_scored_as_transformers_computes_it(
     assert found.window == "attention of llama"
 
 
+def test_a_tokenizer_of_more_tokens_than_the_model_has_rows_is_refused(tmp_path: Path) -> None:
+    # Its config.json keeps the size inside another object.
+    text = {
+        "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1,
+        "head_dim": 16, "intermediate_size": 48, "vocab_size": trained_bpe().vocabulary_size - 1,
+    }  # fmt: skip
+    vision = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 16}
+    config = transformers.Gemma3Config(text_config=text, vision_config=vision)
+    transformers.Gemma3ForConditionalGeneration(config).save_pretrained(tmp_path)
+    write_transformers_files(trained_bpe(), tmp_path)
+    with pytest.raises(UserError, match=r"its tokenizer has \d+ tokens and the model's embedding"):
+        load_scorable(tmp_path)
+
+
 def test_a_model_of_the_hub_has_its_results_among_the_runs(
     tmp_path: Path, documents: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

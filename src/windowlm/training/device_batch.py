@@ -10,14 +10,18 @@ from windowlm.data.packing import PADDING
 from windowlm.model.decoder import Decoder, Visibilities
 
 
-def padding_as_document(batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The batch with the padding of each row as one more document, so that all batches have one graph.
+def shown_to_layers(batch: Mapping[str, torch.Tensor], document_masking: bool) -> dict[str, torch.Tensor]:
+    """What of a training batch the layers' visibilities are made from.
 
-    Nothing that the layers compute of padding is scored, and no token of text sees it.
+    The padding of each row is one more document, so that all batches have one graph: nothing that the layers
+    compute of it is scored, and no token of text sees it.
 
     Args:
-        batch: `documents_BT`, -1 for padding, which stands behind the text; `positions_BT`.
+        batch: `tokens_BT`; `documents_BT`, -1 for padding, which stands behind the text; `positions_BT`.
+        document_masking: False where each row is one document.
     """
+    if not document_masking:
+        return {"tokens_BT": batch["tokens_BT"]}
     documents_BT = batch["documents_BT"]
     padding_BT = documents_BT == PADDING
     index_T = torch.arange(documents_BT.shape[1])

@@ -21,7 +21,7 @@ from windowlm.model.decoder import Decoder
 from windowlm.training.compilation import HiddenStates
 from windowlm.training.compilation import hidden_states as states_of
 from windowlm.training.config import OptimizerConfig
-from windowlm.training.device_batch import padding_as_document
+from windowlm.training.device_batch import shown_to_layers
 from windowlm.training.gradient import gradient_norm, rescale_gradient
 from windowlm.training.linear_cross_entropy import HeadLoss, linear_cross_entropy
 from windowlm.training.loss_sums import LossSums
@@ -215,7 +215,7 @@ class LanguageModelModule(pl.LightningModule):
         self, batch: Batch, device: torch.device, dataloader_idx: int
     ) -> dict[str, Any]:
         """Add what the layers may see, in training at the stage of the window warm-up."""
-        shown = padding_as_document(batch) if self.document_masking else {"tokens_BT": batch["tokens_BT"]}
+        shown = shown_to_layers(batch, self.document_masking)
         limit = None
         if self.training:
             if self.batches_trained % self.accumulate_batches == 0:
