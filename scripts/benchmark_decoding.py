@@ -10,9 +10,10 @@ caches. Tokens a second are the tokens between a short and a long production of 
 of their times, the median of rounds in turns; the prompt's are its tokens over the time until the first
 token is chosen, which for transformers is all that the production of one token takes, and for ours what it
 counts itself, its tokenizer left out. Python collects its garbage between productions, not in them. The
-column "of forward" is the prompt's pace over that of our model's forward pass alone in the same rounds,
-compiled as in training for `windowlm compiled`; MiB are the keys and values that the cache holds behind the
-prompt. A plot shows both by the length of the prompt, where there are several.
+columns "of forward" and "of training" are the prompt's pace over that of our model's forward pass alone in
+the same rounds, compiled as in training for `windowlm compiled`: without and with what a backward pass
+needs; MiB are the keys and values that the cache holds behind the prompt. A plot shows both by the length of
+the prompt, where there are several.
 
 Shapes: B batch, T tokens.
 """
@@ -144,13 +145,14 @@ def measured(
     times: dict[tuple[str, int], list[float]] = {}
     prompt_times: dict[str, list[float]] = {}
     passes = {
-        compiled: forward_pass(options, len(prompts), length, compiled)
+        (compiled, training): forward_pass(options, len(prompts), length, compiled, training)
         for compiled in sorted({name == COMPILED for name in produce_of})
+        for training in (False, True)
     }
-    forward_times: dict[bool, list[float]] = {compiled: [] for compiled in passes}
+    forward_times: dict[tuple[bool, bool], list[float]] = {kind: [] for kind in passes}
     for _ in range(options.rounds):
-        for compiled, forward in passes.items():
-            forward_times[compiled].append(seconds(forward, 1)[0])
+        for kind, forward in passes.items():
+            forward_times[kind].append(seconds(forward, 1)[0])
         for name, produce in produce_of.items():
             for tokens in lengths:
                 whole_s, prompt_s = seconds(produce, tokens)
@@ -168,11 +170,13 @@ def measured(
         prompt = statistics.median(prompt_times[row["entrant"]])
         row["tokens_per_second"] = len(prompts) * options.tokens / behind_s
         row["prompt_tokens_per_second"] = len(prompts) * length / prompt
-        forward_s = forward_times[row["entrant"] == COMPILED]
+        forward_s, training_s = (forward_times[row["entrant"] == COMPILED, kind] for kind in (False, True))
         row["prompt_over_forward"] = statistics.median(forward_s) / prompt
+        row["prompt_over_training_forward"] = statistics.median(training_s) / prompt
         row["seconds"] = {tokens: times[row["entrant"], tokens] for tokens in lengths}
         row["prompt_seconds"] = prompt_times[row["entrant"]]
         row["forward_seconds"] = forward_s
+        row["training_forward_seconds"] = training_s
     return rows
 
 
@@ -236,17 +240,22 @@ def our_model(options: argparse.Namespace) -> Decoder:
     return model.to(options.device, DTYPES[options.precision]).eval()
 
 
-def forward_pass(options: argparse.Namespace, batch: int, length: int, compiled: bool) -> Produce:
-    """The model alone over so many prompts, as many rows at a time as they are read; ready to be timed."""
-    model = our_model(options)
+def forward_pass(
+    options: argparse.Namespace, batch: int, length: int, compiled: bool, training: bool
+) -> Produce:
+    """The model alone over so many prompts, as many rows at a time as they are read; ready to be timed.
+
+    In training it keeps what a backward pass would need, though none follows.
+    """
+    model = our_model(options).train(training)
     hidden, visibilities = hidden_states(model, compiled=compiled), model.visibilities()
     rows = min(batch, max(PREFILL_TOKENS[options.device] // length, 1))
     tokens_BT = torch.randint(0, options.shape.vocabulary_size, (batch, length), device=options.device)
 
-    @torch.no_grad()
     def forward(_: int) -> None:
-        for tokens_RT in tokens_BT.split(rows):
-            model.head(hidden(tokens_RT, visibilities=visibilities)[:, -1])
+        with torch.set_grad_enabled(training):
+            for tokens_RT in tokens_BT.split(rows):
+                model.head(hidden(tokens_RT, visibilities=visibilities)[:, -1])
 
     for _ in range(2):
         forward(1)
@@ -308,17 +317,19 @@ def plot_of(report: dict[str, Any]) -> bytes:
 def table_of(rows: list[dict[str, Any]], batch: int, length: int) -> Table:
     """For the terminal."""
     table = Table(title=f"batch {batch}, prompts of {length:,}, transformers {version_of('transformers')}")
-    for column in ("entrant", "tokens/s", "prompt tokens/s", "of forward", "MiB", "start s", "note"):
-        table.add_column(column, justify="left" if column in ("entrant", "note") else "right")
+    numbers = ("tokens/s", "prompt tokens/s", "of forward", "of training", "MiB", "start s")
+    for column in ("entrant", *numbers, "note"):
+        table.add_column(column, justify="right" if column in numbers else "left")
     for row in rows:
         if "problem" in row:
-            table.add_row(row["entrant"], *[""] * 5, row["problem"])
+            table.add_row(row["entrant"], *[""] * len(numbers), row["problem"])
             continue
         table.add_row(
             row["entrant"],
             f"{row['tokens_per_second']:,.1f}",
             f"{row['prompt_tokens_per_second']:,.0f}",
             f"{row['prompt_over_forward']:.2f}",
+            f"{row['prompt_over_training_forward']:.2f}",
             f"{row['cache_bytes'] / 2**20:,.2f}",
             f"{row['start_s']:.1f}",
             "",

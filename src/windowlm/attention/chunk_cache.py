@@ -46,7 +46,11 @@ class ChunkLayer:
             ValueError: where gradients are recorded.
         """
         check_no_gradients(key_BTKD, value_BTKD)
-        self.read = as_kept(key_BTKD, self.dtype), as_kept(value_BTKD, self.dtype)
+        # A compiled graph copies a part of a joint projection faster than writing does behind it.
+        key_BTKD, value_BTKD = (
+            as_kept(projected, self.dtype).contiguous() for projected in (key_BTKD, value_BTKD)
+        )
+        self.read = key_BTKD, value_BTKD
         if self.before is None:
             return self.read
         key_BSKD, value_BSKD = (torch.cat(pair, 1) for pair in zip(self.before, self.read, strict=True))

@@ -205,7 +205,11 @@ class Slots:
         start = self.chunk.start
         if kept_BS is None or start == 0:
             return None
-        return torch.cat(list(self._in_order(kept_BS, start)), 1) if self.rolls else kept_BS[:, :start]
+        if not self.rolls:
+            return kept_BS[:, :start]
+        pieces = list(self._in_order(kept_BS, start))
+        # A part of the ring has other strides than a copy, for which a graph would be compiled anew.
+        return pieces[0] if len(pieces) == 1 and pieces[0].is_contiguous() else torch.cat(pieces, 1)
 
     def write(self, kept_BS: Tensor | None, new_BT: Tensor, dtype: torch.dtype | None) -> Tensor:
         """The slots, with the chunk written; as `extend`."""
