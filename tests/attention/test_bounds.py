@@ -100,6 +100,8 @@ def blocks_of(case: Case) -> tuple[Tensor, Tensor, Tensor]:
     ):
         if counts is None:
             continue
+        # By the rows of one the kernel finds those of the other.
+        assert indices.shape == blocks.kv_indices.shape, case
         for row in range(rows):
             for block in range(chosen.shape[1]):
                 count = int(counts[row % len(counts), 0, block])

@@ -123,6 +123,8 @@ def _make(visibility: Visibility, batch: int, queries: int, keys: int, device: t
         if visibility.sinks:
             of_sinks_BIJ = _by_sinks(*visibility.sink_ranges(queries, keys, device), keys, visibility.sinks)
             some_BIJ = some_BIJ | of_sinks_BIJ
+            # The kernel finds a row of either by the rows of the former.
+            whole_BIJ = whole_BIJ.expand_as(some_BIJ)
     return BlockMask.from_kv_blocks(
         *_indices(some_BIJ & ~whole_BIJ),
         *_indices(whole_BIJ),

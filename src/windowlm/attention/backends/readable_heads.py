@@ -1,5 +1,7 @@
 """Heads that lie in memory as kernels of other packages read them."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -16,3 +18,25 @@ def aligned(tensor: Tensor) -> Tensor:
     if tensor.stride(-1) == 1 and not any(step % READ_AT_ONCE for step in (start, *steps)):
         return tensor
     return tensor.clone(memory_format=torch.contiguous_format)
+
+
+def with_aligned_gradient(tensor: Tensor) -> Tensor:
+    """The same, whose gradient goes on `aligned` however it lay in memory."""
+    passed: Tensor = _AlignedGradient.apply(tensor)  # type: ignore[no-untyped-call]
+    return passed
+
+
+class _AlignedGradient(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(tensor: Tensor) -> Tensor:
+        return tensor.view_as(tensor)
+
+    @staticmethod
+    def setup_context(context: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        """Nothing is kept."""
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> Tensor:
+        return aligned(gradient)

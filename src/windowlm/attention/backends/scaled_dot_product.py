@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..differentiable import first_derivatives_only
 from .autocast import without_autocast
-from .readable_heads import aligned
+from .readable_heads import aligned, with_aligned_gradient
 
 
 class Scoring(NamedTuple):
@@ -48,6 +48,8 @@ def scaled_dot_product(
             # cuDNN, which torch may choose, fails in its backward on others.
             query_BTHD, key_BSKD, value_BSKD = map(aligned, (query_BTHD, key_BSKD, value_BSKD))
         output_BTHD = _fused(query_BTHD, key_BSKD, value_BSKD, causal, scoring)
+        if query_BTHD.device.type != "cpu":
+            output_BTHD = with_aligned_gradient(output_BTHD)
     return output_BTHD.to(dtype)
 
 
