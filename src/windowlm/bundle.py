@@ -154,11 +154,10 @@ def _load(found: ModelFolder, device: str | torch.device) -> Bundle:
             f"{folder}: the tokenizer has {tokenizer.vocabulary_size} tokens and config.json says "
             f"vocabulary_size={config['vocabulary_size']}; the files are of different models"
         )
-    now, then = tokenizer.identity, config["tokenizer_identity"]
-    if now != then:
+    if tokenizer.identity != config["tokenizer_identity"]:
         raise UserError(
-            f"checkpoint={folder}: the tokenizer there is not that of its training ({now}, then {then}), so "
-            "that its tokens would mean something else; restore the tokenizer's files, or train again"
+            f"checkpoint={folder}: the tokenizer there is not that of its training, though of as many "
+            "tokens, so that these would mean something else; restore the tokenizer's files, or train again"
         )
     model = _decoder(shape, tokenizer.vocabulary_size, folder / WEIGHTS_NAME)
     return Bundle(model.to(device).eval(), tokenizer, config, folder)

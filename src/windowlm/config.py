@@ -34,6 +34,7 @@ from windowlm.training.config import (
 )
 
 Config = TypeVar("Config")
+PROMPTS_TOGETHER = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,7 +146,7 @@ class EvaluateConfig:
     """Settings of ``python scripts/evaluate.py``.
 
     Args:
-        checkpoint: run folder, or a model folder with its safetensors, config and tokenizer.
+        checkpoint: a run's folder, a model's folder in our layout or transformers', or a name of the hub.
         data: documents to score; nothing given scores the run's own split.
         evaluation: context lengths, targets, precision; what is not given is as in the run, but every target
             of other data is scored, in float32.
@@ -153,7 +154,7 @@ class EvaluateConfig:
         device: ``auto`` takes a GPU where there is one.
         devices: processes that share the scoring on this machine, each with a GPU of its own where these are
             used; ``torchrun`` and ``srun`` start their own.
-        output_dir: folder of the results; null is ``evaluation`` in the run's folder, or
+        output_dir: folder of the results; null is ``evaluation`` in the folder of the run or model, or
             ``evaluation_NAME`` for other data.
         wandb: whether all evaluations of the run, with their measures, go to its W&B run as well.
     """
@@ -187,7 +188,7 @@ class GenerateConfig(SamplingConfig):
     """Settings of ``python scripts/generate.py``.
 
     Args:
-        checkpoint: run folder, or a model folder with its safetensors, config and tokenizer.
+        checkpoint: a run's folder, a model's folder in our layout or transformers', or a name of the hub.
         prompt: text to continue, as it stands.
         prompt_file: file that holds the text; ``-`` is standard input, as is no prompt at all.
         prompts_file: JSON lines with a ``prompt`` each, answered by JSON lines; ``-`` is standard input.
@@ -203,7 +204,7 @@ class GenerateConfig(SamplingConfig):
     prompt: str | None = field(default=None, metadata={"verbatim": True})
     prompt_file: str | None = None
     prompts_file: str | None = None
-    batch_size: int = 16
+    batch_size: int = PROMPTS_TOGETHER
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["32-true", "bf16-true"] = "32-true"
     compile: bool = False
@@ -223,7 +224,14 @@ class GenerateConfig(SamplingConfig):
         if self.prompt == "":
             raise ValueError("prompt=: it is empty, and the model continues a text; try prompt=The")
         if self.batch_size < 1:
-            raise ValueError(f"batch_size={self.batch_size}: must be at least 1; try batch_size=16")
+            raise ValueError(
+                f"batch_size={self.batch_size}: must be at least 1; try batch_size={PROMPTS_TOGETHER}"
+            )
+        if self.batch_size != PROMPTS_TOGETHER and self.prompts_file is None:
+            raise ValueError(
+                f"batch_size={self.batch_size}: it is for the prompts of a prompts_file, and there is none; "
+                f"try batch_size={PROMPTS_TOGETHER}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -231,7 +239,7 @@ class ExportConfig:
     """Settings of ``python scripts/export.py``.
 
     Args:
-        checkpoint: run folder, or a model folder with its safetensors, config and tokenizer.
+        checkpoint: a run's folder, a model's folder in our layout or transformers', or a name of the hub.
         to: whose layout to write.
         out: folder to make.
     """

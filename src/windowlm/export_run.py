@@ -1,5 +1,6 @@
 """The export of a finished run: its model, with a card of its training and its evaluation."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ def export_run(checkpoint: Path, out: Path) -> dict[str, Any]:
     """Write a run's model in transformers' layout.
 
     Args:
-        checkpoint: a run's folder or its model folder.
+        checkpoint: a run's folder, a model's folder in our layout or transformers', or a name of the hub.
         out: a folder that does not exist.
 
     Returns:
@@ -36,6 +37,11 @@ def export_run(checkpoint: Path, out: Path) -> dict[str, Any]:
     plot = run / OWN_EVALUATION / PLOT_NAME
     if evaluation is not None and plot.is_file():
         pictures[CURVE_NAME] = plot.read_bytes()
+    if not bundle.config["training"]:
+        print(
+            f"checkpoint={checkpoint}: no run of windowlm, so that the card tells nothing of its training",
+            file=sys.stderr,
+        )
     card = model_card(
         out.name, bundle.model.config, bundle.config, evaluation, has_picture=CURVE_NAME in pictures
     )

@@ -12,6 +12,7 @@ import pytest
 
 from tests.conftest import PROJECT
 from tests.generation.test_generate import PROMPTS, bundle_of
+from tests.interchange.models import random_decoder, save_run
 from windowlm import generate, load
 from windowlm.command_line import Command, main
 from windowlm.config import GenerateConfig
@@ -181,6 +182,8 @@ def test_many_prompts_are_answered_line_by_line(
         (("prompts_file=-",), b'{"prompt": "a"}\n{"prompt": ', "standard input, line 2: not JSON"),
         (("prompts_file=-",), b'{"text": "a"}', "line 1: an object with a text that is not empty"),
         (("prompts_file=-",), b'{"prompt": "a", "text": "b"}', "the result has a key text too"),
+        (("prompts_file=-",), b'{"prompt": "a", "top_k": 3}', "line 1: top_k is a setting of all prompts"),
+        (("prompt=a", "batch_size=4"), b"", "batch_size=4: it is for the prompts of a prompts_file"),
         (("prompt=a", "device=cuda"), b"", "device=cuda: there is no such device here"),
     ],
 )
@@ -195,6 +198,20 @@ def test_mistakes_end_with_status_2_and_no_text(
     status, output, errors = generated(capsysbinary, monkeypatch, checkpoint, data, *words)
     assert (status, output) == (2, b"")
     assert message in errors
+
+
+def test_what_is_advised_serves_the_prompt_of_most_tokens(
+    capsysbinary: pytest.CaptureFixture[bytes], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    save_run(tmp_path, random_decoder(window=None))
+    # As bytes are the tokens, the shorter text has more of them.
+    data = b"\n".join(json.dumps({"prompt": text}).encode() for text in ("a" * 30, "ä" * 25))
+    status, _, errors = generated(
+        capsysbinary, monkeypatch, tmp_path, data, "prompts_file=-", "max_new_tokens=40"
+    )
+    assert status == 2
+    assert "line 2: max_new_tokens=40: the prompt has 50 tokens" in errors
+    assert "try max_new_tokens=14" in errors
 
 
 def test_a_missing_checkpoint_is_named(

@@ -149,7 +149,9 @@ def test_what_flash_attention_is_handed_is_our_window() -> None:
         supports_mapping=defaultdict(bool, window_size=True),
     )
     left, right = handed["window_size"]
-    assert from_flash_attention((left, right if right == left else 0), causal=True).window == 8
+    # Beside causal a right side of any size shows no later key; other numbers are unknown to us.
+    assert right in (0, left)
+    assert from_flash_attention((left, 0), causal=True).window == 8
 
 
 @torch.no_grad()

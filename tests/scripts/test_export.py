@@ -30,7 +30,15 @@ def test_a_finished_run_opens_in_transformers(finished_run: tuple[Path, str], wo
     card = (out / "README.md").read_text()
     assert "| tokens trained | 1,536 |" in card
     assert "## Loss by context length" in card
+    assert f"| training data | {Path(bundle.config['data']['path']).name} |" in card
+    assert str(workplace) not in card
+    names = dict.fromkeys(("AutoModelForCausalLM", "AutoTokenizer"), out.name)
+    assert all(f"{kind}.from_pretrained({name!r})" in card for kind, name in names.items())
     assert (out / "length.png").read_bytes() == (run / "evaluation" / "length.png").read_bytes()
+    outside = run_script("scripts/export.py", f"checkpoint={out}", "out=again", cwd=workplace)
+    assert outside.returncode == 0, outside.stderr
+    assert "no run of windowlm, so that the card tells nothing of its training" in outside.stderr
+    assert "tokens trained" not in (workplace / "again" / "README.md").read_text()
     again = run_script("scripts/export.py", f"checkpoint={run}", f"out={out}", cwd=workplace)
     assert again.returncode == 2
     assert "it exists" in again.stderr

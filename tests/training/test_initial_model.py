@@ -140,7 +140,7 @@ def test_a_foreign_model_is_windowed_and_trained_on(tmp_path: Path, documents: P
     ]
     refused = run_script("train.py", *words, "model.dim=64", cwd=tmp_path)
     assert refused.returncode == 2
-    assert "model.dim=64: model.init_from=llama has 32" in refused.stderr
+    assert "model.dim=64: model.init_from=llama has model.dim=32" in refused.stderr
     assert "model.dim=32" in refused.stderr
     assert {path.name for path in tmp_path.iterdir()} == {"llama"}
     done = run_script("train.py", *words, "model.window=8", "run_dir=run", "optimizer.lr=1e-12", cwd=tmp_path)

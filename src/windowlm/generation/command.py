@@ -6,6 +6,7 @@ Standard output gets the text, or one JSON object a prompt, and nothing else.
 import json
 import math
 import sys
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ from windowlm.generation.generate import Generation, Generator
 from windowlm.json_text import has_text, parse_json
 
 STANDARD_INPUT = "-"
+SETTINGS = {entry.name for entry in fields(SamplingConfig)}
 RESULT_KEYS = ("text", "tokens", "prompt_tokens", "ended_by", "bits_per_byte")
 
 
@@ -36,7 +38,7 @@ def generate_from_checkpoint(
     """Continue one text, as it comes, or all prompts of a JSON lines file; say the pace on standard error.
 
     Args:
-        checkpoint: a run's folder or its model folder.
+        checkpoint: a run's folder, a model's folder in our layout or transformers', or a name of the hub.
         prompt: the text.
         prompt_file: file that holds the text; ``-`` is standard input, as is nothing at all.
         prompts_file: file of JSON objects, one a line, with a ``prompt`` each; ``-`` is standard input.
@@ -112,6 +114,11 @@ def _prompt_lines(path: str) -> list[PromptLine]:
             )
         if taken := sorted(given.keys() & set(RESULT_KEYS)):
             raise UserError(f"prompts_file: {place}: the result has a key {taken[0]} too; rename it")
+        if settings := sorted(given.keys() & SETTINGS):
+            raise UserError(
+                f"prompts_file: {place}: {settings[0]} is a setting of all prompts; give "
+                f"{settings[0]}=... on the command line, or rename the key"
+            )
         if not has_text(given):
             raise UserError(
                 f"prompts_file: {place}: it holds half a character (a lone surrogate), which "
@@ -173,12 +180,13 @@ def _each_line(generator: Generator, lines: list[PromptLine], batch_size: int) -
 
 
 def _checked(generator: Generator, lines: list[PromptLine]) -> None:
-    # The longest first: what is advised for it serves all.
-    for place, given in sorted(lines, key=lambda line: -len(line.given["prompt"])):
-        try:
-            generator.encode([given["prompt"]])
-        except UserError as error:
-            raise UserError(f"prompts_file: {place}: {error}") from None
+    # What is advised for the longest serves all.
+    encoded = generator.bundle.tokenizer.encode_batch([line.given["prompt"] for line in lines])
+    place, given = lines[max(range(len(lines)), key=lambda line: len(encoded[line]))]
+    try:
+        generator.encode([given["prompt"]])
+    except UserError as error:
+        raise UserError(f"prompts_file: {place}: {error}") from None
 
 
 def _facts(result: Generation) -> dict[str, Any]:

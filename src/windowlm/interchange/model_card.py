@@ -1,6 +1,7 @@
 """The model card of an export: what the model is, how it was trained, and its loss by context length."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from windowlm.model.config import ModelConfig
@@ -27,7 +28,7 @@ def model_card(
         evaluation: content of a run's length.json; None where there is none.
         has_picture: ``length.png`` lies beside the card.
     """
-    sections = [_FRONT_MATTER, f"# {title}", *_facts(model, facts), *_usage(model, facts)]
+    sections = [_FRONT_MATTER, f"# {title}", *_facts(model, facts), *_usage(title, model, facts)]
     if evaluation is not None:
         sections += _curve(evaluation, has_picture)
     return "\n\n".join(sections) + "\n"
@@ -50,7 +51,7 @@ def _facts(model: ModelConfig, facts: Mapping[str, Any]) -> list[str]:
         "receptive field": "the whole text" if reach is None else f"{reach:,} tokens",
         "KV cache": f"{cost.kv_cache_bytes:,} bytes in bfloat16 for {length:,} tokens",
         "tokenizer": f"{kind}, {vocabulary:,} tokens",
-        "training data": data.get("path") or data.get("name"),
+        "training data": _place(data.get("path")) or data.get("name"),
         "hash of the training data": facts["source_identity"] if known else None,
         "training sequences" if known else "positions": f"{length:,} tokens",
         "began from the weights of": model.init_from,
@@ -62,7 +63,7 @@ def _facts(model: ModelConfig, facts: Mapping[str, Any]) -> list[str]:
     return ["\n".join(["| | |", "|---|---|", *lines])]
 
 
-def _usage(model: ModelConfig, facts: Mapping[str, Any]) -> list[str]:
+def _usage(title: str, model: ModelConfig, facts: Mapping[str, Any]) -> list[str]:
     notes = []
     if _trained_here(facts):
         masked = facts["data"].get("document_masking", True)
@@ -74,10 +75,19 @@ def _usage(model: ModelConfig, facts: Mapping[str, Any]) -> list[str]:
         )
     code = (
         "```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-        'model = AutoModelForCausalLM.from_pretrained("PATH")\n'
-        'tokenizer = AutoTokenizer.from_pretrained("PATH")\n```'
+        f"model = AutoModelForCausalLM.from_pretrained({title!r})\n"
+        f"tokenizer = AutoTokenizer.from_pretrained({title!r})\n```"
     )
     return [code, " ".join(notes)] if notes else [code]
+
+
+def _place(path: str | None) -> str | None:
+    """A path without the folders of the machine above it."""
+    if path is None:
+        return None
+    parts = Path(path).parts
+    pattern = next((place for place, part in enumerate(parts) if set(part) & set("*?")), len(parts))
+    return str(Path(*parts[max(pattern - 1, 0) :]))
 
 
 def _trained_here(facts: Mapping[str, Any]) -> bool:

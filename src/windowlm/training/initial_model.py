@@ -52,12 +52,19 @@ def adopt_initial_model(values: dict[str, Any], given: Set[str]) -> dict[str, An
     folder = find_model_folder(source, KEY)
     own, defaults = asdict(_shape(folder)), asdict(ModelConfig())
     own["init_from"] = source
+    unfit: dict[str, Any] = {}
     for name, composed in values["model"].items():
         inside = {key for key in given if key.startswith(f"model.{name}.")}
-        if name in own and (inside or f"model.{name}" in given or composed != defaults[name]):
-            own[name] = _changed(name, composed, own[name], inside, source)
-        elif name not in own:
+        if name not in own:
             own[name] = composed  # unknown, which is said later
+        elif inside or f"model.{name}" in given or composed != defaults[name]:
+            wanted = _wanted(name, composed, own[name], inside, source)
+            if wanted != own[name] and name not in WITHOUT_WEIGHTS:
+                unfit[name] = wanted
+            else:
+                own[name] = wanted
+    if unfit:
+        raise _unfit(unfit, own, source)
     tokenizer = values["tokenizer"]
     is_given = any(key.partition(".")[0] == "tokenizer" for key in given)
     if not is_given and tokenizer == asdict(TokenizerConfig()):
@@ -73,7 +80,22 @@ def _shape(folder: ModelFolder) -> ModelConfig:
     return read_foreign_config(folder.path, folder.config).model
 
 
-def _changed(name: str, composed: Any, own: Any, inside: Set[str], source: str) -> Any:
+def _unfit(unfit: dict[str, Any], own: dict[str, Any], source: str) -> ConfigError:
+    """Settings that the weights do not fit, all of them at once, as a choice of ``model`` sets many."""
+    asked, had = (
+        ", ".join(f"model.{name}={setting_text(values[name])}" for name in unfit) for values in (unfit, own)
+    )
+    one = next(iter(unfit)) if len(unfit) == 1 else None
+    advice = "" if one else " leave them away, and what chooses or sets them (model=...);"
+    return ConfigError(
+        f"{asked}: {KEY}={source} has {had}, and its weights fit no other;{advice} what may be changed is "
+        f"{', '.join(WITHOUT_WEIGHTS)}",
+        key="model" if one is None else f"model.{one}",
+        correction=None if one is None else f"model.{one}={setting_text(own[one])}",
+    )
+
+
+def _wanted(name: str, composed: Any, own: Any, inside: Set[str], source: str) -> Any:
     """The value of a setting that is asked for."""
     wanted: Any = composed
     if inside and isinstance(composed, dict):
@@ -91,13 +113,6 @@ def _changed(name: str, composed: Any, own: Any, inside: Set[str], source: str) 
             for key in inside:
                 merged = _with(merged, composed, key.split(".")[2:])
             wanted = [merged] if isinstance(own, list) else merged
-    if wanted != own and name not in WITHOUT_WEIGHTS:
-        raise ConfigError(
-            f"model.{name}={setting_text(wanted)}: {KEY}={source} has {setting_text(own)}, and its weights "
-            f"fit no other; what may be changed is {', '.join(WITHOUT_WEIGHTS)}",
-            key=f"model.{name}",
-            correction=f"model.{name}={setting_text(own)}",
-        )
     return wanted
 
 
@@ -127,7 +142,7 @@ def load_initial_weights(model: "Decoder", tokenizer: "Tokenizer", source: str) 
     if tokenizer.identity != initial.tokenizer.identity:
         raise UserError(
             f"tokenizer: the data are in the tokens of another tokenizer than {KEY}={source} "
-            f"({tokenizer.identity}, and {initial.tokenizer.identity}), so that its embeddings would mean "
-            "something else; leave tokenizer away, and it is the model's"
+            f"(of {tokenizer.vocabulary_size:,} tokens, and {initial.tokenizer.vocabulary_size:,}), so that "
+            "its embeddings would mean something else; leave tokenizer away, and it is the model's"
         )
     model.load_state_dict(initial.model.state_dict())

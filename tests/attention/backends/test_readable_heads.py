@@ -12,6 +12,8 @@ def test_heads_are_copied_where_kernels_cannot_read_eight_numbers_at_once() -> N
     wide = torch.randn(2, 5, 3, 80)
     for readable in (wide, wide[..., 8:72], wide[:, 1:], wide.transpose(1, 2), wide[:1, :1, :1, 16:]):
         assert aligned(readable) is readable
+    odd = torch.randn(2, 5, 3, 12)
+    assert aligned(odd) is odd
     for unreadable in (wide[..., 1:65], wide.flatten()[1:481].view(2, 1, 3, 80), wide[..., ::2], wide.mT):
         copied = aligned(unreadable)
         assert copied.is_contiguous()
