@@ -1,5 +1,6 @@
 """The page on the backends says what the results of the runs on a GPU say, and leaves no backend out."""
 
+import itertools
 import json
 import re
 from pathlib import Path
@@ -136,15 +137,19 @@ def test_the_pace_of_matrix_products_is_that_of_the_runs() -> None:
 
 def test_the_cases_are_as_many_as_the_results_say() -> None:
     (table,) = tables("Proof")
-    drawn = {
-        (row["backend"], device): row
-        for device in ("CPU", "H100", "H200")
-        for row in json.loads((DOCS / "results" / f"attention_cases_{device.lower()}.json").read_text())
-    }
+    drawn: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for device in ("CPU", "H100", "H200"):
+        for run in json.loads((DOCS / "results" / f"attention_cases_{device.lower()}.json").read_text()):
+            drawn.setdefault((run["backend"], device), []).append(run)
     assert sorted(drawn) == sorted((row["backend"], row["device"]) for row in table)
     for row in table:
-        result = drawn[row["backend"], row["device"]]
-        assert [row["cases"], row["mismatches"]] == [f"{result['cases']:,}", str(result["mismatches"])]
+        runs = drawn[row["backend"], row["device"]]
+        # Of one commit, and no case twice.
+        assert len({run["commit"] for run in runs}) == 1
+        seeds = sorted(seeds for run in runs for seeds in run["seeds"])
+        assert all(last < first for (_, last), (first, _) in itertools.pairwise(seeds))
+        counts = [sum(run[name] for run in runs) for name in ("cases", "mismatches")]
+        assert [row["cases"], row["mismatches"]] == [f"{count:,}" for count in counts]
 
 
 def test_masks_cost_what_the_result_says() -> None:
