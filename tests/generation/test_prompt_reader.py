@@ -67,6 +67,8 @@ def read(
         ([40, 1, 33, 50], PLAIN, False, torch.bfloat16),
         ([40, 1, 33], PLAIN, True, None),
         ([5, 6, 7], SINKS, False, None),
+        ([3, 2, 2, 5, 11, 2, 6, 7], SINKS, False, None),
+        ([2, 4, 2, 13, 6, 5, 7], PLAIN, False, torch.bfloat16),
         ([40, 33], SINKS, True, torch.bfloat16),
         ([5, 6, 7], READS_BEHIND, False, None),
         ([40, 1, 33], READS_BEHIND, True, None),
@@ -84,6 +86,12 @@ def test_a_graph_leaves_what_the_model_leaves(
     for one, other in zip(found, wanted, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
     assert cache.bytes_held == plain.bytes_held
+    for kept, of_plain in zip(cache.layers, plain.layers, strict=True):
+        for name in ("key_BSKD", "value_BSKD"):
+            slots_BSKD, wanted_BSKD = getattr(kept, name), getattr(of_plain, name)
+            assert slots_BSKD.dtype == wanted_BSKD.dtype
+            assert slots_BSKD.is_contiguous()
+            torch.testing.assert_close(slots_BSKD, wanted_BSKD, rtol=1e-2 if dtype else 0, atol=1e-5)
     # What follows finds the same keys, and the same of what is read behind.
     with torch.no_grad():
         for chunk_BT in (tokens_BT[:, -9:-8], tokens_BT[:, -8:]):

@@ -15,8 +15,9 @@ from .kv_cache import Chunk, KVCache, LayerCache, Slots, Tail, as_kept, check_no
 class ChunkSlots:
     """What layers of one window are told of the chunk."""
 
-    def __init__(self, slots: Slots) -> None:
+    def __init__(self, slots: Slots, device: torch.device) -> None:
         self.window, self.sinks, self.visibility = slots.window, slots.sinks, slots.visibility
+        self.refill_S = slots.refill(device)
         self._chunk: Chunk | None = None
 
     @property
@@ -31,13 +32,13 @@ class ChunkSlots:
 
 
 class ChunkLayer:
-    """Keys and values before the chunk, and those of the chunk once a layer has read it."""
+    """Keys and values before the chunk, and once a layer has read it those of the chunk or of all slots."""
 
     def __init__(self, layer: LayerCache, slots: ChunkSlots, dtype: torch.dtype) -> None:
         self.slots, self.dtype = slots, layer.dtype
         self.before = layer.before(dtype)
         self.tails = _copied(layer.tails)
-        self.read: tuple[Tensor, Tensor] | None = None
+        self._read: tuple[Tensor, Tensor] | None = None
 
     def extend(self, key_BTKD: Tensor, value_BTKD: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values [B, S, K, D] that the chunk's tokens attend over.
@@ -46,19 +47,32 @@ class ChunkLayer:
             ValueError: where gradients are recorded.
         """
         check_no_gradients(key_BTKD, value_BTKD)
-        # A compiled graph copies a part of a joint projection faster than writing does behind it.
-        key_BTKD, value_BTKD = (
-            as_kept(projected, self.dtype).contiguous() for projected in (key_BTKD, value_BTKD)
-        )
-        self.read = key_BTKD, value_BTKD
-        if self.before is None:
-            return self.read
-        key_BSKD, value_BSKD = (torch.cat(pair, 1) for pair in zip(self.before, self.read, strict=True))
-        return key_BSKD, value_BSKD
+        own = as_kept(key_BTKD, self.dtype), as_kept(value_BTKD, self.dtype)
+        seen = own
+        if self.before is not None:
+            key_BSKD, value_BSKD = (torch.cat(pair, 1) for pair in zip(self.before, own, strict=True))
+            seen = key_BSKD, value_BSKD
+        # A graph copies in fewer and faster kernels than come behind it.
+        refill_S, dtype = self.slots.refill_S, key_BTKD.dtype if self.dtype is None else self.dtype
+        if refill_S is None:
+            self._read = own[0].contiguous(), own[1].contiguous()
+        else:
+            self._read = (
+                seen[0].index_select(1, refill_S).to(dtype),
+                seen[1].index_select(1, refill_S).to(dtype),
+            )
+        return seen
 
     def earlier(self, name: str, new_BT: Tensor, length: int) -> Tensor | None:
         """As `LayerCache.earlier`."""
         return self.tails.setdefault(name, Tail(length)).exchange(new_BT)
+
+    def write(self, kept: LayerCache) -> None:
+        """Let the layer's cache keep what was read."""
+        assert self._read is not None
+        keep = kept.write if self.slots.refill_S is None else kept.replace
+        keep(*self._read)
+        kept.tails = self.tails
 
 
 class ChunkCache:
@@ -88,7 +102,7 @@ class ChunkCache:
         self._cache = cache
         chunk = cache.advance(batch, tokens, device, documents_BT)
         self.positions, self.behind, self.documents = chunk.positions, chunk.behind, chunk.documents
-        made = {slots: ChunkSlots(slots) for slots in cache.slots.values()}
+        made = {slots: ChunkSlots(slots, device) for slots in cache.slots.values()}
         for slots in made.values():
             slots.visibility.prepare(batch)
         self.slots = list(made.values())
@@ -120,9 +134,7 @@ class ChunkCache:
     def write(self) -> None:
         """Let the cache keep what was read."""
         for kept, layer in zip(self._cache.layers, self.layers, strict=True):
-            assert layer.read is not None
-            kept.write(*layer.read)
-            kept.tails = layer.tails
+            layer.write(kept)
         self._cache.tails = self.tails
 
 

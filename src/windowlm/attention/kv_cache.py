@@ -211,6 +211,24 @@ class Slots:
         # A part of the ring has other strides than a copy, for which a graph would be compiled anew.
         return pieces[0] if len(pieces) == 1 and pieces[0].is_contiguous() else torch.cat(pieces, 1)
 
+    def refill(self, device: torch.device) -> Tensor | None:
+        """Which of the keys that `before` and the chunk give each slot holds behind the chunk, int64 [S].
+
+        None where slots stay empty, are not overwritten, or hold sinks that stand elsewhere in each row.
+        """
+        start, stop = self.chunk.start, self.chunk.stop
+        if not self.rolls or self._pins is not None:
+            return None
+        assert self.window is not None
+        assert self.size is not None
+        if stop < self.size:
+            return None
+        slot_S = torch.arange(self.size, device=device)
+        newest_S = stop - 1 - (stop - 1 - slot_S) % self.window
+        # Between sinks and ring, `before` leaves out what is overwritten.
+        left_out = max(start - self.size, 0)
+        return torch.where(slot_S < self.sinks, slot_S, newest_S - left_out)
+
     def write(self, kept_BS: Tensor | None, new_BT: Tensor, dtype: torch.dtype | None) -> Tensor:
         """The slots, with the chunk written; as `extend`."""
         kept_BS = self._allocated(kept_BS, new_BT, 0, dtype)
@@ -324,6 +342,12 @@ class LayerCache:
         dtype = key_BTKD.dtype if self.dtype is None else self.dtype
         self.key_BSKD = self.slots.write(self.key_BSKD, key_BTKD, dtype)
         self.value_BSKD = self.slots.write(self.value_BSKD, value_BTKD, dtype)
+        self.tokens = self.slots.chunk.stop
+
+    def replace(self, key_BSKD: Tensor, value_BSKD: Tensor) -> None:
+        """Keep these in all slots; as `write`."""
+        self._check_goes_on(key_BSKD)
+        self.key_BSKD, self.value_BSKD = key_BSKD, value_BSKD
         self.tokens = self.slots.chunk.stop
 
     def _check_goes_on(self, key_BTKD: Tensor) -> None:
