@@ -111,7 +111,8 @@ def settings() -> Iterator[BadInput]:
     for words, said in (
         (("model.kv_heads=3",), "model.kv_heads=3"),
         (("model.window=[]",), "model.window"),
-        (("model.layers=2", "model.window=[8,null,16]"), "model.window"),
+        (("model.layers=2", "model.window=[8,null,16]"), "'model.window=[8,null]'"),
+        (("model.layers=1", "model.rotary=[{base: 10},null]"), "layers=1, so that its end would be in no"),
         (("model.window=[0]",), "model.window"),
         (("model.window=9999999999999999999999",), "model.window"),
         (("model.dim=0",), "model.dim"),

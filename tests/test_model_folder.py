@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub.utils import filter_repo_objects
 
 from tests.interchange.models import random_decoder, save_run
 from windowlm import load
@@ -23,19 +24,22 @@ def test_a_name_of_the_hub_is_downloaded_where_no_folder_has_it(
     export_to_transformers(model, BytesTokenizer(), tmp_path / "cache", sequence_length=64, card="")
     asked = []
 
-    def download(name: str, allow_patterns: list[str]) -> str:
-        asked.append((name, allow_patterns))
+    def download(name: str, **patterns: list[str]) -> str:
+        names = ["config.json", "model.safetensors", "model-00001-of-00002.safetensors"]
+        others = ["consolidated.safetensors", "original/model.safetensors", "onnx/config.json", "x.bin"]
+        assert list(filter_repo_objects([*names, *others], **patterns)) == names
+        asked.append(name)
         return str(tmp_path / "cache")
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     monkeypatch.chdir(tmp_path)
     tokens_BT = torch.randint(255, (1, 40))
     torch.testing.assert_close(load("owner/a-name").model(tokens_BT), model(tokens_BT), atol=1e-4, rtol=0)
-    assert asked == [("owner/a-name", ["*.json", "*.safetensors"])]
+    assert asked == ["owner/a-name"]
 
 
 def test_a_name_that_the_hub_does_not_give_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
-    def download(name: str, allow_patterns: list[str]) -> str:
+    def download(name: str, **patterns: list[str]) -> str:
         raise ConnectionError("no route to host\nand more")
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)

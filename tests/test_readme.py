@@ -1,10 +1,13 @@
 import ast
 import re
 import subprocess
+from pathlib import Path
 
+import pytest
 import yaml
 
 from tests.conftest import PROJECT
+from tests.interchange.models import random_decoder, save_run
 from windowlm.model.config import ModelConfig
 from windowlm.model.cost import model_cost
 from windowlm.tokenization.config import TokenizerConfig
@@ -44,6 +47,23 @@ def test_the_readme_counts_the_parameters_of_the_models() -> None:
         del settings["rotary"]
         cost = model_cost(ModelConfig(**settings), TokenizerConfig().vocabulary_size, 1024, 4)
         assert f"{cost.parameters / 1e6:.1f}" == written
+
+
+def test_the_lines_in_python_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_run(tmp_path / "runs/sweep/0", random_decoder())
+    monkeypatch.chdir(tmp_path)
+    section = README[README.index("## In Python") :]
+    text_of, layers = re.findall(r"```python\n(.*?)```", section, flags=re.DOTALL)
+    names: dict[str, object] = {}
+    exec(text_of, names)
+    assert capsys.readouterr().out
+    checked, claims = re.subn(
+        r"^(\w.*)  # (?:logits )?(\[.*\])$", r"assert [*(\1).shape] == \2", layers, flags=re.MULTILINE
+    )
+    assert claims == 2
+    exec(checked, {**names, "T": len("def window("), "vocabulary": 256})
 
 
 def test_continuous_integration_finds_the_test_command() -> None:

@@ -1,7 +1,8 @@
 """A trained model with its tokenizer and settings in one folder, as safetensors and JSON.
 
 ``config.json`` holds ``format``, ``model`` (the fields of ``ModelConfig``), ``vocabulary_size``,
-``sequence_length``, ``source_identity``, ``tokenizer_identity``, ``data``, ``tokenizer`` and ``training``.
+``sequence_length``, ``source_identity``, ``tokenizer_identity``, ``data``, ``tokenizer`` and ``training``;
+for a model that others trained `load` adds ``end_marks``, all ids that end a text.
 The metadata of ``model.safetensors`` hold the hash of its tensors.
 """
 
@@ -33,7 +34,7 @@ from windowlm.model.cost import model_cost
 from windowlm.model.decoder import Decoder
 from windowlm.model_folder import CONFIG_NAME, WEIGHTS_NAME, ModelFolder, find_model_folder, own_shape
 from windowlm.tokenization.tokenizer import Tokenizer
-from windowlm.tokenization.transformers_files import read_transformers_files
+from windowlm.tokenization.transformers_files import end_marks, read_transformers_files
 
 FORMAT = 1
 HASH_KEY = "xxh3_128"  # in the metadata of the weights
@@ -238,6 +239,10 @@ def _load_foreign(folder: ModelFolder, device: str | torch.device) -> Bundle:
     tokenizer = foreign_tokenizer(folder)
     config = _foreign_config(tokenizer, found.vocabulary_size, found.sequence_length)
     config["model"] = asdict(found.model)
+    try:
+        config["end_marks"] = end_marks(folder.path)
+    except ValueError as error:
+        raise UserError(f"{folder.path}: {error}") from None
     return Bundle(model.to(device).eval(), tokenizer, config, folder.path)
 
 

@@ -423,7 +423,8 @@ def _first_error(config_type: type, errors: list[Any], values: Mapping[str, Any]
         text = str(first["ctx"]["error"])
         field_name, _, rest = text.partition("=")
         full_key = f"{key}.{field_name}" if key else field_name
-        message, _, advice = rest.rpartition("; try ")
+        message, has_advice, advice = rest.rpartition("; try ")
+        assert has_advice, text
         prefix = f"{key}." if key else ""
         return ConfigError(f"{full_key}={message}", key=full_key, correction=f"{prefix}{advice}")
     if first["type"].startswith("missing") and not isinstance(given, list):

@@ -50,6 +50,7 @@ def export_run(checkpoint: Path, out: Path) -> dict[str, Any]:
         bundle.tokenizer,
         out,
         sequence_length=bundle.config["sequence_length"],
+        further_ends=bundle.config.get("end_marks", ()),
         card=card,
         pictures=pictures,
     )

@@ -25,17 +25,30 @@ def has_text(value: object) -> bool:
     return True
 
 
-def parse_json(text: str | bytes) -> Any:
+def parse_json(text: str | bytes, *, keys_once: bool = False) -> Any:
     """The value that ``text`` says.
+
+    Args:
+        text: JSON.
+        keys_once: refuse an object that has a key twice; else the last counts.
 
     Raises:
         ValueError: it is not JSON, nested deeper than Python can read, or holds a longer number.
     """
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_once if keys_once else None)
     except RecursionError:
         raise ValueError("it is nested too deep") from None
     except ValueError as error:
         if "int_max_str_digits" not in str(error):
             raise
         raise ValueError("a number in it has more digits than Python reads") from None
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in values:
+            raise ValueError(f"the key {key} stands in an object twice")
+        values[key] = value
+    return values

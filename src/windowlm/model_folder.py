@@ -18,8 +18,9 @@ from windowlm.model.config import ModelConfig
 IN_RUN = "model"
 WEIGHTS_NAME = "model.safetensors"
 CONFIG_NAME = "config.json"
-# Nothing that would have to be run, such as pickles, and no second format of the weights.
-HUB_FILES = ["*.json", "*.safetensors"]
+# Nothing that would have to be run, such as pickles, and no second format of the weights, which others name
+# otherwise or keep in a folder.
+HUB_FILES, NOT_OF_THE_HUB = ["*.json", "model*.safetensors"], ["*/*"]
 HUB_NAME = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
 
 
@@ -89,9 +90,11 @@ def own_shape(folder: ModelFolder) -> ModelConfig:
     try:
         return TypeAdapter(ModelConfig).validate_json(json.dumps(folder.config.get("model")), strict=True)
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(map(str, ("model", *first["loc"])))
-        raise UserError(f"{folder.path / CONFIG_NAME}: {key}: {first['msg']}") from None
+        # Of a setting that may be of several kinds each kind has its complaint.
+        setting = error.errors()[0]["loc"][:1]
+        said = dict.fromkeys(entry["msg"] for entry in error.errors() if entry["loc"][:1] == setting)
+        key = ".".join(map(str, ("model", *setting)))
+        raise UserError(f"{folder.path / CONFIG_NAME}: {key}: {'; or '.join(said)}") from None
 
 
 def _config(path: Path, *, lenient: bool) -> dict[str, Any]:
@@ -116,7 +119,7 @@ def _downloaded(given: str, name: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(name, allow_patterns=HUB_FILES))
+        return Path(snapshot_download(name, allow_patterns=HUB_FILES, ignore_patterns=NOT_OF_THE_HUB))
     except Exception as error:  # of the hub, its network and its file locks
         reason = str(error).strip().partition("\n")[0]
         raise UserError(

@@ -186,6 +186,11 @@ def test_a_tail_keeps_the_last_few_entries() -> None:
         (lambda: KVCache([5]).advance(1, -1, CPU), "tokens=-1"),
         (lambda: KVCache([5]).advance(1, 2, CPU, torch.zeros(1, 2)), "documents_BT is torch.float32"),
         (lambda: KVCache([5]).advance(1, 2, CPU, [[0, 0]]), "documents_BT is list"),
+        (
+            lambda: KVCache([5]).advance(1, 2, CPU, torch.tensor([[0, 2**32]])),
+            "from 0 to 4294967296: a cache",
+        ),
+        (lambda: KVCache([5]).advance(1, 2, CPU, torch.tensor([[0, 2**32 - 1]])), "below 2**31"),
         (lambda: KVCache([5]).advance(1, 2, "cpu"), "device='cpu': a torch.device is allowed"),
         (
             lambda: KVCache([5]).advance(1, 2, CPU, torch.zeros(1, 2, dtype=torch.int64, device="meta")),

@@ -183,6 +183,7 @@ def test_many_prompts_are_answered_line_by_line(
         (("prompts_file=-",), b'{"text": "a"}', "line 1: an object with a text that is not empty"),
         (("prompts_file=-",), b'{"prompt": "a", "text": "b"}', "the result has a key text too"),
         (("prompts_file=-",), b'{"prompt": "a", "top_k": 3}', "line 1: top_k is a setting of all prompts"),
+        (("prompts_file=-",), b'{"prompt": "a", "prompt": "b"}', "the key prompt stands in an object twice"),
         (("prompt=a", "batch_size=4"), b"", "batch_size=4: it is for the prompts of a prompts_file"),
         (("prompt=a", "device=cuda"), b"", "device=cuda: there is no such device here"),
     ],

@@ -29,12 +29,11 @@ def test_pieces_are_what_one_decoding_gives(data: bytes, sizes: list[int]) -> No
 @given(texts, cuts, st.lists(st.text(st.sampled_from("abñ"), min_size=1, max_size=3), max_size=3))
 def test_the_stream_ends_before_the_first_stop_text(text: str, sizes: list[int], stop: list[str]) -> None:
     pieces, stream = streamed(text.encode(), sizes, stop)
-    places = [text.find(end) for end in stop if end in text]
-    assert "".join(pieces) == stream.text
-    assert stream.stopped is bool(places)
     # Of stop texts that overlap, the one that is complete first ends the text.
-    allowed = {text[:place] for place in places} or {text}
-    assert stream.text in allowed
+    found = [(text.find(end) + len(end), text.find(end)) for end in stop if end in text]
+    assert "".join(pieces) == stream.text
+    assert stream.stopped is bool(found)
+    assert stream.text == (text[: min(found)[1]] if found else text)
     assert not any(end in stream.text for end in stop)
 
 

@@ -1,6 +1,7 @@
 """Models of transformers are scored on the same targets, through our layers or through an adapter."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,20 @@ def test_weights_that_are_missing_or_of_another_shape_are_not_drawn(kind: str, t
         save_file(left, file, metadata={"format": "pt"})
         with pytest.raises(UserError, match=rf"the weight {name} {complaint}"):
             load_any_causal_model(tmp_path)
+    broken = weights[name].clone()
+    broken[0, 0] = torch.nan
+    save_file({**weights, name: broken}, file, metadata={"format": "pt"})
+    with pytest.raises(UserError, match=rf"{name} holds NaN or infinity"):
+        load_any_causal_model(tmp_path)
+    further = re.sub(r"\.\d+\.", ".9.", name)
+    save_file(
+        {**weights, further: weights[name].clone(), "of_another": torch.ones(1)}, file, {"format": "pt"}
+    )
+    with pytest.raises(UserError, match=rf"the weight {further} is one of more layers than config.json"):
+        load_any_causal_model(tmp_path)
+    # Such as heads that were left out on purpose.
+    save_file({**weights, "of_another": torch.ones(1)}, file, {"format": "pt"})
+    load_any_causal_model(tmp_path)
 
 
 def evaluate(folder: Path, documents: Path, cache: Path, **settings: Any) -> Evaluated:
@@ -194,7 +209,7 @@ def test_a_model_of_the_hub_has_its_results_among_the_runs(
 ) -> None:
     save_foreign(tmp_path / "snapshot", "qwen3")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, allow_patterns: "snapshot")
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **patterns: "snapshot")
     evaluated = evaluate(Path("owner/name"), documents, tmp_path / "cache")
     assert evaluated.folder.parent == Path("runs/owner--name")
     assert {path.name for path in (tmp_path / "snapshot").iterdir()} == {

@@ -155,10 +155,11 @@ def test_what_flash_attention_is_handed_is_our_window() -> None:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
 @pytest.mark.parametrize("name", ["one window", "norms, and full layers", "layers without positions"])
-def test_256_greedy_tokens_agree(name: str, tmp_path: Path) -> None:
+def test_256_greedy_tokens_agree(name: str, implementation: str, tmp_path: Path) -> None:
     model = random_decoder(**MODELS[name][0])
-    theirs = opened(exported(tmp_path, model))
+    theirs = opened(exported(tmp_path, model), implementation)
     tokens_BT = torch.randint(255, (1, 20))
     found_BT = theirs.generate(tokens_BT, max_new_tokens=256, do_sample=False, eos_token_id=None)
     cache = model.new_cache()

@@ -14,7 +14,12 @@ from tests.interchange.models import SHAPE, TEXT, random_decoder, trained_bpe
 from tests.interchange.test_export import MODELS
 from windowlm import generate, load
 from windowlm.attention.config import RotaryConfig
+from windowlm.bundle import load_scorable
 from windowlm.errors import UserError
+from windowlm.export_run import export_run
+from windowlm.generation.config import SamplingConfig
+from windowlm.generation.generate import Generator
+from windowlm.interchange.adapter import TransformersModel
 from windowlm.interchange.export import export_to_transformers
 from windowlm.interchange.model_card import model_card
 from windowlm.model.config import ModelConfig
@@ -86,11 +91,37 @@ def test_biases_are_read_where_that_of_the_output_is_zero(name: str, tmp_path: P
     theirs.save_pretrained(tmp_path)
     with pytest.raises(UserError, match=r"o_proj\.bias is not zero, and our layers have no such bias"):
         load(tmp_path)
+    tokens_BT = torch.randint(300, (2, TOKENS))
+    scored = load_scorable(tmp_path).model
+    assert isinstance(scored, TransformersModel)
+    logits_BTV = scored.head(scored.hidden(tokens_BT))
+    torch.testing.assert_close(logits_BTV, theirs(tokens_BT).logits, atol=1e-4, rtol=0)
     for layer in theirs.model.layers:
         layer.self_attn.o_proj.bias.zero_()
     theirs.save_pretrained(tmp_path)
-    tokens_BT = torch.randint(300, (2, TOKENS))
     torch.testing.assert_close(load(tmp_path).model(tokens_BT), theirs(tokens_BT).logits, atol=1e-4, rtol=0)
+
+
+def test_all_ends_of_a_model_end_production_and_go_out_again(tmp_path: Path) -> None:
+    save_foreign(tmp_path / "in", "llama")
+    stated = tmp_path / "in" / "generation_config.json"
+    stated.write_text(json.dumps({"eos_token_id": [299, 7, 260]}))
+    bundle = load(tmp_path / "in")
+    assert bundle.config["end_marks"] == [7, 260, 299]
+    settings = SamplingConfig(max_new_tokens=400, temperature=2.0, beyond_training=True)
+    results = Generator(bundle, settings).batch(["abc"] * 8)
+    assert {result.ended_by for result in results} == {"end_of_document"}
+    assert {result.tokens[-1] for result in results} <= {7, 260, 299}
+    assert len({result.tokens[-1] for result in results}) > 1
+    assert not any({7, 260, 299} & set(result.tokens[:-1]) for result in results)
+    export_run(tmp_path / "in", tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["eos_token_id"] == [299, 7, 260]
+    assert load(tmp_path / "out").config["end_marks"] == [7, 260, 299]
+    stated.write_text('{"eos_token_id": "end"}')
+    with pytest.raises(
+        UserError, match=r"generation_config.json: eos_token_id='end': a whole number, a list"
+    ):
+        load(tmp_path / "in")
 
 
 @torch.no_grad()
@@ -197,6 +228,8 @@ BAD: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "an unknown one": ("llama", config(model_type="none"), "model_type=none: our layers"),
     "biases that are missing": ("llama", config(attention_bias=True), "q_proj.bias is missing"),
     "biases beside norms": ("qwen3", config(attention_bias=True), "attention_bias=True"),
+    "layers as a text": ("llama", config(num_hidden_layers="4"), "num_hidden_layers='4': whole numbers"),
+    "no heads": ("llama", config(num_attention_heads=0), "num_attention_heads=0: whole numbers from 1"),
     "bias of the MLP": ("smollm3", config(mlp_bias=True), "mlp_bias=True"),
     "another activation": ("qwen3", config(hidden_act="gelu"), "hidden_act=gelu"),
     "a part of the head": (

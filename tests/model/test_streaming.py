@@ -144,17 +144,21 @@ def test_padding_between_tokens_of_one_document_counts_as_in_one_call(chunks: li
     assert_same(streamed(model, tokens_BT, chunks, documents_BT)[real_BT], whole_BTV[real_BT])
 
 
+@pytest.mark.parametrize("differing", [False, True], ids=["alike", "packed and padded"])
 @pytest.mark.parametrize("name", LAYERS)
-def test_float32_at_ten_windows_differs_by_less_than_1e_5(name: str) -> None:
+def test_float32_at_ten_windows_differs_by_less_than_1e_5(name: str, differing: bool) -> None:
     torch.manual_seed(0)
     shape = {"layers": 3, "dim": 32, "heads": 4, "kv_heads": 2, "head_dim": 8, "feed_forward_dim": 48}
     model = Decoder(ModelConfig(**{**shape, **LAYERS[name]}), VOCABULARY).eval()  # type: ignore[arg-type]
-    tokens_BT = tokens(2, 10 * WINDOW)
+    documents_BT = packed()
+    documents_BT = torch.cat([documents_BT, documents_BT[:, -1:].expand(-1, 10 * WINDOW - LENGTH)], 1)
+    tokens_BT, given_BT = tokens(4, 10 * WINDOW), documents_BT if differing else None
     with torch.no_grad():
-        whole_BTV = model(tokens_BT)
-    one_by_one = [[1]] if name in ("windows", "a full layer", "all") else []
+        whole_BTV = model(tokens_BT, given_BT)
+    real_BT = documents_BT != PADDING if differing else torch.ones_like(documents_BT, dtype=torch.bool)
+    one_by_one = [[1]] if name in ("windows", "a full layer", "sinks", "all") else []
     for chunks in (*one_by_one, [WINDOW + 1], CHUNKS["mixed"]):
-        assert_same(streamed(model, tokens_BT, chunks), whole_BTV)
+        assert_same(streamed(model, tokens_BT, chunks, given_BT)[real_BT], whole_BTV[real_BT])
 
 
 def test_a_bfloat16_cache_keeps_exact_positions_and_does_not_depend_on_the_chunks() -> None:

@@ -520,6 +520,11 @@ class KVCache:
                 )
             if documents_BT.device.type != device.type:
                 raise ValueError(f"documents_BT is on {documents_BT.device}, device={device}: give both one")
+            if documents_BT.dtype == torch.int64 and (documents_BT != documents_BT.int()).any():
+                raise ValueError(
+                    f"documents_BT holds numbers from {documents_BT.min()} to {documents_BT.max()}: a cache "
+                    "keeps those below 2**31; count the documents from 0 on"
+                )
             documents_BT = documents_BT.int()
         if start == 0:
             whole = Visibility.build(window=None, documents_BT=documents_BT)

@@ -104,7 +104,7 @@ def _prompt_lines(path: str) -> list[PromptLine]:
             continue
         place = f"{name}, line {number}"
         try:
-            given = parse_json(line)
+            given = parse_json(line, keys_once=True)
         except ValueError as error:
             raise UserError(f"prompts_file: {place}: not JSON: {error}") from None
         if not isinstance(given, dict) or not isinstance(given.get("prompt"), str) or not given["prompt"]:

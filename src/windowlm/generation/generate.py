@@ -156,6 +156,7 @@ class Generator:
         self.bundle, self.settings, self.compiled = bundle, settings, compiled
         self.pace = Pace()
         self.results: list[Generation] = []
+        self._ends = frozenset((bundle.tokenizer.end_of_document, *bundle.config.get("end_marks", ())))
         self._device = next(bundle.model.parameters()).device
         backend = bundle.model.config.backend
         if compiled and backend != "auto":
@@ -200,7 +201,7 @@ class Generator:
     def _steps(self, prompts: Sequence[str], first: int) -> Iterator[list[str]]:
         settings, model = self.settings, self._model
         encoded = self.encode(prompts)
-        rows = [_Row(self.bundle, ids, settings) for ids in encoded]
+        rows = [_Row(self.bundle, self._ends, ids, settings) for ids in encoded]
         longest = max(map(len, encoded))
         tokens_BT = torch.zeros(len(rows), longest, dtype=torch.int64)
         documents_BT = torch.full_like(tokens_BT, PADDING, dtype=torch.int32)
@@ -282,7 +283,7 @@ class Generator:
         bytes_V = torch.from_numpy(np.asarray(tokenizer.token_bytes_V))
         never_V = torch.ones(self._model.vocabulary_size, dtype=torch.bool)
         never_V[: len(bytes_V)] = bytes_V == 0
-        never_V[tokenizer.end_of_document] = False
+        never_V[[mark for mark in self._ends if mark < len(never_V)]] = False
         return never_V.to(self._device) if never_V.any() else None
 
     def _working_time(self) -> float:
@@ -360,8 +361,11 @@ def position_range(bundle: Bundle) -> int | None:
 class _Row:
     """One prompt on its way."""
 
-    def __init__(self, bundle: Bundle, prompt: NDArray[np.uint32], settings: SamplingConfig) -> None:
+    def __init__(
+        self, bundle: Bundle, ends: frozenset[int], prompt: NDArray[np.uint32], settings: SamplingConfig
+    ) -> None:
         self.tokenizer, self.settings, self.prompt_tokens = bundle.tokenizer, settings, len(prompt)
+        self._ends = ends
         self.stream = TextStream(settings.stop)
         self.tokens: list[int] = []
         self.nats = 0.0
@@ -374,7 +378,7 @@ class _Row:
         if not math.isfinite(nats):
             raise UserError("checkpoint: the model gives no finite numbers; its training has diverged")
         self.tokens.append(token)
-        at_end = token == self.tokenizer.end_of_document
+        at_end = token in self._ends
         if not at_end:
             self.nats += nats
         if at_end and self.settings.stop_at_end:

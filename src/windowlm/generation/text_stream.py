@@ -47,10 +47,11 @@ class TextStream:
     def _before_stop(self, text: str, final: bool) -> str:
         """What is certain of the text that was held and this one."""
         held = self._held + text
-        places = [place for place in map(held.find, self._stop) if place >= 0]
-        if places:
+        found = [(place + len(text), place) for text in self._stop if (place := held.find(text)) >= 0]
+        if found:
+            # The one that is complete first, as if characters came one by one.
             self.stopped = True
-            certain = min(places)
+            _, certain = min(found)
         else:
             certain = len(held) - (0 if final else self._begun(held))
         self._held = held[certain:]

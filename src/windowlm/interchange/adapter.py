@@ -3,6 +3,7 @@
 Shape letters: B batch, T tokens, D model width, V vocabulary.
 """
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,14 @@ from torch import nn
 
 from windowlm.errors import UserError
 from windowlm.interchange.self_contained import check_self_contained
+from windowlm.interchange.weights_in import check_finite
 
 # Of a model whose config states no length.
 USUAL_LENGTH = 2048
 PROBED_TOKENS = 9
 ROUNDING = 1e-5
 LONGEST_REASON = 300
+_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")  # of a layer or an expert, in the name of a weight
 
 
 class TransformersModel(nn.Module):
@@ -102,8 +105,8 @@ def load_any_causal_model(folder: Path, device: str | torch.device = "cpu") -> T
     """Open a folder by AutoModelForCausalLM, float32, from safetensors alone and without code of the folder.
 
     Raises:
-        UserError: transformers is not installed, or cannot open it, a weight is missing or of another shape,
-            or a file leads out of the folder.
+        UserError: transformers is not installed, or cannot open it, a weight is missing, of another shape,
+            not finite, or of a layer that the config does not have, or a file leads out of the folder.
     """
     try:
         from transformers import AutoModelForCausalLM
@@ -137,6 +140,15 @@ def load_any_causal_model(folder: Path, device: str | torch.device = "cpu") -> T
             f"checkpoint={folder}: the weight {name} has shape {list(given)}, and config.json asks for "
             f"{list(asked)}"
         )
+    patterns = {_NUMBER.sub("N", name) for name, _ in model.named_parameters()}
+    of_layers = (name for name in sorted(loaded["unexpected_keys"]) if _NUMBER.search(name))
+    if further := next((name for name in of_layers if _NUMBER.sub("N", name) in patterns), None):
+        raise UserError(
+            f"checkpoint={folder}: the weight {further} is one of more layers than config.json asks for; the "
+            "files are of different models"
+        )
+    for name, weight in model.named_parameters():
+        check_finite(f"checkpoint={folder}: {name}", weight)
     try:
         return TransformersModel(model.to(device).eval())
     except UserError as error:

@@ -66,8 +66,10 @@ def read_foreign_config(folder: Path, stated: Mapping[str, Any]) -> ForeignConfi
             f"{path}: model_type={model_type}: our layers can be {', '.join(ARCHITECTURES)}; any causal "
             "model of transformers can be scored, though: python scripts/evaluate.py checkpoint=FOLDER"
         )
-    layers = stated.get("num_hidden_layers", 0)
-    if not isinstance(layers, int) or layers > MOST_LAYERS:
+    for name in ("num_hidden_layers", "hidden_size", "num_attention_heads", "num_key_value_heads"):
+        if (number := stated.get(name)) is not None and not is_count(number):
+            raise UserError(f"{path}: {name}={number!r}: whole numbers from 1 on are read")
+    if (layers := stated.get("num_hidden_layers") or 0) > MOST_LAYERS:
         # transformers and our shape list something for each.
         raise UserError(f"{path}: num_hidden_layers={layers}: at most {MOST_LAYERS:,} are read")
     try:

@@ -12,6 +12,7 @@ SmolLM3's come with one of the output, which is written as zeros.
 """
 
 import json
+from collections.abc import Collection
 from dataclasses import asdict
 from typing import Any
 
@@ -48,7 +49,12 @@ _ABSENT_THERE: dict[str, Any] = {
 
 
 def transformers_config(
-    config: ModelConfig, *, vocabulary_size: int, sequence_length: int, end_of_document: int
+    config: ModelConfig,
+    *,
+    vocabulary_size: int,
+    sequence_length: int,
+    end_of_document: int,
+    further_ends: Collection[int] = (),
 ) -> dict[str, Any]:
     """Content of the config.json; it reads the same in every version of transformers from 4.57 on.
 
@@ -57,6 +63,7 @@ def transformers_config(
         vocabulary_size: rows of the embedding.
         sequence_length: tokens of a training sequence.
         end_of_document: id of the end mark.
+        further_ends: ids that end a text as well.
 
     Raises:
         UserError: no architecture can say it, with the setting and the reason.
@@ -64,6 +71,7 @@ def transformers_config(
     _refuse_absent(config)
     windows, rotary = _windows(config), _rotary(config)
     model_type = _model_type(config)
+    others = sorted(set(further_ends) - {end_of_document})
     sliding = next((window for window in windows if window is not None), None)
     content: dict[str, Any] = {
         "architectures": [CLASSES[model_type]],
@@ -83,7 +91,7 @@ def transformers_config(
         "max_position_embeddings": _positions(sequence_length, rotary),
         **_rope(rotary, config.head_dim),
         "bos_token_id": None,
-        "eos_token_id": end_of_document,
+        "eos_token_id": [end_of_document, *others] if others else end_of_document,
         "pad_token_id": None,
         # Versions before 5 read the second name.
         "dtype": "float32",

@@ -3,7 +3,7 @@
 import math
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,7 @@ def export_to_transformers(
     out: Path,
     *,
     sequence_length: int,
+    further_ends: Collection[int] = (),
     card: str,
     pictures: Mapping[str, bytes] | None = None,
 ) -> dict[str, Any]:
@@ -55,6 +56,7 @@ def export_to_transformers(
         tokenizer: the model's.
         out: a folder that does not exist.
         sequence_length: tokens of a training sequence.
+        further_ends: ids that end a text beside the tokenizer's.
         card: content of the README.md.
         pictures: files that the card shows, by name.
 
@@ -71,6 +73,7 @@ def export_to_transformers(
         vocabulary_size=model.vocabulary_size,
         sequence_length=sequence_length,
         end_of_document=tokenizer.end_of_document,
+        further_ends=further_ends,
     )
     weights = exported_weights(model)
     try:

@@ -9,6 +9,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
 from windowlm.errors import UserError
+from windowlm.interchange.config_in import InexpressibleError
 from windowlm.interchange.weight_names import output_bias_name, transformers_name
 from windowlm.json_text import parse_json
 from windowlm.model.config import ModelConfig
@@ -71,6 +72,7 @@ def foreign_decoder(config: ModelConfig, vocabulary_size: int, files: Sequence[P
 
     Raises:
         UserError: a file is damaged; a weight is missing, unknown, of another shape, or not finite.
+        InexpressibleError: a bias that our layers lack is not zero.
     """
     _check_stated(config, vocabulary_size, files)
     model = Decoder(config, vocabulary_size)
@@ -83,7 +85,7 @@ def foreign_decoder(config: ModelConfig, vocabulary_size: int, files: Sequence[P
             check_finite(f"{file}: {name}", tensor)
             if name in absent:
                 if tensor.any():
-                    raise UserError(f"{file}: {name} is not zero, and our layers have no such bias")
+                    raise InexpressibleError(f"{file}: {name} is not zero, and our layers have no such bias")
             elif name == HEAD and config.tied_embeddings:
                 tied_head = tensor
             else:

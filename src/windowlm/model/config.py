@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import ClassVar, Literal, TypeVar
 
 from windowlm.attention.config import BackendName, RotaryConfig, nearest_fraction, rotated_dimensions
+from windowlm.setting_text import setting_text
 
 Entry = TypeVar("Entry")
 LONGEST_NGRAM = 16
@@ -142,9 +143,13 @@ class ModelConfig:
         for name in ("window", "rotary"):
             pattern = getattr(self, name)
             if isinstance(pattern, list) and len(pattern) > self.layers:
+                given = [
+                    entry if entry is None or isinstance(entry, int) else asdict(entry) for entry in pattern
+                ]
                 raise ValueError(
-                    f"{name}: a pattern of {len(pattern)} entries, and layers={self.layers}, so that its end "
-                    f"would be in no layer; give at most {self.layers} entries, or layers={len(pattern)}"
+                    f"{name}={setting_text(given)}: a pattern of {len(pattern)} entries, and "
+                    f"layers={self.layers}, so that its end would be in no layer; try "
+                    f"{name}={setting_text(given[: self.layers])}"
                 )
         self._check_rotary()
         if isinstance(self.window, list) and not self.window:

@@ -12,7 +12,7 @@ from windowlm.tokenization.training import BYTE_OF_CHARACTER
 
 TOKENIZER_NAME = "tokenizer.json"
 SETTINGS_NAME = "tokenizer_config.json"
-MODEL_NAME = "config.json"
+MODEL_NAME, GENERATION_NAME = "config.json", "generation_config.json"
 
 
 def write_transformers_files(tokenizer: Tokenizer, folder: Path) -> None:
@@ -113,6 +113,24 @@ def _end_mark(library: tokenizers.Tokenizer, settings: dict[str, Any], model: di
             "as eos_token_id"
         )
     return mark
+
+
+def end_marks(folder: Path) -> list[int]:
+    """Ids that end a text in config.json or generation_config.json: one, some or none in each.
+
+    Raises:
+        ValueError: they are no whole numbers, or a file is damaged.
+    """
+    found: set[int] = set()
+    for name in (MODEL_NAME, GENERATION_NAME):
+        given = _object(folder / name).get("eos_token_id")
+        ids = given if isinstance(given, list) else [] if given is None else [given]
+        if not all(isinstance(number, int) and not isinstance(number, bool) for number in ids):
+            raise ValueError(
+                f"{name}: eos_token_id={given!r}: a whole number, a list of them or null is allowed"
+            )
+        found |= set(ids)
+    return sorted(found)
 
 
 def _is_bytes(library: tokenizers.Tokenizer, end_mark: int | None) -> bool:
