@@ -240,7 +240,9 @@ def _load_foreign(folder: ModelFolder, device: str | torch.device) -> Bundle:
     config = _foreign_config(tokenizer, found.vocabulary_size, found.sequence_length)
     config["model"] = asdict(found.model)
     try:
-        config["end_marks"] = end_marks(folder.path)
+        # Some configs state -1 for none.
+        marks = end_marks(folder.path)
+        config["end_marks"] = [mark for mark in marks if 0 <= mark < found.vocabulary_size]
     except ValueError as error:
         raise UserError(f"{folder.path}: {error}") from None
     return Bundle(model.to(device).eval(), tokenizer, config, folder.path)

@@ -105,7 +105,7 @@ def test_biases_are_read_where_that_of_the_output_is_zero(name: str, tmp_path: P
 def test_all_ends_of_a_model_end_production_and_go_out_again(tmp_path: Path) -> None:
     save_foreign(tmp_path / "in", "llama")
     stated = tmp_path / "in" / "generation_config.json"
-    stated.write_text(json.dumps({"eos_token_id": [299, 7, 260]}))
+    stated.write_text(json.dumps({"eos_token_id": [299, 7, 260, -1]}))
     bundle = load(tmp_path / "in")
     assert bundle.config["end_marks"] == [7, 260, 299]
     settings = SamplingConfig(max_new_tokens=400, temperature=2.0, beyond_training=True)

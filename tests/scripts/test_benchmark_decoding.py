@@ -96,7 +96,8 @@ def test_the_page_gives_the_paces_on_a_gpu() -> None:
         f"the CPU's pace is {on_cpu['windowlm'] / on_cpu['transformers dynamic']:.1f} times that",
         f"a batch of 64 gives {batched:.1f} times the tokens of one row",
         f"at {of_forward['decoding_static', 1]:.2f} times the pace of the forward pass alone, compiled as in "
-        f"training and without gradients, for one row and at {of_forward['decoding_static', 64]:.2f} times for 64",
+        f"training and without gradients, for one row and at {of_forward['decoding_static', 64]:.2f} times "
+        "for 64",
         f"uncompiled, read one prompt at {of_forward['decoding_h100', 1]:.2f} times",
     ):
         assert told in " ".join(PAGE.split()), told

@@ -283,7 +283,7 @@ class Generator:
         bytes_V = torch.from_numpy(np.asarray(tokenizer.token_bytes_V))
         never_V = torch.ones(self._model.vocabulary_size, dtype=torch.bool)
         never_V[: len(bytes_V)] = bytes_V == 0
-        never_V[[mark for mark in self._ends if mark < len(never_V)]] = False
+        never_V[list(self._ends)] = False
         return never_V.to(self._device) if never_V.any() else None
 
     def _working_time(self) -> float:
