@@ -335,7 +335,7 @@ def measure(case: Case, backend: str, device: str = "cpu", numbers: int = 0) -> 
 
     def normal(*shape: int, size: float = 1.0) -> Tensor:
         numbers = torch.randn(shape, generator=generator, device=device) * size
-        return _laid_out(numbers.to(case.dtype), case.layout).requires_grad_()
+        return laid_out(numbers.to(case.dtype), case.layout).requires_grad_()
 
     heads = case.kv_heads * case.groups
     query = normal(case.batch, case.queries, heads, case.head_dim, size=case.size)
@@ -390,7 +390,8 @@ def measure(case: Case, backend: str, device: str = "cpu", numbers: int = 0) -> 
     return torch.stack([torch.stack([one.double(), other]) for one, other in found])
 
 
-def _laid_out(numbers: Tensor, layout: str) -> Tensor:
+def laid_out(numbers: Tensor, layout: str) -> Tensor:
+    """The same heads in memory in another way."""
     if numbers.dim() != 4 or layout == LAYOUTS[0]:
         return numbers
     if layout == "heads before tokens":
@@ -452,7 +453,7 @@ def _changed_unseen(
     query[row, token] = tensors[0][row, token]
     # In another layout sums may round in another order.
     changed = (query, key + 30 * hidden_BS11, value - 1000 * hidden_BS11)
-    after = attend([*(_laid_out(tensor, case.layout) for tensor in changed), *sinks])
+    after = attend([*(laid_out(tensor, case.layout) for tensor in changed), *sinks])
     return (before[row, token] != after[row, token]).sum()
 
 

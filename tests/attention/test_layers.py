@@ -295,6 +295,9 @@ def test_inputs_that_do_not_fit_are_refused() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             layer(hidden)
+    with pytest.raises(ValueError, match=r"hidden_BTD is torch\.bfloat16 on meta, the layer torch\.float32"):
+        layer.to("meta")(hidden_BTD.to("meta", torch.bfloat16))
+    layer = SlidingWindowAttention(16, 2, 8, 5)
     meta = torch.ones(1, 12, dtype=torch.int64, device="meta")
     for options, message in (
         ({"mask": [[True] * 12]}, "mask is a list"),

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .backends.autocast import autocast_is_on
 from .chunk_cache import ChunkLayer
 from .config import BACKENDS, RotaryConfig, is_number
 from .dense_tensor import check_dense
@@ -354,9 +355,9 @@ class SlidingWindowAttention(WithJointWeights):
             raise ValueError(f"hidden_BTD has shape {tuple(hidden_BTD.shape)}: sizes from 1 on are allowed")
         dtypes = {weight.dtype, hidden_BTD.dtype}
         other_dtype = len(dtypes) > 1 and weight.is_floating_point()
-        # Autocast leaves double precision as it is, and the meta device knows none.
+        # Autocast leaves double precision as it is.
         if hidden_BTD.device != weight.device or (
-            other_dtype and (torch.float64 in dtypes or not torch.is_autocast_enabled(hidden_BTD.device.type))
+            other_dtype and (torch.float64 in dtypes or not autocast_is_on(hidden_BTD.device))
         ):
             raise ValueError(
                 f"hidden_BTD is {hidden_BTD.dtype} on {hidden_BTD.device}, the layer {weight.dtype} on "

@@ -36,15 +36,8 @@ class Operator:
         self.call: Any = getattr(getattr(torch.ops, namespace), function).default
 
 
-def empty_gradients(
-    gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, *_: Any
-) -> tuple[Tensor, Tensor, Tensor]:
-    """What the gradients of an attention operator look like, in memory as query, key and value lie there."""
-    return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
-
-
 def empty_contiguous_gradients(
     gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, *_: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The same in the order of their dimensions."""
+    """What the gradients of an attention operator look like, in memory in the order of their dimensions."""
     return query.new_empty(query.shape), key.new_empty(key.shape), value.new_empty(value.shape)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..differentiable import Computation, differentiable
-from ..operator import empty_gradients
+from ..operator import empty_contiguous_gradients
 from ..window import Segments, Visibility
 from ..window_conventions import from_flash_attention
 from .capability import Capabilities
@@ -122,7 +122,7 @@ def _compute(
         return_lse=True,
         tile_mn=tiles_for(window, query.shape[-2] // key.shape[-2], generation),
     )
-    return output, normalizer
+    return output.contiguous(), normalizer
 
 
 def _compute_gradients(
@@ -142,7 +142,7 @@ def _compute_gradients(
     from flash_attn.cute.interface import _flash_attn_bwd
 
     query, key, value = map(aligned, (query, key, value))
-    query_gradient, key_gradient, value_gradient = _flash_attn_bwd(
+    gradients = _flash_attn_bwd(
         query,
         key,
         value,
@@ -158,12 +158,14 @@ def _compute_gradients(
         max_seqlen_q=longest,
         max_seqlen_k=longest,
     )
+    # They lie as what was read, which may be a copy.
+    query_gradient, key_gradient, value_gradient = (each.contiguous() for each in gradients)
     return query_gradient, key_gradient, value_gradient
 
 
 def _empty_outputs(query: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     *batch, tokens, heads, _dim = query.shape
-    return torch.empty_like(query), query.new_empty((*batch, heads, tokens), dtype=torch.float32)
+    return query.new_empty(query.shape), query.new_empty((*batch, heads, tokens), dtype=torch.float32)
 
 
 _ARGUMENTS = (
@@ -175,6 +177,6 @@ _attention = differentiable(
     __name__,
     _ARGUMENTS,
     Computation(_compute, _empty_outputs),
-    Computation(_compute_gradients, empty_gradients),
+    Computation(_compute_gradients, empty_contiguous_gradients),
     keeps_outputs=True,
 )
