@@ -242,6 +242,7 @@ def test_the_layer_runs_under_autocast_and_in_low_and_double_precision(qk_norm: 
     [
         ({"kv_heads": 3}, "kv_heads=3"),
         ({"heads": 0}, "heads=0"),
+        ({"heads": 10**30}, "heads=1000"),
         ({"window_size": True}, "window_size=True"),
         ({"dropout": 1.0}, "dropout=1.0"),
         ({"dim_head": 7}, "an even number"),

@@ -89,8 +89,10 @@ class SlidingWindowAttention(WithJointWeights):
         super().__init__()
         kv_heads = heads if kv_heads is None else kv_heads
         for name, size in (("dim", dim), ("heads", heads), ("dim_head", dim_head), ("kv_heads", kv_heads)):
-            if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-                raise ValueError(f"{name}={size!r}: a whole number from 1 on is allowed; try {name}=8")
+            if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size < 2**31:
+                raise ValueError(
+                    f"{name}={size!r}: a whole number from 1 to 2**31 - 1 is allowed; try {name}=8"
+                )
         if heads % kv_heads:
             raise ValueError(
                 f"kv_heads={kv_heads}: a divisor of heads={heads} is allowed; try kv_heads={heads}"
