@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.attention.cases import LAYOUTS, laid_out
 from windowlm.attention.backends.capability import Request
 from windowlm.attention.dispatch import MODULES, attention, capabilities, compute_capability
 from windowlm.attention.layers import SlidingWindowAttention
@@ -82,6 +83,27 @@ def test_the_layer_equals_float32_at_every_precision(
     tolerance = 0.03 if precision.startswith("bf16") else 0.004
     for got, exactly in zip(output_and_gradients(tried, precision, visibility), wanted, strict=True):
         assert (got - exactly).norm() <= tolerance * exactly.norm()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("packed", [False, True])
+def test_heads_that_lie_otherwise_are_read_in_a_graph_too(backend: str, packed: bool, layout: str) -> None:
+    torch.manual_seed(0)
+    visibility = visibility_of_documents() if packed else Visibility.build(window=WINDOW)
+    query, key, value, gradient = (
+        torch.randn(BATCH, TOKENS, heads, 64, device="cuda", dtype=torch.bfloat16) for heads in (4, 2, 2, 4)
+    )
+
+    def mixed(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        return attention(query, key, value, visibility, backend=backend)
+
+    found = []
+    for call, laid in ((mixed, "contiguous"), (torch.compile(mixed, fullgraph=True), layout)):
+        heads = [laid_out(tensor, laid).requires_grad_() for tensor in (query, key, value)]
+        output = call(*heads)
+        found.append([output, *torch.autograd.grad(output, heads, laid_out(gradient, laid))])
+    for plain, compiled in zip(*found, strict=True):
+        assert (compiled - plain).float().norm() <= 0.005 * plain.float().norm()
 
 
 def test_a_layer_from_the_meta_device_computes_the_same(backend: str) -> None:

@@ -113,6 +113,6 @@ def nats_of_targets(
     if not np.isfinite(nats).all():
         raise UserError(
             "the model's loss is not finite: its weights hold infinities or NaN, or overflow at this "
-            "precision; try evaluation.precision=32-true"
+            "precision; try evaluation.precision=32-true, where it is another"
         )
     return nats
