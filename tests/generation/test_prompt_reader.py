@@ -67,7 +67,7 @@ def read(
         ([40, 1, 33, 50], PLAIN, False, torch.bfloat16),
         ([40, 1, 33], PLAIN, True, None),
         ([5, 6, 7], SINKS, False, None),
-        ([3, 2, 2, 5, 11, 2, 6, 7], SINKS, False, None),
+        ([3, 2, 5, 11, 6, 7], SINKS, False, None),
         ([2, 4, 2, 13, 6, 5, 7], PLAIN, False, torch.bfloat16),
         ([40, 33], SINKS, True, torch.bfloat16),
         ([5, 6, 7], READS_BEHIND, False, None),
