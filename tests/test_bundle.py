@@ -225,6 +225,10 @@ def edit_config(folder, change):
         (lambda config: config.update(sequence_length="32"), "sequence_length='32': must be a whole number"),
         (lambda config: config["model"].update(dim="wide"), r"model\.dim: .*integer"),
         (lambda config: config["model"].update(wings=2), r"model\.wings: "),
+        (
+            lambda config: config["model"].update(window="x"),
+            r"model\.window: .*valid integer; or .*valid array",
+        ),
         (lambda config: config["model"].update(kv_heads=3), "kv_heads=3: must divide"),
         (lambda config: config.update(format=7), "format=7: windowlm's own has format=1"),
         (lambda config: config.update(vocabulary_size=300), "the tokenizer has 256 tokens"),

@@ -18,9 +18,8 @@ from windowlm.model.config import ModelConfig
 IN_RUN = "model"
 WEIGHTS_NAME = "model.safetensors"
 CONFIG_NAME = "config.json"
-# Nothing that would have to be run, such as pickles, and no second format of the weights, which others name
-# otherwise or keep in a folder.
-HUB_FILES, NOT_OF_THE_HUB = ["*.json", "model*.safetensors"], ["*/*"]
+# Nothing that would have to be run, such as pickles, and no second format of the weights.
+HUB_FILES, NOT_OF_THE_HUB = ["*.json", "*.safetensors"], ["*/*", "consolidated*"]
 HUB_NAME = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
 
 

@@ -47,21 +47,19 @@ class ChunkLayer:
             ValueError: where gradients are recorded.
         """
         check_no_gradients(key_BTKD, value_BTKD)
-        own = as_kept(key_BTKD, self.dtype), as_kept(value_BTKD, self.dtype)
-        seen = own
+        key_BTKD, value_BTKD = as_kept(key_BTKD, self.dtype), as_kept(value_BTKD, self.dtype)
+        key_BSKD, value_BSKD = key_BTKD, value_BTKD
         if self.before is not None:
-            key_BSKD, value_BSKD = (torch.cat(pair, 1) for pair in zip(self.before, own, strict=True))
-            seen = key_BSKD, value_BSKD
+            key_BSKD = torch.cat([self.before[0], key_BTKD], 1)
+            value_BSKD = torch.cat([self.before[1], value_BTKD], 1)
         # A graph copies in fewer and faster kernels than come behind it.
         refill_S, dtype = self.slots.refill_S, key_BTKD.dtype if self.dtype is None else self.dtype
         if refill_S is None:
-            self._read = own[0].contiguous(), own[1].contiguous()
+            self._read = key_BTKD.contiguous(), value_BTKD.contiguous()
         else:
-            self._read = (
-                seen[0].index_select(1, refill_S).to(dtype),
-                seen[1].index_select(1, refill_S).to(dtype),
-            )
-        return seen
+            key, value = (seen.index_select(1, refill_S).to(dtype) for seen in (key_BSKD, value_BSKD))
+            self._read = key, value
+        return key_BSKD, value_BSKD
 
     def earlier(self, name: str, new_BT: Tensor, length: int) -> Tensor | None:
         """As `LayerCache.earlier`."""

@@ -141,11 +141,10 @@ def load_any_causal_model(folder: Path, device: str | torch.device = "cpu") -> T
             f"{list(asked)}"
         )
     patterns = {_NUMBER.sub("N", name) for name, _ in model.named_parameters()}
-    of_layers = (name for name in sorted(loaded["unexpected_keys"]) if _NUMBER.search(name))
-    if further := next((name for name in of_layers if _NUMBER.sub("N", name) in patterns), None):
+    if further := sorted(name for name in loaded["unexpected_keys"] if _NUMBER.sub("N", name) in patterns):
         raise UserError(
-            f"checkpoint={folder}: the weight {further} is one of more layers than config.json asks for; the "
-            "files are of different models"
+            f"checkpoint={folder}: the weight {further[0]} is one of more layers than config.json asks for; "
+            "the files are of different models"
         )
     for name, weight in model.named_parameters():
         check_finite(f"checkpoint={folder}: {name}", weight)

@@ -143,9 +143,7 @@ class ModelConfig:
         for name in ("window", "rotary"):
             pattern = getattr(self, name)
             if isinstance(pattern, list) and len(pattern) > self.layers:
-                given = [
-                    entry if entry is None or isinstance(entry, int) else asdict(entry) for entry in pattern
-                ]
+                given = asdict(self)[name]
                 raise ValueError(
                     f"{name}={setting_text(given)}: a pattern of {len(pattern)} entries, and "
                     f"layers={self.layers}, so that its end would be in no layer; try "

@@ -38,17 +38,18 @@ def scaled_dot_product(
 ) -> Tensor:
     """Attention [B, T, H, D] over all keys or all up to a query's own, without repeating key heads."""
     assert scoring.fused
-    dtype = query_BTHD.dtype
+    dtype, on_cpu = query_BTHD.dtype, query_BTHD.device.type == "cpu"
     with without_autocast(query_BTHD.device):
-        if query_BTHD.device.type == "cpu":
+        if on_cpu:
             query_BTHD, key_BSKD, value_BSKD = widened(query_BTHD, key_BSKD, value_BSKD)
             query_BTHD, scale = with_exact_scale(query_BTHD, scoring.scale)
             scoring = scoring._replace(scale=scale)
         else:
-            # cuDNN, which torch may choose, fails in its backward on others.
+            # cuDNN, which torch may choose, fails in its backward on a gradient that lies otherwise; heads
+            # are copied with it.
             query_BTHD, key_BSKD, value_BSKD = map(aligned, (query_BTHD, key_BSKD, value_BSKD))
         output_BTHD = _fused(query_BTHD, key_BSKD, value_BSKD, causal, scoring)
-        if query_BTHD.device.type != "cpu":
+        if not on_cpu:
             output_BTHD = with_aligned_gradient(output_BTHD)
     return output_BTHD.to(dtype)
 
