@@ -3,7 +3,7 @@
 Shapes: B batch, T tokens, t some of them, H query heads, K key-value heads, D head dimension, E = K x D.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,23 @@ from .window import Visibility, check_causal, check_sinks, check_window, narrowe
 
 DEFAULT_ROTARY = RotaryConfig()
 AnyLayerCache = LayerCache | StepLayer | ChunkLayer
+
+
+class Heads(NamedTuple):
+    """What tokens bring to attention: queries and keys, rotated, values, and the gate of what they read.
+
+    Attributes:
+        query: [B, T, H, D].
+        key, value: [B, T, K, D].
+        gate: [B, T, H, 1], between 0 and 1; None without a gate.
+        visibility: what they see.
+    """
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    gate: Tensor | None
+    visibility: Visibility
 
 
 class SlidingWindowAttention(WithJointWeights):
@@ -210,6 +227,27 @@ class SlidingWindowAttention(WithJointWeights):
                 are missing, not asked for, or of another shape, or a cache of another window, or beside what
                 it says itself.
         """
+        heads = self.heads_of(
+            hidden_BTD,
+            mask,
+            positions_BT=positions_BT,
+            visibility=visibility,
+            value_embedding_BTE=value_embedding_BTE,
+            cache=cache,
+        )
+        return self.attended(heads, cache)
+
+    def heads_of(
+        self,
+        hidden_BTD: Tensor,
+        mask: Tensor | None = None,
+        *,
+        positions_BT: Tensor | None = None,
+        visibility: Visibility | None = None,
+        value_embedding_BTE: Tensor | None = None,
+        cache: AnyLayerCache | None = None,
+    ) -> Heads:
+        """The first half of `forward`: what each token brings to attention by itself."""
         self._check_hidden(hidden_BTD)
         batch, tokens = hidden_BTD.shape[:2]
         if cache is not None:
@@ -240,16 +278,15 @@ class SlidingWindowAttention(WithJointWeights):
             key_BTKD = self._convolved("key", key_BTKD, behind_BT, visibility, cache)
             value_BTKD = self._convolved("value", value_BTKD, behind_BT, visibility, cache)
         value_BTKD = self._mixed_value(value_BTKD, value_embedding_BTE)
-        return self._mix(
-            query_BTHD,
-            key_BTKD,
-            value_BTKD,
-            visibility,
-            positions_BT,
-            cache,
-            finish=self._project,
-            finish_with=None if self.gate is None else self.gate(hidden_BTD).sigmoid()[..., None],
+        query_BTHD, key_BTKD = self._turned(
+            query_BTHD, key_BTKD, value_BTKD.dtype, visibility, positions_BT, cache
         )
+        gate_BTH1 = None if self.gate is None else self.gate(hidden_BTD).sigmoid()[..., None]
+        return Heads(query_BTHD, key_BTKD, value_BTKD, gate_BTH1, visibility)
+
+    def attended(self, heads: Heads, cache: AnyLayerCache | None = None) -> Tensor:
+        """The second half of `forward`: attention and the projection of what it gives."""
+        return self._attend(heads, cache, finish=self._project, finish_with=heads.gate)
 
     def _project(self, mixed_BtHD: Tensor, gate_BtH1: Tensor | None) -> Tensor:
         if gate_BtH1 is not None:
@@ -271,31 +308,37 @@ class SlidingWindowAttention(WithJointWeights):
         Returns:
             [B, T, H, D].
         """
-        return self._mix(query_BTHD, key_BTKD, value_BTKD, visibility, positions_BT, cache)
+        query_BTHD, key_BTKD = self._turned(
+            query_BTHD, key_BTKD, value_BTKD.dtype, visibility, positions_BT, cache
+        )
+        return self._attend(Heads(query_BTHD, key_BTKD, value_BTKD, None, visibility), cache)
 
-    def _mix(
+    def _turned(
         self,
         query_BTHD: Tensor,
         key_BTKD: Tensor,
-        value_BTKD: Tensor,
+        dtype: torch.dtype,
         visibility: Visibility,
         positions_BT: Tensor | None,
         cache: AnyLayerCache | None,
-        **finish: Any,
-    ) -> Tensor:
-        """`mix`, and what `Visibility.attend` is to make of it."""
+    ) -> tuple[Tensor, Tensor]:
+        """Queries and keys, normalised and rotated."""
         if self.query_norm is not None and self.key_norm is not None:
-            dtype = self.query_norm.weight.dtype
-            query_BTHD = self.query_norm(query_BTHD.to(dtype)).to(value_BTKD.dtype)
-            key_BTKD = self.key_norm(key_BTKD.to(dtype)).to(value_BTKD.dtype)
-        if self.rotary is not None:
-            rotation = self._rotation(self.rotary, query_BTHD, positions_BT, visibility, cache)
-            query_BTHD = self.rotary.rotate(query_BTHD, rotation)
-            key_BTKD = self.rotary.rotate(key_BTKD, rotation)
-        key_BSKD, value_BSKD = (key_BTKD, value_BTKD) if cache is None else cache.extend(key_BTKD, value_BTKD)
-        return visibility.attend(
+            weights = self.query_norm.weight.dtype
+            query_BTHD = self.query_norm(query_BTHD.to(weights)).to(dtype)
+            key_BTKD = self.key_norm(key_BTKD.to(weights)).to(dtype)
+        if self.rotary is None:
+            return query_BTHD, key_BTKD
+        rotation = self._rotation(self.rotary, query_BTHD, positions_BT, visibility, cache)
+        return self.rotary.rotate(query_BTHD, rotation), self.rotary.rotate(key_BTKD, rotation)
+
+    def _attend(self, heads: Heads, cache: AnyLayerCache | None, **finish: Any) -> Tensor:
+        """Attention, and what `Visibility.attend` is to make of it."""
+        keys, values = heads.key, heads.value
+        key_BSKD, value_BSKD = (keys, values) if cache is None else cache.extend(keys, values)
+        return heads.visibility.attend(
             attention,
-            query_BTHD,
+            heads.query,
             key_BSKD,
             value_BSKD,
             backend=self.backend,
@@ -417,6 +460,14 @@ class SlidingWindowAttention(WithJointWeights):
             raise ValueError(f"the cache expects {slots.chunk.batch} rows, hidden_BTD has {batch}")
         return slots.visibility
 
+    def prepare_rotation(self, visibility: Visibility) -> None:
+        """Make the table of angles of the visibility's positions now, which layers share: graphs that are
+        compiled apart would each make their own.
+        """
+        if self.rotary is not None and visibility.positions is not None:
+            positions_BT = visibility.positions
+            self._shared_rotation(self.rotary, positions_BT.shape[1], positions_BT.device, visibility)
+
     def _rotation(
         self,
         rotary: RotaryEmbedding,
@@ -430,7 +481,11 @@ class SlidingWindowAttention(WithJointWeights):
             return chunk.once((rotary.config, rotary.rotated), lambda: rotary.rotation(chunk.positions))
         if positions_BT is not None and positions_BT is not visibility.positions:
             return rotary.rotation(positions_BT)
-        tokens, device = query_BTHD.shape[1], query_BTHD.device
+        return self._shared_rotation(rotary, query_BTHD.shape[1], query_BTHD.device, visibility)
+
+    def _shared_rotation(
+        self, rotary: RotaryEmbedding, tokens: int, device: torch.device, visibility: Visibility
+    ) -> Rotation:
         positions_BT = visibility.positions
 
         def rotation() -> Rotation:

@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from windowlm.attention.chunk_cache import ChunkCache
 from windowlm.attention.config import RotaryConfig
 from windowlm.attention.kv_cache import KVCache
-from windowlm.attention.layers import AnyLayerCache, SlidingWindowAttention
+from windowlm.attention.layers import AnyLayerCache, Heads, SlidingWindowAttention
 from windowlm.attention.step_cache import StepCache
 from windowlm.attention.window import Visibility, narrowed
 from windowlm.model.config import ModelConfig
@@ -95,15 +95,38 @@ class Block(nn.Module):
         cache: AnyLayerCache | None,
     ) -> torch.Tensor:
         """What `forward` says, without what hooks add to it, such as the gathering of parts of weights."""
-        if self.residual_shares is not None:
-            own, embedded = self.residual_shares
-            hidden_BTD = own * hidden_BTD + embedded * embedded_BTD
+        hidden_BTD = self._shared(hidden_BTD, embedded_BTD)
         attended_BTD = self.attention(
             self.attention_norm(hidden_BTD),
             visibility=visibility,
             value_embedding_BTE=value_embedding_BTE,
             cache=cache,
         )
+        return self.output_of(hidden_BTD, attended_BTD)
+
+    def heads_of(
+        self,
+        hidden_BTD: torch.Tensor,
+        visibility: Visibility,
+        value_embedding_BTE: torch.Tensor | None,
+        embedded_BTD: torch.Tensor | None,
+    ) -> tuple[torch.Tensor, Heads]:
+        """`compute` until attention, for those that compute the rest apart: residual stream and heads."""
+        hidden_BTD = self._shared(hidden_BTD, embedded_BTD)
+        heads = self.attention.heads_of(
+            self.attention_norm(hidden_BTD), visibility=visibility, value_embedding_BTE=value_embedding_BTE
+        )
+        return hidden_BTD, heads
+
+    def _shared(self, hidden_BTD: torch.Tensor, embedded_BTD: torch.Tensor | None) -> torch.Tensor:
+        if self.residual_shares is None:
+            return hidden_BTD
+        own, embedded = self.residual_shares
+        mixed_BTD: torch.Tensor = own * hidden_BTD + embedded * embedded_BTD
+        return mixed_BTD
+
+    def output_of(self, hidden_BTD: torch.Tensor, attended_BTD: torch.Tensor) -> torch.Tensor:
+        """`compute` behind attention, whose output is given."""
         hidden_BTD = hidden_BTD + attended_BTD
         output_BTD: torch.Tensor = hidden_BTD + self.feed_forward(self.feed_forward_norm(hidden_BTD))
         return output_BTD

@@ -85,16 +85,13 @@ class ShardVisibility(Visibility):
         """Attention of the own queries over own keys and those of others."""
         assert self.exchange is not None
         reaching = 0 if self.far is None else self.far.queries
-        # Split, and not indexed: each index fills and adds a gradient of all tokens.
-        sizes = [reaching, query_BTHD.shape[1] - reaching]
-        of_far, of_near = zip(
-            torch.split(query_BTHD, sizes, 1),
-            (None, None) if finish_with is None else torch.split(finish_with, sizes, 1),
-            strict=True,
-        )
+        far_query, near_query = _cut(query_BTHD, reaching)
+        far_finish, near_finish = _cut(finish_with, reaching)
 
-        def finished(part: Part, of_part: tuple[Tensor, Tensor | None], keys: tuple[Tensor, ...]) -> Tensor:
-            query_BQHD, of_finish = of_part
+        def finished(
+            part: Part, query_BQHD: Tensor | None, keys: tuple[Tensor, ...], of_finish: Tensor | None
+        ) -> Tensor:
+            assert query_BQHD is not None
             # Joined before, attention's outputs would be kept twice for the backward pass.
             return finish(part.attend(attention, query_BQHD, keys, **options), of_finish)
 
@@ -102,11 +99,11 @@ class ShardVisibility(Visibility):
         outputs = []
         if self.near is not None:
             keys = tuple(tensor[:, self.near.first_key :] for tensor in own)
-            outputs.append(finished(self.near, of_near, keys))
+            outputs.append(finished(self.near, near_query, keys, near_finish))
         remote = self.exchange.receive(own, travelling)
         if self.far is not None:
             keys = tuple(torch.cat(pair, 1) for pair in zip(remote, first, strict=True))
-            outputs.insert(0, finished(self.far, of_far, keys))
+            outputs.insert(0, finished(self.far, far_query, keys, far_finish))
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs, 1)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
@@ -155,6 +152,18 @@ class ShardVisibility(Visibility):
             own_behind=memo[id(self.own_behind)],
             neighbours={count: moved(exchange) for count, exchange in self.neighbours.items()},
         )
+
+
+def _cut(by_token_BT: Tensor | None, first: int) -> tuple[Tensor | None, Tensor | None]:
+    """So many first tokens and those behind them; None where there are none."""
+    if by_token_BT is None or first == 0:
+        return None, by_token_BT
+    behind = by_token_BT.shape[1] - first
+    if behind == 0:
+        return by_token_BT, None
+    # Split, and not indexed: each index fills and adds a gradient of all tokens.
+    first_Bt, behind_Bt = torch.split(by_token_BT, [first, behind], 1)
+    return first_Bt, behind_Bt
 
 
 def shard_visibilities(

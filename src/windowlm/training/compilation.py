@@ -9,6 +9,7 @@ import torch._dynamo.config as dynamo
 import torch._functorch.config as partitioning
 from torch import Tensor
 
+from windowlm.attention.layers import Heads
 from windowlm.attention.rotary import RotaryEmbedding
 from windowlm.attention.window import Visibility
 from windowlm.errors import UserError
@@ -21,7 +22,7 @@ from windowlm.training.float8 import float8_view
 MOST_GRAPHS = 32
 HiddenStates = Callable[..., Tensor]
 # One for the whole decoder; one for each block, so that gradients travel while those of the blocks before are
-# computed; or each block cut where keys of other processes arrive, which no graph holds.
+# computed; or two for each block, as no graph holds the arrival of other processes' keys between them.
 Graphs = Literal["one", "blocks", "pieces"]
 
 
@@ -113,7 +114,7 @@ def hidden_states(
                 tokens_BT,
                 visibilities=visibilities,
                 checkpoint_activations=again,
-                compute_block=partial(_compiled_block, graphs == "blocks"),
+                compute_block=_compiled_block if graphs == "blocks" else _compiled_around_attention,
             )
 
     return hidden
@@ -141,9 +142,34 @@ def _block(block: Block, *of_layer: Any) -> Tensor:
     return block.compute(*of_layer)
 
 
-def _compiled_block(
-    whole: bool, block: Block, hidden_BTD: Tensor, visibility: Visibility, *of_layer: Any
-) -> Tensor:
-    compute = compiled_for_windows(_block, (visibility.window,), whole=whole)
+def _heads_of(block: Block, *of_layer: Any) -> tuple[Tensor, Heads]:
+    return block.heads_of(*of_layer)
+
+
+def _output_of(block: Block, hidden_BTD: Tensor, attended_BTD: Tensor) -> Tensor:
+    return block.output_of(hidden_BTD, attended_BTD)
+
+
+def _compiled_block(block: Block, hidden_BTD: Tensor, visibility: Visibility, *of_layer: Any) -> Tensor:
+    compute = compiled_for_windows(_block, (visibility.window,))
     output_BTD: Tensor = compute(block, hidden_BTD, visibility, *of_layer)
+    return output_BTD
+
+
+def _compiled_around_attention(
+    block: Block,
+    hidden_BTD: Tensor,
+    visibility: Visibility,
+    value_embedding_BTE: Tensor | None,
+    embedded_BTD: Tensor | None,
+    cache: None,
+) -> Tensor:
+    # A convolution reads tokens of other processes as well.
+    whole = block.attention.convolutions is None
+    block.attention.prepare_rotation(visibility)
+    heads_of = compiled_for_windows(_heads_of, (visibility.window,), whole=whole)
+    hidden_BTD, heads = heads_of(block, hidden_BTD, visibility, value_embedding_BTE, embedded_BTD)
+    attended_BTD = block.attention.attended(heads)
+    output_of = compiled_for_windows(_output_of, (visibility.window,))
+    output_BTD: Tensor = output_of(block, hidden_BTD, attended_BTD)
     return output_BTD
