@@ -5,7 +5,8 @@ python scripts/benchmark_scaling.py --entrants 'one long' context gather 'all-to
 python scripts/benchmark_scaling.py --device cpu --shape tiny --lengths 256 1024 4096
 
 Each entrant trains the model of the shape in processes of its own, one after the other. `one`, ddp and fsdp2
-take the tokens of a step of the shape in each process. `one long`, `context` and the peers take one sequence
+take the tokens of a step of the shape in each process; so does `apart`, whose processes share nothing but the
+machine, which is what it allows. `one long`, `context` and the peers take one sequence
 of the second length together, `context longest` one of the third; the latter and `context checkpointed` keep
 the inputs of blocks alone and compute the rest again. `torch ring` attends to all earlier tokens, as it has
 no window. All are bare loops (`scaling_entrants.py`).
@@ -32,7 +33,7 @@ from benchmark_training import PACKAGES, SHAPES, last_words, shape_of
 from context_peers import FULL, PEERS
 from rich.console import Console
 from rich.table import Table
-from scaling_entrants import ALONE, CONTEXT, DDP, FSDP2, Job
+from scaling_entrants import ALONE, APART, BY_ROWS, CONTEXT, DDP, FSDP2, Job
 from training_entrants import Shape
 
 from windowlm.command_line import SHORT_WAITING
@@ -55,6 +56,7 @@ class Entrant:
 
 ENTRANTS = {
     "one": Entrant(ALONE, SHORT),
+    "apart": Entrant(APART, SHORT),
     "ddp": Entrant(DDP, SHORT),
     "fsdp2": Entrant(FSDP2, SHORT),
     "one long": Entrant(ALONE, LONG),
@@ -108,7 +110,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--entrants", nargs="+", metavar="NAME", help=f"{', '.join(ENTRANTS)}; default: all")
     parser.add_argument("--precision", choices=["32-true", "bf16-mixed"])
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=4, help="of one round; slow entrants take one")
+    parser.add_argument("--steps", type=int, default=10, help="of one round; slow entrants take one")
     parser.add_argument(
         "--warmup", type=int, default=5, help="steps before the first round; slow entrants take two"
     )
@@ -166,7 +168,7 @@ def measured(name: str, options: argparse.Namespace) -> dict[str, Any]:
     row |= {"sequence_length": shape.sequence_length, "wall_s": time.monotonic() - started}
     if answer is None:
         return row
-    by_rows = entrant.share in (ALONE, DDP, FSDP2)
+    by_rows = entrant.share in BY_ROWS
     tokens = shape.tokens * (processes if by_rows else 1)
     seconds = statistics.median(answer["rounds_s"])
     row |= {**answer, "step_s": seconds, "tokens_per_step": tokens, "tokens_per_second": tokens / seconds}
@@ -250,6 +252,8 @@ def compared(rows: dict[str, dict[str, Any]]) -> list[str]:
         return f"{rows[name][key] / rows[base][key]:.3f} of the"
 
     said = []
+    if {"apart", "one"} <= rows.keys():
+        said.append(f"apart: {pace('apart', 'one')} of one")
     for name, base in (("ddp", "one"), ("fsdp2", "one"), ("context", "one long")):
         if {name, base} <= rows.keys():
             said.append(

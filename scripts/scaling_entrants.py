@@ -43,8 +43,8 @@ from windowlm.training.peak_memory import peak_memory_bytes, reset_peak_memory
 from windowlm.training.sharded_model import local, shard_model
 from windowlm.training.shared_work import SharedWork
 
-ALONE, DDP, FSDP2, CONTEXT = "alone", "ddp", "fsdp2", "context"
-BY_ROWS = (ALONE, DDP, FSDP2)
+ALONE, APART, DDP, FSDP2, CONTEXT = "alone", "apart", "ddp", "fsdp2", "context"
+BY_ROWS = (ALONE, APART, DDP, FSDP2)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,8 +52,8 @@ class Job:
     """What the processes of an entrant train together.
 
     Attributes:
-        share: one of `BY_ROWS`, each process with the batch of the shape; `CONTEXT` or a name of
-            `context_peers.PEERS`, with a part of each of its sequences.
+        share: one of `BY_ROWS`, each process with the batch of the shape, `APART` with a model of its own;
+            `CONTEXT` or a name of `context_peers.PEERS`, with a part of each of its sequences.
         shape: as a dictionary of `Shape`.
         precision: Lightning's name.
         device: cpu or cuda.
@@ -154,18 +154,18 @@ class Loop:
         self.state_bytes = 0
         by_rows = job.share in BY_ROWS
         self.group = ContextGroup(None if by_rows else dist.group.WORLD)
-        self.work = SharedWork(
-            processes,
-            job.share if by_rows else CONTEXT,
-            processes.size if by_rows else 1,
-            None if by_rows else self.group,
-        )
+        if job.share in (ALONE, APART):
+            self.work = SharedWork()
+        elif by_rows:
+            self.work = SharedWork(processes, job.share, processes.size)
+        else:
+            self.work = SharedWork(processes, CONTEXT, 1, self.group)
         torch.manual_seed(job.seed)
         model = Decoder(shape.model_config(), shape.vocabulary_size).to(device, WEIGHT_DTYPES[job.precision])
         if self.work.sharded:
             shard_model(model, init_device_mesh(device.type, (processes.size,)))
         self.mean_loss: nn.Module = MeanLoss(model, job, device, self.work.graphs)
-        if processes.size > 1 and not self.work.sharded:
+        if self.work.processes.size > 1 and not self.work.sharded:
             self.mean_loss = DistributedDataParallel(
                 self.mean_loss, broadcast_buffers=False, gradient_as_bucket_view=True
             )

@@ -22,7 +22,7 @@ TOKENS, WINDOW, HEADS, KV_HEADS, HEAD_DIM = 48, 9, 4, 2, 8
 
 
 def test_entrants_share_one_model_and_are_compared(tmp_path: Path) -> None:
-    entrants = ["fsdp2", "one long", "context", "gather", "torch ring"]
+    entrants = ["apart", "fsdp2", "one long", "context", "gather", "torch ring"]
     done = run_script(
         SCRIPT,
         *FEW,
@@ -43,7 +43,8 @@ def test_entrants_share_one_model_and_are_compared(tmp_path: Path) -> None:
         assert row["loss"] == pytest.approx(one["loss"], abs=1e-5)
         assert row["tokens_per_second"] == pytest.approx(64 / row["step_s"])
     assert rows["fsdp2"]["state_bytes"] == pytest.approx(one["state_bytes"] / 2, rel=0.01)
-    assert rows["fsdp2"]["tokens_per_step"] == 128
+    assert rows["apart"]["state_bytes"] == one["state_bytes"]
+    assert rows["apart"]["tokens_per_step"] == rows["fsdp2"]["tokens_per_step"] == 128
     assert context["bytes_sent_forward"] == context["bytes_sent_backward"] == context["formula_bytes"] > 0
     # Two layers, all keys and values of two heads of 8 numbers to one other process.
     assert gather["bytes_sent_forward"] == 2 * 64 * 2 * 2 * 8 * 4
@@ -60,11 +61,12 @@ def test_every_comparison_is_told_of_the_rows_that_have_figures(monkeypatch: pyt
     numbers = {"peak_memory_bytes": 2, "state_bytes": 4, "bytes_sent_forward": 8, "problem": None}
     rows = {name: {**numbers, "tokens_per_second": 100.0 + number} for number, name in enumerate(ENTRANTS)}
     said = compared(rows)
-    names = ["ddp", "fsdp2", *["context"] * 5, "context longest"]
+    names = ["apart", "ddp", "fsdp2", *["context"] * 5, "context longest"]
     assert [sentence.partition(":")[0] for sentence in said] == names
-    assert said[0].startswith("ddp: 1.010 times the tokens/s of one, 1.000 of the memory a process")
+    assert said[0] == "apart: 1.010 times the tokens/s of one"
+    assert said[1].startswith("ddp: 1.020 times the tokens/s of one, 1.000 of the memory a process")
     rows["context"]["problem"] = "it failed"
-    assert len(compared(rows)) == 3
+    assert len(compared(rows)) == 4
 
 
 def compare(rank: int, names: list[str]) -> dict[str, tuple[float, float, int]]:
@@ -114,7 +116,7 @@ def test_peers_attend_as_the_halo_does_and_send_more() -> None:
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["--entrants", "magic"], "--entrants magic: one, ddp"),
+        (["--entrants", "magic"], "--entrants magic: one, apart, ddp"),
         (["--processes", "1"], "--processes 1: a number from 2 on"),
         (["--lengths", "32", "33", "64"], "--lengths 33: 2 processes share a sequence"),
         (["--device", "cuda", "--processes", "99"], "this machine shows"),
