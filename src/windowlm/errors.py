@@ -107,8 +107,8 @@ def lacks_memory(error: BaseException) -> UserError | None:
     found = f" ({asked[0]})" if asked else ""
     return UserError(
         f"not enough memory{found}; try fewer sequences at a time (data.batch_size, with "
-        "trainer.accumulate_batches instead; evaluation.batch_tokens; batch_size), shorter ones, or a "
-        "smaller model"
+        "trainer.accumulate_batches instead; evaluation.batch_tokens; batch_size), shorter ones "
+        "(data.sequence_length; max_new_tokens), or a smaller model"
     )
 
 

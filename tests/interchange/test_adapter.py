@@ -170,8 +170,23 @@ def test_what_it_cannot_do_is_said(tmp_path: Path, documents: Path) -> None:
         load_scorable(tmp_path / "gpt2")
 
 
+# Ours blends between two different wavelengths.
+ONE_WAVELENGTH = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 1.0,
+    "original_max_position_embeddings": 64,
+}
+
+
 @pytest.mark.parametrize(
-    "changes", [{"hidden_act": "gelu"}, {"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}]
+    "changes",
+    [
+        {"hidden_act": "gelu"},
+        {"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}},
+        {"rope_scaling": ONE_WAVELENGTH},
+    ],
 )
 def test_what_our_layers_cannot_be_is_scored_as_transformers_computes_it(
     tmp_path: Path, changes: dict[str, object]

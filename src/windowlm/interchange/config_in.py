@@ -189,7 +189,15 @@ def _rotary(theirs: Any) -> RotaryConfig:
             f"partial_rotary_factor={given['partial_rotary_factor']}: a {theirs.model_type} rotates whole "
             "heads"
         )
-    scaling = _scaling(kind, rest, theirs)
+    try:
+        scaling = _scaling(kind, rest, theirs)
+    except ValueError as error:
+        if isinstance(error, UserError):
+            raise
+        # It speaks of our names, and advises what would be another model.
+        raise InexpressibleError(
+            f"rope_parameters={json.dumps(given)}: our layers have no such rotation"
+        ) from None
     if rest:
         raise UserError(f"rope_parameters={json.dumps(given)}: {next(iter(rest))} is not read beside {kind}")
     return RotaryConfig(base=base, scaling=scaling)
