@@ -97,6 +97,8 @@ def test_the_page_gives_the_paces_on_a_gpu() -> None:
         f"{max(by_round):.1f} by round) times the tokens of the static cache for one row",
         f"{many['tokens_per_second'] / paces['decoding_static', 'transformers static', 64]:.1f} times for 64",
         f"step gives {recorded / dynamic:.1f} times those of the dynamic cache",
+        f"the compiled step gives {on_cpu['windowlm compiled'] / on_cpu['transformers dynamic']:.1f} times "
+        "those of the dynamic cache",
         f"the CPU's pace is {on_cpu['windowlm'] / on_cpu['transformers dynamic']:.1f} times that",
         f"a batch of 64 gives {batched:.1f} times the tokens of one row",
         f"at {one['prompt_over_training_forward']:.2f} times the pace of the forward pass of training for "
