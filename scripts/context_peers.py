@@ -22,7 +22,7 @@ from attention_peers import UnsupportedError
 from einops import rearrange
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from windowlm.attention.window import Finish, Visibility, reach, unfinished
@@ -187,7 +187,8 @@ class TorchRing(Peer):
         from torch.distributed.tensor.experimental import context_parallel
 
         own_L = torch.arange(tokens, device=device)
-        mesh = init_device_mesh(device.type, (group.size,))
+        assert group.processes is not None
+        mesh = DeviceMesh.from_group(group.processes, device.type)
         TorchRing._entered.enter_context(
             context_parallel(mesh, buffers=[own_L], buffer_seq_dims=[0], no_restore_buffers={own_L})
         )

@@ -21,7 +21,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from context_peers import PEERS
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
@@ -153,7 +152,7 @@ class Loop:
         self.bytes_sent = (0, 0)
         self.state_bytes = 0
         by_rows = job.share in BY_ROWS
-        self.group = ContextGroup(None if by_rows else dist.group.WORLD)
+        self.group = ContextGroup() if by_rows else ContextGroup.of(device, processes.size)
         if job.share in (ALONE, APART):
             self.work = SharedWork()
         elif by_rows:

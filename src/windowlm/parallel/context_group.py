@@ -1,10 +1,13 @@
 """The processes that share one sequence, each with an equal part of its tokens in order."""
 
 from dataclasses import dataclass, field
+from typing import Self
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from windowlm.parallel.processes import PATIENCE
 
 
 class SequenceLengthError(ValueError):
@@ -34,6 +37,22 @@ class ContextGroup:
 
     processes: dist.ProcessGroup | None = None
     bytes_sent: int = field(default=0, init=False)
+
+    @classmethod
+    def of(cls, device: torch.device, size: int) -> Self:
+        """This process's, where all processes form groups of so many neighbours, the rows of a mesh.
+
+        Its connections are its own: behind those of all processes each exchange would wait until the
+        gradients that are on their way have arrived.
+        """
+        backend, options = "gloo", None
+        if device.type == "cuda":
+            backend, options = "nccl", dist.ProcessGroupNCCL.Options(is_high_priority_stream=True)
+            options._timeout = PATIENCE
+        group, _ = dist.new_subgroups(  # type: ignore[no-untyped-call]
+            size, timeout=PATIENCE, backend=backend, pg_options=options
+        )
+        return cls(group)
 
     @property
     def size(self) -> int:

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from lightning.pytorch.strategies import SingleDeviceStrategy, Strategy
-from torch.distributed.device_mesh import init_device_mesh
 
 from windowlm.attention.window import outside_inference_mode
 from windowlm.config import ConfigError, TrainConfig
@@ -70,8 +69,7 @@ class SharedWork:
         _check_divisible(config, readers, context_processes)
         if config.parallel.kind != "context":
             return cls(processes, config.parallel.kind, readers)
-        mesh = init_device_mesh(device.type, (readers, context_processes), mesh_dim_names=("data", "context"))
-        return cls(processes, config.parallel.kind, readers, ContextGroup(mesh["context"].get_group()))
+        return cls(processes, config.parallel.kind, readers, ContextGroup.of(device, context_processes))
 
     @property
     def reader(self) -> int:
