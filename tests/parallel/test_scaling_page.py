@@ -6,6 +6,7 @@ import math
 import pytest
 
 from tests.conftest import PROJECT
+from tests.parallel.cases import draw
 from windowlm.parallel.scaling_model import (
     Layer,
     Machine,
@@ -170,6 +171,13 @@ def test_the_cases_of_the_halo_are_as_many_as_the_result_says() -> None:
         f"{drawn['layer pattern']} layers of several windows",
     ):
         assert said in page, said
+
+
+def test_the_page_tells_of_the_case_that_rounding_decides() -> None:
+    cases = json.loads((PROJECT / "docs/results/halo_cases_xeon.json").read_text())
+    (seed,) = cases["failed_seeds"]
+    assert draw(seed).windows == (1,)
+    assert f"by more, by {cases['largest_error']['gradients float32']:.2e}".replace("e-0", "e-") in PAGE
 
 
 def test_the_curves_of_two_processes_are_those_of_one() -> None:
