@@ -6,10 +6,10 @@ python scripts/benchmark_scaling.py --device cpu --shape tiny --lengths 256 1024
 
 Each entrant trains the model of the shape in processes of its own, one after the other. `one`, ddp and fsdp2
 take the tokens of a step of the shape in each process; so does `apart`, whose processes share nothing but the
-machine, which is what it allows. `one long`, `context` and the peers take one sequence
-of the second length together, `context longest` one of the third; the latter and `context checkpointed` keep
-the inputs of blocks alone and compute the rest again. `torch ring` attends to all earlier tokens, as it has
-no window. All are bare loops (`scaling_entrants.py`).
+machine: what it allows. `one long`, `context` and the peers take one sequence of the second length together,
+`context longest` one of the third; the latter and `context checkpointed` keep the inputs of blocks alone and
+compute the rest again. `torch ring` attends to all earlier tokens, as it has no window. All are bare loops
+(`scaling_entrants.py`).
 
 Bytes are those of keys, values, queries and outputs that all processes together send in the forward pass of a
 step. Memory is that of the process with most of it. A shape is as in `benchmark_training.py`.

@@ -191,9 +191,9 @@ def _rotary(theirs: Any) -> RotaryConfig:
         )
     try:
         scaling = _scaling(kind, rest, theirs)
-    except ValueError as error:
-        if isinstance(error, UserError):
-            raise
+    except UserError:
+        raise
+    except ValueError:
         # It speaks of our names, and advises what would be another model.
         raise InexpressibleError(
             f"rope_parameters={json.dumps(given)}: our layers have no such rotation"

@@ -95,7 +95,7 @@ class Block(nn.Module):
         cache: AnyLayerCache | None,
     ) -> torch.Tensor:
         """What `forward` says, without what hooks add to it, such as the gathering of parts of weights."""
-        hidden_BTD = self._shared(hidden_BTD, embedded_BTD)
+        hidden_BTD = self._with_embedding(hidden_BTD, embedded_BTD)
         attended_BTD = self.attention(
             self.attention_norm(hidden_BTD),
             visibility=visibility,
@@ -112,13 +112,13 @@ class Block(nn.Module):
         embedded_BTD: torch.Tensor | None,
     ) -> tuple[torch.Tensor, Heads]:
         """`compute` until attention, for those that compute the rest apart: residual stream and heads."""
-        hidden_BTD = self._shared(hidden_BTD, embedded_BTD)
+        hidden_BTD = self._with_embedding(hidden_BTD, embedded_BTD)
         heads = self.attention.heads_of(
             self.attention_norm(hidden_BTD), visibility=visibility, value_embedding_BTE=value_embedding_BTE
         )
         return hidden_BTD, heads
 
-    def _shared(self, hidden_BTD: torch.Tensor, embedded_BTD: torch.Tensor | None) -> torch.Tensor:
+    def _with_embedding(self, hidden_BTD: torch.Tensor, embedded_BTD: torch.Tensor | None) -> torch.Tensor:
         if self.residual_shares is None:
             return hidden_BTD
         own, embedded = self.residual_shares

@@ -48,7 +48,7 @@ class ContextGroup:
         backend, options = "gloo", None
         if device.type == "cuda":
             backend, options = "nccl", dist.ProcessGroupNCCL.Options(is_high_priority_stream=True)
-            options._timeout = PATIENCE
+            options._timeout = PATIENCE  # torch warns of another than the group's
         group, _ = dist.new_subgroups(  # type: ignore[no-untyped-call]
             size, timeout=PATIENCE, backend=backend, pg_options=options
         )
