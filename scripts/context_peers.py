@@ -49,6 +49,10 @@ class Peer(Visibility, ABC):
         """Places of the process's tokens in the sequence, [L]."""
         return group.shard(torch.arange(tokens, device=device)[None])[0]
 
+    def in_one_graph(self, *, computed_again: bool) -> bool:
+        """As its authors publish it: exchanges stand between graphs."""
+        return False
+
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def attend(
         self,

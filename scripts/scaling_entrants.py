@@ -24,23 +24,24 @@ import torch
 from context_peers import PEERS
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.nn.parallel import DistributedDataParallel
 from training_entrants import FEW_BATCHES, LEARNING_RATE, Shape, autocast_of, compile_seconds
 
 from windowlm.data.packing import UNSCORED
 from windowlm.evaluation.precision import WEIGHT_DTYPES
 from windowlm.model.decoder import Decoder, Visibilities
+from windowlm.parallel.config import ParallelConfig
 from windowlm.parallel.context_group import ContextGroup
 from windowlm.parallel.own_gpu import own_gpu
 from windowlm.parallel.processes import Processes
-from windowlm.training.compilation import Graphs, hidden_states, is_compiled
+from windowlm.training.compilation import hidden_states, is_compiled
 from windowlm.training.config import OptimizerConfig, TrainerConfig
 from windowlm.training.gradient import gradient_norm, rescale_gradient
+from windowlm.training.gradients_at_once import average
 from windowlm.training.linear_cross_entropy import head_loss
 from windowlm.training.optimizer import build_optimizer
 from windowlm.training.peak_memory import peak_memory_bytes, reset_peak_memory
 from windowlm.training.sharded_model import local, shard_model
-from windowlm.training.shared_work import SharedWork
+from windowlm.training.shared_work import SharedWork, blocks_at_once
 
 ALONE, APART, DDP, FSDP2, CONTEXT = "alone", "apart", "ddp", "fsdp2", "context"
 BY_ROWS = (ALONE, APART, DDP, FSDP2)
@@ -111,13 +112,16 @@ def measured(job: Job) -> dict[str, Any] | None:
         processes.wait()
         return time.perf_counter() - started
 
-    loop.step()
+    # Of the operations of a compiled graph no bytes are counted.
+    counting = torch.compiler.set_stance("force_eager" if job.share == CONTEXT else "default")
+    with counting:
+        loop.step()
     first_losses = processes.gather(float(loop.loss))
-    seconds_of(job.warmup - 1)
+    sent = processes.gather(loop.bytes_sent)
+    seconds_of(job.warmup)
     reset_peak_memory(device)
     rounds = [seconds_of(job.steps) / job.steps for _ in range(job.rounds)]
     peaks = processes.gather(peak_memory_bytes(device))
-    sent = processes.gather(loop.bytes_sent)
     states = processes.gather(loop.state_bytes)
     losses = processes.gather(float(loop.loss))
     if not processes.leads:
@@ -140,7 +144,8 @@ class Loop:
 
     Attributes:
         loss: of the last step, the mean over this process's targets.
-        bytes_sent: by this process in the forward and backward pass of the last step, as its group counts.
+        bytes_sent: by this process in the forward and backward pass of the last step, as its group counts
+            them outside of graphs.
         state_bytes: of this process's part of weights, gradients and optimizer state.
     """
 
@@ -156,18 +161,17 @@ class Loop:
         if job.share in (ALONE, APART):
             self.work = SharedWork()
         elif by_rows:
-            self.work = SharedWork(processes, job.share, processes.size)
+            at_once = blocks_at_once(
+                ParallelConfig(kind=job.share), shape.layers, checkpointed=job.activation_checkpointing
+            )
+            self.work = SharedWork(processes, job.share, processes.size, blocks_at_once=at_once)
         else:
             self.work = SharedWork(processes, CONTEXT, 1, self.group)
         torch.manual_seed(job.seed)
         model = Decoder(shape.model_config(), shape.vocabulary_size).to(device, WEIGHT_DTYPES[job.precision])
         if self.work.sharded:
-            shard_model(model, init_device_mesh(device.type, (processes.size,)))
-        self.mean_loss: nn.Module = MeanLoss(model, job, device, self.work.graphs)
-        if self.work.processes.size > 1 and not self.work.sharded:
-            self.mean_loss = DistributedDataParallel(
-                self.mean_loss, broadcast_buffers=False, gradient_as_bucket_view=True
-            )
+            shard_model(model, init_device_mesh(device.type, (processes.size,)), self.work.blocks_at_once)
+        self.mean_loss = MeanLoss(model, job, device, self.work)
         self.optimizer = build_optimizer(model, self.settings, fused=True)
         # Rows differ between processes, the tokens of a shared sequence do not.
         torch.manual_seed(job.seed + (processes.rank if by_rows else 0))
@@ -198,6 +202,8 @@ class Loop:
         self.bytes_sent = forward, self.group.bytes_sent - forward
         trained = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         gradients = [local(parameter.grad) for parameter in trained if parameter.grad is not None]
+        if self.work.processes.size > 1 and not self.work.sharded:
+            average(gradients)
         norm = gradient_norm(gradients)
         if self.work.sharded:
             norm = self.processes.total(norm.square()).sqrt()
@@ -215,7 +221,7 @@ class Loop:
 class MeanLoss(nn.Module):
     """The mean loss over this process's targets."""
 
-    def __init__(self, model: Decoder, job: Job, device: torch.device, graphs: Graphs) -> None:
+    def __init__(self, model: Decoder, job: Job, device: torch.device, work: SharedWork) -> None:
         super().__init__()
         self.model = model
         trainer = TrainerConfig()
@@ -224,7 +230,8 @@ class MeanLoss(nn.Module):
             model,
             compiled=compiled,
             activation_checkpointing=job.activation_checkpointing,
-            graphs=graphs,
+            graphs=work.graphs,
+            blocks_at_once=work.blocks_at_once,
         )
         self.head_loss = head_loss(trainer.loss, job.precision, compiled=compiled)
 

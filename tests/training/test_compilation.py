@@ -122,11 +122,14 @@ def test_the_compiled_decoder_computes_the_same() -> None:
 
 @pytest.mark.usefixtures("no_kernels")
 @pytest.mark.parametrize(
-    ("graphs", "packed"), [("one", False), ("one", True), ("blocks", True), ("pieces", False)]
+    ("graphs", "packed", "blocks_at_once"),
+    [("one", False, 1), ("one", True, 1), ("blocks", True, 1), ("blocks", False, 2), ("pieces", False, 1)],
 )
-def test_the_graphs_of_the_decoder_compute_the_same_at_any_length(graphs: Graphs, packed: bool) -> None:
+def test_the_graphs_of_the_decoder_compute_the_same_at_any_length(
+    graphs: Graphs, packed: bool, blocks_at_once: int
+) -> None:
     # From the second length on the compiler takes it for a symbol.
-    assert_compiled_is_the_same([24, 25, 31], packed=packed, graphs=graphs)
+    assert_compiled_is_the_same([24, 25, 31], packed=packed, graphs=graphs, blocks_at_once=blocks_at_once)
 
 
 @pytest.mark.usefixtures("no_kernels")
@@ -146,7 +149,21 @@ def test_blocks_that_are_alike_share_a_graph(checkpointing: bool) -> None:
         assert counters["stats"]["unique_graphs"] == graphs
 
 
-def assert_compiled_is_the_same(lengths: Sequence[int], *, packed: bool, graphs: Graphs = "one") -> None:
+@pytest.mark.usefixtures("no_kernels")
+@pytest.mark.parametrize(("blocks_at_once", "graphs"), [(2, 1), (3, 1), (4, 2), (6, 1)])
+def test_runs_of_blocks_that_are_alike_share_a_graph(blocks_at_once: int, graphs: int) -> None:
+    model, tokens_BT = Decoder(replace(SHAPE, layers=6, window=4), 20), torch.randint(20, (2, 24))
+    forget_compiled()
+    counters.clear()
+    hidden = hidden_states(model, compiled=True, graphs="blocks", blocks_at_once=blocks_at_once)
+    hidden_BTD = hidden(tokens_BT, visibilities=model.visibilities())
+    torch.testing.assert_close(hidden_BTD, model.hidden(tokens_BT))
+    assert counters["stats"]["unique_graphs"] == graphs
+
+
+def assert_compiled_is_the_same(
+    lengths: Sequence[int], *, packed: bool, graphs: Graphs = "one", blocks_at_once: int = 1
+) -> None:
     forget_compiled()
     torch.manual_seed(0)
     model = Decoder(SHAPE, 20).double()
@@ -163,9 +180,9 @@ def assert_compiled_is_the_same(lengths: Sequence[int], *, packed: bool, graphs:
         outcomes = []
         for compiled in (False, True):
             model.zero_grad()
-            hidden_BTD = hidden_states(model, compiled=compiled, graphs=graphs)(
-                tokens_BT, visibilities=visibilities
-            )
+            hidden_BTD = hidden_states(
+                model, compiled=compiled, graphs=graphs, blocks_at_once=blocks_at_once
+            )(tokens_BT, visibilities=visibilities)
             hidden_BTD.square().sum().backward()  # type: ignore[no-untyped-call]
             gradients = [p.grad for p in model.parameters() if p.grad is not None]
             outcomes.append([hidden_BTD.detach(), *gradients])

@@ -17,14 +17,21 @@ from windowlm.config import ConfigError, TrainConfig, check_config
 from windowlm.errors import UserError
 from windowlm.model.config import ModelConfig
 from windowlm.model.decoder import Decoder, Visibilities
+from windowlm.parallel.config import ParallelConfig
 from windowlm.parallel.context_group import ContextGroup
 from windowlm.parallel.launcher import LAUNCHED
 from windowlm.parallel.place import Place, own_place
 from windowlm.parallel.processes import Processes
-from windowlm.training.shared_work import SharedWork
+from windowlm.training.shared_work import SharedWork, blocks_at_once
 
 KINDS = ("ddp", "fsdp2", "context")
-COMPILED = ("ddp compiled", "fsdp2 compiled", "context compiled")
+COMPILED = (
+    "ddp compiled",
+    "ddp compiled on two machines",
+    "fsdp2 compiled",
+    "fsdp2 compiled two blocks at once",
+    "context compiled",
+)
 CHECKPOINTED = (
     "ddp compiled checkpointed",
     "fsdp2 checkpointed",
@@ -32,7 +39,11 @@ CHECKPOINTED = (
     "context compiled checkpointed",
 )
 # Two kinds of layers share work in the other runs; to trace both takes long.
-OF_ONE_LAYER = (*COMPILED, "ddp compiled checkpointed", "context compiled checkpointed")
+OF_ONE_LAYER = (
+    *(name for name in COMPILED if "two blocks" not in name),
+    "ddp compiled checkpointed",
+    "context compiled checkpointed",
+)
 STEPS = 20
 MOST = 1e-6
 COUNTS = ("context_length", "targets", "bytes")
@@ -54,6 +65,8 @@ def settings_of(name: str) -> dict[str, Any]:
     made = settings() if kind == "one" else settings(parallel={"kind": kind})
     made["trainer"]["activation_checkpointing"] = "checkpointed" in words
     made["trainer"]["compile"] = "on" if "compiled" in words else "off"
+    if "at once" in name:
+        made["parallel"]["blocks_at_once"] = 2
     return made
 
 
@@ -73,6 +86,8 @@ def run_all(rank: int, base: Path, texts: Path, cache: Path) -> list[int]:
     # Graphs cut into their two passes; kernels would take minutes.
     with torch.compiler.set_stance("default", force_backend="aot_eager_decomp_partition"):
         for name in (*KINDS, *COMPILED, *CHECKPOINTED):
+            local_rank, local_size = ("0", "1") if "machines" in name else (str(rank), "2")
+            os.environ |= {"LOCAL_RANK": local_rank, "LOCAL_WORLD_SIZE": local_size}
             statuses.append(begin(base / name, texts, cache, **settings_here(name)))
     half = settings(parallel={"kind": "fsdp2"})
     half["trainer"]["max_time"] = 1e-9
@@ -209,6 +224,27 @@ def test_work_that_has_no_equal_shares_is_refused(
     with pytest.raises(ConfigError, match=message) as caught:
         SharedWork.of(config, Processes(Place(0, 4, 0, 4)), torch.device("cpu"))
     assert caught.value.correction == correction
+
+
+def test_several_blocks_at_once_are_refused_where_each_is_computed_again() -> None:
+    def at_once(checkpointed: bool, given: int | None = None) -> int:
+        return blocks_at_once(
+            ParallelConfig(kind="fsdp2", blocks_at_once=given), 5, checkpointed=checkpointed
+        )
+
+    with pytest.raises(ConfigError, match=r"^parallel.blocks_at_once=2: .* 1 is allowed, or null") as caught:
+        at_once(True, 2)
+    assert caught.value.correction == "parallel.blocks_at_once=null"
+    assert [at_once(True), at_once(True, 1), at_once(False), at_once(False, 3)] == [1, 1, 2, 3]
+
+
+def test_graphs_are_cut_where_gradients_travel_by_a_network_or_weights_by_parts() -> None:
+    one, two = Processes(Place(0, 4, 0, 4)), Processes(Place(0, 4, 0, 2))
+    assert [SharedWork(processes, "ddp", 4).graphs for processes in (one, two)] == ["one", "blocks"]
+    assert [SharedWork(processes, "fsdp2", 4).graphs for processes in (one, two)] == ["blocks", "blocks"]
+    group = ContextGroup()
+    shared = [SharedWork(processes, "context", 1, group) for processes in (one, two)]
+    assert [work.graphs for work in shared] == ["one", "pieces"]
 
 
 def test_one_process_alone_is_not_several_that_share_sequences() -> None:

@@ -341,6 +341,12 @@ class Visibility:
                 self.segments(batch, tokens, device)
         return self
 
+    def in_one_graph(self, *, computed_again: bool) -> bool:
+        """Whether a compiled graph can hold attention with it, of which the backward pass may compute parts
+        again.
+        """
+        return True
+
     def attend(
         self,
         attention: Callable[..., Tensor],

@@ -5,6 +5,7 @@ Shape letters: B batch, T sequence, D model width, V vocabulary, E width of all 
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -81,7 +82,7 @@ class Block(nn.Module):
             value_embedding_BTE: value embeddings of the tokens, for the layers that have them.
             embedded_BTD: normalised input of the first layer, for the embedding residual.
             cache: keys and values of the tokens before.
-            compute: what computes it in the place of `compute`, such as that compiled.
+            compute: what computes it in the place of `compute`.
         """
         of_layer = (hidden_BTD, visibility, value_embedding_BTE, embedded_BTD, cache)
         return self.compute(*of_layer) if compute is None else compute(self, *of_layer)
@@ -133,6 +134,9 @@ class Block(nn.Module):
 
 
 BlockComputation = Callable[..., torch.Tensor]  # of a block and its inputs, in their order
+BlockInputs = tuple[Visibility | None, torch.Tensor | None, torch.Tensor | None, AnyLayerCache | None]
+Run = list[tuple[Block, BlockInputs]]  # blocks one behind the other, and what each gets besides hidden states
+RunComputation = Callable[[Run, torch.Tensor], torch.Tensor]
 
 
 class Decoder(nn.Module):
@@ -211,13 +215,15 @@ class Decoder(nn.Module):
         visibilities: Visibilities | None = None,
         cache: AnyCache | None = None,
         checkpoint_activations: bool = False,
-        compute_block: BlockComputation | None = None,
+        compute_run: RunComputation | None = None,
+        blocks_at_once: int = 1,
     ) -> torch.Tensor:
         """Final normed states ``[B, T, D]``, for callers that apply the head in pieces.
 
         Where activations are checkpointed the backward pass finds the inputs of the blocks alone, and
-        computes each block again (Chen et al. 2016, arXiv:1604.06174). What computes a block is up to
-        ``compute_block``, see `Block.forward`.
+        computes each block again (Chen et al. 2016, arXiv:1604.06174); one block at once is allowed then.
+        ``compute_run`` computes so many ``blocks_at_once`` in the place of `Block.compute` for each, within
+        the hooks of them all.
         """
         behind_BT = seen = None
         if cache is not None:
@@ -243,18 +249,31 @@ class Decoder(nn.Module):
                 F.rms_norm(hidden_BTD, hidden_BTD.shape[-1:], eps=self.config.norm_epsilon)
             )
         values_BTE = [table(tokens_BT) for table in self.value_embeddings]
-        for layer, (block, table) in enumerate(zip(self.blocks, self.value_tables, strict=True)):
-            of_layer = (
-                hidden_BTD,
-                None if visibilities is None else visibilities[self.layer_windows[layer]],
-                None if table is None else values_BTE[table],
-                embedded_BTD,
-                None if cache is None else cache.layers[layer],
+        layers: Run = [
+            (
+                cast(Block, block),
+                (
+                    None if visibilities is None else visibilities[self.layer_windows[layer]],
+                    None if table is None else values_BTE[table],
+                    embedded_BTD,
+                    None if cache is None else cache.layers[layer],
+                ),
             )
-            if checkpoint_activations:
-                hidden_BTD = checkpoint(block, *of_layer, use_reentrant=False, compute=compute_block)
-            else:
-                hidden_BTD = block(*of_layer, compute=compute_block)
+            for layer, (block, table) in enumerate(zip(self.blocks, self.value_tables, strict=True))
+        ]
+        for start in range(0, len(layers), blocks_at_once):
+            run = layers[start : start + blocks_at_once]
+            for place, (block, of_block) in enumerate(run):
+                compute = None
+                if compute_run is not None:
+                    compute = _computed_before if place else _computing(run, compute_run)
+                if checkpoint_activations:
+                    assert len(run) == 1
+                    hidden_BTD = checkpoint(
+                        block, hidden_BTD, *of_block, use_reentrant=False, compute=compute
+                    )
+                else:
+                    hidden_BTD = block(hidden_BTD, *of_block, compute=compute)
         output_BTD: torch.Tensor = self.final_norm(hidden_BTD)
         return output_BTD
 
@@ -343,6 +362,15 @@ class Decoder(nn.Module):
             )
             if layer is not None
         ]
+
+
+def _computing(run: Run, compute_run: RunComputation) -> BlockComputation:
+    """Of the first block of a run, for all of it."""
+    return lambda block, hidden_BTD, *of_block: compute_run(run, hidden_BTD)
+
+
+def _computed_before(block: Block, hidden_BTD: torch.Tensor, *of_block: Any) -> torch.Tensor:
+    return hidden_BTD
 
 
 def _narrowed_by_autocast(hidden_BTD: torch.Tensor) -> torch.Tensor:

@@ -13,14 +13,28 @@ class ParallelConfig:
             model (Zhao et al. 2023, arXiv:2304.11277), ``context`` a part of each sequence.
         context_processes: of ``context``, how many share a sequence; with more processes several such groups
             share the batch. Null for all.
+        blocks_at_once: of ``fsdp2``, how many blocks' weights and gradients a process holds whole at once:
+            more are faster, fewer take less memory. Null for a quarter of them, or one with checkpointed
+            activations.
     """
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
     kind: Literal["ddp", "fsdp2", "context"] = "ddp"
     context_processes: int | None = None
+    blocks_at_once: int | None = None
 
     def __post_init__(self) -> None:
+        if self.blocks_at_once is not None and self.blocks_at_once < 1:
+            raise ValueError(
+                f"blocks_at_once={self.blocks_at_once}: must be at least 1, or null for a quarter of them; "
+                "try blocks_at_once=null"
+            )
+        if self.blocks_at_once is not None and self.kind != "fsdp2":
+            raise ValueError(
+                f"blocks_at_once={self.blocks_at_once}: parallel={self.kind} gathers no weights; "
+                "try blocks_at_once=null"
+            )
         if self.context_processes is None:
             return
         if self.context_processes < 1:

@@ -64,6 +64,12 @@ class ContextGroup:
         """Which part is this process's, counted from the start of the sequence."""
         return 0 if self.processes is None else dist.get_rank(self.processes)
 
+    @property
+    def name(self) -> str:
+        """By which operations of compiled graphs find the processes."""
+        assert self.processes is not None
+        return self.processes.group_name
+
     def shard_length(self, tokens: int) -> int:
         """Tokens of each part of a sequence of `tokens`.
 

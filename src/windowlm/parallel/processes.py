@@ -86,6 +86,11 @@ class Processes:
         """Whether this one writes the run's files and screen."""
         return self.rank == 0
 
+    @property
+    def on_one_machine(self) -> bool:
+        """Whether no network lies between them."""
+        return self.place.local_size == self.size
+
     def wait(self) -> None:
         """Go on when all have come here.
 

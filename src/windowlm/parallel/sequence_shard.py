@@ -13,14 +13,27 @@ for tokens of others, H query heads, D head dimension.
 
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Protocol, Self
 
 import torch
 from torch import Tensor
 
 from windowlm.attention.window import PADDING, Finish, Visibility, narrowed, unfinished
 from windowlm.parallel.context_group import ContextGroup
+from windowlm.parallel.neighbour_exchange import NeighbourExchange
 from windowlm.parallel.token_exchange import TokenExchange
+
+
+class Exchange(Protocol):
+    """How tokens get from process to process."""
+
+    def send(
+        self, *tensors_BLF: Tensor, first: int = 0
+    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...], Any]:
+        """As `TokenExchange.send`."""
+
+    def receive(self, own_BLF: tuple[Tensor, ...], travelling: Any) -> tuple[Tensor, ...]:
+        """As `TokenExchange.receive`."""
 
 
 class Part(NamedTuple):
@@ -58,6 +71,7 @@ class ShardVisibility(Visibility):
 
     Attributes:
         exchange: keys and values that travel.
+        halo: the same for compiled graphs, where they are the last tokens before each part; else None.
         near: queries that see own keys alone; None where there are none.
         far: queries before them, which see others' keys too; None where there are none.
         own_behind: how many tokens directly before each are of its document, [B or 1, L].
@@ -65,14 +79,33 @@ class ShardVisibility(Visibility):
     """
 
     exchange: TokenExchange | None = None
+    halo: NeighbourExchange | None = None
     near: Part | None = None
     far: Part | None = None
     own_behind: Tensor | None = None
     neighbours: Mapping[int, TokenExchange] = field(default_factory=dict)
 
+    def in_one_graph(self, *, computed_again: bool) -> bool:
+        """As of `Visibility`: what is computed again each process's compiler would choose for itself, and an
+        exchange needs all.
+        """
+        return self.halo is not None and not self.neighbours and not computed_again
+
+    def attend(self, *arguments: Any, **options: Any) -> Tensor:
+        """Attention of the own queries over own keys and those of others; see `Visibility.attend`."""
+        if self.halo is not None and torch.compiler.is_compiling():
+            return self._attend(self.halo, *arguments, **options)
+        attended_BTD: Tensor = self._attend_outside_graphs(*arguments, **options)
+        return attended_BTD
+
     @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def attend(
+    def _attend_outside_graphs(self, *arguments: Any, **options: Any) -> Tensor:
+        assert self.exchange is not None
+        return self._attend(self.exchange, *arguments, **options)
+
+    def _attend(
         self,
+        exchange: Exchange,
         attention: Callable[..., Tensor],
         query_BTHD: Tensor,
         key_BTKD: Tensor,
@@ -82,8 +115,6 @@ class ShardVisibility(Visibility):
         finish_with: Tensor | None = None,
         **options: Any,
     ) -> Tensor:
-        """Attention of the own queries over own keys and those of others."""
-        assert self.exchange is not None
         reaching = 0 if self.far is None else self.far.queries
         far_query, near_query = _cut(query_BTHD, reaching)
         far_finish, near_finish = _cut(finish_with, reaching)
@@ -95,15 +126,18 @@ class ShardVisibility(Visibility):
             # Joined before, attention's outputs would be kept twice for the backward pass.
             return finish(part.attend(attention, query_BQHD, keys, **options), of_finish)
 
-        own, first, travelling = self.exchange.send(key_BTKD, value_BTKD, first=reaching)
+        own, first, travelling = exchange.send(key_BTKD, value_BTKD, first=reaching)
         outputs = []
         if self.near is not None:
             keys = tuple(tensor[:, self.near.first_key :] for tensor in own)
             outputs.append(finished(self.near, near_query, keys, near_finish))
-        remote = self.exchange.receive(own, travelling)
+        remote = exchange.receive(own, travelling)
         if self.far is not None:
             keys = tuple(torch.cat(pair, 1) for pair in zip(remote, first, strict=True))
             outputs.insert(0, finished(self.far, far_query, keys, far_finish))
+        elif exchange is self.halo:
+            # Nothing, of which use must be made.
+            outputs[0] = outputs[0] + sum(tensor.sum() for tensor in remote)
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs, 1)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
@@ -214,6 +248,7 @@ def shard_visibilities(
             positions=counted_BT[:, own],
             documents=None if seen.documents is None else seen.documents[:, own],
             exchange=plan.exchange,
+            halo=_halo(seen, group, length),
             near=near,
             far=far,
             own_behind=whole.behind(tokens, device).expand(positions_BT.shape[0], -1)[:, own],
@@ -221,6 +256,14 @@ def shard_visibilities(
             _of_documents=shared,
         )
     return made
+
+
+def _halo(seen: Visibility, group: ContextGroup, length: int) -> NeighbourExchange | None:
+    """For a window within rows of one document each, that reaches the process before and no further."""
+    chosen = seen.documents is not None or seen.positions is not None or seen.sinks
+    if group.size == 1 or chosen or seen.window is None or not 1 < seen.window <= length + 1:
+        return None
+    return NeighbourExchange.of(group, seen.window - 1)
 
 
 class Needed(NamedTuple):

@@ -14,15 +14,16 @@ from windowlm.attention.rotary import RotaryEmbedding
 from windowlm.attention.window import Visibility
 from windowlm.errors import UserError
 from windowlm.model.compiled_for_windows import compiled_for_windows
-from windowlm.model.decoder import Block, Decoder, Visibilities
+from windowlm.model.decoder import Block, BlockInputs, Decoder, Run, Visibilities
 from windowlm.training.config import TrainerConfig
 from windowlm.training.float8 import float8_view
 
 # Of one function: of blocks that differ, in training and validation, at some lengths.
 MOST_GRAPHS = 32
 HiddenStates = Callable[..., Tensor]
-# One for the whole decoder; one for each block, so that gradients travel while those of the blocks before are
-# computed; or two for each block, as no graph holds the arrival of other processes' keys between them.
+# One for the whole decoder; one for each run of blocks, so that gradients travel while those of the blocks
+# before are computed; or two for each block, between which keys of other processes arrive. Where one graph
+# cannot hold that, "one" stands for "pieces".
 Graphs = Literal["one", "blocks", "pieces"]
 
 
@@ -66,6 +67,7 @@ def hidden_states(
     activation_checkpointing: bool = False,
     cuda_graphs: bool = False,
     graphs: Graphs = "one",
+    blocks_at_once: int = 1,
 ) -> HiddenStates:
     """``model.hidden``, compiled or not; the model itself stays as it is, for checkpoints and evaluation.
 
@@ -80,6 +82,7 @@ def hidden_states(
         activation_checkpointing: whether the inputs of blocks alone are kept, see `Decoder.hidden`.
         cuda_graphs: of compiled graphs on a GPU: replay each pass as one graph of kernels.
         graphs: of the compiled decoder.
+        blocks_at_once: how many blocks share one of "blocks"; one where activations are checkpointed.
     """
     if not compiled and not float8:
         # Looked up in each call: a model that is shared by processes gets another.
@@ -105,7 +108,10 @@ def hidden_states(
             partitioning.patch(activation_memory_budget=activation_memory_budget),
             dynamo.patch(optimize_ddp=False, recompile_limit=MOST_GRAPHS),
         ):
-            if graphs == "one":
+            computed_again = again or activation_memory_budget < 1
+            if graphs == "one" and all(
+                visibility.in_one_graph(computed_again=computed_again) for visibility in visibilities.values()
+            ):
                 states_BTD: Tensor = compiled_for_windows(_hidden, windows, cuda_graphs=cuda_graphs)(
                     decoder, tokens_BT, visibilities, again
                 )
@@ -114,7 +120,8 @@ def hidden_states(
                 tokens_BT,
                 visibilities=visibilities,
                 checkpoint_activations=again,
-                compute_block=_compiled_block if graphs == "blocks" else _compiled_around_attention,
+                compute_run=_compiled_run if graphs == "blocks" else _compiled_around_attention,
+                blocks_at_once=1 if again or graphs != "blocks" else blocks_at_once,
             )
 
     return hidden
@@ -138,8 +145,10 @@ def _hidden(
     return model.hidden(tokens_BT, visibilities=visibilities, checkpoint_activations=checkpoint_activations)
 
 
-def _block(block: Block, *of_layer: Any) -> Tensor:
-    return block.compute(*of_layer)
+def _run(run: Run, hidden_BTD: Tensor) -> Tensor:
+    for block, of_block in run:
+        hidden_BTD = block.compute(hidden_BTD, *of_block)
+    return hidden_BTD
 
 
 def _heads_of(block: Block, *of_layer: Any) -> tuple[Tensor, Heads]:
@@ -150,26 +159,27 @@ def _output_of(block: Block, hidden_BTD: Tensor, attended_BTD: Tensor) -> Tensor
     return block.output_of(hidden_BTD, attended_BTD)
 
 
-def _compiled_block(block: Block, hidden_BTD: Tensor, visibility: Visibility, *of_layer: Any) -> Tensor:
-    compute = compiled_for_windows(_block, (visibility.window,))
-    output_BTD: Tensor = compute(block, hidden_BTD, visibility, *of_layer)
+def _compiled_run(run: Run, hidden_BTD: Tensor) -> Tensor:
+    compute = compiled_for_windows(_run, tuple(_seen(of_block).window for _, of_block in run))
+    output_BTD: Tensor = compute(run, hidden_BTD)
     return output_BTD
 
 
-def _compiled_around_attention(
-    block: Block,
-    hidden_BTD: Tensor,
-    visibility: Visibility,
-    value_embedding_BTE: Tensor | None,
-    embedded_BTD: Tensor | None,
-    cache: None,
-) -> Tensor:
+def _compiled_around_attention(run: Run, hidden_BTD: Tensor) -> Tensor:
+    ((block, of_block),) = run
+    visibility = _seen(of_block)
     # A convolution reads tokens of other processes as well.
     whole = block.attention.convolutions is None
     block.attention.prepare_rotation(visibility)
     heads_of = compiled_for_windows(_heads_of, (visibility.window,), whole=whole)
-    hidden_BTD, heads = heads_of(block, hidden_BTD, visibility, value_embedding_BTE, embedded_BTD)
+    hidden_BTD, heads = heads_of(block, hidden_BTD, *of_block[:-1])
     attended_BTD = block.attention.attended(heads)
     output_of = compiled_for_windows(_output_of, (visibility.window,))
     output_BTD: Tensor = output_of(block, hidden_BTD, attended_BTD)
     return output_BTD
+
+
+def _seen(of_block: BlockInputs) -> Visibility:
+    visibility = of_block[0]
+    assert visibility is not None
+    return visibility

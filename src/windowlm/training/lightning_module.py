@@ -179,7 +179,7 @@ class LanguageModelModule(pl.LightningModule):
         """Leave each process its part of the model, where they share it."""
         if self.work.sharded and not isinstance(self.model, FSDPModule):
             assert self.device_mesh is not None
-            shard_model(self.model, self.device_mesh["data_parallel"])
+            shard_model(self.model, self.device_mesh["data_parallel"], self.work.blocks_at_once)
 
     def row_scalars(self) -> list[torch.Tensor]:
         """Visible pairs, norm of the gradient, steps left out and the losses' sums, of all processes."""

@@ -175,6 +175,7 @@ class TrainingRun:
             activation_checkpointing=config.trainer.activation_checkpointing,
             cuda_graphs=replays_graphs(config.trainer, self.device, processes.size),
             graphs=self.work.graphs,
+            blocks_at_once=self.work.blocks_at_once,
         )
         self.loss = head_loss(config.trainer.loss, config.precision, compiled=self.compiled)
         # Refuses one that cannot serve the run.

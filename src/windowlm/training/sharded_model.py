@@ -18,10 +18,11 @@ from windowlm.model.decoder import Decoder
 from windowlm.parallel.place import own_place
 
 
-def shard_model(model: Decoder, mesh: DeviceMesh) -> None:
-    """Let each process of the mesh keep a part of every parameter; blocks are gathered one by one."""
-    for block in model.blocks:
-        fully_shard(block, mesh=mesh)
+def shard_model(model: Decoder, mesh: DeviceMesh, blocks_at_once: int = 1) -> None:
+    """Let each process of the mesh keep a part of every parameter; so many blocks are gathered at once."""
+    blocks = list(model.blocks)
+    for start in range(0, len(blocks), blocks_at_once):
+        fully_shard(blocks[start : start + blocks_at_once], mesh=mesh)
     fully_shard(model, mesh=mesh, reshard_after_forward=False)
     # The head is applied to the states outside of the model's own forward.
     register_fsdp_forward_method(model, "hidden")

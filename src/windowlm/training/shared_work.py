@@ -5,24 +5,27 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-from lightning.pytorch.strategies import SingleDeviceStrategy, Strategy
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, Strategy
 
 from windowlm.attention.window import outside_inference_mode
 from windowlm.config import ConfigError, TrainConfig
 from windowlm.model.decoder import Decoder, Visibilities
+from windowlm.parallel.config import ParallelConfig
 from windowlm.parallel.context_group import ContextGroup
 from windowlm.parallel.own_gpu import check_gpus
 from windowlm.parallel.processes import ALONE, Processes
 from windowlm.parallel.sequence_shard import shard_visibilities
 from windowlm.training.compilation import Graphs
 from windowlm.training.device_batch import prepared_on, visibilities_on
-from windowlm.training.ordered_gradients import OrderedDDPStrategy
+from windowlm.training.gradients_at_once import GradientsAtOnceStrategy
 from windowlm.training.sharded_model import ShardedStrategy
 
 # What a part of a sequence is cut from a batch.
 BY_TOKEN = ("tokens_BT", "targets_BT", "documents_BT", "positions_BT")
 # A run has those of its batches and of its validation's, and a window's warm-up goes through others.
 PLANS_KEPT = 4
+# Gathered one behind the other unless told otherwise: fewer take more memory, more take longer.
+PARTS_OF_MODEL = 4
 
 
 @dataclass(frozen=True)
@@ -34,12 +37,14 @@ class SharedWork:
         kind: `ParallelConfig.kind`.
         readers: how many parts each batch is read in.
         context: those that share a sequence with this process; None where no sequence is cut.
+        blocks_at_once: of ``fsdp2``, how many blocks' weights a process gathers at once.
     """
 
     processes: Processes = ALONE
     kind: str = "ddp"
     readers: int = 1
     context: ContextGroup | None = None
+    blocks_at_once: int = 1
 
     @classmethod
     def of(cls, config: TrainConfig, processes: Processes, device: torch.device) -> "SharedWork":
@@ -68,7 +73,10 @@ class SharedWork:
             readers //= context_processes
         _check_divisible(config, readers, context_processes)
         if config.parallel.kind != "context":
-            return cls(processes, config.parallel.kind, readers)
+            at_once = blocks_at_once(
+                config.parallel, config.model.layers, checkpointed=config.trainer.activation_checkpointing
+            )
+            return cls(processes, config.parallel.kind, readers, blocks_at_once=at_once)
         return cls(processes, config.parallel.kind, readers, ContextGroup.of(device, context_processes))
 
     @property
@@ -84,8 +92,9 @@ class SharedWork:
     @property
     def graphs(self) -> Graphs:
         """Of a compiled model."""
-        if self.processes.size == 1:
+        if not self.sharded and self.processes.on_one_machine:
             return "one"
+        # Over a network gradients take long, and those of one graph could not travel while it is computed.
         return "blocks" if self.context is None else "pieces"
 
     def strategy(self, device: torch.device) -> Strategy:
@@ -98,8 +107,10 @@ class SharedWork:
                 tensor_parallel_size=1,
                 save_distributed_checkpoint=False,
             )
+        if self.processes.on_one_machine:
+            return GradientsAtOnceStrategy()
         # Buffers hold sums of each process's own.
-        return OrderedDDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True)
+        return DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True)
 
     def own_tokens(self, batch: dict[str, Any]) -> dict[str, Any]:
         """The batch with this process's part of each sequence."""
@@ -152,6 +163,27 @@ def _of_shards(
 def _of_whole_rows(*arguments: Any) -> Visibilities:
     """The same for each batch of rows that are one document each, training and validation alike."""
     return outside_inference_mode(lambda: _of_shards(*arguments))
+
+
+def blocks_at_once(settings: ParallelConfig, layers: int, *, checkpointed: bool) -> int:
+    """Whose weights a process gathers at once, of so many.
+
+    Raises:
+        ConfigError: several, where activations are checkpointed.
+    """
+    if settings.kind != "fsdp2":
+        return 1
+    given = settings.blocks_at_once
+    if not checkpointed:
+        return given or -(-layers // PARTS_OF_MODEL)
+    if given not in (None, 1):
+        raise ConfigError(
+            f"parallel.blocks_at_once={given}: with trainer.activation_checkpointing=true, which computes "
+            "each block again by itself, 1 is allowed, or null",
+            key="parallel.blocks_at_once",
+            correction="parallel.blocks_at_once=null",
+        )
+    return 1
 
 
 def _check_divisible(config: TrainConfig, readers: int, context_processes: int) -> None:
