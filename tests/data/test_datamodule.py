@@ -59,7 +59,7 @@ def test_a_resumed_module_goes_on_at_the_batch_of_its_state_though_workers_read_
 
 def test_training_goes_on_into_later_epochs(folder: Path, prepared: PreparedData) -> None:
     data = module(folder, prepared)
-    per_epoch = -(-len(data.train_sequences) // data.data.batch_size)
+    per_epoch = -(-len(data.train_sequences) // data.data.rows)
     read = batches(data, 3 * per_epoch)
     assert len(read) == 3 * per_epoch
     assert not equal(read[:2], read[per_epoch : per_epoch + 2])

@@ -17,7 +17,7 @@ import torch
 from tests.conftest import write_documents
 from tests.parallel.processes import run_in_processes
 from tests.training.runs import begin, rows
-from tests.training.test_shared_work import CHECKPOINTED, COMPILED, KINDS, MOST, settings_of
+from tests.training.test_shared_work import CHECKPOINTED, COMPILED, KINDS, MOST, one_like, settings_of
 from windowlm.parallel.launcher import LAUNCHED
 from windowlm.training.peak_flops import device_name
 from windowlm.training.provenance import provenance
@@ -54,13 +54,13 @@ def main() -> int:
         base = Path(folder)
         texts = write_documents(base / "texts")
         with redirect_stdout(sys.stderr):
-            assert begin(base / "one", texts, base / "cache", **of_steps("one")) == 0
+            for name in sorted(set(map(one_like, names))):
+                assert begin(base / name, texts, base / "cache", **of_steps(name)) == 0
         statuses = run_in_processes(2, run, base, texts, names)
         assert statuses == [[0] * len(names)] * 2
-        alone = rows(base / "one")
         largest: dict[str, dict[str, float]] = {}
         for name in names:
-            shared = rows(base / name)
+            alone, shared = rows(base / one_like(name)), rows(base / name)
             assert [row["step"] for row in shared] == [row["step"] for row in alone]
             largest[name] = {
                 column: max(
@@ -70,6 +70,7 @@ def main() -> int:
                 )
                 for column in COLUMNS
             }
+        alone = rows(base / "one")
     report = {
         **provenance(),
         "device": device_name(torch.device("cpu")),

@@ -323,6 +323,15 @@ def test_a_run_goes_on_from_the_state_of_another_with_a_larger_budget(
     assert steps_saved(tmp_path / "next") == 8
 
 
+def test_a_batch_that_is_left_open_has_the_rows_of_the_run_that_goes_on(
+    start: Start, uninterrupted: Path, tmp_path: Path
+) -> None:
+    open_batch: dict[str, Any] = {"data": {"batch_size": None}, "trainer": {"max_steps": 8}}
+    assert start("next", resume=str(uninterrupted), **open_batch) == 0
+    assert json.loads((tmp_path / "next" / "config.json").read_text())["data"]["batch_size"] == 2
+    assert start("next", resume="auto", **open_batch) == 0
+
+
 @pytest.mark.parametrize(
     ("budget", "spent", "larger"),
     [

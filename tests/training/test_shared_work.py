@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from windowlm.parallel.context_group import ContextGroup
 from windowlm.parallel.launcher import LAUNCHED
 from windowlm.parallel.place import Place, own_place
 from windowlm.parallel.processes import Processes
-from windowlm.training.shared_work import SharedWork, blocks_at_once
+from windowlm.training.shared_work import SharedWork, blocks_at_once, with_rows
 
 KINDS = ("ddp", "fsdp2", "context")
 COMPILED = (
@@ -31,6 +32,7 @@ COMPILED = (
     "fsdp2 compiled",
     "fsdp2 compiled two blocks at once",
     "context compiled",
+    "context compiled whole rows",
 )
 CHECKPOINTED = (
     "ddp compiled checkpointed",
@@ -40,7 +42,7 @@ CHECKPOINTED = (
 )
 # Two kinds of layers share work in the other runs; to trace both takes long.
 OF_ONE_LAYER = (
-    *(name for name in COMPILED if "two blocks" not in name),
+    *(name for name in COMPILED if "two blocks" not in name and "whole rows" not in name),
     "ddp compiled checkpointed",
     "context compiled checkpointed",
 )
@@ -67,7 +69,16 @@ def settings_of(name: str) -> dict[str, Any]:
     made["trainer"]["compile"] = "on" if "compiled" in words else "off"
     if "at once" in name:
         made["parallel"]["blocks_at_once"] = 2
+    if "whole rows" in name:
+        # One graph can hold this exchange.
+        made["model"] |= {"window": 8, "short_convolution": None}
+        made["data"]["document_masking"] = False
     return made
+
+
+def one_like(name: str) -> str:
+    """The run of one process that learns what another learns."""
+    return "one whole rows" if "whole rows" in name else "one"
 
 
 def settings_here(name: str) -> dict[str, Any]:
@@ -102,7 +113,7 @@ def runs(documents: Path, made_once: MakeOnce) -> Path:
 
     def make(base: Path) -> None:
         cache = base / "cache"
-        for name in ("one", "one of one layer"):
+        for name in ("one", "one of one layer", "one whole rows"):
             assert begin(base / name, documents, cache, **settings_here(name)) == 0
         half = settings()
         half["trainer"]["max_time"] = 1e-9
@@ -116,7 +127,7 @@ def runs(documents: Path, made_once: MakeOnce) -> Path:
 
 @pytest.mark.parametrize("name", [*KINDS, *COMPILED, *CHECKPOINTED, "from one to two", "from two to one"])
 def test_the_loss_curve_is_that_of_one_process(runs: Path, name: str) -> None:
-    one = "one of one layer" if name in OF_ONE_LAYER else "one"
+    one = "one of one layer" if name in OF_ONE_LAYER else one_like(name)
     alone, shared = rows(runs / one), rows(runs / name)
     assert [row["step"] for row in shared] == [row["step"] for row in alone]
     for wanted, found in zip(alone, shared, strict=True):
@@ -245,6 +256,26 @@ def test_graphs_are_cut_where_gradients_travel_by_a_network_or_weights_by_parts(
     group = ContextGroup()
     shared = [SharedWork(processes, "context", 1, group) for processes in (one, two)]
     assert [work.graphs for work in shared] == ["one", "pieces"]
+
+
+@pytest.mark.parametrize(
+    ("data", "parallel", "kept", "rows"),
+    [
+        ({}, {}, None, 4),
+        ({}, {"kind": "fsdp2"}, None, 4),
+        ({}, {"kind": "context"}, None, 1),
+        ({}, {"kind": "context", "context_processes": 2}, None, 2),
+        ({}, {}, 8, 8),
+        ({"batch_size": 12}, {}, 8, 12),
+    ],
+)
+def test_a_batch_has_a_row_for_each_that_reads_unless_told(
+    data: dict[str, Any], parallel: dict[str, Any], kept: int | None, rows: int
+) -> None:
+    config = check_config(TrainConfig, {"run_dir": "run", "data": data, "parallel": parallel})
+    settled = with_rows(config, Processes(Place(0, 4, 0, 4)), kept)
+    assert settled.data.batch_size == settled.data.rows == rows
+    assert replace(settled, data=config.data) == config
 
 
 def test_one_process_alone_is_not_several_that_share_sequences() -> None:

@@ -52,10 +52,14 @@ def test_a_sweep_under_torchrun_has_one_folder_and_one_wandb_run_for_each_run(sw
 def test_a_sweep_of_our_launcher_has_one_folder_and_one_wandb_run_for_each_run(
     small_run: tuple[str, ...], tmp_path: Path
 ) -> None:
-    words = ("-m", *small_run, f"trainer.max_steps={STEPS}", "trainer.device=cpu", "trainer.devices=2")
+    plain = (word for word in small_run if not word.startswith("data.batch_size="))
+    words = ("-m", *plain, f"trainer.max_steps={STEPS}", "trainer.device=cpu", "trainer.devices=2")
     done = run_script("train.py", *words, "seed=0,1", "run_dir=sweep", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     is_one_sweep_of_two_processes(tmp_path / "sweep")
+    for number in "01":
+        settings = json.loads((tmp_path / "sweep" / number / "config.json").read_text())
+        assert settings["data"]["batch_size"] == 2
 
 
 def test_a_run_of_two_processes_is_reproduced_by_two_from_another_folder(sweep: Path, tmp_path: Path) -> None:

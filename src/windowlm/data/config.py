@@ -31,7 +31,8 @@ class DataConfig:
         test_fraction: Share for the test.
         split_seed: Another seed gives other splits.
         sequence_length: Inputs of a training sequence, in tokens.
-        batch_size: Sequences a batch, those of all processes together.
+        batch_size: Sequences a batch, those of all processes together; null is one for each process that
+            reads, or for each group that shares a sequence.
         document_masking: Tokens of one document never see another's and positions restart with each (as in
             Llama 3, arXiv:2407.21783); false takes each training sequence for one document, end marks and
             what follows them included (as in GPT-3, arXiv:2005.14165).
@@ -54,11 +55,16 @@ class DataConfig:
     test_fraction: float = 0.05
     split_seed: int = 0
     sequence_length: int = 1024
-    batch_size: int = 1
+    batch_size: int | None = None
     document_masking: bool = True
     validation_tokens: int | None = 65_536
     workers: int = 0
     cache_dir: str | None = None
+
+    @property
+    def rows(self) -> int:
+        """Sequences a batch; a run of several processes settles `batch_size` before it reads."""
+        return self.batch_size or 1
 
     def __post_init__(self) -> None:
         """Check ranges and relations.
@@ -79,11 +85,12 @@ class DataConfig:
                 raise ValueError(f"{field}={value!r}: at least {smallest}; try {field}={good}")
         if self.workers > MOST_WORKERS:
             raise ValueError(f"workers={self.workers}: at most {MOST_WORKERS}; try workers=4")
-        if self.batch_size * self.sequence_length > MOST_TOKENS_OF_A_BATCH:
+        rows = self.rows
+        if rows * self.sequence_length > MOST_TOKENS_OF_A_BATCH:
             good = max(MOST_TOKENS_OF_A_BATCH // self.sequence_length, 1)
-            field, good = ("batch_size", good) if self.batch_size > 1 else ("sequence_length", 1024)
+            field, good = ("batch_size", good) if rows > 1 else ("sequence_length", 1024)
             raise ValueError(
-                f"{field}={getattr(self, field)}: batch_size={self.batch_size} sequences of "
+                f"{field}={getattr(self, field)}: batch_size={rows} sequences of "
                 f"sequence_length={self.sequence_length} tokens are more than {MOST_TOKENS_OF_A_BATCH:,} in "
                 f"a batch; try {field}={good}"
             )

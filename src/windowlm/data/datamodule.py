@@ -92,12 +92,12 @@ class DocumentDataModule(lightning.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Shuffled sequences without end, from `next_batch` on."""
-        batches = EndlessBatches(self.data.batch_size, self.next_batch, self.reader, self.readers)
+        batches = EndlessBatches(self.data.rows, self.next_batch, self.reader, self.readers)
         return self._load(self.train_sequences, batches)
 
     def val_dataloader(self) -> DataLoader[Any]:
         """The first `validation_tokens` of the validation split, in order; the last batch may be smaller."""
-        positions, size = range(self._validation_sequences()), self.data.batch_size
+        positions, size = range(self._validation_sequences()), self.data.rows
         batches = []
         for start in range(0, len(positions), size):
             own = list(positions[start : start + size])[self.reader :: self.readers]

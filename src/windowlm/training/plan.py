@@ -49,7 +49,7 @@ class Plan:
     def tokens_per_step(self) -> int:
         """Inputs of one optimizer step."""
         data = self.config.data
-        return data.sequence_length * data.batch_size * self.config.trainer.accumulate_batches
+        return data.sequence_length * data.rows * self.config.trainer.accumulate_batches
 
     @property
     def validation_tokens(self) -> int:

@@ -78,12 +78,13 @@ from windowlm.training.run_folder import (
     find_start,
     lasting_settings,
     record_of,
+    rows_kept,
 )
 from windowlm.training.run_lock import RunLock
 from windowlm.training.run_screen import RunScreen
 from windowlm.training.schedule import Budget, WindowWarmup
 from windowlm.training.sharded_model import whole_state
-from windowlm.training.shared_work import SharedWork
+from windowlm.training.shared_work import SharedWork, with_rows
 from windowlm.training.signals import Interrupted, Signals
 from windowlm.training.stopping import INTERRUPTED, Stopping, reached_limit
 from windowlm.training.wandb_run import WandbRun, choose_mode
@@ -156,7 +157,7 @@ class TrainingRun:
         _quiet_lightning()
         self.processes = processes
         self.signals = signals
-        self.config = config
+        self.config = config = with_rows(config, processes, rows_kept(config, invocation.output_dir))
         self.invocation = invocation
         self.console = RunScreen(quiet=not processes.leads)
         self.folder = RunFolder(invocation.output_dir)
@@ -320,7 +321,7 @@ class TrainingRun:
             self.budget,
             data.tokenizer.token_bytes_V,
             sequence_length=config.data.sequence_length,
-            batch_size=config.data.batch_size,
+            batch_size=config.data.rows,
             accumulate_batches=config.trainer.accumulate_batches,
             seed=config.seed,
             identities=_identities(data),

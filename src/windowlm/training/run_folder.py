@@ -43,13 +43,15 @@ CHANGEABLE = (
     "trainer.progress_bar",
 )
 
+ROWS = "data.batch_size"
+
 # What a run that starts from another's state must share with it: the shapes of the weights, and the size of a
 # batch, in which the state counts tokens and text that is used.
 SHARED_WITH_ORIGIN = (
     "model.",
     "tokenizer.",
     "data.sequence_length",
-    "data.batch_size",
+    ROWS,
     "trainer.accumulate_batches",
 )
 
@@ -386,13 +388,38 @@ def _refuse_changes(config: TrainConfig, folder: RunFolder) -> None:
 
 def _changes(config: TrainConfig, folder: RunFolder) -> Iterator[tuple[str, str, str]]:
     """Each setting that differs from that of the run in ``folder``, as text: key, new value, old value."""
+    old, new = _settings_kept(folder), _settings(config)
+    if new[ROWS] is None:  # whatever that run has
+        new[ROWS] = old.get(ROWS)
+    return changed_settings(old, new)
+
+
+def _settings_kept(folder: RunFolder) -> dict[str, Any]:
+    """Of the run in a folder, by key."""
     try:
         settings = parse_json(folder.config.read_text(encoding="utf-8"))
         if not isinstance(settings, dict):
             raise ValueError("it is no object")
     except (ValueError, OSError) as error:
         raise ConfigError(f"{folder.config}: cannot be read ({error}); choose another run_dir") from None
-    return changed_settings(flattened(settings), _settings(config))
+    return flattened(settings)
+
+
+def rows_kept(config: TrainConfig, path: Path) -> int | None:
+    """Sequences a batch of the run whose state the new command goes on from; None where there is none.
+
+    Args:
+        config: settings of the new command.
+        path: folder of its run.
+
+    Raises:
+        ConfigError: the settings of that run cannot be read.
+    """
+    folder = RunFolder(path if config.resume in (None, "auto") else Path(config.resume))
+    if not folder.config.is_file():
+        return None
+    rows = _settings_kept(folder).get(ROWS)
+    return rows if type(rows) is int else None
 
 
 def changed_settings(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:

@@ -1,6 +1,6 @@
 """How the processes of a run share its work: rows of the batch, parts of the model or of each sequence."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -54,23 +54,12 @@ class SharedWork:
             ConfigError: it cannot be cut into equal shares, or not over these processes.
             UserError: more processes than GPUs.
         """
-        given = config.parallel.context_processes
-        if given is not None and processes.size % given:
-            raise ConfigError(
-                f"parallel.context_processes={given}: a divisor of the number of processes, "
-                f"{processes.size}, is allowed, or null for all; start more by trainer.devices or torchrun",
-                key="parallel.context_processes",
-                correction="parallel.context_processes=null",
-            )
+        context_processes = _context_processes(config, processes)
         if processes.size == 1:
             return cls()
         if device.type == "cuda":
             check_gpus(processes.place, "trainer.devices")
-        readers = processes.size
-        context_processes = 1
-        if config.parallel.kind == "context":
-            context_processes = given or processes.size
-            readers //= context_processes
+        readers = processes.size // context_processes
         _check_divisible(config, readers, context_processes)
         if config.parallel.kind != "context":
             at_once = blocks_at_once(
@@ -165,6 +154,32 @@ def _of_whole_rows(*arguments: Any) -> Visibilities:
     return outside_inference_mode(lambda: _of_shards(*arguments))
 
 
+def with_rows(config: TrainConfig, processes: Processes, kept: int | None) -> TrainConfig:
+    """The settings with a number of rows a batch: theirs, or that of the run that goes on, or else one for
+    each part that a batch is read in.
+
+    Raises:
+        ConfigError: the processes cannot share sequences as the settings say.
+    """
+    if config.data.batch_size is not None:
+        return config
+    rows = kept or processes.size // _context_processes(config, processes)
+    return replace(config, data=replace(config.data, batch_size=rows))
+
+
+def _context_processes(config: TrainConfig, processes: Processes) -> int:
+    """How many share each sequence."""
+    given = config.parallel.context_processes
+    if given is not None and processes.size % given:
+        raise ConfigError(
+            f"parallel.context_processes={given}: a divisor of the number of processes, "
+            f"{processes.size}, is allowed, or null for all; start more by trainer.devices or torchrun",
+            key="parallel.context_processes",
+            correction="parallel.context_processes=null",
+        )
+    return given or processes.size if config.parallel.kind == "context" else 1
+
+
 def blocks_at_once(settings: ParallelConfig, layers: int, *, checkpointed: bool) -> int:
     """Whose weights a process gathers at once, of so many.
 
@@ -187,7 +202,7 @@ def blocks_at_once(settings: ParallelConfig, layers: int, *, checkpointed: bool)
 
 
 def _check_divisible(config: TrainConfig, readers: int, context_processes: int) -> None:
-    rows, tokens = config.data.batch_size, config.data.sequence_length
+    rows, tokens = config.data.rows, config.data.sequence_length
     if rows % readers:
         raise ConfigError(
             f"data.batch_size={rows}: {readers} processes share the rows of a batch, and a multiple of "
