@@ -630,7 +630,7 @@ def _check(
     while checked < count and time.time() < deadline:
         cases: list[Case] = []
         measured: list[Tensor] = []
-        while len(cases) < min(AT_ONCE, count - checked):
+        while len(cases) < min(AT_ONCE, count - checked) and not (cases and time.time() > deadline):
             case = draw(seed, shapes=shapes)
             seed += 1
             if not supported(case, backend, device):

@@ -280,6 +280,9 @@ def test_data_shorter_than_a_sequence_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"data\.sequence_length=1024: the training split has only 50 tokens"):
         prepare(tmp_path / "short.txt", tmp_path / "cache", sequence_length=1024)
     assert len(prepare(tmp_path / "short.txt", tmp_path / "cache", sequence_length=49).train) == 1
+    cut = settings(tmp_path / "short.txt", tmp_path / "cache", sequence_length=1024)
+    with pytest.raises(DataError, match=r"try data\.sequence_length=4 or give"):
+        prepare_tokens(cut, TokenizerConfig(kind="bytes"), parts=4)
 
 
 def test_two_identical_files_are_one_document_in_three_parts(tmp_path: Path) -> None:

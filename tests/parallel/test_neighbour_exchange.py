@@ -71,14 +71,18 @@ def test_a_graph_with_the_exchange_computes_what_one_process_does() -> None:
         assert graphs == [2] * len(WINDOWS)
 
 
-def sent_in_both_ways(rank: int) -> list[tuple[int, int]]:
-    """Bytes forward and back of each exchange, which must give and take the same numbers."""
+def sent_in_both_ways(rank: int) -> list[list[tuple[int, int]]]:
+    """By window, bytes forward and back of each exchange, which must give and take the same numbers."""
     group = ContextGroup(dist.group.WORLD)
-    (seen,) = shard_visibilities({5: 0}, group, ROWS, SHARD * PROCESSES).values()
+    return [_sent_in_both_ways(group, window) for window in (2, 5, SHARD + 1)]
+
+
+def _sent_in_both_ways(group: ContextGroup, window: int) -> list[tuple[int, int]]:
+    (seen,) = shard_visibilities({window: 0}, group, ROWS, SHARD * PROCESSES).values()
     assert isinstance(seen, ShardVisibility)
     assert isinstance(seen.halo, NeighbourExchange)
     assert seen.exchange is not None
-    torch.manual_seed(rank)
+    torch.manual_seed(group.rank)
     key, value = (torch.randn(ROWS, SHARD, 2, 4, requires_grad=True) for _ in range(2))
     counted, outcomes = [], []
     for exchange in (seen.exchange, seen.halo):
@@ -96,9 +100,10 @@ def sent_in_both_ways(rank: int) -> list[tuple[int, int]]:
 
 
 def test_it_sends_and_returns_what_the_exchange_of_chosen_tokens_does() -> None:
-    for chosen, neighbours in run_in_processes(PROCESSES, sent_in_both_ways):
-        assert neighbours == chosen
-        assert sum(chosen)
+    for of_windows in run_in_processes(PROCESSES, sent_in_both_ways):
+        for chosen, neighbours in of_windows:
+            assert neighbours == chosen
+            assert sum(chosen)
 
 
 def kinds_in_one_graph(rank: int) -> list[bool]:

@@ -332,6 +332,19 @@ def test_a_batch_that_is_left_open_has_the_rows_of_the_run_that_goes_on(
     assert start("next", resume="auto", **open_batch) == 0
 
 
+@pytest.mark.parametrize("rows", [0, -2, True, 2.0, None])
+def test_a_batch_is_not_taken_from_settings_that_are_damaged(
+    start: Start, uninterrupted: Path, tmp_path: Path, rows: object
+) -> None:
+    shutil.copytree(uninterrupted, tmp_path / "damaged")
+    path = tmp_path / "damaged" / "config.json"
+    settings = json.loads(path.read_text())
+    settings["data"]["batch_size"] = rows
+    path.write_text(json.dumps(settings))
+    with pytest.raises(ConfigError, match=r"config.json: data.batch_size=.* is no number of rows"):
+        start("next", resume=str(tmp_path / "damaged"), data={"batch_size": None}, trainer={"max_steps": 8})
+
+
 @pytest.mark.parametrize(
     ("budget", "spent", "larger"),
     [

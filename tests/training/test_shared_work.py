@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from lightning.pytorch.strategies import DDPStrategy
 
 from tests.conftest import MakeOnce
 from tests.parallel.processes import LOOPBACK, free_port, run_in_processes
@@ -23,6 +24,7 @@ from windowlm.parallel.context_group import ContextGroup
 from windowlm.parallel.launcher import LAUNCHED
 from windowlm.parallel.place import Place, own_place
 from windowlm.parallel.processes import Processes
+from windowlm.training.gradients_at_once import GradientsAtOnceStrategy
 from windowlm.training.shared_work import SharedWork, blocks_at_once, with_rows
 
 KINDS = ("ddp", "fsdp2", "context")
@@ -259,23 +261,40 @@ def test_graphs_are_cut_where_gradients_travel_by_a_network_or_weights_by_parts(
 
 
 @pytest.mark.parametrize(
-    ("data", "parallel", "kept", "rows"),
+    ("parallel", "kept", "rows"),
     [
-        ({}, {}, None, 4),
-        ({}, {"kind": "fsdp2"}, None, 4),
-        ({}, {"kind": "context"}, None, 1),
-        ({}, {"kind": "context", "context_processes": 2}, None, 2),
-        ({}, {}, 8, 8),
-        ({"batch_size": 12}, {}, 8, 12),
+        ({}, None, 4),
+        ({"kind": "fsdp2"}, None, 4),
+        ({"kind": "context"}, None, 1),
+        ({"kind": "context", "context_processes": 2}, None, 2),
+        ({}, 8, 8),
     ],
 )
 def test_a_batch_has_a_row_for_each_that_reads_unless_told(
-    data: dict[str, Any], parallel: dict[str, Any], kept: int | None, rows: int
+    parallel: dict[str, Any], kept: int | None, rows: int
 ) -> None:
-    config = check_config(TrainConfig, {"run_dir": "run", "data": data, "parallel": parallel})
+    config = check_config(TrainConfig, {"run_dir": "run", "parallel": parallel})
     settled = with_rows(config, Processes(Place(0, 4, 0, 4)), kept)
     assert settled.data.batch_size == settled.data.rows == rows
     assert replace(settled, data=config.data) == config
+
+
+def test_a_batch_of_all_processes_that_is_too_large_is_refused() -> None:
+    config = check_config(TrainConfig, {"run_dir": "run", "data": {"sequence_length": 2**27}})
+    with pytest.raises(ConfigError, match=r"^data.batch_size=4: .* are more than"):
+        with_rows(config, Processes(Place(0, 4, 0, 4)), None)
+
+
+def test_torch_sums_gradients_of_gpus_over_a_network_alone() -> None:
+    one, two = Processes(Place(0, 4, 0, 4)), Processes(Place(0, 4, 0, 2))
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    for processes, device, wanted in (
+        (one, cpu, GradientsAtOnceStrategy),
+        (one, gpu, GradientsAtOnceStrategy),
+        (two, cpu, GradientsAtOnceStrategy),
+        (two, gpu, DDPStrategy),
+    ):
+        assert type(SharedWork(processes, "ddp", 4).strategy(device)) is wanted
 
 
 def test_one_process_alone_is_not_several_that_share_sequences() -> None:

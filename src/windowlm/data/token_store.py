@@ -143,12 +143,13 @@ class PreparedData:
         }
 
 
-def prepare_tokens(data: DataConfig, tokenizer: TokenizerConfig | Tokenizer) -> PreparedData:
+def prepare_tokens(data: DataConfig, tokenizer: TokenizerConfig | Tokenizer, parts: int = 1) -> PreparedData:
     """Read, split and encode the documents of the settings, or open what an earlier run prepared.
 
     Args:
         data: The settings.
         tokenizer: Settings of a tokenizer, which may be trained here, or a tokenizer as it is.
+        parts: Of each training sequence; a shorter one that is advised has as many.
 
     Raises:
         DataError: The data or the tokenizer's file are missing, unreadable or unsuited, or the
@@ -188,7 +189,7 @@ def prepare_tokens(data: DataConfig, tokenizer: TokenizerConfig | Tokenizer) -> 
         raise DataError(
             f"data.sequence_length={data.sequence_length}: the training split has only "
             f"{prepared.train.token_count} tokens; try data.sequence_length="
-            f"{max(1, prepared.train.token_count // 8)} or give more text"
+            f"{max(1, prepared.train.token_count // 8 // parts) * parts} or give more text"
         )
     return prepared
 

@@ -32,7 +32,8 @@ class ContextGroup:
 
     Attributes:
         processes: torch's group of them; None stands for one process alone.
-        bytes_sent: what this process has sent to others of keys, values and their gradients.
+        bytes_sent: what this process has sent to others of keys, values and their gradients, as far as no
+            compiled graph sends it.
     """
 
     processes: dist.ProcessGroup | None = None

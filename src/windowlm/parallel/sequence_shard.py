@@ -136,7 +136,7 @@ class ShardVisibility(Visibility):
             keys = tuple(torch.cat(pair, 1) for pair in zip(remote, first, strict=True))
             outputs.insert(0, finished(self.far, far_query, keys, far_finish))
         elif exchange is self.halo:
-            # Nothing, of which use must be made.
+            # The first process receives no token, and makes use of that: gradients are sent back on the way.
             outputs[0] = outputs[0] + sum(tensor.sum() for tensor in remote)
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs, 1)
 

@@ -17,7 +17,10 @@ from torch.distributed.distributed_c10d import _coalescing_manager
 
 
 class GradientsAtOnceStrategy(DDPStrategy):
-    """Lightning's, without torch's wrapper around the model."""
+    """Lightning's, without torch's wrapper around the model.
+
+    What a module does `on_after_backward` comes before the average.
+    """
 
     _kept_apart = False
 
@@ -28,7 +31,7 @@ class GradientsAtOnceStrategy(DDPStrategy):
             dist.broadcast(tensor.detach(), 0)
 
     def post_backward(self, closure_loss: Tensor) -> None:
-        """Average the gradients."""
+        """Average the gradients, of which all processes must have the same."""
         assert self.model is not None
         if not self._kept_apart:
             average(parameter.grad for parameter in self.model.parameters() if parameter.grad is not None)

@@ -75,10 +75,10 @@ from windowlm.training.run_folder import (
     DIFF,
     RunFolder,
     Start,
+    batch_size_kept,
     find_start,
     lasting_settings,
     record_of,
-    rows_kept,
 )
 from windowlm.training.run_lock import RunLock
 from windowlm.training.run_screen import RunScreen
@@ -157,7 +157,9 @@ class TrainingRun:
         _quiet_lightning()
         self.processes = processes
         self.signals = signals
-        self.config = config = with_rows(config, processes, rows_kept(config, invocation.output_dir))
+        if config.data.batch_size is None:
+            config = with_rows(config, processes, batch_size_kept(config, invocation.output_dir))
+        self.config = config
         self.invocation = invocation
         self.console = RunScreen(quiet=not processes.leads)
         self.folder = RunFolder(invocation.output_dir)
@@ -240,7 +242,9 @@ class TrainingRun:
         if self.compiled:
             forget_compiled()
         torch.manual_seed(config.seed)
-        data = self.processes.leader_first(lambda: prepare_tokens(config.data, config.tokenizer))
+        data = self.processes.leader_first(
+            lambda: prepare_tokens(config.data, config.tokenizer, self.work.parts)
+        )
         data_module = DocumentDataModule(
             data, config.data, seed=config.seed, reader=self.work.reader, readers=self.work.readers
         )

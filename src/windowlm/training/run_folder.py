@@ -405,7 +405,7 @@ def _settings_kept(folder: RunFolder) -> dict[str, Any]:
     return flattened(settings)
 
 
-def rows_kept(config: TrainConfig, path: Path) -> int | None:
+def batch_size_kept(config: TrainConfig, path: Path) -> int | None:
     """Sequences a batch of the run whose state the new command goes on from; None where there is none.
 
     Args:
@@ -417,9 +417,15 @@ def rows_kept(config: TrainConfig, path: Path) -> int | None:
     """
     folder = RunFolder(path if config.resume in (None, "auto") else Path(config.resume))
     if not folder.config.is_file():
-        return None
+        # Killed before it had written its settings, a run may have begun from another's state.
+        origin = folder.read_record().get("origin")
+        if origin is None:
+            return None
+        folder = RunFolder(Path(origin))
     rows = _settings_kept(folder).get(ROWS)
-    return rows if type(rows) is int else None
+    if type(rows) is not int or rows < 1:
+        raise ConfigError(f"{folder.config}: {ROWS}={rows} is no number of rows; choose another run_dir")
+    return rows
 
 
 def changed_settings(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:

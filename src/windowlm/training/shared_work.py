@@ -55,6 +55,9 @@ class SharedWork:
             UserError: more processes than GPUs.
         """
         context_processes = _context_processes(config, processes)
+        at_once = blocks_at_once(
+            config.parallel, config.model.layers, checkpointed=config.trainer.activation_checkpointing
+        )
         if processes.size == 1:
             return cls()
         if device.type == "cuda":
@@ -62,21 +65,23 @@ class SharedWork:
         readers = processes.size // context_processes
         _check_divisible(config, readers, context_processes)
         if config.parallel.kind != "context":
-            at_once = blocks_at_once(
-                config.parallel, config.model.layers, checkpointed=config.trainer.activation_checkpointing
-            )
             return cls(processes, config.parallel.kind, readers, blocks_at_once=at_once)
         return cls(processes, config.parallel.kind, readers, ContextGroup.of(device, context_processes))
 
     @property
     def reader(self) -> int:
         """Which part of each batch this process reads."""
-        return self.processes.rank // (self.processes.size // self.readers)
+        return self.processes.rank // self.parts
 
     @property
     def sharded(self) -> bool:
         """Whether each process holds a part of the model."""
         return self.processes.size > 1 and self.kind == "fsdp2"
+
+    @property
+    def parts(self) -> int:
+        """How many each sequence is cut in."""
+        return self.processes.size // self.readers
 
     @property
     def graphs(self) -> Graphs:
@@ -96,7 +101,8 @@ class SharedWork:
                 tensor_parallel_size=1,
                 save_distributed_checkpoint=False,
             )
-        if self.processes.on_one_machine:
+        # torch's buckets change after the first step of each start, and with them the order of gloo's sums.
+        if self.processes.on_one_machine or device.type == "cpu":
             return GradientsAtOnceStrategy()
         # Buffers hold sums of each process's own.
         return DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True)
@@ -155,16 +161,17 @@ def _of_whole_rows(*arguments: Any) -> Visibilities:
 
 
 def with_rows(config: TrainConfig, processes: Processes, kept: int | None) -> TrainConfig:
-    """The settings with a number of rows a batch: theirs, or that of the run that goes on, or else one for
+    """The settings with the number of rows that they leave open: that of the run that goes on, or else one for
     each part that a batch is read in.
 
     Raises:
-        ConfigError: the processes cannot share sequences as the settings say.
+        ConfigError: the processes cannot share sequences as the settings say, or the batch is too large.
     """
-    if config.data.batch_size is not None:
-        return config
     rows = kept or processes.size // _context_processes(config, processes)
-    return replace(config, data=replace(config.data, batch_size=rows))
+    try:
+        return replace(config, data=replace(config.data, batch_size=rows))
+    except ValueError as error:
+        raise ConfigError(f"data.{error}", key="data.batch_size") from None
 
 
 def _context_processes(config: TrainConfig, processes: Processes) -> int:
