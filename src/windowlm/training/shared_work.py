@@ -161,8 +161,8 @@ def _of_whole_rows(*arguments: Any) -> Visibilities:
 
 
 def with_rows(config: TrainConfig, processes: Processes, kept: int | None) -> TrainConfig:
-    """The settings with the number of rows that they leave open: that of the run that goes on, or else one for
-    each part that a batch is read in.
+    """The settings with the number of rows that they leave open: that of the run that goes on, or else one
+    for each part that a batch is read in.
 
     Raises:
         ConfigError: the processes cannot share sequences as the settings say, or the batch is too large.
