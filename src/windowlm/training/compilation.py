@@ -82,7 +82,8 @@ def hidden_states(
         activation_checkpointing: whether the inputs of blocks alone are kept, see `Decoder.hidden`.
         cuda_graphs: of compiled graphs on a GPU: replay each pass as one graph of kernels.
         graphs: of the compiled decoder.
-        blocks_at_once: how many blocks share one of "blocks"; one where activations are checkpointed.
+        blocks_at_once: how many blocks share one of "blocks"; more than one only without checkpointed
+            activations.
     """
     if not compiled and not float8:
         # Looked up in each call: a model that is shared by processes gets another.
@@ -121,7 +122,7 @@ def hidden_states(
                 visibilities=visibilities,
                 checkpoint_activations=again,
                 compute_run=_compiled_run if graphs == "blocks" else _compiled_around_attention,
-                blocks_at_once=1 if again or graphs != "blocks" else blocks_at_once,
+                blocks_at_once=blocks_at_once,
             )
 
     return hidden
