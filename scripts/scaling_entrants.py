@@ -36,7 +36,7 @@ from windowlm.parallel.processes import Processes
 from windowlm.training.compilation import hidden_states, is_compiled
 from windowlm.training.config import OptimizerConfig, TrainerConfig
 from windowlm.training.gradient import gradient_norm, rescale_gradient
-from windowlm.training.gradients_at_once import average
+from windowlm.training.gradients_at_once import average, gradient_group
 from windowlm.training.linear_cross_entropy import head_loss
 from windowlm.training.optimizer import build_optimizer
 from windowlm.training.peak_memory import peak_memory_bytes, reset_peak_memory
@@ -171,6 +171,8 @@ class Loop:
         model = Decoder(shape.model_config(), shape.vocabulary_size).to(device, WEIGHT_DTYPES[job.precision])
         if self.work.sharded:
             shard_model(model, init_device_mesh(device.type, (processes.size,)), self.work.blocks_at_once)
+        shares_gradients = self.work.processes.size > 1 and not self.work.sharded
+        self.gradient_group = gradient_group(device) if shares_gradients else None
         self.mean_loss = MeanLoss(model, job, device, self.work)
         self.optimizer = build_optimizer(model, self.settings, fused=True)
         # Rows differ between processes, the tokens of a shared sequence do not.
@@ -203,7 +205,7 @@ class Loop:
         trained = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         gradients = [local(parameter.grad) for parameter in trained if parameter.grad is not None]
         if self.work.processes.size > 1 and not self.work.sharded:
-            average(gradients)
+            average(gradients, self.gradient_group)
         norm = gradient_norm(gradients)
         if self.work.sharded:
             norm = self.processes.total(norm.square()).sqrt()

@@ -15,6 +15,11 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 from torch.distributed.distributed_c10d import _coalescing_manager
 
+from windowlm.parallel.processes import PATIENCE
+
+# Of the links between GPUs; NCCL alone takes fewer, which leaves multiprocessors to others.
+CHANNELS = 32
+
 
 class GradientsAtOnceStrategy(DDPStrategy):
     """Lightning's, without torch's wrapper around the model.
@@ -23,10 +28,12 @@ class GradientsAtOnceStrategy(DDPStrategy):
     """
 
     _kept_apart = False
+    _group: dist.ProcessGroup | None = None
 
     def configure_ddp(self) -> None:
         """Give every process the leader's weights."""
         assert self.model is not None
+        self._group = gradient_group(self.root_device)
         for tensor in (*self.model.parameters(), *self.model.buffers()):
             dist.broadcast(tensor.detach(), 0)
 
@@ -34,7 +41,8 @@ class GradientsAtOnceStrategy(DDPStrategy):
         """Average the gradients, of which all processes must have the same."""
         assert self.model is not None
         if not self._kept_apart:
-            average(parameter.grad for parameter in self.model.parameters() if parameter.grad is not None)
+            gradients = (parameter.grad for parameter in self.model.parameters())
+            average((gradient for gradient in gradients if gradient is not None), self._group)
 
     @contextmanager
     def block_backward_sync(self) -> Iterator[None]:
@@ -46,16 +54,27 @@ class GradientsAtOnceStrategy(DDPStrategy):
             self._kept_apart = False
 
 
-def average(tensors: Iterable[Tensor]) -> None:
-    """Put the mean over all processes in the place of each tensor; of one device."""
+def gradient_group(device: torch.device) -> dist.ProcessGroup | None:
+    """All processes, by connections for what travels while nothing is computed; None: torch's own will do."""
+    if device.type != "cuda":
+        return None
+    options = dist.ProcessGroupNCCL.Options()
+    options._timeout = PATIENCE  # torch warns of another than the group's
+    options.config.min_ctas = CHANNELS
+    group: dist.ProcessGroup = dist.new_group(timeout=PATIENCE, backend="nccl", pg_options=options)
+    return group
+
+
+def average(tensors: Iterable[Tensor], group: dist.ProcessGroup | None = None) -> None:
+    """Put the mean over the group, or all processes, in the place of each tensor; of one device."""
     by_dtype: dict[torch.dtype, list[Tensor]] = defaultdict(list)
     for tensor in tensors:
         by_dtype[tensor.dtype].append(tensor)
     for alike in by_dtype.values():
         operation = dist.ReduceOp.AVG
         if alike[0].device.type == "cpu":  # gloo adds alone
-            torch._foreach_mul_(alike, 1 / dist.get_world_size())
+            torch._foreach_mul_(alike, 1 / dist.get_world_size(group))
             operation = dist.ReduceOp.SUM
-        with _coalescing_manager():
+        with _coalescing_manager(group):
             for tensor in alike:
-                dist.all_reduce(tensor, operation)
+                dist.all_reduce(tensor, operation, group)
