@@ -60,7 +60,8 @@ def gradient_group(device: torch.device) -> dist.ProcessGroup | None:
         return None
     options = dist.ProcessGroupNCCL.Options()
     options._timeout = PATIENCE  # torch warns of another than the group's
-    options.config.min_ctas = CHANNELS
+    # NCCL 2.28 refuses the least without the most (github.com/NVIDIA/nccl/pull/2256).
+    options.config.min_ctas = options.config.max_ctas = CHANNELS
     group: dist.ProcessGroup = dist.new_group(timeout=PATIENCE, backend="nccl", pg_options=options)
     return group
 
