@@ -8,7 +8,8 @@ Each entrant trains the model of the shape in processes of its own, one after th
 take the tokens of a step of the shape in each process; so does `apart`, whose processes share nothing but the
 machine: what it allows. `one long`, `context` and the peers take one sequence of the second length together,
 `context longest` one of the third; the latter and `context checkpointed` keep the inputs of blocks alone and
-compute the rest again. `torch ring` attends to all earlier tokens, as it has no window. All are bare loops
+compute the rest again. `torch ring` attends to all earlier tokens, as it has no window. The GPUs of a host
+differ by some percent, so `one` and `one long` run on each in turn, and their mean counts. All are bare loops
 (`scaling_entrants.py`).
 
 Bytes are those of keys, values, queries and outputs that all processes together send in the forward pass of a
@@ -163,15 +164,17 @@ def measured(name: str, options: argparse.Namespace) -> dict[str, Any]:
         activation_checkpointing=entrant.checkpointed,
     )
     started = time.monotonic()
-    answer, problem = answer_of(job, processes, options.limit)
+    if entrant.share == ALONE and options.device.type == "cuda":
+        answer, problem = mean_answer(job, options.processes, options.limit)
+    else:
+        answer, problem = answer_of(job, processes, options.limit)
     row = {"entrant": name, "share": entrant.share, "processes": processes, "problem": problem}
     row |= {"sequence_length": shape.sequence_length, "wall_s": time.monotonic() - started}
     if answer is None:
         return row
     by_rows = entrant.share in BY_ROWS
     tokens = shape.tokens * (processes if by_rows else 1)
-    seconds = statistics.median(answer["rounds_s"])
-    row |= {**answer, "step_s": seconds, "tokens_per_step": tokens, "tokens_per_second": tokens / seconds}
+    row |= {**answer, "tokens_per_step": tokens, "tokens_per_second": tokens / answer["step_s"]}
     if entrant.share == CONTEXT:
         row["formula_bytes"] = halo_bytes(shape, processes, compute_dtype(options.precision).itemsize)
     return row
@@ -189,6 +192,18 @@ def halo_bytes(shape: Shape, processes: int, number_bytes: int) -> int:
     each = 2 * shape.kv_heads * shape.head_dim * number_bytes
     part = shape.sequence_length // processes
     return shape.layers * each * sum(min(shape.window - 1, rank * part) for rank in range(processes))
+
+
+def mean_answer(job: Job, gpus: int, limit: float) -> tuple[dict[str, Any] | None, str | None]:
+    """What one process measured on each of the GPUs in turn, with the mean of their steps, or why not."""
+    each: list[dict[str, Any]] = []
+    for gpu in range(gpus):
+        answer, problem = answer_of(replace(job, gpu=gpu), 1, limit)
+        if answer is None:
+            return None, problem
+        each.append(answer)
+    rounds, steps = ([answer[name] for answer in each] for name in ("rounds_s", "step_s"))
+    return {**each[0], "rounds_s": rounds, "steps_s": steps, "step_s": statistics.mean(steps)}, None
 
 
 def answer_of(job: Job, processes: int, limit: float) -> tuple[dict[str, Any] | None, str | None]:

@@ -14,6 +14,7 @@ import itertools
 import json
 import math
 import os
+import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -60,6 +61,7 @@ class Job:
         seed: of weights and tokens.
         warmup, rounds, steps: steps before, and rounds of so many.
         activation_checkpointing: as the setting of the trainer.
+        gpu: that of one process alone.
     """
 
     share: str
@@ -71,6 +73,7 @@ class Job:
     rounds: int
     steps: int
     activation_checkpointing: bool = False
+    gpu: int = 0
 
 
 def main() -> None:
@@ -100,6 +103,9 @@ def measured(job: Job) -> dict[str, Any] | None:
     """Seconds, memory and bytes of the job; None but for the leader."""
     processes = Processes.join()
     device = own_gpu(torch.device(job.device), processes.place, "--processes")
+    if device.type == "cuda" and processes.size == 1:
+        device = torch.device("cuda", job.gpu)
+        torch.cuda.set_device(device)
     loop = Loop(job, processes, device)
 
     def seconds_of(steps: int) -> float:
@@ -128,6 +134,7 @@ def measured(job: Job) -> dict[str, Any] | None:
         return None
     return {
         "rounds_s": rounds,
+        "step_s": statistics.median(rounds),
         "peak_memory_bytes": max(peaks),
         "state_bytes": max(states),
         "bytes_sent_forward": sum(forward for forward, _ in sent),

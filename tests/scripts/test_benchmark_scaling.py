@@ -69,6 +69,27 @@ def test_every_comparison_is_told_of_the_rows_that_have_figures(monkeypatch: pyt
     assert len(compared(rows)) == 4
 
 
+def test_one_gpu_is_the_mean_of_all_that_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(PROJECT / "scripts"))
+    import benchmark_scaling
+    from scaling_entrants import ALONE, Job
+
+    answers = {0: [1.0, 2.0, 9.0], 1: [3.0, 4.0, 5.0]}
+    monkeypatch.setattr(
+        benchmark_scaling,
+        "answer_of",
+        lambda job, processes, limit: (
+            {"rounds_s": answers[job.gpu], "step_s": answers[job.gpu][1]} if job.gpu in answers else None,
+            None if job.gpu in answers else "it failed",
+        ),
+    )
+    job = Job(share=ALONE, shape={}, precision="32-true", device="cuda", seed=0, warmup=1, rounds=3, steps=1)
+    row, problem = benchmark_scaling.mean_answer(job, 2, 9.0)
+    assert row == {"rounds_s": [*answers.values()], "steps_s": [2.0, 4.0], "step_s": 3.0}
+    assert problem is None
+    assert benchmark_scaling.mean_answer(job, 3, 9.0) == (None, "it failed")
+
+
 def compare(rank: int, names: list[str]) -> dict[str, tuple[float, float, int]]:
     """Largest difference of outputs and gradients from the halo's, and bytes sent forward."""
     sys.path.insert(0, str(PROJECT / "scripts"))

@@ -4,7 +4,7 @@ Shape letters: B batch, T sequence, D model width, V vocabulary, E width of all 
 """
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -136,7 +136,26 @@ class Block(nn.Module):
 BlockComputation = Callable[..., torch.Tensor]  # of a block and its inputs, in their order
 BlockInputs = tuple[Visibility | None, torch.Tensor | None, torch.Tensor | None, AnyLayerCache | None]
 Run = list[tuple[Block, BlockInputs]]  # blocks one behind the other, and what each gets besides hidden states
-RunComputation = Callable[[Run, torch.Tensor], torch.Tensor]
+# Of all blocks: the residual stream before the first, normalised for the embedding residual, and value
+# embeddings by table.
+BlocksInputs = tuple[torch.Tensor, torch.Tensor | None, list[torch.Tensor]]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What computes a decoder's parts in their place: graphs, say.
+
+    Attributes:
+        inputs: of the decoder and what `Decoder.inputs` gets.
+        run: of so many blocks at once, within the hooks of them all.
+        norm: of the final norm and the residual stream.
+        blocks_at_once: more than one only without checkpointed activations.
+    """
+
+    inputs: Callable[..., BlocksInputs]
+    run: Callable[[Run, torch.Tensor], torch.Tensor]
+    norm: Callable[[nn.Module, torch.Tensor], torch.Tensor]
+    blocks_at_once: int = 1
 
 
 class Decoder(nn.Module):
@@ -215,15 +234,13 @@ class Decoder(nn.Module):
         visibilities: Visibilities | None = None,
         cache: AnyCache | None = None,
         checkpoint_activations: bool = False,
-        compute_run: RunComputation | None = None,
-        blocks_at_once: int = 1,
+        parts: Parts | None = None,
     ) -> torch.Tensor:
         """Final normed states ``[B, T, D]``, for callers that apply the head in pieces.
 
         Where activations are checkpointed the backward pass finds the inputs of the blocks alone, and
-        computes each block again (Chen et al. 2016, arXiv:1604.06174); one block at once is allowed then.
-        ``compute_run`` computes so many ``blocks_at_once`` in the place of `Block.compute` for each, within
-        the hooks of them all.
+        computes each block again (Chen et al. 2016, arXiv:1604.06174). ``parts`` compute in the model's
+        place.
         """
         behind_BT = seen = None
         if cache is not None:
@@ -241,14 +258,10 @@ class Decoder(nn.Module):
             # Windows share it, and blocks that are compiled apart cannot keep it for one another.
             seen = visibilities[self.layer_windows[0]]
             behind_BT = seen.behind(tokens_BT.shape[1], tokens_BT.device)
-        hidden_BTD = _narrowed_by_autocast(self._embed(tokens_BT, behind_BT, seen, cache))
-        embedded_BTD = None
-        if self.config.embedding_residual:
-            # Normalised, as the embeddings start far smaller than what the layers add.
-            embedded_BTD = _narrowed_by_autocast(
-                F.rms_norm(hidden_BTD, hidden_BTD.shape[-1:], eps=self.config.norm_epsilon)
-            )
-        values_BTE = [table(tokens_BT) for table in self.value_embeddings]
+        of_tokens = (tokens_BT, behind_BT, seen, cache)
+        hidden_BTD, embedded_BTD, values_BTE = (
+            self.inputs(*of_tokens) if parts is None else parts.inputs(self, *of_tokens)
+        )
         layers: Run = [
             (
                 cast(Block, block),
@@ -261,12 +274,13 @@ class Decoder(nn.Module):
             )
             for layer, (block, table) in enumerate(zip(self.blocks, self.value_tables, strict=True))
         ]
-        for start in range(0, len(layers), blocks_at_once):
-            run = layers[start : start + blocks_at_once]
+        at_once = 1 if parts is None else parts.blocks_at_once
+        for start in range(0, len(layers), at_once):
+            run = layers[start : start + at_once]
             for place, (block, of_block) in enumerate(run):
                 compute = None
-                if compute_run is not None:
-                    compute = _computed_before if place else _computing(run, compute_run)
+                if parts is not None:
+                    compute = _computed_before if place else _computing(run, parts)
                 if checkpoint_activations:
                     assert len(run) == 1
                     hidden_BTD = checkpoint(
@@ -274,8 +288,34 @@ class Decoder(nn.Module):
                     )
                 else:
                     hidden_BTD = block(hidden_BTD, *of_block, compute=compute)
-        output_BTD: torch.Tensor = self.final_norm(hidden_BTD)
+        output_BTD: torch.Tensor = (
+            self.final_norm(hidden_BTD) if parts is None else parts.norm(self.final_norm, hidden_BTD)
+        )
         return output_BTD
+
+    def inputs(
+        self,
+        tokens_BT: torch.Tensor,
+        behind_BT: torch.Tensor | None,
+        seen: Visibility | None,
+        cache: AnyCache | None,
+    ) -> BlocksInputs:
+        """What the blocks get.
+
+        Args:
+            tokens_BT: token ids.
+            behind_BT: how many tokens lie behind each in its document, for n-gram embeddings.
+            seen: what knows the tokens before a part of a sequence, without a cache.
+            cache: keys and values of the tokens before.
+        """
+        hidden_BTD = _narrowed_by_autocast(self._embed(tokens_BT, behind_BT, seen, cache))
+        embedded_BTD = None
+        if self.config.embedding_residual:
+            # Normalised, as the embeddings start far smaller than what the layers add.
+            embedded_BTD = _narrowed_by_autocast(
+                F.rms_norm(hidden_BTD, hidden_BTD.shape[-1:], eps=self.config.norm_epsilon)
+            )
+        return hidden_BTD, embedded_BTD, [table(tokens_BT) for table in self.value_embeddings]
 
     @property
     def _reads_behind(self) -> bool:
@@ -364,9 +404,9 @@ class Decoder(nn.Module):
         ]
 
 
-def _computing(run: Run, compute_run: RunComputation) -> BlockComputation:
+def _computing(run: Run, parts: Parts) -> BlockComputation:
     """Of the first block of a run, for all of it."""
-    return lambda block, hidden_BTD, *of_block: compute_run(run, hidden_BTD)
+    return lambda block, hidden_BTD, *of_block: parts.run(run, hidden_BTD)
 
 
 def _computed_before(block: Block, hidden_BTD: torch.Tensor, *of_block: Any) -> torch.Tensor:

@@ -7,14 +7,14 @@ from typing import Any, Literal
 import torch
 import torch._dynamo.config as dynamo
 import torch._functorch.config as partitioning
-from torch import Tensor
+from torch import Tensor, nn
 
 from windowlm.attention.layers import Heads
 from windowlm.attention.rotary import RotaryEmbedding
 from windowlm.attention.window import Visibility
 from windowlm.errors import UserError
 from windowlm.model.compiled_for_windows import compiled_for_windows
-from windowlm.model.decoder import Block, BlockInputs, Decoder, Run, Visibilities
+from windowlm.model.decoder import Block, BlockInputs, BlocksInputs, Decoder, Parts, Run, Visibilities
 from windowlm.training.config import TrainerConfig
 from windowlm.training.float8 import float8_view
 
@@ -117,12 +117,14 @@ def hidden_states(
                     decoder, tokens_BT, visibilities, again
                 )
                 return states_BTD
+            parts = Parts(
+                partial(_compiled_inputs, whole=graphs == "blocks"),
+                _compiled_run if graphs == "blocks" else _compiled_around_attention,
+                compiled_for_windows(_normed, ()),
+                blocks_at_once,
+            )
             return decoder.hidden(
-                tokens_BT,
-                visibilities=visibilities,
-                checkpoint_activations=again,
-                compute_run=_compiled_run if graphs == "blocks" else _compiled_around_attention,
-                blocks_at_once=blocks_at_once,
+                tokens_BT, visibilities=visibilities, checkpoint_activations=again, parts=parts
             )
 
     return hidden
@@ -146,6 +148,15 @@ def _hidden(
     return model.hidden(tokens_BT, visibilities=visibilities, checkpoint_activations=checkpoint_activations)
 
 
+def _inputs(model: Decoder, *of_tokens: Any) -> BlocksInputs:
+    return model.inputs(*of_tokens)
+
+
+def _normed(norm: nn.Module, hidden_BTD: Tensor) -> Tensor:
+    output_BTD: Tensor = norm(hidden_BTD)
+    return output_BTD
+
+
 def _run(run: Run, hidden_BTD: Tensor) -> Tensor:
     for block, of_block in run:
         hidden_BTD = block.compute(hidden_BTD, *of_block)
@@ -158,6 +169,21 @@ def _heads_of(block: Block, *of_layer: Any) -> tuple[Tensor, Heads]:
 
 def _output_of(block: Block, hidden_BTD: Tensor, attended_BTD: Tensor) -> Tensor:
     return block.output_of(hidden_BTD, attended_BTD)
+
+
+def _compiled_inputs(
+    model: Decoder,
+    tokens_BT: Tensor,
+    behind_BT: Tensor | None,
+    seen: Visibility | None,
+    *rest: Any,
+    whole: bool,
+) -> BlocksInputs:
+    windows = () if seen is None else (seen.window,)
+    # N-gram embeddings read tokens of other processes as well.
+    compute = compiled_for_windows(_inputs, windows, whole=whole or model.ngram_embedding is None)
+    inputs: BlocksInputs = compute(model, tokens_BT, behind_BT, seen, *rest)
+    return inputs
 
 
 def _compiled_run(run: Run, hidden_BTD: Tensor) -> Tensor:
