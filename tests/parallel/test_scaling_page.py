@@ -66,19 +66,22 @@ def test_the_table_of_memory_is_that_of_the_model_and_fits_what_one_gpu_took() -
     assert f"{peak / 1e9:.1f} GB were measured" in PAGE
 
 
-def rows_of(folder: str) -> dict[str, dict[str, Any]]:
-    report = json.loads((PROJECT / "docs/results" / folder / "scaling.json").read_text())
-    return {row["entrant"]: row for row in report["rows"]}
+def report_of(folder: str) -> Any:
+    return json.loads((PROJECT / "docs/results" / folder / "scaling.json").read_text())
 
 
-OLDER = rows_of("scaling_two_gpus_2134733")
-ROWS = rows_of("scaling_two_gpus")
+REPORTS = [report_of(name) for name in ("scaling_rows", "scaling_context")]
+ROWS = {row["entrant"]: row for report in REPORTS for row in report["rows"]}
 
 
 def ratio(name: str, base: str, key: str = "tokens_per_second") -> float:
-    """Of one run, the newest that has both."""
-    rows = ROWS if {name, base} <= ROWS.keys() else OLDER
-    return float(rows[name][key] / rows[base][key])
+    return float(ROWS[name][key] / ROWS[base][key])
+
+
+def test_both_halves_of_the_table_are_of_one_code_and_machine() -> None:
+    assert REPORTS[0]["commit"] == REPORTS[1]["commit"]
+    assert REPORTS[0]["device"] == REPORTS[1]["device"]
+    assert REPORTS[0]["versions"] == REPORTS[1]["versions"]
 
 
 @pytest.mark.parametrize(
@@ -94,7 +97,7 @@ def ratio(name: str, base: str, key: str = "tokens_per_second") -> float:
     ],
 )
 def test_the_table_of_two_gpus_is_what_the_result_says(title: str, name: str, base: str) -> None:
-    row = ROWS.get(name) or OLDER[name]
+    row = ROWS[name]
     sent = f"{row['bytes_sent_forward'] / 1e6:,.1f}" if row["bytes_sent_forward"] else ""
     ahead = "" if base == "one" or name == "context" else f"{ratio('context', name):.2f}"
     cells = [
@@ -115,16 +118,19 @@ def test_the_page_tells_what_two_gpus_held_and_lost() -> None:
         if row["sequence_length"] == 131_072 and name != "torch ring"  # which has no window
     ]
     assert max(first_losses) - min(first_losses) < 5e-5
-    checkpointed, longest = OLDER["context checkpointed"], OLDER["context longest"]
-    before = OLDER["context"]["tokens_per_second"] / OLDER["one long"]["tokens_per_second"]
+    checkpointed, longest = ROWS["context checkpointed"], ROWS["context longest"]
+    other = {row["entrant"]: row["tokens_per_second"] for row in report_of("scaling_other_host")["rows"]}
+    of_one = {name: other[name] / other["one"] for name in ("ddp", "fsdp2", "apart")}
+    of_long = other["context"] / other["one long"]
     assert ROWS["context"]["bytes_sent_forward"] == ROWS["context"]["formula_bytes"]
     for told in (
-        f"share nothing but the machine take {ratio('apart', 'one'):.3f} times the tokens of one",
-        f"took {before:.3f} times the tokens of one GPU",
+        f"ddp took {of_one['ddp']:.3f} times the tokens of its first GPU, fsdp2 {of_one['fsdp2']:.3f}, "
+        f"context {of_long:.3f}, and two processes that share nothing but the machine {of_one['apart']:.3f}",
         f"The first losses agree, {ROWS['one long']['first_loss']:.4f} for all",
         f"fsdp2 holds {ratio('fsdp2', 'one', 'state_bytes'):.3f} of the weights",
         f"Context sends {ratio('context', 'gather', 'bytes_sent_forward'):.3f} of the bytes of gathering",
-        f"131,072 tokens take {checkpointed['peak_memory_bytes'] / 1e9:.1f} GB on each of the two GPUs at "
+        f"activations 131,072 tokens take {checkpointed['peak_memory_bytes'] / 1e9:.1f} GB on each of the "
+        "two GPUs at "
         f"{checkpointed['tokens_per_second']:,.0f} tokens/s, and 1,048,576 tokens "
         f"{longest['peak_memory_bytes'] / 1e9:.1f} GB at {longest['tokens_per_second']:,.0f}, which is "
         f"{ratio('context longest', 'context checkpointed'):.2f} times the pace",
@@ -145,7 +151,7 @@ def test_two_gpus_stand_beside_the_model() -> None:
         ("context checkpointed", "context on two, checkpointed, GB on each", 65_536, True),
         ("context longest", "context on two, T = 1,048,576, checkpointed, GB on each", 524_288, True),
     ):
-        measured = (ROWS.get(name) or OLDER[name])["peak_memory_bytes"] / 1e9
+        measured = ROWS[name]["peak_memory_bytes"] / 1e9
         said = memory_bytes(SPEED, 12, 32_768, tokens, checkpointed=checkpointed) / 1e9
         assert f"| {title} | {measured:.1f} | {said:.1f} |" in PAGE
         held[name] = measured / said - 1
