@@ -37,9 +37,17 @@ def test_a_backend_equals_the_reference_on_all_cases_it_claims(backend: str, fir
             assert not mismatches(case, backend, device), case
 
 
-@pytest.mark.parametrize("seed", [20092, 20134, 20225])
-def test_padding_among_the_sinks_stays_hidden(seed: int) -> None:
-    assert not mismatches(draw(seed), "banded")
+@pytest.mark.parametrize("seed", range(12))
+def test_wide_windows_of_many_tokens_equal_the_reference(seed: int) -> None:
+    assert not mismatches(draw(seed, wide=True), "banded")
+
+
+def test_padding_among_the_sinks_stays_hidden() -> None:
+    drawn = (draw(seed) for seed in range(20_000, 20_400))
+    cases = [case for case in drawn if case.sinks > 1 and case.kind == "holes"]
+    assert len(cases) > 9
+    for case in cases:
+        assert not mismatches(case, "banded"), case
 
 
 def test_few_tokens_that_are_cut_as_many_are_equal_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -250,3 +250,24 @@ def test_a_window_or_sinks_beyond_every_number_of_a_kernel_are_full_attention(
                 wide.bounds(9, 9, heads.device), full.bounds(9, 9, heads.device), strict=True
             ):
                 assert torch.equal(got, exact)
+
+
+def test_a_mask_of_another_size_is_refused_whatever_was_asked_before() -> None:
+    visibility = Visibility.build(window=2, documents_BT=torch.tensor([[0, 0, 1, 1]]))
+    device = torch.device("cpu")
+    assert visibility.mask(4, 4, device).shape == (1, 4, 4)
+    with pytest.raises(ValueError, match="documents_BT"):
+        visibility.mask(3, 3, device)
+
+
+def test_documents_of_queries_must_not_decrease_beside_keys_of_their_own_positions() -> None:
+    places = torch.tensor([[0, 1]])
+    documents = torch.tensor([[1, 0]])
+    with pytest.raises(ValueError, match="documents_BT decreases at row 0, token 1"):
+        Visibility.build(
+            window=3,
+            positions_BT=places,
+            documents_BT=documents,
+            key_positions_BS=places,
+            key_documents_BS=documents,
+        )

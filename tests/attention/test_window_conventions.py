@@ -50,7 +50,7 @@ def test_what_others_cannot_say_is_refused() -> None:
         conventions.from_flash_attention((3, 1))
     with pytest.raises(ValueError, match=r"window_size=\(-2, 0\)"):
         conventions.from_flash_attention((-2, 0))
-    with pytest.raises(ValueError, match="window=1: local-attention sees 2 keys at least"):
+    with pytest.raises(ValueError, match="window=1: a number from 2 on"):
         conventions.to_local_attention(1)
     with pytest.raises(ValueError, match="sees from 5 to 8 keys"):
         conventions.from_local_attention(4)
@@ -62,6 +62,10 @@ def test_what_others_cannot_say_is_refused() -> None:
         from_mask(torch.ones(90, 90, dtype=torch.bool).tril(-1))
     with pytest.raises(ValueError, match="sliding_window=0"):
         conventions.from_transformers(0)
+    with pytest.raises(
+        ValueError, match=r"^left_window_size=3, right_window_size=-1: .* right_window_size=3"
+    ):
+        conventions.from_onnx(0, 3, -1)
 
 
 WRONG_NUMBERS: list[Any] = [True, 2.5, "4", -5, torch.tensor(3)]
@@ -109,7 +113,7 @@ def test_numbers_of_another_kind_or_range_are_refused_by_name(given: Any) -> Non
         (lambda: conventions.from_local_attention(4, 1), "exact_windowsize=1: True or False"),
         (lambda: conventions.from_local_attention(4, True, look_forward=1), "look_forward=1: "),
         (lambda: conventions.from_mask_mod(3, 8), "mask_mod=3: a function"),
-        (lambda: conventions.from_mask_mod(lambda *_: True, 8), "mask_mod gives True: a tensor of bool"),
+        (lambda: conventions.from_mask_mod(lambda *_: True, 8), "mask_mod gives bool: a tensor of bool"),
         (lambda: conventions.from_mask_mod(lambda query, key: query >= key, 8), "mask_mod=<function .* four"),
         (lambda: conventions.from_mask_mod(lambda *_: BOOLS, 8), r"mask_mod gives shape \(3, 3\) "),
         (lambda: conventions.from_mask_mod(lambda *_: BOOLS[None], 3), r"mask_mod gives shape \(1, 3, 3\) "),

@@ -9,11 +9,18 @@ from typing import Any
 
 _MODULE_OF = {
     "FlashAttention": ".layers",
+    "KVCache": ".kv_cache",
+    "LinearScaling": ".config",
+    "Llama3Scaling": ".config",
+    "NtkScaling": ".config",
+    "RotaryConfig": ".config",
     "RotaryEmbedding": ".rotary",
     "SlidingWindowAttention": ".layers",
     "Visibility": ".window",
+    "YarnScaling": ".config",
     "attention": ".dispatch",
 }
+__all__ = list(_MODULE_OF)
 
 
 def __getattr__(name: str) -> Any:
@@ -22,3 +29,7 @@ def __getattr__(name: str) -> Any:
         names = ", ".join(_MODULE_OF)
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has: {names}")
     return getattr(import_module(_MODULE_OF[name], __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

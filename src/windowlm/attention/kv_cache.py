@@ -404,6 +404,7 @@ class KVCache:
 
     Whatever the chunks, the outputs are those of one call with the whole text. Call `advance` with each
     chunk, then each layer with its entry of `layers`, once. A cache in whose chunk a call failed is spent.
+    `torch.compile` would make a graph for each number of tokens so far: `generation` compiles `StepCache`.
 
         cache = KVCache([layer.window_size for layer in layers], [layer.sinks for layer in layers])
         cache.advance(*hidden_BTD.shape[:2], hidden_BTD.device)

@@ -117,10 +117,12 @@ class RotaryEmbedding(nn.Module):
         fraction = self.config.fraction
         rotated = rotated_dimensions(dim, fraction)
         if rotated is None:
+            what = f"head dimension {dim}"
+            if fraction < 1:
+                what = f"fraction={fraction!r} of {what} rotates {fraction * dim:g} dimensions"
             raise ValueError(
-                f"fraction={fraction!r} of head dimension {dim} rotates {fraction * dim:g} dimensions: "
-                "an even number from 2 on is allowed; take another head dimension, or "
-                f"try fraction={nearest_fraction(dim, fraction)!r}"
+                f"{what}: an even number from 2 on is allowed, as pairs are rotated; take another head "
+                f"dimension, or try fraction={nearest_fraction(dim, fraction)!r}"
             )
         self.rotated = rotated
 

@@ -259,8 +259,9 @@ class Visibility:
 
         Raises:
             ValueError: for a bad window or sinks, wrong ranks, shapes, dtypes or devices, tensors that
-                torch.func.vmap maps, documents whose numbers decrease, positions that do not advance
-                with the tokens of their document, and such below 0 beside sinks.
+                torch.func.vmap maps, documents of queries whose numbers decrease; and, where keys have no
+                positions of their own, positions that do not advance with the tokens of their document,
+                and such below 0 beside sinks.
         """
         if mask_BT is not None:
             _check_matrix("mask_BT", mask_BT, torch.bool)
@@ -307,7 +308,7 @@ class Visibility:
             if key_positions_BS is None:
                 layout = _inspect(documents_BT, positions_BT, sinks)
             elif documents_BT is not None and key_documents_BS is not None:
-                _check_numbers("documents_BT", documents_BT)
+                _inspect(documents_BT, None, sinks)
                 _check_numbers("key_documents_BS", key_documents_BS)
         return cls(
             window, causal, sinks, positions_BT, documents_BT, key_positions_BS, key_documents_BS, layout
@@ -642,7 +643,12 @@ class Visibility:
         return visible_BTS
 
     def mask(self, queries: int, keys: int, device: torch.device) -> Tensor:
-        """The whole mask [B or 1, T, S], bool: for the reference, tests and pictures."""
+        """The whole mask [B or 1, T, S], bool: for the reference, tests and pictures.
+
+        Raises:
+            ValueError: as `places`.
+        """
+        self.check_call(None, queries, keys, device)
         return self.between(self.places(queries, keys, device))
 
 

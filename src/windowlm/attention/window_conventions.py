@@ -101,20 +101,29 @@ def to_onnx(window: int | None, causal: bool = True) -> dict[str, int]:
 
 def from_onnx(is_causal: int = 0, left_window_size: int = -1, right_window_size: int = -1) -> Window:
     """The window of the attributes of ONNX's `Attention`; opsets before 25 have `is_causal` alone."""
-    if not isinstance(is_causal, int) or is_causal not in (0, 1):
+    if not _is_whole(is_causal) or is_causal not in (0, 1):
         raise ValueError(f"is_causal={is_causal!r}: 0 or 1 is allowed; try is_causal=1")
     for name, size in (("left_window_size", left_window_size), ("right_window_size", right_window_size)):
         if not _is_whole(size) or size < UNLIMITED:
             raise ValueError(
                 f"{name}={size!r}: a whole number from 0 on, or -1 for no limit, is allowed; try {name}=-1"
             )
-    return from_flash_attention((left_window_size, right_window_size), bool(is_causal))
+    causal = bool(is_causal) or right_window_size == 0
+    if not causal and left_window_size != right_window_size:
+        raise ValueError(
+            f"left_window_size={left_window_size}, right_window_size={right_window_size}: equal numbers, or "
+            f"0 as the second, are allowed; try right_window_size={left_window_size}"
+        )
+    return from_flash_attention((left_window_size, right_window_size), causal)
 
 
 def to_local_attention(window: int) -> dict[str, Any]:
     """Arguments of `LocalAttention` of the package local-attention for a causal window from 2 on."""
     if check_window(window) is None or window == 1:
-        raise ValueError(f"window={window!r}: local-attention sees 2 keys at least; try window=2")
+        raise ValueError(
+            f"window={window!r}: a number from 2 on is allowed, as local-attention has a window of 2 keys at "
+            "least; try window=2"
+        )
     return {
         "window_size": reach(window, True)[0],
         "causal": True,
@@ -179,7 +188,8 @@ def from_mask_mod(mask_mod: MaskMod, length: int) -> Window:
     zero = torch.zeros((), dtype=torch.int64)
     visible = mask_mod(zero, zero, index_T[:, None], index_T[None, :])
     if not isinstance(visible, Tensor) or visible.dtype != torch.bool:
-        raise ValueError(f"mask_mod gives {visible!r}: a tensor of bool is allowed, True for visible")
+        given = visible.dtype if isinstance(visible, Tensor) else type(visible).__name__
+        raise ValueError(f"mask_mod gives {given}: a tensor of bool is allowed, True for visible")
     if visible.dim() > 2 or any(size not in (1, length) for size in visible.shape):
         raise ValueError(
             f"mask_mod gives shape {tuple(visible.shape)} for queries [{length}, 1] and keys [1, {length}]: "
