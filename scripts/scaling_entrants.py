@@ -178,8 +178,8 @@ class Loop:
         model = Decoder(shape.model_config(), shape.vocabulary_size).to(device, WEIGHT_DTYPES[job.precision])
         if self.work.sharded:
             shard_model(model, init_device_mesh(device.type, (processes.size,)), self.work.blocks_at_once)
-        shares_gradients = self.work.processes.size > 1 and not self.work.sharded
-        self.gradient_group = gradient_group(device) if shares_gradients else None
+        self.shares_gradients = self.work.processes.size > 1 and not self.work.sharded
+        self.gradient_group = gradient_group(device) if self.shares_gradients else None
         self.mean_loss = MeanLoss(model, job, device, self.work)
         self.optimizer = build_optimizer(model, self.settings, fused=True)
         # Rows differ between processes, the tokens of a shared sequence do not.
@@ -211,7 +211,7 @@ class Loop:
         self.bytes_sent = forward, self.group.bytes_sent - forward
         trained = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         gradients = [local(parameter.grad) for parameter in trained if parameter.grad is not None]
-        if self.work.processes.size > 1 and not self.work.sharded:
+        if self.shares_gradients:
             average(gradients, self.gradient_group)
         norm = gradient_norm(gradients)
         if self.work.sharded:
