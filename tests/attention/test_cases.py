@@ -37,7 +37,7 @@ def test_a_backend_equals_the_reference_on_all_cases_it_claims(backend: str, fir
             assert not mismatches(case, backend, device), case
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(8))
 def test_wide_windows_of_many_tokens_equal_the_reference(seed: int) -> None:
     assert not mismatches(draw(seed, wide=True), "banded")
 
