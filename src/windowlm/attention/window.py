@@ -469,6 +469,7 @@ class Visibility:
             ValueError: where the tensors' lengths are not those of the call, or there are fewer keys than
                 queries and no positions of the keys to say where they stand.
         """
+        self.check_call(None, queries, keys, device)
         told = self.documents is not None or self.positions is not None
         return self.once(
             "places",
@@ -511,7 +512,6 @@ class Visibility:
             )
 
     def _places(self, queries: int, keys: int, device: torch.device) -> Places:
-        self.check_call(None, queries, keys, device)
         if self.key_positions is not None:
             assert self.positions is not None
             return Places(self.positions, self.key_positions, self.documents, self.key_documents)
@@ -648,7 +648,6 @@ class Visibility:
         Raises:
             ValueError: as `places`.
         """
-        self.check_call(None, queries, keys, device)
         return self.between(self.places(queries, keys, device))
 
 

@@ -57,12 +57,13 @@ def from_flash_attention(window_size: tuple[int, int], causal: bool = False) -> 
                 f"window_size={window_size!r}: whole numbers from 0 on, and -1 for no limit, are allowed; "
                 "try window_size=(511, 0)"
             )
+    return _of_sides(left, right, causal, f"window_size={window_size!r}", f"window_size=({left}, 0)")
+
+
+def _of_sides(left: int, right: int, causal: bool, given: str, good: str) -> Window:
     causal = causal or right == 0
     if not causal and left != right:
-        raise ValueError(
-            f"window_size={window_size!r}: two equal numbers, or 0 as the second, are allowed; "
-            f"try window_size=({left}, 0)"
-        )
+        raise ValueError(f"{given}: two equal numbers, or 0 as the second, are allowed; try {good}")
     return Window(None if left == UNLIMITED else left + 1, causal)
 
 
@@ -108,13 +109,13 @@ def from_onnx(is_causal: int = 0, left_window_size: int = -1, right_window_size:
             raise ValueError(
                 f"{name}={size!r}: a whole number from 0 on, or -1 for no limit, is allowed; try {name}=-1"
             )
-    causal = bool(is_causal) or right_window_size == 0
-    if not causal and left_window_size != right_window_size:
-        raise ValueError(
-            f"left_window_size={left_window_size}, right_window_size={right_window_size}: equal numbers, or "
-            f"0 as the second, are allowed; try right_window_size={left_window_size}"
-        )
-    return from_flash_attention((left_window_size, right_window_size), causal)
+    return _of_sides(
+        left_window_size,
+        right_window_size,
+        bool(is_causal),
+        f"left_window_size={left_window_size}, right_window_size={right_window_size}",
+        f"right_window_size={left_window_size}",
+    )
 
 
 def to_local_attention(window: int) -> dict[str, Any]:

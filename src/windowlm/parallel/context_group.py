@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from windowlm.parallel.processes import PATIENCE
+from windowlm.parallel.processes import PATIENCE, nccl_options
 
 
 class SequenceLengthError(ValueError):
@@ -48,8 +48,7 @@ class ContextGroup:
         """
         backend, options = "gloo", None
         if device.type == "cuda":
-            backend, options = "nccl", dist.ProcessGroupNCCL.Options(is_high_priority_stream=True)
-            options._timeout = PATIENCE  # torch warns of another than the group's
+            backend, options = "nccl", nccl_options(high_priority=True)
         group, _ = dist.new_subgroups(  # type: ignore[no-untyped-call]
             size, timeout=PATIENCE, backend=backend, pg_options=options
         )

@@ -168,6 +168,13 @@ class Processes:
 ALONE = Processes()
 
 
+def nccl_options(*, high_priority: bool = False) -> Any:
+    """Of a group of processes whose GPUs send; high priority where others' kernels are not to delay it."""
+    options = dist.ProcessGroupNCCL.Options(is_high_priority_stream=high_priority)
+    options._timeout = PATIENCE  # torch warns of another than the group's
+    return options
+
+
 def leave_after_loss(saved: str) -> NoReturn:
     """End a process whose others are gone, with one message of all; our own launcher gives its own."""
     for number in (signal.SIGINT, signal.SIGTERM):  # a launcher's to those that are left

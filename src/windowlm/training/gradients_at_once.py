@@ -2,7 +2,7 @@
 
 torch's own sends them in buckets while the pass goes on. A decoder that is one compiled graph has them all at
 its end, and the copies into buckets are then for nothing. Of processes of one machine that costs less than to
-cut the decoder in graphs: `docs/scaling.md` has both measured.
+cut the decoder in graphs: `docs/scaling.md` says what profiles showed.
 """
 
 from collections import defaultdict
@@ -15,7 +15,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 from torch.distributed.distributed_c10d import _coalescing_manager
 
-from windowlm.parallel.processes import PATIENCE
+from windowlm.parallel.processes import PATIENCE, nccl_options
 
 # Of the links between GPUs; NCCL alone takes fewer, which leaves multiprocessors to others.
 CHANNELS = 32
@@ -31,7 +31,7 @@ class GradientsAtOnceStrategy(DDPStrategy):
     _group: dist.ProcessGroup | None = None
 
     def configure_ddp(self) -> None:
-        """Give every process the leader's weights."""
+        """Connect the processes for gradients, and give each the leader's weights."""
         assert self.model is not None
         self._group = gradient_group(self.root_device)
         for tensor in (*self.model.parameters(), *self.model.buffers()):
@@ -58,8 +58,7 @@ def gradient_group(device: torch.device) -> dist.ProcessGroup | None:
     """All processes, by connections for what travels while nothing is computed; None: torch's own will do."""
     if device.type != "cuda":
         return None
-    options = dist.ProcessGroupNCCL.Options()
-    options._timeout = PATIENCE  # torch warns of another than the group's
+    options = nccl_options()
     # NCCL 2.28 refuses the least without the most (github.com/NVIDIA/nccl/pull/2256).
     options.config.min_ctas = options.config.max_ctas = CHANNELS
     group: dist.ProcessGroup = dist.new_group(timeout=PATIENCE, backend="nccl", pg_options=options)
