@@ -10,7 +10,8 @@ machine: what it allows. `one long`, `context` and the peers take one sequence o
 `context longest` one of the third; the latter and `context checkpointed` keep the inputs of blocks alone and
 compute the rest again. `torch ring` attends to all earlier tokens, as it has no window. The GPUs of a host
 differ by some percent, so `one` and `one long` run on each in turn, and their mean counts. All are bare loops
-(`scaling_entrants.py`).
+(`scaling_entrants.py`). Before and after a round the processes meet and a GPU waits for its host, which a
+round of few steps would count as the price of sharing; and a GPU that is still cold is faster.
 
 Bytes are those of keys, values, queries and outputs that all processes together send in the forward pass of a
 step. Memory is that of the process with most of it. A shape is as in `benchmark_training.py`.
@@ -111,9 +112,14 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--entrants", nargs="+", metavar="NAME", help=f"{', '.join(ENTRANTS)}; default: all")
     parser.add_argument("--precision", choices=["32-true", "bf16-mixed"])
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=10, help="of one round; slow entrants take one")
     parser.add_argument(
-        "--warmup", type=int, default=5, help="steps before the first round; slow entrants take two"
+        "--steps", type=int, default=40 if cuda else 10, help="of one round; slow entrants take one"
+    )
+    parser.add_argument(
+        "--warmup",
+        type=int,
+        default=40 if cuda else 5,
+        help="steps before the first round; slow entrants take two",
     )
     parser.add_argument("--limit", type=float, default=120.0, help="seconds that an entrant may take")
     parser.add_argument("--seed", type=int, default=0)
