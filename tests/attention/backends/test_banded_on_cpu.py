@@ -112,6 +112,33 @@ def test_the_parts_of_a_row_are_all_its_blocks_each_once() -> None:
         assert seen == list(range(tokens))
 
 
+def test_blocks_are_kept_as_long_as_their_plan_unless_masks_are_large(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    share = banded_threads.Share(0, slice(0, 2), slice(0, 2))
+    documents_BT = (torch.arange(600)[None] // 70).int()
+    packed = Visibility.build(window=40, documents_BT=documents_BT)
+    before = len(banded_plan._kept)
+    plans = [banded_plan.make_plan(seen, 600, 600) for seen in (Visibility.build(window=40), packed)]
+    for plan in plans:
+        laid_out = [
+            list(banded_plan.blocks_of(plan, share, 600, *call))
+            for call in ((2, 1, torch.float32), (2, 1, torch.float64), (1, 2, torch.float32)) * 2
+        ]
+        for first, again in zip(laid_out[:3], laid_out[3:], strict=True):
+            assert [block.bias.data_ptr() for block in first] == [block.bias.data_ptr() for block in again]
+        assert {block.bias.dtype for block in laid_out[1]} == {torch.float64}
+    assert len(banded_plan._kept) == before + 2
+    del plan
+    plans.clear()
+    assert len(banded_plan._kept) == before
+    monkeypatch.setattr(banded_plan, "MOST_KEPT", 1000)
+    plan = banded_plan.make_plan(packed, 600, 600)
+    blocks = list(banded_plan.blocks_of(plan, share, 600, 2, 1, torch.float32))
+    assert blocks
+    assert len(banded_plan._kept) == before
+
+
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize(
     ("window", "queries", "keys", "starts"),

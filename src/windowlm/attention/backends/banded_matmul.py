@@ -9,7 +9,7 @@ Shapes: B batch, T queries, S keys, K key-value heads, G query heads a key-value
 Q queries a block, L keys in reach of a block, C blocks of a run, P = Q G rows of a block.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 from functools import partial
 
 import torch
@@ -73,7 +73,7 @@ class _Row:
         self.drop = drop
         self.factors = workspace.empty(0 if drop is None else room)
 
-    def blocks(self, plan: Plan, share: Share) -> Iterator[Block | Run]:
+    def blocks(self, plan: Plan, share: Share) -> Iterable[Block | Run]:
         """The blocks of the share."""
         groups = self.query_THD.shape[1] // self.kv_heads
         return blocks_of(plan, share, len(self.query_THD), self.kv_heads, groups, self.dtype)

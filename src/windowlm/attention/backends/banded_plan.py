@@ -6,7 +6,7 @@ a block, C blocks of a run, P = Q G rows of a block.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, MutableMapping
 from itertools import accumulate, groupby, pairwise
 from typing import NamedTuple, Self
 
@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from ..window import PADDING, Places, Visibility, reach, within_window
 from .banded_threads import Share
@@ -31,6 +32,9 @@ START_BLOCK = 256
 # third more spares another call.
 RUN = 2**19
 LONGEST_RUN = RUN * 4 // 3
+# Numbers of masks that are laid out once: to do so in each call takes as long as a product over 1,024 tokens.
+MOST_KEPT = 2**20
+_kept: "MutableMapping[Tensor, dict[object, tuple[Block | Run, ...]]]" = WeakTensorKeyDictionary()
 
 
 class Plan(NamedTuple):
@@ -268,8 +272,23 @@ class Run(NamedTuple):
 
 def blocks_of(
     plan: Plan, share: Share, queries: int, kv_heads: int, groups: int, dtype: torch.dtype
+) -> Iterable[Block | Run]:
+    """The blocks of a share, alone or in runs; those that see nothing are left out.
+
+    They are kept as long as the plan, for its other layers and passes, unless their masks are large.
+    """
+    if plan.hidden.numel() > MOST_KEPT:
+        return _lay_out(plan, share, queries, kv_heads, groups, dtype)
+    of_plan = _kept.setdefault(plan.blocks, {})
+    call = share.row, share.part, share.parts, queries, kv_heads, groups, dtype
+    if call not in of_plan:
+        of_plan[call] = tuple(_lay_out(plan, share, queries, kv_heads, groups, dtype))
+    return of_plan[call]
+
+
+def _lay_out(
+    plan: Plan, share: Share, queries: int, kv_heads: int, groups: int, dtype: torch.dtype
 ) -> Iterator[Block | Run]:
-    """The blocks of a share, alone or in runs; those that see nothing are left out."""
     block, length = plan.common.shape
     rows = _rows_of(plan, share, queries)
     whole = [
