@@ -1,8 +1,8 @@
 """The CPU's way over wide windows and full attention: torch's fused attention forward, our tiles backward.
 
-The first queries see all before them; the others go to torch's kernel in blocks, each with the keys in its
-reach and a mask that all blocks share. The two operators are opaque to torch.compile. `blockwise` computes
-the same by formula.
+The first queries see all before them, and may be all; the others go to torch's kernel in blocks, each with
+the keys in its reach and a mask that all blocks share. The two operators are opaque to torch.compile.
+`blockwise` computes the same by formula.
 
 Shapes: B batch, T queries (as many keys), Q queries of a block, L keys in its reach, H query heads,
 K key-value heads, D head dimension.
@@ -84,6 +84,9 @@ def _attend(
 ) -> tuple[Tensor, Tensor]:
     """Outputs, and the softmax's denominators as logarithms, [B, T, H]."""
     blocks = list(_blocks(window, query_BTHD.shape[1]))
+    if len(blocks) == 1:
+        use_threads()
+        return _by_kernel(query_BTHD, key_BTKD, value_BTKD, None, scale)
     if not len(bias_QL):
         bias_QL = _bias_of_full(query_BTHD.dtype)
     output_BTHD = query_BTHD.new_empty(query_BTHD.shape)
