@@ -121,7 +121,7 @@ def parse_options() -> argparse.Namespace:
         default=40 if cuda else 5,
         help="steps before the first round; slow entrants take two",
     )
-    parser.add_argument("--limit", type=float, default=120.0, help="seconds that an entrant may take")
+    parser.add_argument("--limit", type=float, default=240.0, help="seconds that an entrant may take")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="write scaling.json")
     options = parser.parse_args()
