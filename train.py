@@ -10,7 +10,7 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 if __name__ == "__main__":
     # There is nothing to save within them, and the status is that of a run that can go on.
-    for number in (signal.SIGTERM, signal.SIGUSR1):
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
         if signal.getsignal(number) is signal.SIG_DFL:
             signal.signal(number, lambda *_: os._exit(os.EX_TEMPFAIL))
 
@@ -41,5 +41,6 @@ if __name__ == "__main__":
     )
     status = main(command, Path(__file__), Path(__file__).parent / "conf")
     # SLURM's word that time is short would end the interpreter's own end.
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    for number in (signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
     sys.exit(status)

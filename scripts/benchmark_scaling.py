@@ -107,7 +107,7 @@ def parse_options() -> argparse.Namespace:
         nargs=3,
         type=int,
         metavar="T",
-        help="short, long and longest; default: 8192 131072 1048576",
+        help="short, long and longest; default: 8192 131072 1048576, on a CPU 256 1024 4096",
     )
     parser.add_argument("--entrants", nargs="+", metavar="NAME", help=f"{', '.join(ENTRANTS)}; default: all")
     parser.add_argument("--precision", choices=["32-true", "bf16-mixed"])
@@ -128,8 +128,8 @@ def parse_options() -> argparse.Namespace:
     on_gpu = options.device == "cuda"
     if on_gpu and torch.cuda.device_count() < options.processes:
         parser.error(
-            f"--processes {options.processes}: this machine shows {torch.cuda.device_count()} GPUs; try "
-            "--device cpu, or fewer"
+            f"--processes {options.processes}: this machine shows {torch.cuda.device_count()} GPUs, and each "
+            "process takes one; try --device cpu"
         )
     options.shape = shape_of(options.shape, parser)
     options.lengths = options.lengths or ([8192, 131_072, 1_048_576] if on_gpu else [256, 1024, 4096])
@@ -137,6 +137,9 @@ def parse_options() -> argparse.Namespace:
     for option, least in {"processes": 2, "rounds": 1, "steps": 1, "warmup": 1}.items():
         if (value := getattr(options, option)) < least:
             parser.error(f"--{option} {value}: a number from {least} on is allowed")
+    for length in options.lengths:
+        if length < 1:
+            parser.error(f"--lengths {length}: a number from 1 on is allowed")
     for length in options.lengths[LONG:]:
         if length % options.processes:
             good = -(-length // options.processes) * options.processes

@@ -656,7 +656,8 @@ def test_ctrl_c_while_data_are_read_ends_in_one_line_and_leaves_nothing(tmp_path
 
 
 @pytest.mark.parametrize(
-    ("number", "status"), [(signal.SIGINT, -signal.SIGINT), (signal.SIGTERM, 75), (signal.SIGUSR1, 75)]
+    ("number", "status"),
+    [(signal.SIGINT, -signal.SIGINT), (signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGUSR2, 75)],
 )
 def test_a_signal_while_the_command_is_imported_prints_nothing(
     tmp_path: Path, number: signal.Signals, status: int

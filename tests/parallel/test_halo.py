@@ -104,6 +104,28 @@ def test_a_shard_is_planned_for_one_window() -> None:
         shard.with_window(3)
 
 
+def test_queries_of_one_document_come_with_its_keys_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ContextGroup, "size", 4)
+    monkeypatch.setattr(ContextGroup, "rank", 3)
+
+    def parts(*lengths: int) -> list[list[tuple[int, int, bool] | None]]:
+        ids = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))
+        shards = shard_visibilities({None: 0, 5: 0}, ContextGroup(), 1, 64, documents_BT=ids[None])
+        return [
+            [
+                None if part is None else (part.queries, part.blank, part.visibility.documents is None)
+                for part in (shard.near, shard.far)
+            ]
+            for shard in shards.values()
+            if isinstance(shard, ShardVisibility)
+        ]
+
+    assert parts(64) == [[None, (16, 0, True)], [(12, 0, True), (4, 0, True)]]
+    assert parts(50, 14) == [[(14, 0, True), (2, 0, True)]] * 2
+    # Those that see own keys alone are of two documents.
+    assert parts(50, 6, 8) == [[(14, 0, False), (2, 0, True)]] * 2
+
+
 def bytes_kept(rank: int) -> tuple[int, int]:
     """Bytes that a layer keeps for the backward pass, of a part and of a sequence of its length."""
     torch.manual_seed(0)

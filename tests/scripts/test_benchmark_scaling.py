@@ -140,6 +140,8 @@ def test_peers_attend_as_the_halo_does_and_send_more() -> None:
         (["--entrants", "magic"], "--entrants magic: one, apart, ddp"),
         (["--processes", "1"], "--processes 1: a number from 2 on"),
         (["--lengths", "32", "33", "64"], "--lengths 33: 2 processes share a sequence"),
+        (["--lengths", "0", "32", "64"], "--lengths 0: a number from 1 on"),
+        (["--lengths", "32", "-4", "64"], "--lengths -4: a number from 1 on"),
         (["--device", "cuda", "--processes", "99"], "this machine shows"),
     ],
 )

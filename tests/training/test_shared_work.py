@@ -3,6 +3,7 @@
 import json
 import os
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from windowlm.config import ConfigError, TrainConfig, check_config
 from windowlm.errors import UserError
 from windowlm.model.config import ModelConfig
 from windowlm.model.decoder import Decoder, Visibilities
+from windowlm.parallel import processes as meeting
 from windowlm.parallel.config import ParallelConfig
 from windowlm.parallel.context_group import ContextGroup
 from windowlm.parallel.launcher import LAUNCHED
@@ -239,6 +241,63 @@ def test_work_that_has_no_equal_shares_is_refused(
     assert caught.value.correction == correction
 
 
+def test_a_run_that_goes_on_is_told_which_numbers_of_processes_share_its_batch() -> None:
+    raw = {"run_dir": "run", "resume": "auto", "data": {"batch_size": 4}}
+    config = check_config(TrainConfig, raw)
+    with pytest.raises(ConfigError, match=r"as many processes are allowed: 1, 2, 4$") as caught:
+        SharedWork.of(config, Processes(Place(0, 3, 0, 3)), torch.device("cpu"))
+    assert caught.value.correction is None
+
+
+def buffers_of(rank: int) -> tuple[float, float]:
+    module = torch.nn.Linear(1, 1, bias=False)
+    module.counted = torch.nn.Buffer(torch.tensor(float(rank)))
+    torch.nn.init.constant_(module.weight, rank + 5.0)
+    strategy = GradientsAtOnceStrategy()
+    strategy.parallel_devices = [torch.device("cpu")] * 2
+    strategy._lightning_module = strategy.model = module  # type: ignore[assignment]
+    strategy.configure_ddp()
+    return float(module.weight), float(module.counted)
+
+
+def test_processes_begin_with_the_weights_of_the_leader_and_sums_of_their_own() -> None:
+    assert run_in_processes(2, buffers_of) == [(5.0, 0.0), (5.0, 1.0)]
+
+
+@pytest.mark.parametrize(
+    ("told", "place"),
+    [
+        ({}, ("127.0.0.1", "19711")),
+        ({"SLURM_NODELIST": "node[3-5]"}, ("node3", "19711")),
+        ({"SLURM_NODELIST": "node[3-5]", "SLURM_STEP_NODELIST": "node5"}, ("node5", "19711")),
+        ({"SLURM_STEP_ID": "2"}, ("127.0.0.1", "21729")),
+        ({"SLURM_STEP_ID": "batch", "MASTER_PORT": "7"}, ("127.0.0.1", "7")),
+        ({"SLURM_JOB_ID": "123456789", "SLURM_STEP_ID": "400"}, ("127.0.0.1", "15389")),
+    ],
+)
+def test_steps_of_a_job_meet_at_places_of_their_own(
+    told: dict[str, str], place: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("MASTER_ADDR", "MASTER_PORT", "SLURM_NODELIST", "SLURM_STEP_NODELIST", "SLURM_STEP_ID"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {"SLURM_JOB_ID": "4711", **told}.items():
+        monkeypatch.setenv(name, value)
+    own = dict(os.environ)
+    monkeypatch.setattr(meeting.os, "environ", own)
+    meeting._meet_by_job()
+    assert (own["MASTER_ADDR"], own["MASTER_PORT"]) == place
+
+
+def test_processes_that_wait_in_vain_say_where(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(meeting, "TIME_TO_MEET", timedelta(seconds=1))
+    port = str(free_port())
+    told = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": LOOPBACK, "MASTER_PORT": port}
+    for name, value in told.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=rf"^process 0 of 2 did not meet the others at {LOOPBACK}:{port} \("):
+        Processes.join()
+
+
 def test_several_blocks_at_once_are_refused_where_each_is_computed_again() -> None:
     def at_once(checkpointed: bool, given: int | None = None) -> int:
         return blocks_at_once(
@@ -249,6 +308,8 @@ def test_several_blocks_at_once_are_refused_where_each_is_computed_again() -> No
         at_once(True, 2)
     assert caught.value.correction == "parallel.blocks_at_once=null"
     assert [at_once(True), at_once(True, 1), at_once(False), at_once(False, 3)] == [1, 1, 2, 3]
+    with pytest.raises(ConfigError, match=r"^parallel.blocks_at_once=6: the model has 5 blocks"):
+        at_once(False, 6)
 
 
 def test_graphs_are_cut_where_gradients_travel_by_a_network_or_weights_by_parts() -> None:

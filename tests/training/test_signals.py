@@ -15,13 +15,13 @@ def send(number: int) -> None:
     os.kill(os.getpid(), number)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2])
 def test_a_signal_ends_what_has_nothing_to_finish(number: signal.Signals) -> None:
     with pytest.raises(Interrupted, match=f"{number.name} received"), Signals():
         send(number)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2])
 def test_a_deferred_signal_is_only_noted(number: signal.Signals) -> None:
     with Signals() as signals:
         signals.deferred = True

@@ -24,6 +24,11 @@ class SequenceLengthError(ValueError):
             f"sequence_length={tokens}: the sequence is cut over {processes} processes, and a multiple of "
             f"{processes} is allowed; try sequence_length={good}"
         )
+        self.numbers = tokens, processes
+
+    def __reduce__(self) -> tuple[type["SequenceLengthError"], tuple[int, int]]:
+        """As one process tells the others of it."""
+        return type(self), self.numbers
 
 
 @dataclass(eq=False)

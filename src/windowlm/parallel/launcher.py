@@ -19,7 +19,7 @@ LOST = 1
 # What they have to notice the end of one, and to save after a signal, before they are killed.
 SECONDS_AFTER_FAILURE = 15.0
 POLL_SECONDS = 0.1
-FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
 def starter(environment: Mapping[str, str] = os.environ) -> str:

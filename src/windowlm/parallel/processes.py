@@ -13,6 +13,7 @@ from typing import Any, NoReturn, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
 
 from windowlm.errors import UserError
 from windowlm.parallel.launcher import LAUNCHED, LOST
@@ -22,6 +23,8 @@ ONE_ALONE = Place()
 Result = TypeVar("Result")
 # The others wait while the leader prepares data or evaluates. One that is gone is noticed at once.
 PATIENCE = timedelta(days=7)
+# All start at about the same time: one that is missing by then was not started, or looks elsewhere.
+TIME_TO_MEET = timedelta(minutes=10)
 
 
 class LostProcessError(Exception):
@@ -43,7 +46,7 @@ class Processes:
         """Meet the others, where a launcher started some; those that met before stay together.
 
         Raises:
-            UserError: some machines have more processes than others.
+            UserError: the others do not come, or some machines have more processes than others.
             LostProcessError: a process is gone.
         """
         place = own_place()
@@ -53,10 +56,11 @@ class Processes:
             return cls(place)
         if "RANK" not in os.environ:
             _meet_by_job()
-        cuda = torch.cuda.is_available()
+        cuda, store = torch.cuda.is_available(), _met(place)
         with _losses():
             dist.init_process_group(
                 "cpu:gloo,cuda:nccl" if cuda else "gloo",
+                store=store,
                 rank=place.rank,
                 world_size=place.size,
                 timeout=PATIENCE,
@@ -166,6 +170,8 @@ class Processes:
 
 
 ALONE = Processes()
+# A prime, so that the ports of a job's steps seldom are those of the jobs beside it.
+PORTS_OF_STEPS = 1009
 
 
 def nccl_options(*, high_priority: bool = False) -> Any:
@@ -266,14 +272,37 @@ def _says_loss(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and ("gloo" in str(error) or "Connection closed" in str(error))
 
 
+def _met(place: Place) -> Any:
+    """What the processes know one another by, once all are there.
+
+    Raises:
+        UserError: they are not within `TIME_TO_MEET`, or cannot meet there.
+    """
+    try:
+        store, _, _ = next(rendezvous("env://", place.rank, place.size, timeout=TIME_TO_MEET))
+        store.set_timeout(PATIENCE)
+    except RuntimeError as error:
+        where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        reason = str(error).partition("\n")[0]
+        raise UserError(
+            f"process {place.rank} of {place.size} did not meet the others at {where} ({reason}); "
+            "MASTER_ADDR=HOST and MASTER_PORT=PORT before the command name another place"
+        ) from None
+    return store
+
+
 def _meet_by_job() -> None:
-    """Set what torch reads: the first node, and a port that all know by the job's number."""
+    """Set what torch reads: the step's first node, and a port by the numbers of job and step."""
     job = os.environ.get("SUBMITIT_LOCAL_JOB_ID")
     first = "127.0.0.1"
     if job is None:
         from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 
         job = os.environ.get("SLURM_JOB_ID", "0")
-        first = SLURMEnvironment.resolve_root_node_address(os.environ.get("SLURM_NODELIST", first))
+        # A job may hold more nodes than one of its steps, and several steps at a time.
+        nodes = os.environ.get("SLURM_STEP_NODELIST") or os.environ.get("SLURM_NODELIST", first)
+        first = SLURMEnvironment.resolve_root_node_address(nodes)
+    step = os.environ.get("SLURM_STEP_ID", "0")
+    port = 15000 + (int(job) + PORTS_OF_STEPS * (int(step) if step.isdecimal() else 0)) % 10000
     os.environ.setdefault("MASTER_ADDR", first)
-    os.environ.setdefault("MASTER_PORT", str(15000 + int(job[-4:])))
+    os.environ.setdefault("MASTER_PORT", str(port))

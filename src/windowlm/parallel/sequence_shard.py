@@ -434,6 +434,10 @@ def _part(
     if seen.documents is not None:
         found_BS = seen.documents.expand(rows, -1).gather(1, sources_BS.clamp(min=0))
         documents_BS = torch.where(there_BS, found_BS, PADDING)
+        of_one_B = (documents_BS == documents_BS[:, :1]).all(1) & (documents_BS[:, 0] != PADDING)
+        if not seen.sinks and bool(of_one_B.all()):
+            # Documents hide nothing, and nothing need be computed in vain for keys before the queries.
+            documents_BS = None
     if seen.sinks:
         visibility = Visibility.build(
             window=seen.window,

@@ -50,6 +50,9 @@ def chosen_backends(config: TrainConfig, device: torch.device, *, cut: bool = Fa
             gradients=False,
         )
         choices.append(_chosen(model.backend, training, "training"))
+        if cut and training.documents and not sinks:
+            within_one = replace(training, documents=False, more_keys=True)
+            choices.append(_chosen(model.backend, within_one, "training"))
         _chosen(model.backend, evaluation, f"evaluation.precision={config.evaluation.precision}")
     return list(dict.fromkeys(choices))
 

@@ -34,8 +34,8 @@ class GradientsAtOnceStrategy(DDPStrategy):
         """Connect the processes for gradients, and give each the leader's weights."""
         assert self.model is not None
         self._group = gradient_group(self.root_device)
-        for tensor in (*self.model.parameters(), *self.model.buffers()):
-            dist.broadcast(tensor.detach(), 0)
+        for parameter in self.model.parameters():  # buffers hold sums of each process's own
+            dist.broadcast(parameter.detach(), 0)
 
     def post_backward(self, closure_loss: Tensor) -> None:
         """Average the gradients, of which all processes must have the same."""

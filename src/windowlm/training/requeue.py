@@ -8,10 +8,10 @@ LONGEST_WAIT = 10  # seconds
 
 
 def requeue() -> None:
-    """Ask SLURM to start this job again, as Lightning does at SIGUSR1; outside of a job do nothing.
+    """Ask SLURM to start this job again; outside of a job do nothing.
 
-    Lightning itself would save in the middle of a step, beside the working folder's other files, and a later
-    run of the same folder would start from that file.
+    Lightning does so at SIGUSR1, and submitit at SIGUSR2. Lightning would save in the middle of a step,
+    beside the working folder's other files, and a later run of the same folder would start from that file.
     """
     job = os.environ.get("SLURM_JOB_ID")
     if "SLURM_ARRAY_JOB_ID" in os.environ:

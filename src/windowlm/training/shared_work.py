@@ -191,11 +191,18 @@ def blocks_at_once(settings: ParallelConfig, layers: int, *, checkpointed: bool)
     """Whose weights a process gathers at once, of so many.
 
     Raises:
-        ConfigError: several, where activations are checkpointed.
+        ConfigError: more than there are, or several, where activations are checkpointed.
     """
     if settings.kind != "fsdp2":
         return 1
     given = settings.blocks_at_once
+    if given is not None and given > layers:
+        raise ConfigError(
+            f"parallel.blocks_at_once={given}: the model has {layers} blocks, and up to {layers} is allowed, "
+            "or null",
+            key="parallel.blocks_at_once",
+            correction=f"parallel.blocks_at_once={layers}",
+        )
     if not checkpointed:
         return given or -(-layers // PARTS_OF_MODEL)
     if given not in (None, 1):
@@ -210,6 +217,13 @@ def blocks_at_once(settings: ParallelConfig, layers: int, *, checkpointed: bool)
 
 def _check_divisible(config: TrainConfig, readers: int, context_processes: int) -> None:
     rows, tokens = config.data.rows, config.data.sequence_length
+    if rows % readers and config.resume == "auto":
+        counts = [str(parts * context_processes) for parts in range(1, rows + 1) if rows % parts == 0]
+        raise ConfigError(
+            f"data.batch_size={rows}: {readers} processes cannot share so many rows in equal parts, and a "
+            f"run that goes on keeps them; as many processes are allowed: {', '.join(counts)}",
+            key="data.batch_size",
+        )
     if rows % readers:
         raise ConfigError(
             f"data.batch_size={rows}: {readers} processes share the rows of a batch, and a multiple of "

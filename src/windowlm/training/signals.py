@@ -1,4 +1,4 @@
-"""SIGINT, SIGTERM and SIGUSR1 over the whole of a run."""
+"""SIGINT, SIGTERM, SIGUSR1 and SIGUSR2 over the whole of a run."""
 
 import multiprocessing
 import os
@@ -10,8 +10,9 @@ from typing import Any, NoReturn, Self
 
 from windowlm.parallel.place import own_place
 
-# SIGUSR1 is what SLURM sends before the end of a job's time: sbatch --signal=USR1@90.
-WATCHED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+# What SLURM sends before the end of a job's time: as sbatch --signal=USR1@90 asks for it, or submitit.
+OF_TIME = (signal.SIGUSR1, signal.SIGUSR2)
+WATCHED = (signal.SIGINT, signal.SIGTERM, *OF_TIME)
 SHOW_CURSOR = b"\x1b[?25h"
 
 
@@ -33,7 +34,7 @@ class Signals:
 
     Attributes:
         received: what to tell the user about the first signal; None before it.
-        requeues: whether a SIGUSR1 has come.
+        requeues: whether one of the end of a job's time has come.
         deferred: whether a first signal waits.
     """
 
@@ -76,7 +77,7 @@ class Signals:
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._process:
             return
-        self.requeues = self.requeues or number == signal.SIGUSR1
+        self.requeues = self.requeues or number in OF_TIME
         if self.received is not None:
             if number == signal.SIGINT:
                 leave_at_once(128 + number)
