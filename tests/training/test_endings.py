@@ -119,13 +119,17 @@ SLURM = {
 
 
 @pytest.mark.parametrize(
-    ("array", "fails", "asked"),
-    [({}, "", "4711"), ({"SLURM_ARRAY_JOB_ID": "12", "SLURM_ARRAY_TASK_ID": "3"}, "exit 1", "12_3")],
+    ("array", "fails", "asked", "number"),
+    [
+        ({}, "", "4711", signal.SIGUSR1),
+        ({"SLURM_ARRAY_JOB_ID": "12", "SLURM_ARRAY_TASK_ID": "3"}, "exit 1", "12_3", signal.SIGUSR2),
+    ],
 )
 def test_a_job_of_slurm_saves_after_its_step_and_goes_back_to_the_queue(
     array: dict[str, str],
     fails: str,
     asked: str,
+    number: int,
     start: Start,
     before: Callable[..., None],
     uninterrupted: Path,
@@ -142,7 +146,7 @@ def test_a_job_of_slurm_saves_after_its_step_and_goes_back_to_the_queue(
     (tmp_path / "hpc_ckpt_1.ckpt").write_bytes(b"of another program in this folder")
     for name, value in {**SLURM, **array}.items():
         monkeypatch.setenv(name, value)
-    before("training_step", 2, lambda _: send(signal.SIGUSR1))
+    before("training_step", 2, lambda _: send(number))
     assert start("run") == 75
     assert steps_saved(folder) == 3
     assert calls.read_text() == f"requeue {asked}\n"
