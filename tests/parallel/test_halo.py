@@ -17,6 +17,8 @@ from windowlm.attention import layers
 from windowlm.attention.dispatch import attention
 from windowlm.attention.window import Visibility
 from windowlm.parallel.context_group import ContextGroup, SequenceLengthError
+from windowlm.parallel.place import Place
+from windowlm.parallel.processes import Processes
 from windowlm.parallel.sequence_shard import ShardVisibility, shard_visibilities
 
 DRAWN = 33
@@ -95,6 +97,21 @@ def test_a_length_that_the_processes_do_not_divide_is_refused() -> None:
         patch.setattr(ContextGroup, "size", 3)
         with pytest.raises(SequenceLengthError, match="multiple of 3 is allowed; try sequence_length=63"):
             shard_visibilities({5: 0}, group, 1, 64)
+
+
+def told_of_a_length(rank: int) -> str:
+    def plan() -> None:
+        raise SequenceLengthError(64, 3)
+
+    try:
+        Processes(Place(rank, 2, rank, 2)).leader_alone(plan)
+    except SequenceLengthError as error:
+        return str(error)
+    return "nothing"
+
+
+def test_the_leader_tells_the_others_of_such_a_length() -> None:
+    assert run_in_processes(2, told_of_a_length) == [str(SequenceLengthError(64, 3))] * 2
 
 
 def test_a_shard_is_planned_for_one_window() -> None:

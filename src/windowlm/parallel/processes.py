@@ -25,6 +25,8 @@ Result = TypeVar("Result")
 PATIENCE = timedelta(days=7)
 # All start at about the same time: one that is missing by then was not started, or looks elsewhere.
 TIME_TO_MEET = timedelta(minutes=10)
+# A prime, so that the ports of a job's steps seldom are those of the jobs beside it.
+PORTS_OF_STEPS = 1009
 
 
 class LostProcessError(Exception):
@@ -170,8 +172,6 @@ class Processes:
 
 
 ALONE = Processes()
-# A prime, so that the ports of a job's steps seldom are those of the jobs beside it.
-PORTS_OF_STEPS = 1009
 
 
 def nccl_options(*, high_priority: bool = False) -> Any:
@@ -281,6 +281,8 @@ def _met(place: Place) -> Any:
     try:
         store, _, _ = next(rendezvous("env://", place.rank, place.size, timeout=TIME_TO_MEET))
         store.set_timeout(PATIENCE)
+        # A launcher keeps notes of its own there.
+        return dist.distributed_c10d.PrefixStore("windowlm", store)
     except RuntimeError as error:
         where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         reason = str(error).partition("\n")[0]
@@ -288,7 +290,6 @@ def _met(place: Place) -> Any:
             f"process {place.rank} of {place.size} did not meet the others at {where} ({reason}); "
             "MASTER_ADDR=HOST and MASTER_PORT=PORT before the command name another place"
         ) from None
-    return store
 
 
 def _meet_by_job() -> None:

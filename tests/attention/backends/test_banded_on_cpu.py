@@ -129,6 +129,9 @@ def test_blocks_are_kept_as_long_as_their_plan_unless_masks_are_large(
             assert [block.bias.data_ptr() for block in first] == [block.bias.data_ptr() for block in again]
         assert {block.bias.dtype for block in laid_out[1]} == {torch.float64}
     assert len(banded_plan._kept) == before + 2
+    # Rows whose blocks are alike have them together.
+    banded_plan.blocks_of(plans[0], share._replace(row=7), 600, 2, 1, torch.float32)
+    assert len(banded_plan._kept[plans[0].blocks]) == 3
     del plan
     plans.clear()
     assert len(banded_plan._kept) == before

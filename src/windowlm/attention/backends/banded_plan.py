@@ -280,7 +280,8 @@ def blocks_of(
     if plan.hidden.numel() > MOST_KEPT:
         return _lay_out(plan, share, queries, kv_heads, groups, dtype)
     of_plan = _kept.setdefault(plan.blocks, {})
-    call = share.row, share.part, share.parts, queries, kv_heads, groups, dtype
+    row = min(share.row, len(plan.blocks) - 1)
+    call = row, share.part, share.parts, queries, kv_heads, groups, dtype
     if call not in of_plan:
         of_plan[call] = tuple(_lay_out(plan, share, queries, kv_heads, groups, dtype))
     return of_plan[call]
