@@ -8,10 +8,11 @@ Each entrant trains the model of the shape in processes of its own, one after th
 take the tokens of a step of the shape in each process; so does `apart`, whose processes share nothing but the
 machine: what it allows. `one long`, `context` and the peers take one sequence of the second length together,
 `context longest` one of the third; the latter and `context checkpointed` keep the inputs of blocks alone and
-compute the rest again. `torch ring` attends to all earlier tokens, as it has no window. The GPUs of a host
-differ by some percent, so `one` and `one long` run on each in turn, and their mean counts. All are bare loops
-(`scaling_entrants.py`). Before and after a round the processes meet and a GPU waits for its host, which a
-round of few steps would count as the price of sharing; and a GPU that is still cold is faster.
+compute the rest again. `context in pieces` is cut where keys arrive, as the peers are. `torch ring` attends
+to all earlier tokens, as it has no window. The GPUs of a host differ by some percent, so `one` and `one long`
+run on each in turn, and their mean counts. All are bare loops (`scaling_entrants.py`). Before and after a
+round the processes meet and a GPU waits for its host, which a round of few steps would count as the price of
+sharing; and a GPU that is still cold is faster.
 
 Bytes are those of keys, values, queries and outputs that all processes together send in the forward pass of a
 step. Memory is that of the process with most of it. A shape is as in `benchmark_training.py`.
@@ -49,11 +50,14 @@ SECONDS_BETWEEN_LOOKS = 0.05
 
 @dataclass(frozen=True)
 class Entrant:
-    """How the work is shared, of sequences of which length, and whether activations are checkpointed."""
+    """How the work is shared, of sequences of which length, whether activations are checkpointed, and whether
+    the decoder is several graphs where it could be one.
+    """
 
     share: str
     length: int
     checkpointed: bool = False
+    in_pieces: bool = False
 
 
 ENTRANTS = {
@@ -64,6 +68,7 @@ ENTRANTS = {
     "one long": Entrant(ALONE, LONG),
     "context": Entrant(CONTEXT, LONG),
     **{name: Entrant(name, LONG) for name in PEERS},
+    "context in pieces": Entrant(CONTEXT, LONG, in_pieces=True),
     "context checkpointed": Entrant(CONTEXT, LONG, checkpointed=True),
     "context longest": Entrant(CONTEXT, LONGEST, checkpointed=True),
 }
@@ -171,6 +176,7 @@ def measured(name: str, options: argparse.Namespace) -> dict[str, Any]:
         rounds=options.rounds,
         steps=1 if slow else options.steps,
         activation_checkpointing=entrant.checkpointed,
+        in_pieces=entrant.in_pieces,
     )
     started = time.monotonic()
     if entrant.share == ALONE and options.device.type == "cuda":
@@ -285,11 +291,12 @@ def compared(rows: dict[str, dict[str, Any]]) -> list[str]:
                 f"process, {share(name, base, 'state_bytes')} weights, gradients and optimizer state"
             )
     for name in PEERS:
-        if {name, "context"} <= rows.keys():
-            said.append(
-                f"context: {pace('context', name)} of {name}, "
-                f"{share('context', name, 'bytes_sent_forward')} bytes"
-            )
+        for context in ("context", "context in pieces"):
+            if {name, context} <= rows.keys():
+                said.append(
+                    f"{context}: {pace(context, name)} of {name}, "
+                    f"{share(context, name, 'bytes_sent_forward')} bytes"
+                )
     if {"context longest", "context checkpointed"} <= rows.keys():
         said.append(
             f"context longest: {pace('context longest', 'context checkpointed')} of context checkpointed"

@@ -61,6 +61,7 @@ class Job:
         seed: of weights and tokens.
         warmup, rounds, steps: steps before, and rounds of so many.
         activation_checkpointing: as the setting of the trainer.
+        in_pieces: whether the decoder is cut where others' keys arrive, even if one graph could hold it.
         gpu: that of one process alone.
     """
 
@@ -73,6 +74,7 @@ class Job:
     rounds: int
     steps: int
     activation_checkpointing: bool = False
+    in_pieces: bool = False
     gpu: int = 0
 
 
@@ -239,7 +241,7 @@ class MeanLoss(nn.Module):
             model,
             compiled=compiled,
             activation_checkpointing=job.activation_checkpointing,
-            graphs=work.graphs,
+            graphs="pieces" if job.in_pieces else work.graphs,
             blocks_at_once=work.blocks_at_once,
         )
         self.head_loss = head_loss(trainer.loss, job.precision, compiled=compiled)

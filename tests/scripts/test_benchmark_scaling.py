@@ -22,7 +22,7 @@ TOKENS, WINDOW, HEADS, KV_HEADS, HEAD_DIM = 48, 9, 4, 2, 8
 
 
 def test_entrants_share_one_model_and_are_compared(tmp_path: Path) -> None:
-    entrants = ["apart", "fsdp2", "one long", "context", "gather", "torch ring"]
+    entrants = ["apart", "fsdp2", "one long", "context", "gather", "torch ring", "context in pieces"]
     done = run_script(
         SCRIPT,
         *FEW,
@@ -38,7 +38,7 @@ def test_entrants_share_one_model_and_are_compared(tmp_path: Path) -> None:
     assert "kernels of a GPU" in rows.pop("torch ring")["problem"]
     assert {row["problem"] for row in rows.values()} == {None}
     one, context, gather = (rows[name] for name in ("one long", "context", "gather"))
-    for row in (context, gather):
+    for row in (context, gather, rows["context in pieces"]):
         assert row["first_loss"] == pytest.approx(one["first_loss"], abs=1e-6)
         assert row["loss"] == pytest.approx(one["loss"], abs=1e-5)
         assert row["tokens_per_second"] == pytest.approx(64 / row["step_s"])
@@ -48,7 +48,8 @@ def test_entrants_share_one_model_and_are_compared(tmp_path: Path) -> None:
     assert context["bytes_sent_forward"] == context["bytes_sent_backward"] == context["formula_bytes"] > 0
     # Two layers, all keys and values of two heads of 8 numbers to one other process.
     assert gather["bytes_sent_forward"] == 2 * 64 * 2 * 2 * 8 * 4
-    paces, bytes_ = report["compared"]
+    paces, bytes_, in_pieces = report["compared"]
+    assert in_pieces.startswith("context in pieces: ")
     assert paces.startswith("context: ")
     assert "1.000 of the weights, gradients and optimizer state" in paces
     assert bytes_.endswith("of gather, 0.109 of the bytes")
@@ -61,12 +62,12 @@ def test_every_comparison_is_told_of_the_rows_that_have_figures(monkeypatch: pyt
     numbers = {"peak_memory_bytes": 2, "state_bytes": 4, "bytes_sent_forward": 8, "problem": None}
     rows = {name: {**numbers, "tokens_per_second": 100.0 + number} for number, name in enumerate(ENTRANTS)}
     said = compared(rows)
-    names = ["apart", "ddp", "fsdp2", *["context"] * 5, "context longest"]
+    names = ["apart", "ddp", "fsdp2", "context", *["context", "context in pieces"] * 4, "context longest"]
     assert [sentence.partition(":")[0] for sentence in said] == names
     assert said[0] == "apart: 1.010 times the tokens/s of one"
     assert said[1].startswith("ddp: 1.020 times the tokens/s of one, 1.000 of the memory a process")
     rows["context"]["problem"] = "it failed"
-    assert len(compared(rows)) == 4
+    assert len(compared(rows)) == 8
 
 
 def test_one_gpu_is_the_mean_of_all_that_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
