@@ -19,16 +19,16 @@ class SequenceLengthError(ValueError):
     """
 
     def __init__(self, tokens: int, processes: int) -> None:
+        # What an exception is made of again, in a process that is told of it.
+        super().__init__(tokens, processes)
+
+    def __str__(self) -> str:
+        tokens, processes = self.args
         good = max(tokens // processes, 1) * processes
-        super().__init__(
+        return (
             f"sequence_length={tokens}: the sequence is cut over {processes} processes, and a multiple of "
             f"{processes} is allowed; try sequence_length={good}"
         )
-        self.numbers = tokens, processes
-
-    def __reduce__(self) -> tuple[type["SequenceLengthError"], tuple[int, int]]:
-        """As one process tells the others of it."""
-        return type(self), self.numbers
 
 
 @dataclass(eq=False)

@@ -32,7 +32,7 @@ START_BLOCK = 256
 # third more spares another call.
 RUN = 2**19
 LONGEST_RUN = RUN * 4 // 3
-# Numbers of masks that are laid out once: to do so in each call takes as long as a product over 1,024 tokens.
+# Numbers of masks that are laid out once for all calls, 4 MiB in float32; more would be too much to keep.
 MOST_KEPT = 2**20
 _kept: "MutableMapping[Tensor, dict[object, tuple[Block | Run, ...]]]" = WeakTensorKeyDictionary()
 
