@@ -87,8 +87,12 @@ def _sent_in_both_ways(group: ContextGroup, window: int) -> list[tuple[int, int]
     counted, outcomes = [], []
     for exchange in (seen.exchange, seen.halo):
         group.bytes_sent = 0
-        own, _, travelling = exchange.send(key, value)
-        remote = exchange.receive(own, travelling)
+        own: tuple[Tensor, ...] = (key, value)
+        if isinstance(exchange, NeighbourExchange):
+            remote = exchange.receive(own, exchange.send(key, value))
+        else:
+            own, _, travelling = exchange.send(key, value)
+            remote = exchange.receive(own, travelling)
         forward = group.bytes_sent
         torch.cat([*remote, *own], 1).sin().sum().backward()
         counted.append((forward, group.bytes_sent - forward))

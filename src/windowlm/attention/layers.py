@@ -32,6 +32,7 @@ class Heads(NamedTuple):
         key, value: [B, T, K, D].
         gate: [B, T, H, 1], between 0 and 1; None without a gate.
         visibility: what they see.
+        sent: what `Visibility.send` gave for keys and values; None where nothing was begun.
     """
 
     query: Tensor
@@ -39,6 +40,7 @@ class Heads(NamedTuple):
     value: Tensor
     gate: Tensor | None
     visibility: Visibility
+    sent: Any = None
 
 
 class SlidingWindowAttention(WithJointWeights):
@@ -234,6 +236,7 @@ class SlidingWindowAttention(WithJointWeights):
             visibility=visibility,
             value_embedding_BTE=value_embedding_BTE,
             cache=cache,
+            sending=True,
         )
         return self.attended(heads, cache)
 
@@ -246,8 +249,13 @@ class SlidingWindowAttention(WithJointWeights):
         visibility: Visibility | None = None,
         value_embedding_BTE: Tensor | None = None,
         cache: AnyLayerCache | None = None,
+        sending: bool = False,
     ) -> Heads:
-        """The first half of `forward`: what each token brings to attention by itself."""
+        """The first half of `forward`: what each token brings to attention by itself.
+
+        With `sending` a graph that holds the second half too begins here to send keys and values to the
+        processes whose queries see them.
+        """
         self._check_hidden(hidden_BTD)
         batch, tokens = hidden_BTD.shape[:2]
         if cache is not None:
@@ -278,11 +286,14 @@ class SlidingWindowAttention(WithJointWeights):
             key_BTKD = self._convolved("key", key_BTKD, behind_BT, visibility, cache)
             value_BTKD = self._convolved("value", value_BTKD, behind_BT, visibility, cache)
         value_BTKD = self._mixed_value(value_BTKD, value_embedding_BTE)
-        query_BTHD, key_BTKD = self._turned(
-            query_BTHD, key_BTKD, value_BTKD.dtype, visibility, positions_BT, cache
-        )
+        rotation = self._rotation(query_BTHD, positions_BT, visibility, cache)
+        dtype = value_BTKD.dtype
+        key_BTKD = self._turned(key_BTKD, self.key_norm, rotation, dtype)
+        # What is computed of the queries alone overlaps with it, and so do their gradients on the way back.
+        sent = visibility.send(key_BTKD, value_BTKD) if sending else None
+        query_BTHD = self._turned(query_BTHD, self.query_norm, rotation, dtype)
         gate_BTH1 = None if self.gate is None else self.gate(hidden_BTD).sigmoid()[..., None]
-        return Heads(query_BTHD, key_BTKD, value_BTKD, gate_BTH1, visibility)
+        return Heads(query_BTHD, key_BTKD, value_BTKD, gate_BTH1, visibility, sent)
 
     def attended(self, heads: Heads, cache: AnyLayerCache | None = None) -> Tensor:
         """The second half of `forward`: attention and the projection of what it gives."""
@@ -308,29 +319,20 @@ class SlidingWindowAttention(WithJointWeights):
         Returns:
             [B, T, H, D].
         """
-        query_BTHD, key_BTKD = self._turned(
-            query_BTHD, key_BTKD, value_BTKD.dtype, visibility, positions_BT, cache
-        )
+        rotation = self._rotation(query_BTHD, positions_BT, visibility, cache)
+        key_BTKD = self._turned(key_BTKD, self.key_norm, rotation, value_BTKD.dtype)
+        query_BTHD = self._turned(query_BTHD, self.query_norm, rotation, value_BTKD.dtype)
         return self._attend(Heads(query_BTHD, key_BTKD, value_BTKD, None, visibility), cache)
 
     def _turned(
-        self,
-        query_BTHD: Tensor,
-        key_BTKD: Tensor,
-        dtype: torch.dtype,
-        visibility: Visibility,
-        positions_BT: Tensor | None,
-        cache: AnyLayerCache | None,
-    ) -> tuple[Tensor, Tensor]:
-        """Queries and keys, normalised and rotated."""
-        if self.query_norm is not None and self.key_norm is not None:
-            weights = self.query_norm.weight.dtype
-            query_BTHD = self.query_norm(query_BTHD.to(weights)).to(dtype)
-            key_BTKD = self.key_norm(key_BTKD.to(weights)).to(dtype)
-        if self.rotary is None:
-            return query_BTHD, key_BTKD
-        rotation = self._rotation(self.rotary, query_BTHD, positions_BT, visibility, cache)
-        return self.rotary.rotate(query_BTHD, rotation), self.rotary.rotate(key_BTKD, rotation)
+        self, heads_BTHD: Tensor, norm: nn.RMSNorm | None, rotation: Rotation | None, dtype: torch.dtype
+    ) -> Tensor:
+        """Queries or keys, normalised and rotated."""
+        if norm is not None:
+            heads_BTHD = norm(heads_BTHD.to(norm.weight.dtype)).to(dtype)
+        if self.rotary is None or rotation is None:
+            return heads_BTHD
+        return self.rotary.rotate(heads_BTHD, rotation)
 
     def _attend(self, heads: Heads, cache: AnyLayerCache | None, **finish: Any) -> Tensor:
         """Attention, and what `Visibility.attend` is to make of it."""
@@ -341,6 +343,7 @@ class SlidingWindowAttention(WithJointWeights):
             heads.query,
             key_BSKD,
             value_BSKD,
+            sent=heads.sent,
             backend=self.backend,
             dropout=self.dropout if self.training else 0.0,
             sink_logits_H=self.sink_logits,
@@ -470,12 +473,14 @@ class SlidingWindowAttention(WithJointWeights):
 
     def _rotation(
         self,
-        rotary: RotaryEmbedding,
         query_BTHD: Tensor,
         positions_BT: Tensor | None,
         visibility: Visibility,
         cache: AnyLayerCache | None,
-    ) -> Rotation:
+    ) -> Rotation | None:
+        rotary = self.rotary
+        if rotary is None:
+            return None
         if cache is not None:
             chunk = cache.slots.chunk
             return chunk.once((rotary.config, rotary.rotated), lambda: rotary.rotation(chunk.positions))

@@ -36,6 +36,7 @@ class SeenSlots(Visibility):
         key_BTKD: Tensor,
         value_BTKD: Tensor,
         *,
+        sent: Any = None,
         finish: Finish = unfinished,
         finish_with: Tensor | None = None,
         sink_logits_H: Tensor | None = None,

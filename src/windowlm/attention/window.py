@@ -348,6 +348,12 @@ class Visibility:
         """
         return True
 
+    def send(self, key_BTKD: Tensor, value_BTKD: Tensor) -> Any:
+        """Begin to send them to other processes whose queries see them, for `attend` to wait for; None where
+        `attend` does all of it.
+        """
+        return None
+
     def attend(
         self,
         attention: Callable[..., Tensor],
@@ -355,6 +361,7 @@ class Visibility:
         key_BTKD: Tensor,
         value_BTKD: Tensor,
         *,
+        sent: Any = None,
         finish: Finish = unfinished,
         finish_with: Tensor | None = None,
         **options: Any,
@@ -367,6 +374,7 @@ class Visibility:
         Args:
             attention: computes it, as `dispatch.attention`.
             query_BTHD, key_BTKD, value_BTKD: as of that.
+            sent: what `send` gave for these keys and values.
             finish: takes the output of some tokens, [B, t, H, D], and what `finish_with` says of the same.
             finish_with: of all tokens, [B, T, ...].
             options: of `attention`.

@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 
 from windowlm.parallel.context_group import ContextGroup
 
-Travelling = tuple[Tensor, Tensor]  # what arrives, and what its gradients come back as
+NeighboursTokens = tuple[Tensor, Tensor]  # what arrives, and what its gradients come back as
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,22 +45,20 @@ class NeighbourExchange:
         """How many tokens come from the process before; none to the first."""
         return self.tokens if self.rank else 0
 
-    def send(
-        self, *tensors_BLF: Tensor, first: int = 0
-    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...], Travelling]:
-        """Begin to send; as `TokenExchange.send`."""
+    def send(self, *tensors_BLF: Tensor) -> NeighboursTokens:
+        """Begin to send the last tokens of tensors [B, L, ...], L from R on, of one dtype."""
         start = tensors_BLF[0].shape[1] - self.tokens
         last_M = torch.cat([tensor[:, start:].flatten() for tensor in tensors_BLF])
-        travelling: Travelling = _Send.apply(self, last_M)  # type: ignore[no-untyped-call]
-        return tensors_BLF, tuple(tensor[:, :first] for tensor in tensors_BLF), travelling
+        sent: NeighboursTokens = _Send.apply(self, last_M)  # type: ignore[no-untyped-call]
+        return sent
 
-    def receive(self, own_BLF: tuple[Tensor, ...], travelling: Travelling) -> tuple[Tensor, ...]:
+    def receive(self, own_BLF: tuple[Tensor, ...], sent: NeighboursTokens) -> tuple[Tensor, ...]:
         """Wait for what the process before sent, [B, R, ...] of each tensor; R is 0 for the first process.
 
         Each process must make use of what it gets, be it empty, for gradients to travel back.
         """
         sizes = [tensor[:, : self.tokens].numel() for tensor in own_BLF]
-        first_M: Tensor = _Receive.apply(self, *travelling, sum(sizes))  # type: ignore[no-untyped-call]
+        first_M: Tensor = _Receive.apply(self, *sent, sum(sizes))  # type: ignore[no-untyped-call]
         parts_M = torch.split(first_M, sizes if self.received else [0 for _ in sizes])
         return tuple(
             part_M.view(own.shape[0], self.received, *own.shape[2:])
@@ -91,19 +89,19 @@ class _Send(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, exchange: NeighbourExchange, last_M: Tensor) -> Travelling:
+    def forward(ctx: Any, exchange: NeighbourExchange, last_M: Tensor) -> NeighboursTokens:
         count = last_M.shape[0]
         ctx.returning = exchange.rank < exchange.size - 1
-        ctx.count = count
         arriving_M = exchange.begin(last_M, count, back=False)
         ctx.mark_non_differentiable(arriving_M)
         return arriving_M, last_M.new_empty(count if ctx.returning else 0)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, _: Tensor, returning_M: Tensor) -> tuple[None, Tensor]:
+    def backward(ctx: Any, _: Tensor, returning_M: Tensor) -> tuple[None, Tensor | None]:
         returned_M = torch.ops._c10d_functional.wait_tensor(returning_M)
-        return None, returned_M if ctx.returning else returned_M.new_zeros(ctx.count)
+        # Zeros would be added to the gradients of all tokens.
+        return None, returned_M if ctx.returning else None
 
 
 class _Receive(torch.autograd.Function):

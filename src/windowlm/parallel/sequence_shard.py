@@ -13,27 +13,15 @@ for tokens of others, H query heads, D head dimension.
 
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple, Protocol, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
 
 from windowlm.attention.window import PADDING, Finish, Visibility, narrowed, unfinished
 from windowlm.parallel.context_group import ContextGroup
-from windowlm.parallel.neighbour_exchange import NeighbourExchange
+from windowlm.parallel.neighbour_exchange import NeighbourExchange, NeighboursTokens
 from windowlm.parallel.token_exchange import TokenExchange
-
-
-class Exchange(Protocol):
-    """How tokens get from process to process."""
-
-    def send(
-        self, *tensors_BLF: Tensor, first: int = 0
-    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...], Any]:
-        """As `TokenExchange.send`."""
-
-    def receive(self, own_BLF: tuple[Tensor, ...], travelling: Any) -> tuple[Tensor, ...]:
-        """As `TokenExchange.receive`."""
 
 
 class Part(NamedTuple):
@@ -71,7 +59,8 @@ class ShardVisibility(Visibility):
 
     Attributes:
         exchange: keys and values that travel.
-        halo: the same for compiled graphs, where they are the last tokens before each part; else None.
+        halo: the same for a graph that holds attention, where they are the last tokens before each part; else
+            None.
         near: queries that see own keys alone; None where there are none.
         far: queries before them, which see others' keys too; None where there are none.
         own_behind: how many tokens directly before each are of its document, [B or 1, L].
@@ -91,21 +80,33 @@ class ShardVisibility(Visibility):
         """
         return self.halo is not None and not self.neighbours and not computed_again
 
-    def attend(self, *arguments: Any, **options: Any) -> Tensor:
+    def send(self, key_BTKD: Tensor, value_BTKD: Tensor) -> NeighboursTokens | None:
+        """In a graph that holds the exchange, begin it; see `Visibility.send`."""
+        if self.halo is None or not torch.compiler.is_compiling():
+            return None
+        return self.halo.send(key_BTKD, value_BTKD)
+
+    def attend(
+        self,
+        attention: Callable[..., Tensor],
+        query_BTHD: Tensor,
+        key_BTKD: Tensor,
+        value_BTKD: Tensor,
+        *,
+        sent: NeighboursTokens | None = None,
+        **options: Any,
+    ) -> Tensor:
         """Attention of the own queries over own keys and those of others; see `Visibility.attend`."""
-        if self.halo is not None and torch.compiler.is_compiling():
-            return self._attend(self.halo, *arguments, **options)
-        attended_BTD: Tensor = self._attend_outside_graphs(*arguments, **options)
+        tensors = query_BTHD, key_BTKD, value_BTKD
+        if self.halo is not None and sent is not None:
+            return self._attend_at_once(self.halo, sent, attention, *tensors, **options)
+        attended_BTD: Tensor = self._attend_outside_graphs(attention, *tensors, **options)
         return attended_BTD
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def _attend_outside_graphs(self, *arguments: Any, **options: Any) -> Tensor:
-        assert self.exchange is not None
-        return self._attend(self.exchange, *arguments, **options)
-
-    def _attend(
+    def _attend_at_once(
         self,
-        exchange: Exchange,
+        halo: NeighbourExchange,
+        sent: NeighboursTokens,
         attention: Callable[..., Tensor],
         query_BTHD: Tensor,
         key_BTKD: Tensor,
@@ -115,6 +116,31 @@ class ShardVisibility(Visibility):
         finish_with: Tensor | None = None,
         **options: Any,
     ) -> Tensor:
+        """One call of all queries: in two, those that see others' keys do not fill a GPU."""
+        own = key_BTKD, value_BTKD
+        remote = halo.receive(own, sent)
+        if halo.received:
+            own = torch.cat((remote[0], key_BTKD), 1), torch.cat((remote[1], value_BTKD), 1)
+        seen = Visibility.build(window=self.window)
+        output_BTD = finish(attention(query_BTHD, *own, seen, **options), finish_with)
+        if halo.received:
+            return output_BTD
+        # The first process makes use of the none that it gets, for gradients to be sent back on the way.
+        return output_BTD + sum(tensor.sum() for tensor in remote)
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _attend_outside_graphs(
+        self,
+        attention: Callable[..., Tensor],
+        query_BTHD: Tensor,
+        key_BTKD: Tensor,
+        value_BTKD: Tensor,
+        *,
+        finish: Finish = unfinished,
+        finish_with: Tensor | None = None,
+        **options: Any,
+    ) -> Tensor:
+        assert self.exchange is not None
         reaching = 0 if self.far is None else self.far.queries
         far_query, near_query = _cut(query_BTHD, reaching)
         far_finish, near_finish = _cut(finish_with, reaching)
@@ -126,18 +152,15 @@ class ShardVisibility(Visibility):
             # Joined before, attention's outputs would be kept twice for the backward pass.
             return finish(part.attend(attention, query_BQHD, keys, **options), of_finish)
 
-        own, first, travelling = exchange.send(key_BTKD, value_BTKD, first=reaching)
+        own, first, travelling = self.exchange.send(key_BTKD, value_BTKD, first=reaching)
         outputs = []
         if self.near is not None:
             keys = tuple(tensor[:, self.near.first_key :] for tensor in own)
             outputs.append(finished(self.near, near_query, keys, near_finish))
-        remote = exchange.receive(own, travelling)
+        remote = self.exchange.receive(own, travelling)
         if self.far is not None:
             keys = tuple(torch.cat(pair, 1) for pair in zip(remote, first, strict=True))
             outputs.insert(0, finished(self.far, far_query, keys, far_finish))
-        elif exchange is self.halo:
-            # The first process receives no token, and makes use of that: gradients are sent back on the way.
-            outputs[0] = outputs[0] + sum(tensor.sum() for tensor in remote)
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs, 1)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
