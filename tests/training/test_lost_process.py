@@ -275,6 +275,11 @@ def test_an_error_that_is_behind_itself_says_no_loss() -> None:
     assert is_loss(first)
 
 
+def test_a_mistake_in_the_use_of_gloo_is_no_loss() -> None:
+    assert not is_loss(RuntimeError("ProcessGroupGloo does not support reduce_scatter; gloo has no such kind"))
+    assert is_loss(RuntimeError("[third_party/gloo/gloo/transport/tcp/pair.cc:553] Read error: reset by peer"))
+
+
 @pytest.mark.parametrize("noticed", ["in the run", "as it ends"])
 def test_a_signal_after_a_loss_still_leaves_its_message(
     noticed: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]

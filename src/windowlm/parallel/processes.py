@@ -268,8 +268,10 @@ def is_loss(error: BaseException) -> bool:
 def _says_loss(error: BaseException) -> bool:
     if isinstance(error, LostProcessError | dist.DistBackendError | dist.DistNetworkError):
         return True
-    # Gloo has no class of its own for it.
-    return isinstance(error, RuntimeError) and ("gloo" in str(error) or "Connection closed" in str(error))
+    # Gloo has no class of its own for it, but names the file of its connections.
+    return isinstance(error, RuntimeError) and (
+        "gloo/transport" in str(error) or "Connection closed" in str(error)
+    )
 
 
 def _met(place: Place) -> Any:
