@@ -61,6 +61,7 @@ class Peer(Visibility, ABC):
         key_BTKD: Tensor,
         value_BTKD: Tensor,
         *,
+        sent: None = None,
         finish: Finish = unfinished,
         finish_with: Tensor | None = None,
         **options: Any,

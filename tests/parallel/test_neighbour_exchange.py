@@ -1,9 +1,14 @@
 """A compiled graph that holds the exchange computes what one process does, and sends what the other sends."""
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
+from functorch.compile import make_boxed_func, min_cut_rematerialization_partition
 from torch import Tensor
+from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.utils import counters
+from torch._inductor.decomposition import select_decomp_table
 
 from tests.parallel.processes import run_in_processes
 from windowlm.attention.window import Visibility
@@ -15,15 +20,42 @@ from windowlm.parallel.sequence_shard import ShardVisibility, shard_visibilities
 from windowlm.training.compilation import forget_compiled, hidden_states
 
 PROCESSES, ROWS, DIM, VOCABULARY, SHARD = 3, 2, 16, 20, 8
-# One token travels, and a whole part.
-WINDOWS = (2, SHARD + 1)
+LAYERS = 3
+# One token travels, or a whole part; nothing is computed of the queries alone, or much.
+PLAIN: dict[str, Any] = {"window": 2, "qk_norm": False, "rotary": None}
+RICH: dict[str, Any] = {
+    "window": [SHARD + 1, 3],
+    "output_gate": True,
+    "learned_sinks": True,
+    "logit_cap": 4.0,
+    "value_embeddings": 1,
+}
+EXCHANGE = (
+    torch.ops._c10d_functional.all_to_all_single.default,
+    torch.ops._c10d_functional.wait_tensor.default,
+)
 
 
-def decoder(window: int | None) -> Decoder:
+def decoder(settings: dict[str, Any]) -> Decoder:
     torch.manual_seed(0)
     sizes = {"dim": DIM, "heads": 4, "kv_heads": 2, "head_dim": 8, "feed_forward_dim": 16}
-    shape = ModelConfig(layers=3, window=window, output_gate=True, **sizes)
-    return Decoder(shape, VOCABULARY).double()
+    return Decoder(ModelConfig(layers=LAYERS, **settings, **sizes), VOCABULARY).double()
+
+
+def counting_backend(counted: list[tuple[int, ...]]) -> Any:
+    """Compiles to graphs that run as they are; counts how often each begins and ends an exchange."""
+
+    def compile_graph(graph: torch.fx.GraphModule, _: Any) -> Any:
+        targets = [node.target for node in graph.graph.nodes]
+        counted.append(tuple(targets.count(target) for target in EXCHANGE))
+        return make_boxed_func(graph.forward)
+
+    return aot_autograd(
+        fw_compiler=compile_graph,
+        bw_compiler=compile_graph,
+        partition_fn=min_cut_rematerialization_partition,
+        decompositions=select_decomp_table(),
+    )
 
 
 def gradients(model: Decoder) -> list[Tensor]:
@@ -36,15 +68,17 @@ def error(found: Tensor, wanted: Tensor) -> float:
     return float(((found - wanted).abs().max() / wanted.abs().max().clamp(min=1)).detach())
 
 
-def errors_of_graphs(rank: int) -> tuple[float, list[int]]:
-    """Largest error beside one process, and how many graphs each window took."""
+def errors_of_graphs(rank: int) -> tuple[float, list[int], list[tuple[int, ...]]]:
+    """Largest error beside one process, how many graphs each model took, and how often each exchanges."""
     group = ContextGroup(dist.group.WORLD)
     largest, graphs = 0.0, []
-    for window in WINDOWS:
+    counted: list[tuple[int, ...]] = []
+    for settings in (PLAIN, RICH):
         forget_compiled()
-        model = decoder(window)
+        model = decoder(settings)
+        windows = dict.fromkeys(block.attention.window_size for block in model.blocks)
         counters.clear()
-        with torch.compiler.set_stance("default", force_backend="aot_eager_decomp_partition"):
+        with torch.compiler.set_stance("default", force_backend=counting_backend(counted)):
             hidden = hidden_states(model, compiled=True)
             # At a second length the compiler takes it for a symbol.
             for shard in (SHARD, SHARD + 3):
@@ -53,7 +87,7 @@ def errors_of_graphs(rank: int) -> tuple[float, list[int]]:
                 whole_BTD = model.hidden(tokens_BT)
                 (whole_BTD * weights_BTD).sum().backward()
                 wanted = gradients(model)
-                seen = shard_visibilities({window: 0}, group, ROWS, shard * PROCESSES)
+                seen = shard_visibilities(dict.fromkeys(windows, 0), group, ROWS, shard * PROCESSES)
                 own_BLD = hidden(group.shard(tokens_BT), visibilities=seen)
                 (own_BLD * group.shard(weights_BTD)).sum().backward()
                 found = [group.summed(gradient) for gradient in gradients(model)]
@@ -61,14 +95,17 @@ def errors_of_graphs(rank: int) -> tuple[float, list[int]]:
                 pairs = [(own_BLD, group.shard(whole_BTD)), *zip(found, wanted, strict=True)]
                 largest = max(largest, *(error(one, other) for one, other in pairs))
         graphs.append(counters["stats"]["unique_graphs"])
-    return largest, graphs
+    return largest, graphs, counted
 
 
 def test_a_graph_with_the_exchange_computes_what_one_process_does() -> None:
-    for largest, graphs in run_in_processes(PROCESSES, errors_of_graphs):
+    for largest, graphs, counted in run_in_processes(PROCESSES, errors_of_graphs):
         assert largest < 1e-12
         # One for the first length, one for others.
-        assert graphs == [2] * len(WINDOWS)
+        assert graphs == [2, 2]
+        # Each has a forward and a backward pass.
+        of_layers = [numbers for numbers in counted if any(numbers)]
+        assert of_layers == [(LAYERS, LAYERS)] * 8
 
 
 def sent_in_both_ways(rank: int) -> list[list[tuple[int, int]]]:

@@ -111,7 +111,7 @@ def compare(rank: int, names: list[str]) -> dict[str, tuple[float, float, int]]:
                 for heads in (HEADS, KV_HEADS, KV_HEADS)
             ]
             group.bytes_sent = 0
-            output = visibility.attend(attention, *tensors)
+            output = visibility.attend(attention, *tensors, sent=visibility.send(*tensors[1:]))
             forward = group.bytes_sent
             if trains:
                 (output * torch.randn_like(output)).sum().backward()  # type: ignore[no-untyped-call]

@@ -276,8 +276,12 @@ def test_an_error_that_is_behind_itself_says_no_loss() -> None:
 
 
 def test_a_mistake_in_the_use_of_gloo_is_no_loss() -> None:
-    assert not is_loss(RuntimeError("ProcessGroupGloo does not support reduce_scatter; gloo has no such kind"))
-    assert is_loss(RuntimeError("[third_party/gloo/gloo/transport/tcp/pair.cc:553] Read error: reset by peer"))
+    assert not is_loss(
+        RuntimeError("ProcessGroupGloo does not support reduce_scatter; gloo has no such kind")
+    )
+    assert is_loss(
+        RuntimeError("[third_party/gloo/gloo/transport/tcp/pair.cc:553] Read error: reset by peer")
+    )
 
 
 @pytest.mark.parametrize("noticed", ["in the run", "as it ends"])

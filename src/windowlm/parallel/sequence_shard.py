@@ -5,7 +5,8 @@ before them, and of the sinks of the document that goes on in them; those alone 
 them, be it several processes away. A layer without a window needs all of that document so far. What is
 visible is said by `Visibility` of the whole sequence, and a part is a call with more keys than queries.
 
-The queries whose keys are all at hand are computed while the others' keys are on their way.
+The queries whose keys are all at hand are computed while the others' keys are on their way. In one compiled
+graph all queries are one call, and what is computed of the queries before it overlaps.
 
 Shapes: B batch, T tokens of the whole sequence, L own tokens, Q queries of a call and S its keys, R places
 for tokens of others, H query heads, D head dimension.
@@ -61,7 +62,7 @@ class ShardVisibility(Visibility):
         exchange: keys and values that travel.
         halo: the same for a graph that holds attention, where they are the last tokens before each part; else
             None.
-        near: queries that see own keys alone; None where there are none.
+        near: outside of such a graph the queries that see own keys alone; None where there are none.
         far: queries before them, which see others' keys too; None where there are none.
         own_behind: how many tokens directly before each are of its document, [B or 1, L].
         neighbours: how tokens travel for what reads so many tokens before its own, by their number.
@@ -81,8 +82,8 @@ class ShardVisibility(Visibility):
         return self.halo is not None and not self.neighbours and not computed_again
 
     def send(self, key_BTKD: Tensor, value_BTKD: Tensor) -> NeighboursTokens | None:
-        """In a graph that holds the exchange, begin it; see `Visibility.send`."""
-        if self.halo is None or not torch.compiler.is_compiling():
+        """Begin the exchange in a graph that is to hold `attend` as well; see `Visibility.send`."""
+        if self.halo is None or self.neighbours or not torch.compiler.is_compiling():
             return None
         return self.halo.send(key_BTKD, value_BTKD)
 
@@ -98,6 +99,8 @@ class ShardVisibility(Visibility):
     ) -> Tensor:
         """Attention of the own queries over own keys and those of others; see `Visibility.attend`."""
         tensors = query_BTHD, key_BTKD, value_BTKD
+        if sent is None:
+            sent = self.send(key_BTKD, value_BTKD)
         if self.halo is not None and sent is not None:
             return self._attend_at_once(self.halo, sent, attention, *tensors, **options)
         attended_BTD: Tensor = self._attend_outside_graphs(attention, *tensors, **options)
