@@ -20,7 +20,7 @@ from windowlm.parallel.sequence_shard import ShardVisibility, shard_visibilities
 from windowlm.training.compilation import forget_compiled, hidden_states
 
 PROCESSES, ROWS, DIM, VOCABULARY, SHARD = 3, 2, 16, 20, 8
-LAYERS = 3
+LAYERS = 2
 # One token travels, or a whole part; nothing is computed of the queries alone, or much.
 PLAIN: dict[str, Any] = {"window": 2, "qk_norm": False, "rotary": None}
 RICH: dict[str, Any] = {
