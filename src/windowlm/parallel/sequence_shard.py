@@ -83,8 +83,9 @@ class ShardVisibility(Visibility):
 
     def send(self, key_BTKD: Tensor, value_BTKD: Tensor) -> NeighboursTokens | None:
         """Begin the exchange in a graph that is to hold `attend` as well; see `Visibility.send`."""
-        if self.halo is None or self.neighbours or not torch.compiler.is_compiling():
+        if not torch.compiler.is_compiling() or not self.in_one_graph(computed_again=False):
             return None
+        assert self.halo is not None
         return self.halo.send(key_BTKD, value_BTKD)
 
     def attend(
@@ -98,38 +99,34 @@ class ShardVisibility(Visibility):
         **options: Any,
     ) -> Tensor:
         """Attention of the own queries over own keys and those of others; see `Visibility.attend`."""
-        tensors = query_BTHD, key_BTKD, value_BTKD
         if sent is None:
             sent = self.send(key_BTKD, value_BTKD)
-        if self.halo is not None and sent is not None:
-            return self._attend_at_once(self.halo, sent, attention, *tensors, **options)
-        attended_BTD: Tensor = self._attend_outside_graphs(attention, *tensors, **options)
+        if sent is not None:
+            return self._attend_at_once(sent, attention, query_BTHD, key_BTKD, value_BTKD, **options)
+        attended_BTD: Tensor = self._attend_outside_graphs(
+            attention, query_BTHD, key_BTKD, value_BTKD, **options
+        )
         return attended_BTD
 
     def _attend_at_once(
         self,
-        halo: NeighbourExchange,
         sent: NeighboursTokens,
         attention: Callable[..., Tensor],
         query_BTHD: Tensor,
-        key_BTKD: Tensor,
-        value_BTKD: Tensor,
-        *,
-        finish: Finish = unfinished,
-        finish_with: Tensor | None = None,
+        *own_BTKD: Tensor,
         **options: Any,
     ) -> Tensor:
         """One call of all queries: in two, those that see others' keys do not fill a GPU."""
-        own = key_BTKD, value_BTKD
-        remote = halo.receive(own, sent)
-        if halo.received:
-            own = torch.cat((remote[0], key_BTKD), 1), torch.cat((remote[1], value_BTKD), 1)
+        assert self.halo is not None
+        remote = self.halo.receive(own_BTKD, sent)
         seen = Visibility.build(window=self.window)
-        output_BTD = finish(attention(query_BTHD, *own, seen, **options), finish_with)
-        if halo.received:
-            return output_BTD
+        if self.halo.received:
+            key_BSKD, value_BSKD = (torch.cat(pair, 1) for pair in zip(remote, own_BTKD, strict=True))
+            return seen.attend(attention, query_BTHD, key_BSKD, value_BSKD, **options)
         # The first process makes use of the none that it gets, for gradients to be sent back on the way.
-        return output_BTD + sum(tensor.sum() for tensor in remote)
+        return seen.attend(attention, query_BTHD, *own_BTKD, **options) + sum(
+            tensor.sum() for tensor in remote
+        )
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _attend_outside_graphs(
