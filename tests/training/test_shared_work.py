@@ -93,22 +93,33 @@ def settings_here(name: str) -> dict[str, Any]:
     return made
 
 
-def run_all(rank: int, base: Path, texts: Path, cache: Path) -> list[int]:
-    """Each kind, and half a run of each that another number of processes finishes."""
+def run_all(rank: int, base: Path, texts: Path, cache: Path) -> tuple[list[int], int]:
+    """Statuses of each kind, and of half a run of each that another number of processes finishes; and how
+    often a number was sent by the device in the first of them.
+    """
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
     os.environ |= {"TORCHELASTIC_RUN_ID": "test", LAUNCHED: "1"}
     statuses = []
+    sent: list[int] = []
+    broadcast = dist.broadcast
+
+    def counted(tensor: torch.Tensor, *arguments: Any, **options: Any) -> Any:
+        sent.append(tensor.numel())
+        return broadcast(tensor, *arguments, **options)
+
+    dist.broadcast = counted
     # Graphs cut into their two passes; kernels would take minutes.
     with torch.compiler.set_stance("default", force_backend="aot_eager_decomp_partition"):
         for name in (*KINDS, *COMPILED, *CHECKPOINTED):
             local_rank, local_size = ("0", "1") if "machines" in name else (str(rank), "2")
             os.environ |= {"LOCAL_RANK": local_rank, "LOCAL_WORLD_SIZE": local_size}
             statuses.append(begin(base / name, texts, cache, **settings_here(name)))
+            dist.broadcast = broadcast
     half = settings(parallel={"kind": "fsdp2"})
     half["trainer"]["max_time"] = 1e-9
     statuses.append(begin(base / "from two to one", texts, cache, **half))
     statuses.append(begin(base / "from one to two", texts, cache, **settings(parallel={"kind": "fsdp2"})))
-    return statuses
+    return statuses, sent.count(1)
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +134,10 @@ def runs(documents: Path, made_once: MakeOnce) -> Path:
         half["trainer"]["max_time"] = 1e-9
         assert begin(base / "from one to two", documents, cache, **half) == 75
         first, second = run_in_processes(2, run_all, base, documents, cache)
-        assert first == second == [*[0] * len((*KINDS, *COMPILED, *CHECKPOINTED)), 75, 0]
+        # Lightning's question before each batch, whether to stop, would wait for GPUs.
+        numbers_sent = 0
+        statuses = [*[0] * len((*KINDS, *COMPILED, *CHECKPOINTED)), 75, 0]
+        assert first == second == (statuses, numbers_sent)
         assert begin(base / "from two to one", documents, cache, **settings()) == 0
 
     return made_once("shared work", make)

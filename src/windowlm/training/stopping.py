@@ -51,6 +51,9 @@ class Stopping(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Take the signals back from Lightning, which would exit without saving."""
         self.signals.take()
+        # Before each batch Lightning has all processes wait for their GPUs to tell whether the leader's got
+        # SIGTERM (its issue 21487); they agree on that after each batch, on the CPU.
+        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
         self.signals.deferred = True
         self._clock = time.monotonic() - pl_module.seconds_trained
 
