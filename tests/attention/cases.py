@@ -25,7 +25,8 @@ from torch import Tensor
 
 from windowlm.attention.backends.capability import Request
 from windowlm.attention.dispatch import MODULES, attention, capabilities, compute_capability
-from windowlm.attention.window import PADDING, Visibility
+from windowlm.attention.document_layout import PADDING
+from windowlm.attention.window import Visibility
 from windowlm.errors import UserError, exit_status
 
 DTYPES = (torch.float64, torch.float32, torch.float32, torch.bfloat16, torch.float16)

@@ -1,6 +1,7 @@
 """Ranges, segments and block masks made from documents, against the mask itself."""
 
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,8 +10,9 @@ from torch._dynamo.testing import CompileCounter
 from torch.profiler import ProfilerActivity, profile
 
 from windowlm.attention.backends import flex
+from windowlm.attention.document_layout import PADDING
 from windowlm.attention.rotary import RotaryEmbedding
-from windowlm.attention.window import OFFSETS_MULTIPLE, PADDING, Visibility, move_together
+from windowlm.attention.window import OFFSETS_MULTIPLE, RUNS, Visibility, move_together
 
 from .cases import Case, draw
 
@@ -32,6 +34,24 @@ def test_ranges_say_exactly_what_is_visible() -> None:
         assert torch.equal(seen_BTS.expand_as(mask_BTS), mask_BTS), case
         if bounds.gaps == 0 and visibility.layout is not None:
             assert not visibility.layout.gaps
+
+
+def test_what_is_made_from_runs_is_what_each_token_says() -> None:
+    checked = gaps = 0
+    for case in DRAWN:
+        if case.documents is None or case.key_positions is not None:
+            continue
+        of_runs = case.visibility("cpu")
+        of_tokens = replace(of_runs, _of_window={}, _of_documents={})
+        assert RUNS in of_runs._of_documents
+        sizes = case.queries, case.keys, CPU
+        assert all(map(torch.equal, of_runs.bounds(*sizes), of_tokens.bounds(*sizes))), case
+        assert all(map(torch.equal, of_runs.sink_ranges(*sizes), of_tokens.sink_ranges(*sizes))), case
+        assert torch.equal(of_runs.behind(case.queries, CPU), of_tokens.behind(case.queries, CPU)), case
+        checked += 1
+        gaps += of_runs.layout is not None and of_runs.layout.gaps
+    assert checked > 40
+    assert gaps > 5
 
 
 def test_without_gaps_the_ranges_of_queries_alone_are_enough() -> None:
@@ -220,7 +240,7 @@ def test_what_was_prepared_in_a_loader_is_not_computed_again(monkeypatch: pytest
 
 def test_a_moved_visibility_takes_what_was_prepared_of_one_row_for_several() -> None:
     visibility = Visibility.build(window=5, documents_BT=torch.zeros(1, 64, dtype=torch.int64)).prepare(4)
-    assert visibility._of_documents.keys() == {("segments", 4, 64, torch.device("cpu"))}
+    assert visibility._of_documents.keys() == {RUNS, ("segments", 4, 64, torch.device("cpu"))}
     moved = visibility.to(torch.device("meta"))
     assert moved._of_documents.keys() == {("segments", 4, 64, torch.device("meta"))}
 

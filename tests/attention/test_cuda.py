@@ -11,8 +11,9 @@ from torch import Tensor
 from tests.attention.cases import LAYOUTS, laid_out
 from windowlm.attention.backends.capability import Request
 from windowlm.attention.dispatch import MODULES, attention, capabilities, compute_capability
+from windowlm.attention.document_layout import PADDING
 from windowlm.attention.layers import SlidingWindowAttention
-from windowlm.attention.window import PADDING, Visibility
+from windowlm.attention.window import Visibility
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 

@@ -7,7 +7,8 @@ import torch
 
 from windowlm.attention.backends import flex
 from windowlm.attention.dispatch import attention
-from windowlm.attention.window import Visibility, check_window, positions_in_documents
+from windowlm.attention.document_layout import positions_in_documents
+from windowlm.attention.window import Visibility, check_window
 
 CPU = torch.device("cpu")
 

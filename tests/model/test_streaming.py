@@ -7,7 +7,7 @@ import torch
 
 from tests.model.test_switches import SWITCHES, VOCABULARY, tokens
 from windowlm.attention.config import RotaryConfig
-from windowlm.attention.window import PADDING
+from windowlm.attention.document_layout import PADDING
 from windowlm.model.config import ModelConfig
 from windowlm.model.cost import model_cost
 from windowlm.model.decoder import Decoder

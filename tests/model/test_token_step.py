@@ -7,8 +7,8 @@ from torch._dynamo.testing import CompileCounter
 from tests.model.step_logits import Logits
 from tests.model.test_streaming import LAYERS, LENGTH, assert_same, drawn, packed
 from tests.model.test_switches import tokens
+from windowlm.attention.document_layout import PADDING
 from windowlm.attention.step_cache import StepCache
-from windowlm.attention.window import PADDING
 from windowlm.generation import token_step
 from windowlm.generation.token_step import TokenStep, holds_sinks, joined_view
 from windowlm.model.decoder import Decoder

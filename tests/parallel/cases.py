@@ -23,7 +23,8 @@ from torch import Tensor
 
 from tests.parallel.processes import run_in_processes
 from windowlm.attention.dispatch import attention
-from windowlm.attention.window import PADDING, Visibility
+from windowlm.attention.document_layout import PADDING
+from windowlm.attention.window import Visibility
 from windowlm.model.config import ModelConfig, NgramEmbeddingsConfig
 from windowlm.model.decoder import Decoder
 from windowlm.parallel.context_group import ContextGroup

@@ -22,15 +22,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from .window import (
-    PADDING,
-    Visibility,
-    check_sinks,
-    check_window,
-    document_starts,
-    outside_inference_mode,
-    run_starts,
-)
+from .document_layout import PADDING, document_starts, run_starts
+from .window import Visibility, check_sinks, check_window, outside_inference_mode
 
 NO_TOKEN = PADDING - 1
 GROWTH = 1.5

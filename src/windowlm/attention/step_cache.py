@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .document_layout import PADDING
 from .kv_cache import Chunk, KVCache, LayerCache, Slots, check_no_gradients
 from .step_attention import attend_one
-from .window import PADDING, Finish, Places, Visibility, unfinished
+from .window import Finish, Places, Visibility, unfinished
 
 
 @dataclass(frozen=True, eq=False)

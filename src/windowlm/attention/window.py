@@ -22,11 +22,23 @@ import torch
 from torch import Tensor
 
 from .dense_tensor import check_dense
+from .document_layout import (
+    PADDING,
+    Layout,
+    Runs,
+    check_lowest,
+    checked_runs,
+    document_ends,
+    document_starts,
+    opens_run,
+    positions_in_documents,
+    run_starts,
+)
 
-PADDING = -1
 OFFSETS_MULTIPLE = 64
 # Longer than any sequence, and the sum of two still fits the 32 bits in which kernels count.
 LONGEST_REACH = 2**30
+RUNS = "runs"  # by which they are kept
 Prepared = TypeVar("Prepared")
 Key = TypeVar("Key")
 
@@ -119,22 +131,6 @@ class Places(NamedTuple):
     key_positions: Tensor
     query_documents: Tensor | None
     key_documents: Tensor | None
-
-
-class Layout(NamedTuple):
-    """How the documents of a batch lie, as plain numbers: what decides which kernels can serve them.
-
-    Attributes:
-        runs: runs of tokens of one document, or of padding, over all rows.
-        longest: tokens of the longest run.
-        padded: whether there is padding.
-        gaps: whether padding stands between tokens of one document.
-    """
-
-    runs: int
-    longest: int
-    padded: bool
-    gaps: bool
 
 
 class Bounds(NamedTuple):
@@ -303,15 +299,24 @@ class Visibility:
             # The distance of two positions may not fit into 32 bits.
             (documents_BT, _long(positions_BT), key_documents_BS, _long(key_positions_BS)),
         )
-        layout = None
+        layout: Layout | None = None
+        known: dict[Hashable, Any] = {}
         if not torch.compiler.is_compiling():
-            if key_positions_BS is None:
-                layout = _inspect(documents_BT, positions_BT, sinks)
-            elif documents_BT is not None and key_documents_BS is not None:
-                _inspect(documents_BT, None, sinks)
-                _check_numbers("key_documents_BS", key_documents_BS)
+            found = _inspect(documents_BT, None if key_positions_BS is not None else positions_BT, sinks)
+            if key_positions_BS is None and documents_BT is not None and found is not None:
+                known[RUNS], layout = found
+            if key_documents_BS is not None and key_documents_BS.numel() and not key_documents_BS.is_meta:
+                check_lowest("key_documents_BS", int(key_documents_BS.min()))
         return cls(
-            window, causal, sinks, positions_BT, documents_BT, key_positions_BS, key_documents_BS, layout
+            window,
+            causal,
+            sinks,
+            positions_BT,
+            documents_BT,
+            key_positions_BS,
+            key_documents_BS,
+            layout,
+            _of_documents=known,
         )
 
     def with_window(self, window: int | None) -> Self:
@@ -543,15 +548,15 @@ class Visibility:
 
     def _bounds(self, queries: int, keys: int, device: torch.device) -> Bounds:
         behind, ahead = (keys if side is None else side for side in self.reach)
-        index_1S = torch.arange(keys, device=device)[None]
+        index_1S = torch.arange(keys, device=device, dtype=torch.int32)[None]
         documents_BT = self.documents
         if documents_BT is None:
             start, end = torch.zeros_like(index_1S), torch.full_like(index_1S, keys - 1)
             real_BS = torch.ones_like(index_1S, dtype=torch.bool)
             gaps = torch.zeros((), device=device, dtype=torch.int32)
         else:
-            start, end, real_BS = document_starts(documents_BT), _ends(documents_BT), documents_BT != PADDING
-            gaps = ((run_starts(documents_BT) != start) & real_BS).sum()
+            (start, end), real_BS = self._document_reach(), documents_BT != PADDING
+            gaps = ((self._run_starts() != start) & real_BS).sum()
         first_BS = torch.where(real_BS, (index_1S - behind).clamp(min=start), keys)
         last_BS = torch.where(real_BS, (index_1S + ahead).clamp(max=end), -1)
         last_query_BS = torch.where(real_BS, (index_1S + behind).clamp(max=end), -1)
@@ -560,6 +565,27 @@ class Visibility:
             last_BS[:, keys - queries :].int(),
             last_query_BS.int(),
             gaps.int(),
+        )
+
+    def _runs(self) -> Runs | None:
+        """Of the documents, where they were found as these were checked."""
+        return None if torch.compiler.is_compiling() else self._of_documents.get(RUNS)
+
+    def _document_reach(self) -> tuple[Tensor, Tensor]:
+        """First and last token of each token's document, by index in its row; of no use for padding."""
+        assert self.documents is not None
+        runs = self._runs()
+        if runs is None:
+            return document_starts(self.documents), document_ends(self.documents)
+        shape = self.documents.shape
+        return runs.by_token(runs.first_tokens, shape), runs.by_token(runs.last_tokens, shape)
+
+    def _run_starts(self) -> Tensor:
+        """First token of each token's run, by index in its row."""
+        assert self.documents is not None
+        runs = self._runs()
+        return (
+            run_starts(self.documents) if runs is None else runs.by_token(runs.starts, self.documents.shape)
         )
 
     def sink_ranges(self, queries: int, keys: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -573,7 +599,7 @@ class Visibility:
         start_BT, end_BT = torch.zeros_like(query_1T), torch.full_like(query_1T, keys - 1)
         real_BT = torch.ones_like(query_1T, dtype=torch.bool)
         if self.documents is not None:
-            start_BT, end_BT = document_starts(self.documents), _ends(self.documents)
+            start_BT, end_BT = self._document_reach()
             real_BT = self.documents != PADDING
         # A document that is cut on the left starts at a later position.
         last_BT = query_1T - places.query_positions + (min(self.sinks, LONGEST_REACH) - 1)
@@ -603,7 +629,7 @@ class Visibility:
         documents_BT = self.documents.expand(batch, -1)
         runs = self.layout.runs * (batch // self.documents.shape[0])
         places = -(-(runs + 1) // OFFSETS_MULTIPLE) * OFFSETS_MULTIPLE
-        opens = _opens_run(documents_BT).flatten()
+        opens = opens_run(documents_BT).flatten()
         offsets = documents_BT.new_full((places,), opens.numel(), dtype=torch.int32)
         index = torch.arange(opens.numel(), device=device, dtype=torch.int32)
         # All others write where the last offset stands, which says the same.
@@ -633,7 +659,7 @@ class Visibility:
 
     def _behind(self, tokens: int, device: torch.device) -> Tensor:
         index_1T = torch.arange(tokens, device=device)[None]
-        return index_1T if self.documents is None else index_1T - run_starts(self.documents)
+        return index_1T if self.documents is None else index_1T - self._run_starts()
 
     def between(self, places: Places) -> Tensor:
         """Whether each query sees each key of `places`, [..., T, S] from [..., T] and [..., S]; bool."""
@@ -667,108 +693,6 @@ def move_together(
     return {key: visibility._moved(move, memo) for key, visibility in visibilities.items()}
 
 
-def positions_in_documents(documents_BT: Tensor) -> Tensor:
-    """Position of each token counted from its document's first, int64 [B, T]; padding inside counts on."""
-    return torch.arange(documents_BT.shape[1], device=documents_BT.device) - document_starts(documents_BT)
-
-
-def document_starts(documents_BT: Tensor) -> Tensor:
-    """Index of the first token of each token's document; [B, T]."""
-    index_T = torch.arange(documents_BT.shape[1], device=documents_BT.device)
-    previous_BT = _previous_token(documents_BT)
-    previous_document_BT = documents_BT.gather(1, previous_BT.clamp(min=0))
-    opens_BT = (documents_BT != PADDING) & ((previous_BT < 0) | (documents_BT != previous_document_BT))
-    return torch.where(opens_BT, index_T, 0).cummax(1).values
-
-
-def _ends(documents_BT: Tensor) -> Tensor:
-    """Index of the last token of each token's document; [B, T]."""
-    return documents_BT.shape[1] - 1 - document_starts(documents_BT.flip(1)).flip(1)
-
-
-def _opens_run(documents_BT: Tensor) -> Tensor:
-    """Whether each token's left neighbour is of another document, padding counted as one; bool [B, T]."""
-    return torch.nn.functional.pad(documents_BT[:, 1:] != documents_BT[:, :-1], (1, 0), value=True)
-
-
-def run_starts(documents_BT: Tensor) -> Tensor:
-    """Index of the first token of each token's run; [B, T]."""
-    index_T = torch.arange(documents_BT.shape[1], device=documents_BT.device)
-    return torch.where(_opens_run(documents_BT), index_T, 0).cummax(1).values
-
-
-def _previous_token(documents_BT: Tensor) -> Tensor:
-    """Index of the last token before each place that is not padding, -1 where there is none; [B, T]."""
-    index_T = torch.arange(documents_BT.shape[1], device=documents_BT.device)
-    latest_BT = torch.where(documents_BT != PADDING, index_T, -1).cummax(1).values
-    return torch.nn.functional.pad(latest_BT, (1, 0), value=-1)[:, :-1]
-
-
-def _inspect(documents_BT: Tensor | None, positions_BT: Tensor | None, sinks: int) -> Layout | None:
-    """Check documents and positions, and tell how the documents lie, with one transfer from the device."""
-    if documents_BT is None and positions_BT is None:
-        return None
-    given = documents_BT is not None
-    if documents_BT is None:
-        assert positions_BT is not None
-        documents_BT = torch.zeros_like(positions_BT)
-    if documents_BT.numel() == 0 or documents_BT.is_meta:
-        return None
-    index_T = torch.arange(documents_BT.shape[1], device=documents_BT.device)
-    previous_BT = _previous_token(documents_BT)
-    real_BT = documents_BT != PADDING
-    follows_BT = (previous_BT >= 0) & real_BT
-    previous_BT = previous_BT.clamp(min=0)
-    previous_document_BT = documents_BT.gather(1, previous_BT)
-    decreases_BT = follows_BT & (documents_BT < previous_document_BT)
-    goes_on_BT = follows_BT & (documents_BT == previous_document_BT)
-    jumps_BT = below_BT = torch.zeros_like(real_BT)
-    if positions_BT is not None:
-        below_BT = real_BT & (positions_BT < 0)
-        advance_BT = positions_BT - positions_BT.gather(1, previous_BT)
-        jumps_BT = goes_on_BT & (advance_BT != index_T - previous_BT)
-    lowest, decreases, jumps, below, runs, longest, padded, gaps = torch.stack(
-        [
-            documents_BT.min(),
-            decreases_BT.sum(),
-            jumps_BT.sum(),
-            below_BT.sum(),
-            _opens_run(documents_BT).sum(),
-            (index_T - run_starts(documents_BT)).max() + 1,
-            (~real_BT).sum(),
-            (goes_on_BT & (previous_BT != index_T - 1)).sum(),
-        ]
-    ).tolist()
-    _check_lowest("documents_BT", lowest)
-    if decreases:
-        raise ValueError(
-            f"documents_BT decreases at {_place(decreases_BT)}: "
-            "the tokens of a document must stand together, numbered upwards from left to right"
-        )
-    if jumps:
-        raise ValueError(
-            f"positions_BT does not advance by one a token at {_place(jumps_BT)}: "
-            "positions may restart only where documents_BT changes; "
-            "for keys in another order give key_positions_BS"
-        )
-    if below and sinks:
-        raise ValueError(
-            f"positions_BT is below 0 at {_place(below_BT)}: sinks stand at positions 0 to {sinks - 1}, "
-            "before all others of their document; give positions from 0 on, or sinks=0"
-        )
-    return Layout(runs, longest, bool(padded), bool(gaps)) if given else None
-
-
-def _check_numbers(name: str, documents_BT: Tensor) -> None:
-    if documents_BT.numel() and not documents_BT.is_meta:
-        _check_lowest(name, int(documents_BT.min()))
-
-
-def _check_lowest(name: str, lowest: int) -> None:
-    if lowest < PADDING:
-        raise ValueError(f"{name} holds {lowest}: numbers from 0 on and -1 for padding are allowed")
-
-
 def _long(tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else tensor.long()
 
@@ -780,9 +704,17 @@ def _for_training(tensor: Tensor | None) -> Tensor | None:
     return outside_inference_mode(tensor.clone)
 
 
-def _place(wrong_BT: Tensor) -> str:
-    row, column = wrong_BT.nonzero()[0].tolist()
-    return f"row {row}, token {column}"
+def _inspect(
+    documents_BT: Tensor | None, positions_BT: Tensor | None, sinks: int
+) -> tuple[Runs, Layout] | None:
+    """Check them, and find the runs; None where there is nothing to be read."""
+    if documents_BT is None:
+        if positions_BT is None:
+            return None
+        documents_BT = torch.zeros_like(positions_BT)
+    if documents_BT.numel() == 0 or documents_BT.is_meta:
+        return None
+    return outside_inference_mode(lambda: checked_runs(documents_BT, positions_BT, sinks))
 
 
 def _check_matrix(name: str, tensor: Tensor, *dtypes: torch.dtype) -> None:

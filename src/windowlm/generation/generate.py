@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from windowlm.attention.config import Llama3Scaling, YarnScaling
+from windowlm.attention.document_layout import PADDING
 from windowlm.attention.kv_cache import KVCache
-from windowlm.attention.window import PADDING
 from windowlm.bundle import Bundle
 from windowlm.deferred_numbers import DeferredNumbers
 from windowlm.errors import UserError

@@ -19,7 +19,8 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import Tensor
 
-from windowlm.attention.window import PADDING, Finish, Visibility, narrowed, unfinished
+from windowlm.attention.document_layout import PADDING
+from windowlm.attention.window import Finish, Visibility, narrowed, unfinished
 from windowlm.parallel.context_group import ContextGroup
 from windowlm.parallel.neighbour_exchange import NeighbourExchange, NeighboursTokens
 from windowlm.parallel.token_exchange import TokenExchange

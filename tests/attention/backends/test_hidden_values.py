@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from windowlm.attention.dispatch import attention
-from windowlm.attention.window import PADDING, Visibility
+from windowlm.attention.document_layout import PADDING
+from windowlm.attention.window import Visibility
 
 TOKENS, CHANGED = 300, 140
 HUGE = 3e38

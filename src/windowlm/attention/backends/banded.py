@@ -13,7 +13,8 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from ..window import PADDING, Visibility
+from ..document_layout import PADDING
+from ..window import Visibility
 from . import banded_blocks, banded_matmul, banded_wide, blockwise
 from .capability import OLDEST_TORCH, Capabilities
 from .scaled_dot_product import Scoring, scaled_dot_product

@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from ..window import PADDING, Places, Visibility, reach
+from ..document_layout import PADDING
+from ..window import Places, Visibility, reach
 from . import blockwise
 from .scaled_dot_product import Scoring
 

@@ -16,7 +16,8 @@ from einops import rearrange
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from ..window import PADDING, Places, Visibility, reach, within_window
+from ..document_layout import PADDING
+from ..window import Places, Visibility, reach, within_window
 from .banded_threads import Share
 
 BLOCK = 64

@@ -14,7 +14,8 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
-from ..window import LONGEST_REACH, PADDING, Bounds, Places, Visibility, outside_inference_mode
+from ..document_layout import PADDING
+from ..window import LONGEST_REACH, Bounds, Places, Visibility, outside_inference_mode
 from .capability import Capabilities
 from .readable_heads import aligned
 from .scaled_dot_product import grouped
