@@ -9,8 +9,10 @@ take the tokens of a step of the shape in each process; so does `apart`, whose p
 machine: what it allows. `one long`, `context` and the peers take one sequence of the second length together,
 `context longest` one of the third; the latter and `context checkpointed` keep the inputs of blocks alone and
 compute the rest again. `context in pieces` is cut where keys arrive, as the peers are. `torch ring` attends
-to all earlier tokens, as it has no window. The GPUs of a host differ by some percent, so `one` and `one long`
-run on each in turn, and their mean counts. All are bare loops (`scaling_entrants.py`). Before and after a
+to all earlier tokens, as it has no window. `one of documents` and `context of documents` have several in each
+row. The GPUs of a host differ by some percent, and a step of several waits for the slowest: those of one run
+on each in turn, and their mean and the slowest are told. All are bare loops (`scaling_entrants.py`). Before
+and after a
 round the processes meet and a GPU waits for its host, which a round of few steps would count as the price of
 sharing; and a GPU that is still cold is faster.
 
@@ -45,19 +47,21 @@ from windowlm.parallel.launcher import free_port, threads_of_each
 
 SCRIPT = Path(__file__).with_name("scaling_entrants.py")
 SHORT, LONG, LONGEST = range(3)
+DOCUMENTS_A_ROW = 8
 SECONDS_BETWEEN_LOOKS = 0.05
 
 
 @dataclass(frozen=True)
 class Entrant:
-    """How the work is shared, of sequences of which length, whether activations are checkpointed, and whether
-    the decoder is several graphs where it could be one.
+    """How the work is shared, of sequences of which length, whether activations are checkpointed, whether the
+    decoder is several graphs where it could be one, and whether rows hold several documents.
     """
 
     share: str
     length: int
     checkpointed: bool = False
     in_pieces: bool = False
+    documents: bool = False
 
 
 ENTRANTS = {
@@ -69,8 +73,16 @@ ENTRANTS = {
     "context": Entrant(CONTEXT, LONG),
     **{name: Entrant(name, LONG) for name in PEERS},
     "context in pieces": Entrant(CONTEXT, LONG, in_pieces=True),
+    "one of documents": Entrant(ALONE, LONG, documents=True),
+    "context of documents": Entrant(CONTEXT, LONG, documents=True),
     "context checkpointed": Entrant(CONTEXT, LONG, checkpointed=True),
     "context longest": Entrant(CONTEXT, LONGEST, checkpointed=True),
+}
+OVER_ONE = {
+    "ddp": "one",
+    "fsdp2": "one",
+    "context": "one long",
+    "context of documents": "one of documents",
 }
 
 
@@ -177,6 +189,7 @@ def measured(name: str, options: argparse.Namespace) -> dict[str, Any]:
         steps=1 if slow else options.steps,
         activation_checkpointing=entrant.checkpointed,
         in_pieces=entrant.in_pieces,
+        documents=max(shape.sequence_length // DOCUMENTS_A_ROW, 1) if entrant.documents else 0,
     )
     started = time.monotonic()
     if entrant.share == ALONE and options.device.type == "cuda":
@@ -190,7 +203,7 @@ def measured(name: str, options: argparse.Namespace) -> dict[str, Any]:
     by_rows = entrant.share in BY_ROWS
     tokens = shape.tokens * (processes if by_rows else 1)
     row |= {**answer, "tokens_per_step": tokens, "tokens_per_second": tokens / answer["step_s"]}
-    if entrant.share == CONTEXT:
+    if entrant.share == CONTEXT and not entrant.documents:
         row["formula_bytes"] = halo_bytes(shape, processes, compute_dtype(options.precision).itemsize)
     return row
 
@@ -284,11 +297,12 @@ def compared(rows: dict[str, dict[str, Any]]) -> list[str]:
     said = []
     if {"apart", "one"} <= rows.keys():
         said.append(f"apart: {pace('apart', 'one')} of one")
-    for name, base in (("ddp", "one"), ("fsdp2", "one"), ("context", "one long")):
+    for name, base in OVER_ONE.items():
         if {name, base} <= rows.keys():
             said.append(
-                f"{name}: {pace(name, base)} of {base}, {share(name, base, 'peak_memory_bytes')} memory a "
-                f"process, {share(name, base, 'state_bytes')} weights, gradients and optimizer state"
+                f"{name}: {pace(name, base)} of {base}{over_slowest(rows[name], rows[base])}, "
+                f"{share(name, base, 'peak_memory_bytes')} memory a process, "
+                f"{share(name, base, 'state_bytes')} weights, gradients and optimizer state"
             )
     for name in PEERS:
         for context in ("context", "context in pieces"):
@@ -302,6 +316,14 @@ def compared(rows: dict[str, dict[str, Any]]) -> list[str]:
             f"context longest: {pace('context longest', 'context checkpointed')} of context checkpointed"
         )
     return said
+
+
+def over_slowest(row: dict[str, Any], one: dict[str, Any]) -> str:
+    """The pace over that of the slowest GPU alone, in words, where several were measured."""
+    if "steps_s" not in one:
+        return ""
+    slowest = one["tokens_per_step"] / max(one["steps_s"])
+    return f" ({row['tokens_per_second'] / slowest:.3f} of the slowest GPU's)"
 
 
 def table_of(report: dict[str, Any]) -> Table:

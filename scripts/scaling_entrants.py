@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from training_entrants import FEW_BATCHES, LEARNING_RATE, Shape, autocast_of, compile_seconds
 
+from windowlm.attention.document_layout import positions_in_documents
 from windowlm.data.packing import UNSCORED
 from windowlm.evaluation.precision import WEIGHT_DTYPES
 from windowlm.model.decoder import Decoder, Visibilities
@@ -62,6 +63,7 @@ class Job:
         warmup, rounds, steps: steps before, and rounds of so many.
         activation_checkpointing: as the setting of the trainer.
         in_pieces: whether the decoder is cut where others' keys arrive, even if one graph could hold it.
+        documents: tokens of the documents that a row holds, on average; 0 for one document a row.
         gpu: that of one process alone.
     """
 
@@ -75,6 +77,7 @@ class Job:
     steps: int
     activation_checkpointing: bool = False
     in_pieces: bool = False
+    documents: int = 0
     gpu: int = 0
 
 
@@ -99,6 +102,18 @@ def drawn_tokens(shape: Shape, device: str) -> Iterator[tuple[Tensor, Tensor]]:
     size = (shape.batch, shape.sequence_length + 1)
     drawn = [torch.randint(0, shape.vocabulary_size, size, device=device) for _ in range(FEW_BATCHES)]
     return itertools.cycle([(batch[:, :-1].contiguous(), batch[:, 1:].contiguous()) for batch in drawn])
+
+
+def drawn_documents(shape: Shape, tokens: int) -> Iterator[dict[str, Tensor]]:
+    """Documents and positions of rows on the CPU, int64 [B, T] each, as few as there are batches; a document
+    starts at each token with the same chance, and has so many on average.
+    """
+    size = (shape.batch, shape.sequence_length)
+    drawn = []
+    for _ in range(FEW_BATCHES):
+        documents_BT = (torch.rand(size) < 1 / tokens).cumsum(1)
+        drawn.append({"documents_BT": documents_BT, "positions_BT": positions_in_documents(documents_BT)})
+    return itertools.cycle(drawn)
 
 
 def measured(job: Job) -> dict[str, Any] | None:
@@ -200,7 +215,10 @@ class Loop:
             seen: Visibilities = {shape.window: peer.of(self.group, shape.window, own_L)}
             return lambda whole_BT: whole_BT[:, own_L], lambda: seen
         shown = {"tokens_BT": torch.empty((shape.batch, shape.sequence_length), device="meta")}
-        return self.group.shard, lambda: self.work.visibilities(model, shown, self.device, None)
+        told = drawn_documents(shape, self.job.documents) if self.job.documents else itertools.repeat({})
+        return self.group.shard, lambda: self.work.visibilities(
+            model, {**shown, **next(told)}, self.device, None
+        )
 
     def step(self) -> None:
         """Forward, backward, clipped gradient, optimizer."""

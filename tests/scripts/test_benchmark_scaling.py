@@ -23,6 +23,7 @@ TOKENS, WINDOW, HEADS, KV_HEADS, HEAD_DIM = 48, 9, 4, 2, 8
 
 def test_entrants_share_one_model_and_are_compared(tmp_path: Path) -> None:
     entrants = ["apart", "fsdp2", "one long", "context", "gather", "torch ring", "context in pieces"]
+    entrants += ["one of documents", "context of documents"]
     done = run_script(
         SCRIPT,
         *FEW,
@@ -42,13 +43,18 @@ def test_entrants_share_one_model_and_are_compared(tmp_path: Path) -> None:
         assert row["first_loss"] == pytest.approx(one["first_loss"], abs=1e-6)
         assert row["loss"] == pytest.approx(one["loss"], abs=1e-5)
         assert row["tokens_per_second"] == pytest.approx(64 / row["step_s"])
+    of_documents = rows["one of documents"]
+    assert of_documents["first_loss"] != pytest.approx(one["first_loss"], abs=1e-6)
+    for key in ("first_loss", "loss"):
+        assert rows["context of documents"][key] == pytest.approx(of_documents[key], abs=1e-5)
     assert rows["fsdp2"]["state_bytes"] == pytest.approx(one["state_bytes"] / 2, rel=0.01)
     assert rows["apart"]["state_bytes"] == one["state_bytes"]
     assert rows["apart"]["tokens_per_step"] == rows["fsdp2"]["tokens_per_step"] == 128
     assert context["bytes_sent_forward"] == context["bytes_sent_backward"] == context["formula_bytes"] > 0
     # Two layers, all keys and values of two heads of 8 numbers to one other process.
     assert gather["bytes_sent_forward"] == 2 * 64 * 2 * 2 * 8 * 4
-    paces, bytes_, in_pieces = report["compared"]
+    paces, documents, bytes_, in_pieces = report["compared"]
+    assert documents.startswith("context of documents: ")
     assert in_pieces.startswith("context in pieces: ")
     assert paces.startswith("context: ")
     assert "1.000 of the weights, gradients and optimizer state" in paces
@@ -61,13 +67,17 @@ def test_every_comparison_is_told_of_the_rows_that_have_figures(monkeypatch: pyt
 
     numbers = {"peak_memory_bytes": 2, "state_bytes": 4, "bytes_sent_forward": 8, "problem": None}
     rows = {name: {**numbers, "tokens_per_second": 100.0 + number} for number, name in enumerate(ENTRANTS)}
+    rows["one"] |= {"steps_s": [0.9, 1.25], "tokens_per_step": 100}
     said = compared(rows)
-    names = ["apart", "ddp", "fsdp2", "context", *["context", "context in pieces"] * 4, "context longest"]
+    names = ["apart", "ddp", "fsdp2", "context", "context of documents"]
+    names += [*["context", "context in pieces"] * 4, "context longest"]
     assert [sentence.partition(":")[0] for sentence in said] == names
     assert said[0] == "apart: 1.010 times the tokens/s of one"
-    assert said[1].startswith("ddp: 1.020 times the tokens/s of one, 1.000 of the memory a process")
+    assert said[1].startswith(
+        "ddp: 1.020 times the tokens/s of one (1.275 of the slowest GPU's), 1.000 of the memory a process"
+    )
     rows["context"]["problem"] = "it failed"
-    assert len(compared(rows)) == 8
+    assert len(compared(rows)) == 9
 
 
 def test_one_gpu_is_the_mean_of_all_that_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
