@@ -29,7 +29,7 @@ from windowlm.training.lightning_module import LanguageModelModule
 from windowlm.training.non_finite import NonFiniteError
 from windowlm.training.offline_wandb import history_differences, read_offline_run
 from windowlm.training.run_folder import RunFolder
-from windowlm.training.signals import Signals
+from windowlm.training.signals import WATCHED, Signals
 
 Start = Callable[..., int]
 
@@ -105,6 +105,17 @@ def test_a_signal_loses_nothing(
     assert not (folder / "evaluation").exists()
     assert start("run") == 0
     assert rows(folder) == rows(uninterrupted)
+
+
+def test_lightning_takes_no_signal_before_the_first_step(
+    start: Start, before: Callable[..., None], tmp_path: Path
+) -> None:
+    held: list[Any] = []
+    before("configure_optimizers", 0, lambda _: held.extend(map(signal.getsignal, WATCHED)))
+    before("training_step", 0, lambda _: send(signal.SIGTERM))
+    assert start("run") == 75
+    # With its handler of SIGTERM a process would wait for others that are elsewhere.
+    assert {handler.__func__ for handler in held} == {Signals._receive}
 
 
 SLURM = {

@@ -86,7 +86,7 @@ from windowlm.training.schedule import Budget, WindowWarmup
 from windowlm.training.sharded_model import whole_state
 from windowlm.training.shared_work import SharedWork, with_rows
 from windowlm.training.signals import Interrupted, Signals
-from windowlm.training.stopping import INTERRUPTED, Stopping, reached_limit
+from windowlm.training.stopping import INTERRUPTED, Stopping, keep_signals, reached_limit
 from windowlm.training.wandb_run import WandbRun, choose_mode
 
 MOST_VALIDATIONS = 8
@@ -648,6 +648,7 @@ class TrainingRun:
             enable_progress_bar=False,
             enable_model_summary=False,
         )
+        keep_signals(trainer)
         reset_peak_memory(self.device)
         trainer.fit(module, datamodule=data_module, ckpt_path=self.checkpoint)
         return stopping.reason

@@ -49,7 +49,8 @@ class Signals:
     def __enter__(self) -> Self:
         self._unraisable_before, sys.unraisablehook = sys.unraisablehook, self._pass_over
         self._before = {number: signal.getsignal(number) for number in WATCHED}
-        self.take()
+        for number in WATCHED:
+            signal.signal(number, self._receive)
         return self
 
     def __exit__(
@@ -59,11 +60,6 @@ class Signals:
             # None is one that was not set by Python, and cannot be set again.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
         sys.unraisablehook = self._unraisable_before
-
-    def take(self) -> None:
-        """Install the handlers; again where somebody else has installed others."""
-        for number in WATCHED:
-            signal.signal(number, self._receive)
 
     def check(self) -> None:
         """Raise ``Interrupted`` if a signal has come."""

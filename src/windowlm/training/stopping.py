@@ -49,11 +49,7 @@ class Stopping(pl.Callback):
         self._clock = 0.0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Take the signals back from Lightning, which would exit without saving."""
-        self.signals.take()
-        # Before each batch Lightning has all processes wait for their GPUs to tell whether the leader's got
-        # SIGTERM (its issue 21487); they agree on that after each batch, on the CPU.
-        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
+        """From here on a signal waits for the end of the step."""
         self.signals.deferred = True
         self._clock = time.monotonic() - pl_module.seconds_trained
 
@@ -103,6 +99,21 @@ class Stopping(pl.Callback):
         else:
             self.reason = reached_limit(self.max_time, self.started)
         return self.reason is not None
+
+
+def keep_signals(trainer: pl.Trainer) -> None:
+    """Have Lightning leave signals alone, which `Signals` receives and `Stopping` tells to all processes.
+
+    Its own handler of SIGTERM would exit without saving, or wait for the others in the middle of anything.
+    And before each batch it asks the leader's GPU whether one has come, for which all wait until their GPUs
+    have done the work so far (its issue 21487).
+    """
+    for owner, name in (
+        (trainer._signal_connector, "register_signal_handlers"),
+        (trainer.fit_loop.epoch_loop, "_broadcast_sigterm_tensor"),
+    ):
+        assert hasattr(owner, name), f"this Lightning has no {name}"
+        setattr(owner, name, lambda: None)
 
 
 def reached_limit(max_time: float | None, started: float) -> str | None:
