@@ -16,6 +16,7 @@ if __name__ == "__main__":
 
 from windowlm.command_line import Command, Invocation, main
 from windowlm.config import TrainConfig
+from windowlm.training.equal_shares import check_shares
 from windowlm.training.initial_model import adopt_initial_model
 from windowlm.training.run_folder import check_run_folder, status_of_run
 
@@ -37,6 +38,7 @@ if __name__ == "__main__":
         fixes_run_dir=True,
         status_of=status_of_run,
         devices="trainer.devices",
+        check_shares=check_shares,
         saved="resume=auto goes on from the last checkpoint",
     )
     status = main(command, Path(__file__), Path(__file__).parent / "conf")

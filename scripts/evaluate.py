@@ -11,7 +11,7 @@ from windowlm.command_line import Command, Invocation, main
 from windowlm.config import EvaluateConfig
 from windowlm.evaluation.own_settings import with_own_settings
 
-SAVED = "what is scored is kept, and the same command goes on"
+SAVED = "what has been scored is kept, and the same command goes on"
 
 
 def evaluate(config: EvaluateConfig, invocation: Invocation) -> int:

@@ -37,13 +37,14 @@ from windowlm.parallel.own_gpu import own_gpu
 from windowlm.parallel.processes import Processes
 from windowlm.training.compilation import hidden_states, is_compiled
 from windowlm.training.config import OptimizerConfig, TrainerConfig
+from windowlm.training.equal_shares import blocks_at_once
 from windowlm.training.gradient import gradient_norm, rescale_gradient
 from windowlm.training.gradients_at_once import average, gradient_group
 from windowlm.training.linear_cross_entropy import head_loss
 from windowlm.training.optimizer import build_optimizer
 from windowlm.training.peak_memory import peak_memory_bytes, reset_peak_memory
 from windowlm.training.sharded_model import local, shard_model
-from windowlm.training.shared_work import SharedWork, blocks_at_once
+from windowlm.training.shared_work import SharedWork
 
 ALONE, APART, DDP, FSDP2, CONTEXT = "alone", "apart", "ddp", "fsdp2", "context"
 BY_ROWS = (ALONE, APART, DDP, FSDP2)

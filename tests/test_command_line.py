@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import PROJECT, SMALL_RUN, start_script
+from windowlm import command_line
 from windowlm.attention.config import NtkScaling, RotaryConfig, YarnScaling
 from windowlm.command_line import HUB_CLIENTS, WAITING_VARIABLES, Command, Invocation, main
 from windowlm.config import EvaluateConfig, ExportConfig, GenerateConfig, TrainConfig, settings_of
@@ -22,6 +23,7 @@ from windowlm.errors import UserError
 from windowlm.evaluation.own_settings import with_own_settings
 from windowlm.model.config import ModelConfig, NgramEmbeddingsConfig
 from windowlm.setting_text import setting_text
+from windowlm.training.equal_shares import check_shares
 from windowlm.training.run_folder import RunFolder, check_run_folder, record_of
 
 CONF = PROJECT / "conf"
@@ -107,6 +109,30 @@ def test_a_launcher_and_the_settings_agree_on_the_number_of_processes(
     assert "trainer.devices=3: the launcher started 4 processes" in printed
     assert "try: python" in printed
     assert "trainer.devices=1" in printed
+
+
+def test_work_that_processes_cannot_share_is_refused_before_they_are_started(
+    recorder: Recorder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(command_line, "launch", lambda count, words, saved: 0)
+    command = Command(
+        name="train",
+        config_type=TrainConfig,
+        task=recorder,
+        devices="trainer.devices",
+        check_shares=check_shares,
+    )
+    words = ["trainer.devices=2", "run_dir=r"]
+    assert main(command, PROJECT / "train.py", CONF, [*words, "data.batch_size=4"]) == 0
+    for wrong, better in (
+        (["data.batch_size=3"], "data.batch_size=4"),
+        (["parallel=context", "data.sequence_length=1023"], "data.sequence_length=1024"),
+        (["parallel=context", "parallel.context_processes=3"], "parallel.context_processes=null"),
+        (["parallel=fsdp2", "parallel.blocks_at_once=9"], "parallel.blocks_at_once=4"),
+    ):
+        assert main(command, PROJECT / "train.py", CONF, [*words, *wrong]) == 2
+        assert better in capsys.readouterr().err.partition("try: ")[2]
+    assert not recorder.calls
 
 
 @pytest.mark.parametrize(

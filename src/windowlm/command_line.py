@@ -70,6 +70,8 @@ class Command(Generic[Config]):
         fixes_run_dir: the command writes a run folder, whose name is chosen here, once.
         status_of: the exit status of a run that took place elsewhere, by its folder; None where none can.
         devices: key of the number of processes that do the work on this machine; None for one alone.
+        check_shares: called with the configuration of each run and the number of its processes, where there
+            are several.
         saved: what to tell about the work so far where one of several processes was killed.
     """
 
@@ -81,6 +83,7 @@ class Command(Generic[Config]):
     adopt: Callable[[dict[str, Any], Set[str]], dict[str, Any]] | None = None
     fixes_run_dir: bool = False
     devices: str | None = None
+    check_shares: Callable[[Config, int], None] | None = None
     saved: str = ""
     status_of: Callable[[Path], int] | None = None
 
@@ -176,6 +179,12 @@ def _run(command: Command[Any], started: str, script: Path, conf: Path, words: l
         place = own_place()
         count = 1 if command.devices is None else max(map(attrgetter(command.devices), configs))
         launcher = given.get(LAUNCHER, "basic")
+        if launcher != "basic" and not known.multirun:
+            raise ConfigError(
+                f"{LAUNCHER}={launcher}: it starts the runs of a sweep, and this command is none; add -m, "
+                "also for one run",
+                key=LAUNCHER,
+            )
         if known.multirun and launcher.endswith("slurm") and shutil.which("srun") is None:
             raise ConfigError(
                 f"{LAUNCHER}={launcher}: this machine has no srun, with which jobs reach SLURM",
@@ -206,6 +215,11 @@ def _run(command: Command[Any], started: str, script: Path, conf: Path, words: l
                 command,
                 f"{count}: at most {most} processes are started on a machine of {os.cpu_count()} cores",
             )
+        # How many machines a job has is for SLURM to say.
+        if command.check_shares is not None and not (in_jobs and launcher.endswith("slurm")):
+            for config in configs:
+                if (processes := max(count, place.size)) > 1:
+                    command.check_shares(config, processes)
         if count > 1 and place.size == 1 and not in_jobs:
             return launch(count, [sys.executable, str(script), *words], command.saved)
         if command.fixes_run_dir:
@@ -505,12 +519,21 @@ def _lost_jobs(folder: Path, jobs: int, status_of: Callable[[Path], int], error:
     """Of a sweep whose launcher gives up at the first job that is lost, and lets the others be."""
     finished = [number for number in range(jobs) if status_of(folder / str(number)) == 0]
     others = [str(number) for number in range(jobs) if number not in finished]
-    last_line = str(error).strip().rpartition("\n")[2].removeprefix("error: ")
+    last_line = (
+        str(error).strip().rpartition("\n")[2].removeprefix("error: ").removesuffix("; this command ends")
+    )
     return UserError(
         f"run_dir={shlex.quote(str(folder))}: a job of the sweep left no result ({last_line}); of its runs "
         f"{', '.join(others)} had not finished by then, and those whose jobs were not lost go on; their logs "
-        "are in .submitit there, and the same command with resume=auto goes on with what is left"
+        "are in .submitit there. Once what ended it is mended, resume=auto goes on with what is left"
     )
+
+
+def _ended(folder: Path, statuses: list[int]) -> str:
+    """How the jobs of a sweep ended, none of which has this screen."""
+    failed = [f"{number} (status {status})" for number, status in enumerate(statuses) if status]
+    said = f"not finished: {', '.join(failed)}" if failed else f"all {len(statuses)} runs have finished"
+    return f"run_dir={shlex.quote(str(folder))}: {said}; logs are in .submitit there"
 
 
 def _shortest(path: Path) -> Path:
@@ -577,6 +600,7 @@ def _hand_to_hydra(
                 # A launcher ran them in processes of their own.
                 runs.have_begun()
                 statuses += [command.status_of(runs.folder / str(number)) for number in range(jobs)]
+                print(_ended(runs.folder, statuses))
     except (HydraException, OmegaConfBaseException) as error:
         raise _explain(error, command, conf, overrides) from None
     except BrokenPipeError:

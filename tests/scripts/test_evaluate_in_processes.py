@@ -44,8 +44,8 @@ def test_a_killed_process_ends_all_and_another_number_goes_on(
         running.kill()
     assert running.returncode == 1
     assert [line for line in errors.splitlines() if line.startswith(("error", "stopped", "Traceback"))] == [
-        "error: process 1 of 2 was ended by SIGKILL, and with it all others; what is scored is kept, and the "
-        "same command goes on"
+        "error: process 1 of 2 was ended by SIGKILL, and with it all others; what has been scored is kept, "
+        "and the same command goes on"
     ]
     assert any(out.glob("unfinished/*.npz"))
     finished = run_script("scripts/evaluate.py", *words, "devices=3", cwd=tmp_path)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import run_script
+from tests.conftest import SMALL_RUN, run_script, write_documents
 from tests.training.runs import record
 
 pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
@@ -29,6 +29,9 @@ def test_each_run_of_a_sweep_is_a_job_with_its_own_folder_processes_and_wandb_ru
         cwd=tmp_path,
     )
     assert done.returncode == 0, done.stderr
+    count = len(seeds)
+    said = f"run_dir={folder}: all {count} runs have finished; logs are in .submitit there"
+    assert done.stdout.splitlines()[-1] == said
     assert (folder / "multirun.yaml").exists()
     runs = [folder / str(number) for number in range(len(seeds))]
     assert [record(run)["status"] for run in runs] == ["finished"] * len(runs)
@@ -44,18 +47,17 @@ def test_each_run_of_a_sweep_is_a_job_with_its_own_folder_processes_and_wandb_ru
     assert len(logs) == len(runs) * processes
 
 
-def test_a_job_that_is_lost_ends_the_command_with_one_message(
-    small_run: tuple[str, ...], tmp_path: Path
-) -> None:
+def test_a_job_that_is_lost_ends_the_command_with_one_message(tmp_path: Path) -> None:
     folder = tmp_path / "sweep"
     words = ("trainer.max_steps=2", "trainer.device=cpu", "trainer.devices=2", "hydra/launcher=jobs_local")
-    # Two processes cannot share the rows of one of the runs.
-    batches = ("seed=0", "data.batch_size=3,2")
-    done = run_script("train.py", "-m", *small_run, *words, *batches, f"run_dir={folder}", cwd=tmp_path)
+    write_documents(tmp_path / "text")
+    texts = ("seed=0", "data.path=nothing.txt,text")
+    done = run_script("train.py", "-m", *SMALL_RUN, *words, *texts, f"run_dir={folder}", cwd=tmp_path)
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
     (message,) = [line for line in done.stderr.splitlines() if "a job of the sweep left no result" in line]
-    assert "data.batch_size=3: 2 processes share the rows of a batch" in message
+    assert "nothing.txt" in message
+    assert "this command ends" not in message
     assert "of its runs 0" in message
     assert len(list((folder / ".submitit").rglob("*_log.err"))) == 4
 
@@ -68,6 +70,10 @@ def test_a_job_that_is_lost_ends_the_command_with_one_message(
             ("seed=0,1", "trainer.devices=2", "hydra.launcher.tasks_per_node=3"),
             "hydra.launcher.tasks_per_node=3: trainer.devices=2 says how many processes a job has",
         ),
+        (
+            ("seed=0", "trainer.devices=2", "data.batch_size=2,3"),
+            "data.batch_size=3: 2 processes share the rows of a batch",
+        ),
     ],
 )
 def test_jobs_have_as_many_processes_as_trainer_devices_says(
@@ -78,6 +84,14 @@ def test_jobs_have_as_many_processes_as_trainer_devices_says(
     assert done.returncode == 2
     assert complaint in done.stderr
     assert not (tmp_path / "sweep").exists()
+
+
+def test_jobs_without_a_sweep_are_refused(small_run: tuple[str, ...], tmp_path: Path) -> None:
+    place = f"run_dir={tmp_path / 'run'}"
+    done = run_script("train.py", *small_run, "hydra/launcher=jobs_local", place, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "hydra/launcher=jobs_local: it starts the runs of a sweep" in done.stderr
+    assert not (tmp_path / "run").exists()
 
 
 def test_jobs_of_slurm_where_there_is_none_are_refused(small_run: tuple[str, ...], tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,7 +18,7 @@ from tests.parallel.processes import LOOPBACK, free_port
 from tests.training.runs import record, rows, steps_saved
 from windowlm.parallel.launcher import LAUNCHED, launch, starter
 from windowlm.parallel.place import Place
-from windowlm.parallel.processes import LostProcessError, Processes, is_loss
+from windowlm.parallel.processes import LostProcessError, Processes, ending_together, is_loss
 from windowlm.training.given_settings import given_settings
 from windowlm.training.run import TrainingRun, train
 from windowlm.training.run_folder import RunFolder
@@ -265,6 +266,21 @@ def test_processes_are_told_to_end_where_their_launcher_is_killed(tmp_path: Path
     while any(Path(f"/proc/{process}").exists() for process in left):
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+def test_one_process_alone_tells_of_a_termination_and_closes_what_is_under_way(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    closed: list[str] = []
+    work = ExitStack()
+    work.callback(closed.append, "work")
+    with pytest.raises(SystemExit) as ended, ending_together(Processes(), "SAVED"), work:
+        signal.raise_signal(signal.SIGTERM)
+    assert ended.value.code == 128 + signal.SIGTERM
+    assert closed == ["work"]
+    assert capsys.readouterr().err == "stopped: SIGTERM received; SAVED\n"
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_an_error_that_is_behind_itself_says_no_loss() -> None:

@@ -26,8 +26,9 @@ from windowlm.parallel.context_group import ContextGroup
 from windowlm.parallel.launcher import LAUNCHED
 from windowlm.parallel.place import Place, own_place
 from windowlm.parallel.processes import Processes
+from windowlm.training.equal_shares import blocks_at_once, with_rows
 from windowlm.training.gradients_at_once import GradientsAtOnceStrategy
-from windowlm.training.shared_work import SharedWork, blocks_at_once, with_rows
+from windowlm.training.shared_work import SharedWork
 
 KINDS = ("ddp", "fsdp2", "context")
 COMPILED = (
@@ -349,7 +350,7 @@ def test_a_batch_has_a_row_for_each_that_reads_unless_told(
     parallel: dict[str, Any], kept: int | None, rows: int
 ) -> None:
     config = check_config(TrainConfig, {"run_dir": "run", "parallel": parallel})
-    settled = with_rows(config, Processes(Place(0, 4, 0, 4)), kept)
+    settled = with_rows(config, 4, kept)
     assert settled.data.batch_size == settled.data.rows == rows
     assert replace(settled, data=config.data) == config
 
@@ -357,7 +358,7 @@ def test_a_batch_has_a_row_for_each_that_reads_unless_told(
 def test_a_batch_of_all_processes_that_is_too_large_is_refused() -> None:
     config = check_config(TrainConfig, {"run_dir": "run", "data": {"sequence_length": 2**27}})
     with pytest.raises(ConfigError, match=r"^data.batch_size=4: .* are more than"):
-        with_rows(config, Processes(Place(0, 4, 0, 4)), None)
+        with_rows(config, 4, None)
 
 
 def test_torch_sums_gradients_of_gpus_over_a_network_alone() -> None:

@@ -211,14 +211,16 @@ def _is_first_to_tell() -> bool:
 def ending_together(processes: Processes, saved: str) -> Iterator[None]:
     """Within it a lost process, SIGINT or SIGTERM ends this one at once, with one message of all.
 
-    A launcher sends SIGTERM to those that are left when one has failed, and a terminal SIGINT to all.
+    A launcher sends SIGTERM to those that are left when one has failed, and a terminal SIGINT to all. Of one
+    process alone SIGTERM does the same, with what is under way closed first.
 
     Args:
-        processes: nothing changes where there is one alone.
+        processes: all of the command.
         saved: what the message says about the work so far.
     """
     if processes.size == 1:
-        yield
+        with _ending_alone(saved):
+            yield
         return
 
     def leave(number: int, frame: FrameType | None) -> None:
@@ -236,6 +238,19 @@ def ending_together(processes: Processes, saved: str) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def _ending_alone(saved: str) -> Iterator[None]:
+    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    try:
+        yield
+    except SystemExit as left:
+        if left.code == 128 + signal.SIGTERM:
+            print(f"stopped: SIGTERM received; {saved}", file=sys.stderr)
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _leave(status: int) -> NoReturn:

@@ -52,6 +52,7 @@ from windowlm.training.compilation import forget_compiled, hidden_states, is_com
 from windowlm.training.determinism import set_determinism
 from windowlm.training.device import check_room, choose_device
 from windowlm.training.earlier_starts import earlier_starts
+from windowlm.training.equal_shares import with_rows
 from windowlm.training.failed_writes import UNWRITABLE, FailedWrites, unwritable
 from windowlm.training.float8 import check_float8
 from windowlm.training.given_settings import given_settings
@@ -84,7 +85,7 @@ from windowlm.training.run_lock import RunLock
 from windowlm.training.run_screen import RunScreen
 from windowlm.training.schedule import Budget, WindowWarmup
 from windowlm.training.sharded_model import whole_state
-from windowlm.training.shared_work import SharedWork, with_rows
+from windowlm.training.shared_work import SharedWork
 from windowlm.training.signals import Interrupted, Signals
 from windowlm.training.stopping import INTERRUPTED, Stopping, keep_signals, reached_limit
 from windowlm.training.wandb_run import WandbRun, choose_mode
@@ -158,7 +159,7 @@ class TrainingRun:
         self.processes = processes
         self.signals = signals
         if config.data.batch_size is None:
-            config = with_rows(config, processes, batch_size_kept(config, invocation.output_dir))
+            config = with_rows(config, processes.size, batch_size_kept(config, invocation.output_dir))
         self.config = config
         self.invocation = invocation
         self.console = RunScreen(quiet=not processes.leads)

@@ -1,6 +1,6 @@
 """How the processes of a run share its work: rows of the batch, parts of the model or of each sequence."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -8,15 +8,15 @@ import torch
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, Strategy
 
 from windowlm.attention.window import outside_inference_mode
-from windowlm.config import ConfigError, TrainConfig
+from windowlm.config import TrainConfig
 from windowlm.model.decoder import Decoder, Visibilities
-from windowlm.parallel.config import ParallelConfig
 from windowlm.parallel.context_group import ContextGroup
 from windowlm.parallel.own_gpu import check_gpus
 from windowlm.parallel.processes import ALONE, Processes
 from windowlm.parallel.sequence_shard import shard_visibilities
 from windowlm.training.compilation import Graphs
 from windowlm.training.device_batch import prepared_on, visibilities_on
+from windowlm.training.equal_shares import blocks_at_once, check_divisible, context_processes
 from windowlm.training.gradients_at_once import GradientsAtOnceStrategy
 from windowlm.training.sharded_model import ShardedStrategy
 
@@ -24,8 +24,6 @@ from windowlm.training.sharded_model import ShardedStrategy
 BY_TOKEN = ("tokens_BT", "targets_BT", "documents_BT", "positions_BT")
 # A run has those of its batches and of its validation's, and a window's warm-up goes through others.
 PLANS_KEPT = 4
-# Gathered one behind the other unless told otherwise: fewer take more memory, more take longer.
-PARTS_OF_MODEL = 4
 
 
 @dataclass(frozen=True)
@@ -54,7 +52,7 @@ class SharedWork:
             ConfigError: it cannot be cut into equal shares, or not over these processes.
             UserError: more processes than GPUs.
         """
-        context_processes = _context_processes(config, processes)
+        sharing = context_processes(config, processes.size)
         at_once = blocks_at_once(
             config.parallel, config.model.layers, checkpointed=config.trainer.activation_checkpointing
         )
@@ -62,11 +60,11 @@ class SharedWork:
             return cls()
         if device.type == "cuda":
             check_gpus(processes.place, "trainer.devices")
-        readers = processes.size // context_processes
-        _check_divisible(config, readers, context_processes)
+        readers = processes.size // sharing
+        check_divisible(config, readers, sharing)
         if config.parallel.kind != "context":
             return cls(processes, config.parallel.kind, readers, blocks_at_once=at_once)
-        return cls(processes, config.parallel.kind, readers, ContextGroup.of(device, context_processes))
+        return cls(processes, config.parallel.kind, readers, ContextGroup.of(device, sharing))
 
     @property
     def reader(self) -> int:
@@ -158,83 +156,3 @@ def _of_shards(
 def _of_whole_rows(*arguments: Any) -> Visibilities:
     """The same for each batch of rows that are one document each, training and validation alike."""
     return outside_inference_mode(lambda: _of_shards(*arguments))
-
-
-def with_rows(config: TrainConfig, processes: Processes, kept: int | None) -> TrainConfig:
-    """The settings with the number of rows that they leave open: that of the run that goes on, or else one
-    for each part that a batch is read in.
-
-    Raises:
-        ConfigError: the processes cannot share sequences as the settings say, or the batch is too large.
-    """
-    rows = kept or processes.size // _context_processes(config, processes)
-    try:
-        return replace(config, data=replace(config.data, batch_size=rows))
-    except ValueError as error:
-        raise ConfigError(f"data.{error}", key="data.batch_size") from None
-
-
-def _context_processes(config: TrainConfig, processes: Processes) -> int:
-    """How many share each sequence."""
-    given = config.parallel.context_processes
-    if given is not None and processes.size % given:
-        raise ConfigError(
-            f"parallel.context_processes={given}: a divisor of the number of processes, "
-            f"{processes.size}, is allowed, or null for all; start more by trainer.devices or torchrun",
-            key="parallel.context_processes",
-            correction="parallel.context_processes=null",
-        )
-    return given or processes.size if config.parallel.kind == "context" else 1
-
-
-def blocks_at_once(settings: ParallelConfig, layers: int, *, checkpointed: bool) -> int:
-    """Whose weights a process gathers at once, of so many.
-
-    Raises:
-        ConfigError: more than there are, or several, where activations are checkpointed.
-    """
-    if settings.kind != "fsdp2":
-        return 1
-    given = settings.blocks_at_once
-    if given is not None and given > layers:
-        raise ConfigError(
-            f"parallel.blocks_at_once={given}: the model has {layers} blocks, and up to {layers} is allowed, "
-            "or null",
-            key="parallel.blocks_at_once",
-            correction=f"parallel.blocks_at_once={layers}",
-        )
-    if not checkpointed:
-        return given or -(-layers // PARTS_OF_MODEL)
-    if given not in (None, 1):
-        raise ConfigError(
-            f"parallel.blocks_at_once={given}: with trainer.activation_checkpointing=true, which computes "
-            "each block again by itself, 1 is allowed, or null",
-            key="parallel.blocks_at_once",
-            correction="parallel.blocks_at_once=null",
-        )
-    return 1
-
-
-def _check_divisible(config: TrainConfig, readers: int, context_processes: int) -> None:
-    rows, tokens = config.data.rows, config.data.sequence_length
-    if rows % readers and config.resume == "auto":
-        counts = [str(parts * context_processes) for parts in range(1, rows + 1) if rows % parts == 0]
-        raise ConfigError(
-            f"data.batch_size={rows}: {readers} processes cannot share so many rows in equal parts, and a "
-            f"run that goes on keeps them; as many processes are allowed: {', '.join(counts)}",
-            key="data.batch_size",
-        )
-    if rows % readers:
-        raise ConfigError(
-            f"data.batch_size={rows}: {readers} processes share the rows of a batch, and a multiple of "
-            f"{readers} is allowed",
-            key="data.batch_size",
-            correction=f"data.batch_size={-(-rows // readers) * readers}",
-        )
-    if tokens % context_processes:
-        raise ConfigError(
-            f"data.sequence_length={tokens}: {context_processes} processes share each sequence, and a "
-            f"multiple of {context_processes} is allowed",
-            key="data.sequence_length",
-            correction=f"data.sequence_length={-(-tokens // context_processes) * context_processes}",
-        )
