@@ -5,16 +5,16 @@ python scripts/benchmark_scaling.py --entrants 'one long' context gather 'all-to
 python scripts/benchmark_scaling.py --device cpu --shape tiny --lengths 256 1024 4096
 
 Each entrant trains the model of the shape in processes of its own, one after the other. `one`, ddp and fsdp2
-take the tokens of a step of the shape in each process; so does `apart`, whose processes share nothing but the
-machine: what it allows. `one long`, `context` and the peers take one sequence of the second length together,
-`context longest` one of the third; the latter and `context checkpointed` keep the inputs of blocks alone and
-compute the rest again. `context in pieces` is cut where keys arrive, as the peers are. `torch ring` attends
-to all earlier tokens, as it has no window. `one of documents` and `context of documents` have several in each
-row. The GPUs of a host differ by some percent, and a step of several waits for the slowest: those of one run
-on each in turn, and their mean and the slowest are told. All are bare loops (`scaling_entrants.py`). Before
-and after a
-round the processes meet and a GPU waits for its host, which a round of few steps would count as the price of
-sharing; and a GPU that is still cold is faster.
+take the tokens of a step of the shape in each process; so do `torch ddp`, DistributedDataParallel around a
+graph for each block, whose gradients travel in torch's buckets while the pass goes on, and `apart`, whose
+processes share nothing but the machine: what it allows. `one long`, `context` and the peers take one sequence
+of the second length together, `context longest` one of the third; the latter and `context checkpointed` keep
+the inputs of blocks alone and compute the rest again. `context in pieces` is cut where keys arrive, as the
+peers are. `torch ring` attends to all earlier tokens, as it has no window. `one of documents` and `context of
+documents` have several in each row. The GPUs of a host differ by some percent, and a step of several waits
+for the slowest: those of one run on each in turn, and their mean and the slowest are told. All are bare loops
+(`scaling_entrants.py`). Before and after a round the processes meet and a GPU waits for its host, which a
+round of few steps would count as the price of sharing; and a GPU that is still cold is faster.
 
 Bytes are those of keys, values, queries and outputs that all processes together send in the forward pass of a
 step. Memory is that of the process with most of it. A shape is as in `benchmark_training.py`.
@@ -38,7 +38,7 @@ from benchmark_training import PACKAGES, SHAPES, last_words, shape_of
 from context_peers import FULL, PEERS
 from rich.console import Console
 from rich.table import Table
-from scaling_entrants import ALONE, APART, BY_ROWS, CONTEXT, DDP, FSDP2, Job
+from scaling_entrants import ALONE, APART, BY_ROWS, CONTEXT, DDP, FSDP2, TORCH_DDP, Job
 from training_entrants import Shape
 
 from windowlm.command_line import SHORT_WAITING
@@ -68,6 +68,7 @@ ENTRANTS = {
     "one": Entrant(ALONE, SHORT),
     "apart": Entrant(APART, SHORT),
     "ddp": Entrant(DDP, SHORT),
+    "torch ddp": Entrant(TORCH_DDP, SHORT),
     "fsdp2": Entrant(FSDP2, SHORT),
     "one long": Entrant(ALONE, LONG),
     "context": Entrant(CONTEXT, LONG),
@@ -80,6 +81,7 @@ ENTRANTS = {
 }
 OVER_ONE = {
     "ddp": "one",
+    "torch ddp": "one",
     "fsdp2": "one",
     "context": "one long",
     "context of documents": "one of documents",

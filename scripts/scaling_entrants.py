@@ -3,9 +3,10 @@
 python scripts/scaling_entrants.py JOB
 
 JOB is a `Job` as JSON; a launcher's variables say which of the processes this is. Model, loss, optimizer and
-the ways of sharing are those of a run of ``train.py``, without Lightning, loader and logs; the peers of
-`context_peers` take the place of the halo exchange. The leader writes what was measured to standard output,
-as JSON; whatever is printed besides goes to standard error.
+the ways of sharing are those of a run of ``train.py``, without Lightning, loader and logs; torch's wrapper
+takes the place of our sums of gradients in `TORCH_DDP`, and the peers of `context_peers` that of the halo
+exchange. The leader writes what was measured to standard output, as JSON; whatever is printed besides goes to
+standard error.
 
 Shapes: B batch, T tokens of a whole sequence, L own tokens, D model width.
 """
@@ -25,6 +26,7 @@ import torch
 from context_peers import PEERS
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
+from torch.nn.parallel import DistributedDataParallel
 from training_entrants import FEW_BATCHES, LEARNING_RATE, Shape, autocast_of, compile_seconds
 
 from windowlm.attention.document_layout import positions_in_documents
@@ -46,8 +48,8 @@ from windowlm.training.peak_memory import peak_memory_bytes, reset_peak_memory
 from windowlm.training.sharded_model import local, shard_model
 from windowlm.training.shared_work import SharedWork
 
-ALONE, APART, DDP, FSDP2, CONTEXT = "alone", "apart", "ddp", "fsdp2", "context"
-BY_ROWS = (ALONE, APART, DDP, FSDP2)
+ALONE, APART, DDP, TORCH_DDP, FSDP2, CONTEXT = "alone", "apart", "ddp", "torch ddp", "fsdp2", "context"
+BY_ROWS = (ALONE, APART, DDP, TORCH_DDP, FSDP2)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,19 +188,24 @@ class Loop:
         if job.share in (ALONE, APART):
             self.work = SharedWork()
         elif by_rows:
-            at_once = blocks_at_once(
-                ParallelConfig(kind=job.share), shape.layers, checkpointed=job.activation_checkpointing
-            )
-            self.work = SharedWork(processes, job.share, processes.size, blocks_at_once=at_once)
+            settings = ParallelConfig(kind="fsdp2" if job.share == FSDP2 else "ddp")
+            at_once = blocks_at_once(settings, shape.layers, checkpointed=job.activation_checkpointing)
+            self.work = SharedWork(processes, settings.kind, processes.size, blocks_at_once=at_once)
         else:
             self.work = SharedWork(processes, CONTEXT, 1, self.group)
         torch.manual_seed(job.seed)
         model = Decoder(shape.model_config(), shape.vocabulary_size).to(device, WEIGHT_DTYPES[job.precision])
         if self.work.sharded:
             shard_model(model, init_device_mesh(device.type, (processes.size,)), self.work.blocks_at_once)
-        self.shares_gradients = self.work.processes.size > 1 and not self.work.sharded
+        self.mean_loss: nn.Module = MeanLoss(model, job, device, self.work)
+        if job.share == TORCH_DDP:
+            self.mean_loss = DistributedDataParallel(
+                self.mean_loss, broadcast_buffers=False, gradient_as_bucket_view=True
+            )
+        self.shares_gradients = (
+            self.work.processes.size > 1 and not self.work.sharded and job.share != TORCH_DDP
+        )
         self.gradient_group = gradient_group(device) if self.shares_gradients else None
-        self.mean_loss = MeanLoss(model, job, device, self.work)
         self.optimizer = build_optimizer(model, self.settings, fused=True)
         # Rows differ between processes, the tokens of a shared sequence do not.
         torch.manual_seed(job.seed + (processes.rank if by_rows else 0))
@@ -256,11 +263,17 @@ class MeanLoss(nn.Module):
         self.model = model
         trainer = TrainerConfig()
         compiled = is_compiled(trainer, device)
+        graphs = work.graphs
+        if job.share == TORCH_DDP:
+            # Gradients of one graph could not travel before it ends.
+            graphs = "blocks"
+        elif job.in_pieces:
+            graphs = "pieces"
         self.hidden = hidden_states(
             model,
             compiled=compiled,
             activation_checkpointing=job.activation_checkpointing,
-            graphs="pieces" if job.in_pieces else work.graphs,
+            graphs=graphs,
             blocks_at_once=work.blocks_at_once,
         )
         self.head_loss = head_loss(trainer.loss, job.precision, compiled=compiled)

@@ -22,7 +22,17 @@ TOKENS, WINDOW, HEADS, KV_HEADS, HEAD_DIM = 48, 9, 4, 2, 8
 
 
 def test_entrants_share_one_model_and_are_compared(tmp_path: Path) -> None:
-    entrants = ["apart", "fsdp2", "one long", "context", "gather", "torch ring", "context in pieces"]
+    entrants = [
+        "apart",
+        "ddp",
+        "torch ddp",
+        "fsdp2",
+        "one long",
+        "context",
+        "gather",
+        "torch ring",
+        "context in pieces",
+    ]
     entrants += ["one of documents", "context of documents"]
     done = run_script(
         SCRIPT,
@@ -43,6 +53,8 @@ def test_entrants_share_one_model_and_are_compared(tmp_path: Path) -> None:
         assert row["first_loss"] == pytest.approx(one["first_loss"], abs=1e-6)
         assert row["loss"] == pytest.approx(one["loss"], abs=1e-5)
         assert row["tokens_per_second"] == pytest.approx(64 / row["step_s"])
+    for key in ("first_loss", "loss", "state_bytes"):
+        assert rows["torch ddp"][key] == pytest.approx(rows["ddp"][key], abs=1e-6)
     of_documents = rows["one of documents"]
     assert of_documents["first_loss"] != pytest.approx(one["first_loss"], abs=1e-6)
     for key in ("first_loss", "loss"):
@@ -69,7 +81,7 @@ def test_every_comparison_is_told_of_the_rows_that_have_figures(monkeypatch: pyt
     rows = {name: {**numbers, "tokens_per_second": 100.0 + number} for number, name in enumerate(ENTRANTS)}
     rows["one"] |= {"steps_s": [0.9, 1.25], "tokens_per_step": 100}
     said = compared(rows)
-    names = ["apart", "ddp", "fsdp2", "context", "context of documents"]
+    names = ["apart", "ddp", "torch ddp", "fsdp2", "context", "context of documents"]
     names += [*["context", "context in pieces"] * 4, "context longest"]
     assert [sentence.partition(":")[0] for sentence in said] == names
     assert said[0] == "apart: 1.010 times the tokens/s of one"
@@ -77,7 +89,7 @@ def test_every_comparison_is_told_of_the_rows_that_have_figures(monkeypatch: pyt
         "ddp: 1.020 times the tokens/s of one (1.275 of the slowest GPU's), 1.000 of the memory a process"
     )
     rows["context"]["problem"] = "it failed"
-    assert len(compared(rows)) == 9
+    assert len(compared(rows)) == 10
 
 
 def test_one_gpu_is_the_mean_of_all_that_are_there(monkeypatch: pytest.MonkeyPatch) -> None:

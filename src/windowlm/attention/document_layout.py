@@ -40,6 +40,7 @@ class Runs(NamedTuple):
         lengths: [R], tokens.
         documents: [R], whose tokens they are.
         before: [R], the run of tokens before it in its row, padding apart; -1 where there is none.
+        goes_on: [R], whether its document has tokens before it too, in front of padding.
         first_tokens, last_tokens: [R], of its document; of no use for padding.
     """
 
@@ -48,6 +49,7 @@ class Runs(NamedTuple):
     lengths: Tensor
     documents: Tensor
     before: Tensor
+    goes_on: Tensor
     first_tokens: Tensor
     last_tokens: Tensor
 
@@ -63,22 +65,18 @@ class Runs(NamedTuple):
         latest_R = torch.where(real_R, index_R, -1).cummax(0).values
         before_R = torch.nn.functional.pad(latest_R, (1, 0), value=-1)[:-1]
         before_R = torch.where(rows_R[before_R] == rows_R, before_R, -1)
-        opens_R = real_R & ~((before_R >= 0) & (documents_R[before_R] == documents_R))
+        goes_on_R = real_R & (before_R >= 0) & (documents_R[before_R] == documents_R)
+        opens_R = real_R & ~goes_on_R
         number_R = opens_R.cumsum(0)
         last_R = torch.zeros(len(starts_R) + 1, dtype=torch.int64, device=starts_R.device)
         last_R = last_R.scatter_reduce(0, number_R, torch.where(real_R, ends_R - 1, 0), "amax")[number_R]
         first_R = torch.where(opens_R, starts_R, rows_R).cummax(0).values
-        return cls(rows_R, starts_R, ends_R - starts_R, documents_R, before_R, first_R, last_R)
+        return cls(rows_R, starts_R, ends_R - starts_R, documents_R, before_R, goes_on_R, first_R, last_R)
 
     @property
     def real(self) -> Tensor:
         """Whether it is not padding; [R]."""
         return self.documents != PADDING
-
-    @property
-    def goes_on(self) -> Tensor:
-        """Whether its document has tokens before it too, in front of padding; [R]."""
-        return self.real & (self.before >= 0) & (self.documents[self.before] == self.documents)
 
     def by_token(self, index_R: Tensor, shape: torch.Size) -> Tensor:
         """Index in its row, of what is told by index in the rows laid end to end, for each token; [B, T]."""
@@ -125,13 +123,12 @@ def checked_runs(documents_BT: Tensor, positions_BT: Tensor | None, sinks: int) 
             the tokens of their document, and such below 0 beside sinks.
     """
     runs = Runs.of(documents_BT)
-    real_R, goes_on_R = runs.real, runs.goes_on
-    decreases_R = real_R & (runs.before >= 0) & (runs.documents < runs.documents[runs.before])
+    decreases_R = runs.real & (runs.before >= 0) & (runs.documents < runs.documents[runs.before])
     jumps_N = below_R = torch.zeros((), dtype=torch.bool, device=documents_BT.device)
     if positions_BT is not None:
-        jumps_N = _jumps(runs, goes_on_R, documents_BT, positions_BT)
+        jumps_N = _jumps(runs, documents_BT, positions_BT)
         # Where none jumps, the first of each run are the lowest.
-        below_R = real_R & (positions_BT.flatten()[runs.starts] < 0)
+        below_R = runs.real & (positions_BT.flatten()[runs.starts] < 0)
     lowest, decreases, jumps, below, longest, padded, gaps = torch.stack(
         [
             runs.documents.min(),
@@ -139,8 +136,8 @@ def checked_runs(documents_BT: Tensor, positions_BT: Tensor | None, sinks: int) 
             jumps_N.any(),
             below_R.any(),
             runs.lengths.max(),
-            (~real_R).any(),
-            goes_on_R.any(),
+            (~runs.real).any(),
+            runs.goes_on.any(),
         ]
     ).tolist()
     check_lowest("documents_BT", lowest)
@@ -168,7 +165,7 @@ def checked_runs(documents_BT: Tensor, positions_BT: Tensor | None, sinks: int) 
     return runs, Layout(len(runs.starts), longest, bool(padded), bool(gaps))
 
 
-def _jumps(runs: Runs, goes_on_R: Tensor, documents_BT: Tensor, positions_BT: Tensor) -> Tensor:
+def _jumps(runs: Runs, documents_BT: Tensor, positions_BT: Tensor) -> Tensor:
     """Whether each token's position is not one beyond that of the token of its document before it; [N]."""
     follows_BT = ~opens_run(documents_BT) & (documents_BT != PADDING)
     advances_BT = torch.nn.functional.pad(positions_BT.diff(dim=1) == 1, (1, 0), value=True)
@@ -176,7 +173,7 @@ def _jumps(runs: Runs, goes_on_R: Tensor, documents_BT: Tensor, positions_BT: Te
     # Behind padding the last token of the run before is further away.
     last_R = (runs.starts + runs.lengths - 1)[runs.before]
     position_N = positions_BT.flatten()
-    wrong_R = goes_on_R & (position_N[runs.starts] - position_N[last_R] != runs.starts - last_R)
+    wrong_R = runs.goes_on & (position_N[runs.starts] - position_N[last_R] != runs.starts - last_R)
     jumps_N[runs.starts] |= wrong_R
     return jumps_N
 
