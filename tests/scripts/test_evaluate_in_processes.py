@@ -50,6 +50,7 @@ def test_a_killed_process_ends_all_and_another_number_goes_on(
     assert any(out.glob("unfinished/*.npz"))
     finished = run_script("scripts/evaluate.py", *words, "devices=3", cwd=tmp_path)
     assert finished.returncode == 0, finished.stderr
+    assert finished.stderr.count("perplexity by context length: going on, ") == 1
     assert finished.stdout.count("results in") == 1
     rows = json.loads((out / "length.json").read_text())["rows"]
     assert [row["context_length"] for row in rows] == [8, 16]

@@ -136,10 +136,14 @@ def _evaluate(
         kept = KeptNats(folder, _agreed_key(model, weights, evaluation, processes))
         if kept.damaged:
             console.print(f"{folder / LOSSES_NAME}: damaged, so that all is scored again", soft_wrap=True)
-        read = 0
+        read = scored_before = 0
 
         def show(done: int, total: int, read_now: int) -> None:
-            nonlocal read
+            nonlocal read, scored_before
+            if not read_now:
+                scored_before = done
+            elif scored_before and not read:
+                console.print(f"{description}: going on, {scored_before / total:.0%} was scored before")
             read = read_now
             progress.update(task, completed=done, total=total)
             lines.update(done, total)
