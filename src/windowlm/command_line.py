@@ -30,6 +30,7 @@ from windowlm.unbegun_runs import UnbegunRuns, free_name
 
 # How OmegaConf says that a list stands where a group was, or a group where a list was.
 MERGED_WITH_LIST = re.compile(r"(?:In '(\S+)': .*\n)?Cannot merge \w+ with \w+\s+full_key: (\S*)")
+NOT_OVERRIDDEN = re.compile(r"Could not override '([^']+)'")
 # Where there are fewer cores.
 MOST_PROCESSES = 16
 STATE_FOLDER = ".hydra"
@@ -455,6 +456,10 @@ def _explain(error: Exception, command: Command[Any], conf: Path, overrides: lis
             options = sorted(option.stem for option in groups[key].glob("*.yaml"))
             if (wrong := _wrong_option(key, value, options)) is not None:
                 return wrong
+        elif key == LAUNCHER and f"Could not find '{key}/{value}'" in reason:
+            presets = sorted(option.stem for option in (conf / key).glob("*.yaml"))
+            if (wrong := _wrong_option(key, value, ["basic", *presets])) is not None:
+                return wrong
         elif key not in settings and not key.startswith(("hydra.", "hydra/")):
             return unknown_key_error(key, value, settings)
         if parsed.is_sweep_override() and "Ambiguous" in reason:
@@ -464,6 +469,8 @@ def _explain(error: Exception, command: Command[Any], conf: Path, overrides: lis
     if type(error) is TypeError:
         raise error
     key = str(getattr(error, "full_key", None) or "")
+    if (refused := NOT_OVERRIDDEN.search(str(error))) is not None:
+        key = refused[1]
     if key in given:
         return ConfigError(f"{key}={given[key]}: {reason}", key=key)
     return ConfigError(f"{key}: {reason}" if key else reason)

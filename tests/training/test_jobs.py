@@ -70,13 +70,14 @@ def test_a_job_that_is_lost_ends_the_command_with_one_message(tmp_path: Path) ->
             ("seed=0,1", "trainer.devices=2", "hydra.launcher.tasks_per_node=3"),
             "hydra.launcher.tasks_per_node=3: trainer.devices=2 says how many processes a job has",
         ),
+        (("seed=0", "hydra.launcher.partitio=x"), "hydra.launcher.partitio=x: Key 'partitio' not in"),
         (
             ("seed=0", "trainer.devices=2", "data.batch_size=2,3"),
             "data.batch_size=3: 2 processes share the rows of a batch",
         ),
     ],
 )
-def test_jobs_have_as_many_processes_as_trainer_devices_says(
+def test_jobs_that_cannot_be_as_the_command_says_are_refused_before_any_starts(
     small_run: tuple[str, ...], words: tuple[str, ...], complaint: str, tmp_path: Path
 ) -> None:
     place = f"run_dir={tmp_path / 'sweep'}"
@@ -92,6 +93,14 @@ def test_jobs_without_a_sweep_are_refused(small_run: tuple[str, ...], tmp_path: 
     assert done.returncode == 2
     assert "hydra/launcher=jobs_local: it starts the runs of a sweep" in done.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_a_launcher_that_does_not_exist_is_told_beside_those_that_do(tmp_path: Path) -> None:
+    place = f"run_dir={tmp_path / 'sweep'}"
+    done = run_script("train.py", "-m", "seed=0,1", "hydra/launcher=job_local", place, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "hydra/launcher=job_local: allowed is basic, jobs_local, jobs_slurm" in done.stderr
+    assert "hydra/launcher=jobs_local" in done.stderr.partition("try: ")[2]
 
 
 def test_jobs_of_slurm_where_there_is_none_are_refused(small_run: tuple[str, ...], tmp_path: Path) -> None:
