@@ -216,11 +216,15 @@ def _run(command: Command[Any], started: str, script: Path, conf: Path, words: l
                 command,
                 f"{count}: at most {most} processes are started on a machine of {os.cpu_count()} cores",
             )
+        processes = max(count, place.size)
         # How many machines a job has is for SLURM to say.
-        if command.check_shares is not None and not (in_jobs and launcher.endswith("slurm")):
+        if (
+            command.check_shares is not None
+            and processes > 1
+            and not (in_jobs and launcher.endswith("slurm"))
+        ):
             for config in configs:
-                if (processes := max(count, place.size)) > 1:
-                    command.check_shares(config, processes)
+                command.check_shares(config, processes)
         if count > 1 and place.size == 1 and not in_jobs:
             return launch(count, [sys.executable, str(script), *words], command.saved)
         if command.fixes_run_dir:

@@ -57,10 +57,7 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     device = own_gpu(device, processes.place, "--nproc-per-node")
     group = ContextGroup.of(device, processes.size)
-    found: dict[str, dict[str, Any]] = {
-        name: {backend: error_of(case, backend, group, device) for backend in MODULES}
-        for name, case in CASES.items()
-    }
+    found: dict[str, dict[str, Any]] = {name: errors_of(case, group, device) for name, case in CASES.items()}
     if device.type == "cuda":
         found["compiled model"] = {"auto": error_of_model(group, device)}
     all_found = processes.gather(found)
@@ -68,8 +65,8 @@ def main() -> None:
         print(json.dumps({"device": device.type, "processes": all_found}))
 
 
-def error_of(case: Case, backend: str, group: ContextGroup, device: torch.device) -> list[float] | str:
-    """Of the parts and of the plain formula, or why the backend is refused."""
+def errors_of(case: Case, group: ContextGroup, device: torch.device) -> dict[str, list[float] | str]:
+    """Of each backend's parts and of the plain formula, or why the backend is refused."""
     tokens = SHARD * group.size
     documents_BT = positions_BT = None
     if case.starts:
@@ -93,13 +90,18 @@ def error_of(case: Case, backend: str, group: ContextGroup, device: torch.device
     tensors = [tensor.to(dtype) for tensor in tensors]
     exact = outcome([tensor.double() for tensor in tensors], whole, "reference")
     plain = outcome(tensors, whole, "reference")
+    of_plain = largest(list(zip(plain, exact, strict=True)))
     own = [group.shard(tensor) for tensor in tensors]
-    try:
-        parts = outcome(own, seen, backend)
-    except ValueError as refusal:
-        return str(refusal)
-    pairs = [(part, group.shard(of_all)) for part, of_all in zip(parts, exact, strict=True)]
-    return [largest(pairs), largest(list(zip(plain, exact, strict=True)))]
+    errors: dict[str, list[float] | str] = {}
+    for backend in MODULES:
+        try:
+            parts = outcome(own, seen, backend)
+        except ValueError as refusal:
+            errors[backend] = str(refusal)
+            continue
+        pairs = [(part, group.shard(of_all)) for part, of_all in zip(parts, exact, strict=True)]
+        errors[backend] = [largest(pairs), of_plain]
+    return errors
 
 
 def outcome(tensors: list[Tensor], seen: Visibility, backend: str) -> list[Tensor]:
