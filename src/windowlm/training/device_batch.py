@@ -58,7 +58,8 @@ def prepared_on(visibilities: Visibilities, batch: int, device: torch.device) ->
         visibility.prepare(batch)
 
     def move(tensor: torch.Tensor) -> torch.Tensor:
-        tensor = tensor.pin_memory() if device.type == "cuda" else tensor
+        # Rows that were expanded from one cannot be pinned.
+        tensor = tensor.contiguous().pin_memory() if device.type == "cuda" else tensor
         return tensor.to(device, non_blocking=True)
 
     return move_together(visibilities, move)
