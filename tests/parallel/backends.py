@@ -2,8 +2,8 @@
 
 `torchrun --nproc-per-node 2 -m tests.parallel.backends` prints, of each backend and case, the error of its
 parts beside that of the plain formula at the same dtype, or why it is refused; and on GPUs the same of a
-compiled model. An error is the largest difference from float64 in output and gradients, divided by the
-largest number there.
+compiled model. An error is the Euclidean norm of the difference from float64, of the process's part of output
+and gradients together, divided by the norm of what is wanted.
 
 Shapes: B batch, T tokens of the whole sequence, L own tokens, H query heads, K key-value heads, D head
 dimension.
@@ -89,8 +89,8 @@ def errors_of(case: Case, group: ContextGroup, device: torch.device) -> dict[str
     # All start from the same rounded numbers.
     tensors = [tensor.to(dtype) for tensor in tensors]
     exact = outcome([tensor.double() for tensor in tensors], whole, "reference")
-    plain = outcome(tensors, whole, "reference")
-    of_plain = largest(list(zip(plain, exact, strict=True)))
+    wanted = [group.shard(of_all) for of_all in exact]
+    plain = error_of([group.shard(of_all) for of_all in outcome(tensors, whole, "reference")], wanted)
     own = [group.shard(tensor) for tensor in tensors]
     errors: dict[str, list[float] | str] = {}
     for backend in MODULES:
@@ -99,8 +99,7 @@ def errors_of(case: Case, group: ContextGroup, device: torch.device) -> dict[str
         except ValueError as refusal:
             errors[backend] = str(refusal)
             continue
-        pairs = [(part, group.shard(of_all)) for part, of_all in zip(parts, exact, strict=True)]
-        errors[backend] = [largest(pairs), of_plain]
+        errors[backend] = [error_of(parts, wanted), plain]
     return errors
 
 
@@ -115,10 +114,14 @@ def outcome(tensors: list[Tensor], seen: Visibility, backend: str) -> list[Tenso
     return [output.detach(), query.grad, key.grad, value.grad]
 
 
-def largest(pairs: list[tuple[Tensor, Tensor]]) -> float:
-    """The largest difference of several tensors, divided by the largest number that is wanted."""
-    number = max(float(wanted.abs().max()) for _, wanted in pairs)
-    return max(float((found.double() - wanted.double()).abs().max()) for found, wanted in pairs) / number
+def error_of(found: list[Tensor], wanted: list[Tensor]) -> float:
+    """The norm of the difference over that of what is wanted, of all tensors together."""
+
+    def norm(tensors: list[Tensor]) -> Tensor:
+        return torch.stack([tensor.double().norm() for tensor in tensors]).norm()
+
+    pairs = zip(found, wanted, strict=True)
+    return float(norm([one.double() - other.double() for one, other in pairs]) / norm(wanted))
 
 
 def error_of_model(group: ContextGroup, device: torch.device) -> list[float]:
@@ -146,8 +149,8 @@ def error_of_model(group: ContextGroup, device: torch.device) -> list[float]:
     parts = [parts[0], *map(group.summed, parts[1:])]
     model.double()
     exact = trained(model.hidden, (tokens_BT, weights_BTD.double()), rounded=False)
-    ours = [(parts[0], group.shard(exact[0])), *zip(parts[1:], exact[1:], strict=True)]
-    return [largest(ours), largest(list(zip(plain, exact, strict=True)))]
+    of_both = [[group.shard(states), *gradients] for states, *gradients in (plain, exact)]
+    return [error_of(parts, of_both[1]), error_of(*of_both)]
 
 
 if __name__ == "__main__":

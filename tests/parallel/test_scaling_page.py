@@ -70,7 +70,7 @@ def report_of(folder: str) -> Any:
     return json.loads((PROJECT / "docs/results" / folder / "scaling.json").read_text())
 
 
-REPORTS = [report_of(name) for name in ("scaling_rows", "scaling_context")]
+REPORTS = [report_of(name) for name in ("scaling_rows", "scaling_context", "scaling_documents")]
 ROWS = {row["entrant"]: row for report in REPORTS for row in report["rows"]}
 
 
@@ -83,16 +83,16 @@ def over_slower(name: str, base: str) -> float:
     return float(ROWS[name]["tokens_per_second"] * max(one["steps_s"]) / one["tokens_per_step"])
 
 
-def test_both_halves_of_the_table_are_of_one_code_and_machine() -> None:
-    assert REPORTS[0]["commit"] == REPORTS[1]["commit"]
-    assert REPORTS[0]["device"] == REPORTS[1]["device"]
-    assert REPORTS[0]["versions"] == REPORTS[1]["versions"]
+@pytest.mark.parametrize("fact", ["commit", "device", "versions"])
+def test_the_table_is_of_one_code_and_machine(fact: str) -> None:
+    assert all(report[fact] == REPORTS[0][fact] for report in REPORTS)
 
 
 @pytest.mark.parametrize(
     ("title", "name", "base"),
     [
         ("ddp", "ddp", "one"),
+        ("torch's DistributedDataParallel, a graph for each block", "torch ddp", "one"),
         ("fsdp2", "fsdp2", "one"),
         ("context", "context", "one long"),
         ("context, cut where keys arrive", "context in pieces", "one long"),
@@ -100,12 +100,13 @@ def test_both_halves_of_the_table_are_of_one_code_and_machine() -> None:
         ("torch's context parallelism, FlexAttention", "torch flex", "one long"),
         ("all-to-all over heads", "all-to-all over heads", "one long"),
         ("torch's context parallelism, ring (no window)", "torch ring", "one long"),
+        ("context, rows of several documents", "context of documents", "one of documents"),
     ],
 )
 def test_the_table_of_two_gpus_is_what_the_result_says(title: str, name: str, base: str) -> None:
     row = ROWS[name]
     sent = f"{row['bytes_sent_forward'] / 1e6:,.1f}" if row["bytes_sent_forward"] else ""
-    ahead = "" if base == "one" or name == "context" else f"{ratio('context', name):.2f}"
+    ahead = "" if base != "one long" or name == "context" else f"{ratio('context', name):.2f}"
     cells = [
         title,
         f"{row['tokens_per_second']:,.0f}",
@@ -122,7 +123,8 @@ def test_the_page_tells_what_two_gpus_held_and_lost() -> None:
     first_losses = [
         row["first_loss"]
         for name, row in ROWS.items()
-        if row["sequence_length"] == 131_072 and name != "torch ring"  # which has no window
+        # The ring has no window.
+        if row["sequence_length"] == 131_072 and name != "torch ring" and "documents" not in name
     ]
     assert max(first_losses) - min(first_losses) < 5e-5
     checkpointed, longest = ROWS["context checkpointed"], ROWS["context longest"]
@@ -130,9 +132,9 @@ def test_the_page_tells_what_two_gpus_held_and_lost() -> None:
     faster, slower = sorted(ROWS["one long"]["steps_s"])
     assert over_slower("ddp", "one") >= 1.95
     assert over_slower("fsdp2", "one") >= 1.85
-    assert over_slower("context", "one long") >= 1.9
     for told in (
         f"these by {100 * (slower / faster - 1):.1f}%",
+        f"1.9 for context, which misses it by {1.9 - over_slower('context', 'one long'):.3f}.",
         f"could not go beyond {1 + faster / slower:.3f}",
         f"The first losses agree, {ROWS['one long']['first_loss']:.4f} for all",
         f"fsdp2 holds {ratio('fsdp2', 'one', 'state_bytes'):.3f} of the weights",
