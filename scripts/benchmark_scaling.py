@@ -9,8 +9,9 @@ take the tokens of a step of the shape in each process; so do `torch ddp`, Distr
 graph for each block, whose gradients travel in torch's buckets while the pass goes on, and `apart`, whose
 processes share nothing but the machine: what it allows. `one long`, `context` and the peers take one sequence
 of the second length together, `context longest` one of the third; the latter and `context checkpointed` keep
-the inputs of blocks alone and compute the rest again. `context in pieces` is cut where keys arrive, as the
-peers are. `torch ring` attends to all earlier tokens, as it has no window. `one of documents` and `context of
+the inputs of blocks alone and compute the rest again. `context by pace` has parts that relate as the paces of
+the GPUs in `one long`, which must come before it. `context in pieces` is cut where keys arrive, as the peers
+are. `torch ring` attends to all earlier tokens, as it has no window. `one of documents` and `context of
 documents` have several in each row. The GPUs of a host differ by some percent, and a step of several waits
 for the slowest: those of one run on each in turn, and their mean and the slowest are told. All are bare loops
 (`scaling_entrants.py`). Before and after a round the processes meet and a GPU waits for its host, which a
@@ -44,6 +45,7 @@ from training_entrants import Shape
 from windowlm.command_line import SHORT_WAITING
 from windowlm.evaluation.precision import compute_dtype
 from windowlm.parallel.launcher import free_port, threads_of_each
+from windowlm.parallel.parts import parts_of
 
 SCRIPT = Path(__file__).with_name("scaling_entrants.py")
 SHORT, LONG, LONGEST = range(3)
@@ -54,7 +56,8 @@ SECONDS_BETWEEN_LOOKS = 0.05
 @dataclass(frozen=True)
 class Entrant:
     """How the work is shared, of sequences of which length, whether activations are checkpointed, whether the
-    decoder is several graphs where it could be one, and whether rows hold several documents.
+    decoder is several graphs where it could be one, whether rows hold several documents, and whether parts
+    are as long as the GPUs are fast.
     """
 
     share: str
@@ -62,6 +65,7 @@ class Entrant:
     checkpointed: bool = False
     in_pieces: bool = False
     documents: bool = False
+    by_pace: bool = False
 
 
 ENTRANTS = {
@@ -72,6 +76,7 @@ ENTRANTS = {
     "fsdp2": Entrant(FSDP2, SHORT),
     "one long": Entrant(ALONE, LONG),
     "context": Entrant(CONTEXT, LONG),
+    "context by pace": Entrant(CONTEXT, LONG, by_pace=True),
     **{name: Entrant(name, LONG) for name in PEERS},
     "context in pieces": Entrant(CONTEXT, LONG, in_pieces=True),
     "one of documents": Entrant(ALONE, LONG, documents=True),
@@ -84,6 +89,7 @@ OVER_ONE = {
     "torch ddp": "one",
     "fsdp2": "one",
     "context": "one long",
+    "context by pace": "one long",
     "context of documents": "one of documents",
 }
 
@@ -96,7 +102,7 @@ def main() -> int:
     report: dict[str, Any] = {**circumstances(options.device, PACKAGES), **facts, **asdict(options.shape)}
     report["rows"] = rows = []
     for name in options.entrants:
-        rows.append(row := measured(name, options))
+        rows.append(row := measured(name, options, rows))
         said = row["problem"] or f"{row['tokens_per_second']:,.0f} tokens/s, {row['wall_s']:.0f} s in all"
         console.print(f"{name}: {said}", style="dim", markup=False, highlight=False)
         report["compared"] = compared({row["entrant"]: row for row in rows})
@@ -174,12 +180,19 @@ def parse_options() -> argparse.Namespace:
     return options
 
 
-def measured(name: str, options: argparse.Namespace) -> dict[str, Any]:
-    """The row of an entrant, whose `problem` says why it has no figures."""
+def measured(name: str, options: argparse.Namespace, before: list[dict[str, Any]]) -> dict[str, Any]:
+    """The row of an entrant, whose `problem` says why it has no figures.
+
+    Args:
+        name: of the entrant.
+        options: of the command.
+        before: the rows of those that were measured before it.
+    """
     entrant = ENTRANTS[name]
     shape = shape_of_entrant(entrant, options)
     processes = 1 if entrant.share == ALONE else options.processes
     slow = entrant.length == LONGEST or entrant.share in FULL
+    shares = paces(before, options.processes) if entrant.by_pace else None
     job = Job(
         share=entrant.share,
         shape=asdict(shape),
@@ -192,9 +205,12 @@ def measured(name: str, options: argparse.Namespace) -> dict[str, Any]:
         activation_checkpointing=entrant.checkpointed,
         in_pieces=entrant.in_pieces,
         documents=max(shape.sequence_length // DOCUMENTS_A_ROW, 1) if entrant.documents else 0,
+        shares=shares,
     )
     started = time.monotonic()
-    if entrant.share == ALONE and options.device.type == "cuda":
+    if entrant.by_pace and shares is None:
+        answer, problem = None, "'one long' tells the paces: name it before"
+    elif entrant.share == ALONE and options.device.type == "cuda":
         answer, problem = mean_answer(job, options.processes, options.limit)
     else:
         answer, problem = answer_of(job, processes, options.limit)
@@ -206,8 +222,19 @@ def measured(name: str, options: argparse.Namespace) -> dict[str, Any]:
     tokens = shape.tokens * (processes if by_rows else 1)
     row |= {**answer, "tokens_per_step": tokens, "tokens_per_second": tokens / answer["step_s"]}
     if entrant.share == CONTEXT and not entrant.documents:
-        row["formula_bytes"] = halo_bytes(shape, processes, compute_dtype(options.precision).itemsize)
+        parts = parts_of(shape.sequence_length, processes, shares)
+        row["formula_bytes"] = halo_bytes(shape, parts, compute_dtype(options.precision).itemsize)
+        row["parts"] = [part.stop - part.start for part in parts]
     return row
+
+
+def paces(rows: list[dict[str, Any]], processes: int) -> list[float] | None:
+    """How fast each GPU was alone, over the fastest; None where none was measured. CPUs are alike."""
+    for row in rows:
+        if row["entrant"] == "one long" and not row["problem"]:
+            steps = row.get("steps_s", [row["step_s"]] * processes)
+            return [min(steps) / step for step in steps]
+    return None
 
 
 def shape_of_entrant(entrant: Entrant, options: argparse.Namespace) -> Shape:
@@ -217,11 +244,10 @@ def shape_of_entrant(entrant: Entrant, options: argparse.Namespace) -> Shape:
     return replace(options.shape, sequence_length=length, tokens_per_step=tokens)
 
 
-def halo_bytes(shape: Shape, processes: int, number_bytes: int) -> int:
+def halo_bytes(shape: Shape, parts: list[slice], number_bytes: int) -> int:
     """What all processes send forward for one row, as docs/scaling.md states it."""
     each = 2 * shape.kv_heads * shape.head_dim * number_bytes
-    part = shape.sequence_length // processes
-    return shape.layers * each * sum(min(shape.window - 1, rank * part) for rank in range(processes))
+    return shape.layers * each * sum(min(shape.window - 1, part.start) for part in parts)
 
 
 def mean_answer(job: Job, gpus: int, limit: float) -> tuple[dict[str, Any] | None, str | None]:

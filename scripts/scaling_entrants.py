@@ -67,6 +67,7 @@ class Job:
         activation_checkpointing: as the setting of the trainer.
         in_pieces: whether the decoder is cut where others' keys arrive, even if one graph could hold it.
         documents: tokens of the documents that a row holds, on average; 0 for one document a row.
+        shares: of `CONTEXT`, how the parts of a sequence relate; None for equal ones.
         gpu: that of one process alone.
     """
 
@@ -81,6 +82,7 @@ class Job:
     activation_checkpointing: bool = False
     in_pieces: bool = False
     documents: int = 0
+    shares: list[float] | None = None
     gpu: int = 0
 
 
@@ -170,7 +172,7 @@ class Loop:
     """Takes steps together with the other processes.
 
     Attributes:
-        loss: of the last step, the mean over this process's targets.
+        loss: of the last step, see `MeanLoss`.
         bytes_sent: by this process in the forward and backward pass of the last step, as its group counts
             them outside of graphs.
         state_bytes: of this process's part of weights, gradients and optimizer state.
@@ -184,7 +186,8 @@ class Loop:
         self.bytes_sent = (0, 0)
         self.state_bytes = 0
         by_rows = job.share in BY_ROWS
-        self.group = ContextGroup() if by_rows else ContextGroup.of(device, processes.size)
+        shares = None if job.shares is None else tuple(job.shares)
+        self.group = ContextGroup() if by_rows else ContextGroup.of(device, processes.size, shares)
         if job.share in (ALONE, APART):
             self.work = SharedWork()
         elif by_rows:
@@ -197,7 +200,9 @@ class Loop:
         model = Decoder(shape.model_config(), shape.vocabulary_size).to(device, WEIGHT_DTYPES[job.precision])
         if self.work.sharded:
             shard_model(model, init_device_mesh(device.type, (processes.size,)), self.work.blocks_at_once)
-        self.mean_loss: nn.Module = MeanLoss(model, job, device, self.work)
+        # Of a shared sequence parts may have more or fewer.
+        targets = shape.tokens if by_rows else shape.tokens / processes.size
+        self.mean_loss: nn.Module = MeanLoss(model, job, device, self.work, targets)
         if job.share == TORCH_DDP:
             self.mean_loss = DistributedDataParallel(
                 self.mean_loss, broadcast_buffers=False, gradient_as_bucket_view=True
@@ -256,11 +261,13 @@ class Loop:
 
 
 class MeanLoss(nn.Module):
-    """The mean loss over this process's targets."""
+    """The loss summed over this process's targets and divided by how many a process has on average."""
 
-    def __init__(self, model: Decoder, job: Job, device: torch.device, work: SharedWork) -> None:
+    def __init__(
+        self, model: Decoder, job: Job, device: torch.device, work: SharedWork, targets: float
+    ) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.targets = model, targets
         trainer = TrainerConfig()
         compiled = is_compiled(trainer, device)
         graphs = work.graphs
@@ -284,7 +291,7 @@ class MeanLoss(nn.Module):
         summed, _ = self.head_loss(
             hidden_BLD.flatten(0, 1), self.model.head.weight, targets_BL.flatten(), unscored=UNSCORED
         )
-        return summed / targets_BL.numel()
+        return summed / self.targets
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from windowlm.attention.window import Visibility
 from windowlm.model.config import ModelConfig, NgramEmbeddingsConfig
 from windowlm.model.decoder import Decoder
 from windowlm.parallel.context_group import ContextGroup
+from windowlm.parallel.parts import parts_of
 from windowlm.parallel.sequence_shard import shard_visibilities
 
 MOST_PROCESSES = 4
@@ -55,10 +56,15 @@ class Case:
     whole_model: bool
     convolution: int | None
     ngrams: bool
+    shares: tuple[float, ...] | None
 
     @property
     def tokens(self) -> int:
         return self.processes * self.shard
+
+    def cuts(self) -> list[slice]:
+        """The tokens of each process."""
+        return parts_of(self.tokens, self.processes, self.shares)
 
     def documents(self) -> Tensor | None:
         return None if self.rows is None else torch.tensor(self.rows, dtype=torch.int32)
@@ -72,17 +78,19 @@ class Case:
         yield str(self.dtype).removeprefix("torch.")
         yield "whole model" if self.whole_model else "attention alone"
         spans = ends = False
+        starts = [cut.start for cut in self.cuts()[1:]]
         if self.rows is not None:
             for row in self.rows:
-                for start in range(self.shard, self.tokens, self.shard):
+                for start in starts:
                     spans |= row[start - 1] == row[start] != PADDING
                 ends |= any(
-                    row[token - 1] != row[token] and token % self.shard for token in range(1, self.tokens)
+                    row[token - 1] != row[token] and token not in starts for token in range(1, self.tokens)
                 )
         numbers = [window for window in self.windows if window is not None]
+        longest = max(cut.stop - cut.start for cut in self.cuts())
         for name, there in (
-            ("W-1 > shard", any(window - 1 > self.shard for window in numbers)),
-            ("W-1 > two shards", any(window - 1 > 2 * self.shard for window in numbers)),
+            ("W-1 > shard", any(window - 1 > longest for window in numbers)),
+            ("W-1 > two shards", any(window - 1 > 2 * longest for window in numbers)),
             ("several documents", self.rows is not None),
             ("a document spans shards", spans),
             ("a document ends inside a shard", ends),
@@ -94,6 +102,7 @@ class Case:
             ("layer pattern", len(set(self.windows)) > 1),
             ("short convolution", self.convolution is not None),
             ("n-gram embeddings", self.ngrams),
+            ("parts of several lengths", self.shares is not None),
         ):
             if there:
                 yield name
@@ -128,7 +137,14 @@ def draw(seed: int) -> Case:
         whole_model=whole_model,
         convolution=chance.choice([None, None, 2, 4]) if whole_model else None,
         ngrams=whole_model and chance.random() < 0.25,
+        shares=_shares(chance, processes, shard),
     )
+
+
+def _shares(chance: random.Random, processes: int, shard: int) -> tuple[float, ...] | None:
+    """How the parts relate, in each third case; each gets a token where the mean is as many as that."""
+    drawn = tuple(chance.choice([1.0, 1.5, 2.0, 3.0]) for _ in range(processes))
+    return drawn if shard >= max(drawn) and chance.random() < 1 / 3 else None
 
 
 def _documents(chance: random.Random, tokens: int, shard: int, padding: str) -> list[int]:
@@ -159,7 +175,7 @@ class Measured(NamedTuple):
 
 def measure(case: Case, group: ContextGroup) -> Measured:
     """Compare this process's part with one process that has the whole sequence."""
-    group.bytes_sent = 0
+    group = ContextGroup(group.processes, case.shares)
     return (_of_model if case.whole_model else _of_attention)(case, group)
 
 
@@ -267,26 +283,28 @@ def tokens_to_send(case: Case, visibility: Visibility, group: ContextGroup) -> t
     """Tokens that this process must send and receive, counted from the whole mask."""
     visible_BTS = visibility.mask(case.tokens, case.tokens, torch.device("cpu")).expand(case.batch, -1, -1)
     sent = received = 0
-    for reader in range(case.processes):
-        first = reader * case.shard
-        seen_BS = visible_BTS[:, first : first + case.shard, :first].any(1)
+    cuts = case.cuts()
+    for reader, cut in enumerate(cuts):
+        seen_BS = visible_BTS[:, cut, : cut.start].any(1)
         if reader == group.rank:
             received = int(seen_BS.sum())
         elif reader > group.rank:
-            sent += int(seen_BS[:, group.rank * case.shard : (group.rank + 1) * case.shard].sum())
+            sent += int(seen_BS[:, cuts[group.rank]].sum())
     return sent, received
 
 
 def neighbours_to_send(case: Case, count: int, group: ContextGroup) -> tuple[int, int]:
     """Tokens sent and received where each part reads so many before its own, of one run with its first."""
     rows = case.rows or ((0,) * case.tokens,) * case.batch
+    cuts = case.cuts()
+    own = cuts[group.rank]
     sent = received = 0
     for row in rows:
-        for reader in range(1, case.processes):
-            start = token = reader * case.shard
+        for reader, cut in enumerate(cuts):
+            start = token = cut.start
             while token and start - token < count and row[token - 1] == row[start]:
                 token -= 1
-                sent += token // case.shard == group.rank
+                sent += own.start <= token < own.stop
                 received += reader == group.rank
     return sent, received
 

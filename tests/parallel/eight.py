@@ -36,7 +36,7 @@ def count(rank: int) -> dict[str, tuple[int, int]]:
     sent = {}
     for window in WINDOWS:
         (shard,) = shard_visibilities({window: 0}, group, 1, TOKENS).values()
-        length = group.shard_length(TOKENS)
+        length = TOKENS // group.size
         query, key, value = (torch.randn(1, length, KV_HEADS, HEAD_DIM, requires_grad=True) for _ in range(3))
         group.bytes_sent = 0
         output = shard.attend(attention, query, key, value)

@@ -16,7 +16,8 @@ from windowlm import SlidingWindowAttention
 from windowlm.attention import layers
 from windowlm.attention.dispatch import attention
 from windowlm.attention.window import Visibility
-from windowlm.parallel.context_group import ContextGroup, SequenceLengthError
+from windowlm.parallel.context_group import ContextGroup
+from windowlm.parallel.parts import SequenceLengthError
 from windowlm.parallel.place import Place
 from windowlm.parallel.processes import Processes
 from windowlm.parallel.sequence_shard import ShardVisibility, shard_visibilities
@@ -44,7 +45,13 @@ def test_the_drawn_cases_hold_what_is_hard() -> None:
         *(str(dtype).removeprefix("torch.") for dtype in ALLOWED),
         *("W-1 > shard", "W-1 > two shards", "no window", "layer pattern", "sinks", "GQA", "padding"),
         *("a document spans shards", "a document ends inside a shard", "padding inside documents"),
-        *("short convolution", "n-gram embeddings", "whole model", "attention alone"),
+        *(
+            "short convolution",
+            "n-gram embeddings",
+            "whole model",
+            "attention alone",
+            "parts of several lengths",
+        ),
     }
 
 

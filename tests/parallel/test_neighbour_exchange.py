@@ -70,10 +70,10 @@ def error(found: Tensor, wanted: Tensor) -> float:
 
 def errors_of_graphs(rank: int) -> tuple[float, list[int], list[tuple[int, ...]]]:
     """Largest error beside one process, how many graphs each model took, and how often each exchanges."""
-    group = ContextGroup(dist.group.WORLD)
     largest, graphs = 0.0, []
     counted: list[tuple[int, ...]] = []
-    for settings in (PLAIN, RICH):
+    for settings, shares in ((PLAIN, (3.0, 2.0, 1.0)), (RICH, None)):
+        group = ContextGroup(dist.group.WORLD, shares)
         forget_compiled()
         model = decoder(settings)
         windows = dict.fromkeys(block.attention.window_size for block in model.blocks)

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ def test_entrants_share_one_model_and_are_compared(tmp_path: Path) -> None:
         "torch ring",
         "context in pieces",
     ]
-    entrants += ["one of documents", "context of documents"]
+    entrants += ["context by pace", "one of documents", "context of documents"]
     done = run_script(
         SCRIPT,
         *FEW,
@@ -49,7 +50,7 @@ def test_entrants_share_one_model_and_are_compared(tmp_path: Path) -> None:
     assert "kernels of a GPU" in rows.pop("torch ring")["problem"]
     assert {row["problem"] for row in rows.values()} == {None}
     one, context, gather = (rows[name] for name in ("one long", "context", "gather"))
-    for row in (context, gather, rows["context in pieces"]):
+    for row in (context, gather, rows["context in pieces"], rows["context by pace"]):
         assert row["first_loss"] == pytest.approx(one["first_loss"], abs=1e-6)
         assert row["loss"] == pytest.approx(one["loss"], abs=1e-5)
         assert row["tokens_per_second"] == pytest.approx(64 / row["step_s"])
@@ -65,7 +66,8 @@ def test_entrants_share_one_model_and_are_compared(tmp_path: Path) -> None:
     assert context["bytes_sent_forward"] == context["bytes_sent_backward"] == context["formula_bytes"] > 0
     # Two layers, all keys and values of two heads of 8 numbers to one other process.
     assert gather["bytes_sent_forward"] == 2 * 64 * 2 * 2 * 8 * 4
-    paces, documents, bytes_, in_pieces = report["compared"]
+    paces, by_pace, documents, bytes_, in_pieces = report["compared"]
+    assert by_pace.startswith("context by pace: ")
     assert documents.startswith("context of documents: ")
     assert in_pieces.startswith("context in pieces: ")
     assert paces.startswith("context: ")
@@ -81,7 +83,7 @@ def test_every_comparison_is_told_of_the_rows_that_have_figures(monkeypatch: pyt
     rows = {name: {**numbers, "tokens_per_second": 100.0 + number} for number, name in enumerate(ENTRANTS)}
     rows["one"] |= {"steps_s": [0.9, 1.25], "tokens_per_step": 100}
     said = compared(rows)
-    names = ["apart", "ddp", "torch ddp", "fsdp2", "context", "context of documents"]
+    names = ["apart", "ddp", "torch ddp", "fsdp2", "context", "context by pace", "context of documents"]
     names += [*["context", "context in pieces"] * 4, "context longest"]
     assert [sentence.partition(":")[0] for sentence in said] == names
     assert said[0] == "apart: 1.010 times the tokens/s of one"
@@ -89,7 +91,30 @@ def test_every_comparison_is_told_of_the_rows_that_have_figures(monkeypatch: pyt
         "ddp: 1.020 times the tokens/s of one (1.275 of the slowest GPU's), 1.000 of the memory a process"
     )
     rows["context"]["problem"] = "it failed"
-    assert len(compared(rows)) == 10
+    assert len(compared(rows)) == 11
+
+
+def test_parts_relate_as_the_paces_of_the_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(PROJECT / "scripts"))
+    from benchmark_scaling import answer_of, halo_bytes, paces
+    from scaling_entrants import ALONE, CONTEXT, Job
+    from training_entrants import Shape
+
+    row = {"entrant": "one long", "problem": None, "step_s": 2.0}
+    assert paces([{**row, "steps_s": [4.0, 2.0]}], 2) == [0.5, 1.0]
+    assert paces([row], 2) == [1.0, 1.0]
+    assert paces([{**row, "problem": "it failed"}, {**row, "entrant": "one"}], 2) is None
+    shape = Shape(**dict(zip(Shape.__dataclass_fields__, map(int, SHAPE.split(",")), strict=True)))
+    shape = replace(shape, sequence_length=64, tokens_per_step=64)
+    settings = {"shape": asdict(shape), "precision": "32-true", "device": "cpu", "seed": 0}
+    settings |= {"warmup": 1, "rounds": 1, "steps": 1}
+    one, _ = answer_of(Job(share=ALONE, **settings), 1, 300)
+    unequal, _ = answer_of(Job(share=CONTEXT, shares=[1.0, 2.0], **settings), 2, 300)
+    assert one is not None
+    assert unequal is not None
+    assert unequal["first_loss"] == pytest.approx(one["first_loss"], abs=1e-6)
+    assert unequal["loss"] == pytest.approx(one["loss"], abs=1e-5)
+    assert unequal["bytes_sent_forward"] == halo_bytes(shape, [slice(0, 21), slice(21, 64)], 4)
 
 
 def test_one_gpu_is_the_mean_of_all_that_are_there(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,12 +37,12 @@ COMPILED = (
     "fsdp2 compiled",
     "fsdp2 compiled two blocks at once",
     "context compiled",
-    "context compiled whole rows",
+    "context compiled unequal whole rows",
 )
 CHECKPOINTED = (
     "ddp compiled checkpointed",
     "fsdp2 checkpointed",
-    "context checkpointed",
+    "context unequal checkpointed",
     "context compiled checkpointed",
 )
 # Two kinds of layers share work in the other runs; to trace both takes long.
@@ -72,6 +72,8 @@ def settings_of(name: str) -> dict[str, Any]:
     made = settings() if kind == "one" else settings(parallel={"kind": kind})
     made["trainer"]["activation_checkpointing"] = "checkpointed" in words
     made["trainer"]["compile"] = "on" if "compiled" in words else "off"
+    if "unequal" in name:
+        made["parallel"]["context_shares"] = [3, 2]
     if "at once" in name:
         made["parallel"]["blocks_at_once"] = 2
     if "whole rows" in name:
@@ -243,6 +245,16 @@ def test_machines_with_more_processes_than_others_are_refused_by_all() -> None:
             {"parallel": {"kind": "context", "context_processes": 3}},
             "a divisor of the number of processes, 4",
             "parallel.context_processes=null",
+        ),
+        (
+            {"parallel": {"kind": "context", "context_shares": [1, 2]}},
+            r"parallel.context_shares=\[1.0, 2.0\]: 4 processes share each sequence, and as many numbers",
+            "parallel.context_shares=null",
+        ),
+        (
+            {"parallel": {"kind": "context", "context_shares": [1, 1, 1e-3, 1]}},
+            "of 64 tokens a process would have none",
+            "parallel.context_shares=null",
         ),
     ],
 )

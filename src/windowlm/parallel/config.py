@@ -1,5 +1,6 @@
 """Settings of work by several processes."""
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -13,6 +14,9 @@ class ParallelConfig:
             model (Zhao et al. 2023, arXiv:2304.11277), ``context`` a part of each sequence.
         context_processes: of ``context``, how many share a sequence; with more processes several such groups
             share the batch. Null for all.
+        context_shares: of ``context``, how the parts of a sequence relate, a number above 0 for each process
+            that shares it, in order, as GPUs differ and each step waits for the slowest; lengths are rounded
+            to `parts.GRAIN` tokens. Null for equal parts.
         blocks_at_once: of ``fsdp2``, how many blocks' weights and gradients a process holds whole at once:
             more are faster, fewer take less memory. Null for a quarter of them, or one with checkpointed
             activations.
@@ -22,6 +26,7 @@ class ParallelConfig:
 
     kind: Literal["ddp", "fsdp2", "context"] = "ddp"
     context_processes: int | None = None
+    context_shares: tuple[float, ...] | None = None
     blocks_at_once: int | None = None
 
     def __post_init__(self) -> None:
@@ -35,15 +40,19 @@ class ParallelConfig:
                 f"blocks_at_once={self.blocks_at_once}: parallel={self.kind} gathers no weights; "
                 "try blocks_at_once=null"
             )
-        if self.context_processes is None:
-            return
-        if self.context_processes < 1:
+        if self.context_processes is not None and self.context_processes < 1:
             raise ValueError(
                 f"context_processes={self.context_processes}: must be at least 1, or null for all; "
                 "try context_processes=null"
             )
-        if self.kind != "context":
+        shares = self.context_shares
+        if shares is not None and not (shares and all(0 < share < math.inf for share in shares)):
             raise ValueError(
-                f"context_processes={self.context_processes}: parallel={self.kind} cuts no sequences; "
-                "try context_processes=null"
+                f"context_shares={list(shares)}: must be numbers above 0, or null for equal parts; "
+                "try context_shares=null"
             )
+        for name in ("context_processes", "context_shares"):
+            given = getattr(self, name)
+            if given is not None and self.kind != "context":
+                given = given if isinstance(given, int) else list(given)
+                raise ValueError(f"{name}={given}: parallel={self.kind} cuts no sequences; try {name}=null")

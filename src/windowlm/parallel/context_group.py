@@ -1,4 +1,4 @@
-"""The processes that share one sequence, each with an equal part of its tokens in order."""
+"""The processes that share one sequence, each with a part of its tokens in order."""
 
 from dataclasses import dataclass, field
 from typing import Self
@@ -7,28 +7,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from windowlm.parallel.parts import parts_of
 from windowlm.parallel.processes import PATIENCE, nccl_options
-
-
-class SequenceLengthError(ValueError):
-    """A sequence that cannot be cut into equal parts.
-
-    Args:
-        tokens: its length.
-        processes: how many parts there should be.
-    """
-
-    def __init__(self, tokens: int, processes: int) -> None:
-        # What an exception is made of again, in a process that is told of it.
-        super().__init__(tokens, processes)
-
-    def __str__(self) -> str:
-        tokens, processes = self.args
-        good = max(tokens // processes, 1) * processes
-        return (
-            f"sequence_length={tokens}: the sequence is cut over {processes} processes, and a multiple of "
-            f"{processes} is allowed; try sequence_length={good}"
-        )
 
 
 @dataclass(eq=False)
@@ -37,15 +17,17 @@ class ContextGroup:
 
     Attributes:
         processes: torch's group of them; None stands for one process alone.
+        shares: how the lengths of their parts relate; None for equal ones.
         bytes_sent: what this process has sent to others of keys, values and their gradients, as far as no
             compiled graph sends it.
     """
 
     processes: dist.ProcessGroup | None = None
+    shares: tuple[float, ...] | None = None
     bytes_sent: int = field(default=0, init=False)
 
     @classmethod
-    def of(cls, device: torch.device, size: int) -> Self:
+    def of(cls, device: torch.device, size: int, shares: tuple[float, ...] | None = None) -> Self:
         """This process's, where all processes form groups of so many neighbours, the rows of a mesh.
 
         Its connections are its own: behind those of all processes each exchange would wait until the
@@ -57,7 +39,7 @@ class ContextGroup:
         group, _ = dist.new_subgroups(  # type: ignore[no-untyped-call]
             size, timeout=PATIENCE, backend=backend, pg_options=options
         )
-        return cls(group)
+        return cls(group, shares)
 
     @property
     def size(self) -> int:
@@ -75,24 +57,22 @@ class ContextGroup:
         assert self.processes is not None
         return self.processes.group_name
 
-    def shard_length(self, tokens: int) -> int:
-        """Tokens of each part of a sequence of `tokens`.
+    def parts(self, tokens: int) -> list[slice]:
+        """Which of the tokens of a sequence each process has.
 
         Raises:
-            SequenceLengthError: the parts would not be equal.
+            SequenceLengthError: parts that should be equal cannot be.
+            ValueError: the shares are of another number of processes, or leave one without tokens.
         """
-        if tokens % self.size:
-            raise SequenceLengthError(tokens, self.size)
-        return tokens // self.size
+        return parts_of(tokens, self.size, self.shares)
 
     def shard(self, tensor_BT: Tensor) -> Tensor:
         """This process's part of a tensor [B, T, ...].
 
         Raises:
-            SequenceLengthError: the parts would not be equal.
+            ValueError: as `parts`.
         """
-        length = self.shard_length(tensor_BT.shape[1])
-        return tensor_BT[:, self.rank * length : (self.rank + 1) * length]
+        return tensor_BT[:, self.parts(tensor_BT.shape[1])[self.rank]]
 
     def deal(self, rows_NF: Tensor, sent: list[int], received: list[int]) -> tuple[Tensor, dist.Work | None]:
         """Begin to send rows to each process and to receive theirs.

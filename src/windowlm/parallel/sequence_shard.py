@@ -1,9 +1,10 @@
 """Attention of one process's part of a sequence that is cut over several: the halo exchange.
 
-Each process holds L of the T tokens. A layer of window W needs the keys and values of up to W - 1 tokens
-before them, and of the sinks of the document that goes on in them; those alone travel, from whoever owns
-them, be it several processes away. A layer without a window needs all of that document so far. What is
-visible is said by `Visibility` of the whole sequence, and a part is a call with more keys than queries.
+Each process holds L of the T tokens, not all of them as many. A layer of window W needs the keys and values
+of up to W - 1 tokens before them, and of the sinks of the document that goes on in them; those alone travel,
+from whoever owns them, be it several processes away. A layer without a window needs all of that document so
+far. What is visible is said by `Visibility` of the whole sequence, and a part is a call with more keys than
+queries.
 
 The queries whose keys are all at hand are computed while the others' keys are on their way. In one compiled
 graph all queries are one call, and what is computed of the queries before it overlaps.
@@ -249,11 +250,10 @@ def shard_visibilities(
         earlier: how many tokens before its own each reader besides attention needs, such as a convolution.
 
     Raises:
-        SequenceLengthError: the parts would not be equal.
-        ValueError: as `Visibility.build`.
+        ValueError: as `ContextGroup.parts` and `Visibility.build`.
     """
-    length = group.shard_length(tokens)
-    own = slice(group.rank * length, (group.rank + 1) * length)
+    cuts = group.parts(tokens)
+    own = cuts[group.rank]
     whole = Visibility.build(window=None, documents_BT=documents_BT, positions_BT=positions_BT)
     device = torch.device("cpu") if documents_BT is None else documents_BT.device
     # Without positions the rotation counts along the row, as on one process.
@@ -272,7 +272,7 @@ def shard_visibilities(
             positions=counted_BT[:, own],
             documents=None if seen.documents is None else seen.documents[:, own],
             exchange=plan.exchange,
-            halo=_halo(seen, group, length),
+            halo=_halo(seen, group, cuts),
             near=near,
             far=far,
             own_behind=whole.behind(tokens, device).expand(positions_BT.shape[0], -1)[:, own],
@@ -282,10 +282,11 @@ def shard_visibilities(
     return made
 
 
-def _halo(seen: Visibility, group: ContextGroup, length: int) -> NeighbourExchange | None:
+def _halo(seen: Visibility, group: ContextGroup, cuts: list[slice]) -> NeighbourExchange | None:
     """For a window within rows of one document each, that reaches the process before and no further."""
     chosen = seen.documents is not None or seen.positions is not None or seen.sinks
-    if group.size == 1 or chosen or seen.window is None or not 1 < seen.window <= length + 1:
+    least = min(cut.stop - cut.start for cut in cuts)
+    if group.size == 1 or chosen or seen.window is None or not 1 < seen.window <= least + 1:
         return None
     return NeighbourExchange.of(group, seen.window - 1)
 
@@ -321,7 +322,9 @@ def _plan(
     seen: Visibility, group: ContextGroup, batch: int, tokens: int, *, neighbours: int | None = None
 ) -> Plan:
     """Plan the exchange of what the queries see, or of so many neighbours directly before each part."""
-    length = tokens // group.size
+    cuts = group.parts(tokens)
+    own = cuts[group.rank]
+    starts = [cut.start for cut in cuts]
     device = torch.device("cpu") if seen.documents is None else seen.documents.device
     first_BT = seen.bounds(tokens, tokens, device).first_keys.long()
     sinks = None
@@ -330,18 +333,18 @@ def _plan(
         first_BT = first_BT.minimum(sinks[0])
     rows = first_BT.shape[0]
     if neighbours is None:
-        halo_NB = _first_in_part(seen.bounds(tokens, tokens, device).first_keys.long(), group.size)
+        halo_NB = _first_in_parts(seen.bounds(tokens, tokens, device).first_keys.long(), cuts)
     else:
         # A run of padding has neighbours as a document has.
-        starts_N = torch.arange(0, tokens, length)
+        starts_N = torch.tensor(starts)
         behind_BN = seen.behind(tokens, device).expand(rows, -1)[:, starts_N].clamp(max=neighbours)
         halo_NB = (starts_N - behind_BN).T.tolist()
     parts = [
         Needed(
-            [min(first, part * length) for first in halo_NB[part]],
-            [(0, -1)] * rows if sinks is None else _sinks_before(sinks, part * length, length),
+            [min(first, cut.start) for first in of_cut],
+            [(0, -1)] * rows if sinks is None else _sinks_before(sinks, cut),
         )
-        for part in range(group.size)
+        for cut, of_cut in zip(cuts, halo_NB, strict=True)
     ]
     travels_BT = torch.ones((rows, tokens), dtype=torch.bool)
     if seen.documents is not None and neighbours is None:
@@ -354,27 +357,26 @@ def _plan(
         span = torch.cat(
             [
                 torch.arange(first_sink, max(min(last_sink + 1, first), first_sink)),
-                torch.arange(first, part * length),
+                torch.arange(first, starts[part]),
             ]
         )
         return span[travels_BT[row, span]]
 
     def owned(part: int, row: int, owner: int) -> Tensor:
         span = wanted(part, row)
-        return span[span // length == owner]
+        return span[(span >= starts[owner]) & (span < cuts[owner].stop)]
 
     of_row = [row if rows > 1 else 0 for row in range(batch)]
-    own_start = group.rank * length
     mine = [wanted(group.rank, row) for row in range(rows)]
-    halo = max(own_start - first for first in parts[group.rank].halo) if neighbours is None else neighbours
-    far_sinks = [int((span < own_start - halo).sum()) for span in mine]
+    halo = max(own.start - first for first in parts[group.rank].halo) if neighbours is None else neighbours
+    far_sinks = [int((span < own.start - halo).sum()) for span in mine]
     room = max(far_sinks) if neighbours is None else 0
 
     def place(row: int, span: Tensor) -> Tensor:
         """Where tokens stand among the R: by their distance, the sinks before them side by side."""
         number = torch.searchsorted(mine[row], span)
         return torch.where(
-            span >= own_start - halo, span - own_start + halo + room, number + room - far_sinks[row]
+            span >= own.start - halo, span - own.start + halo + room, number + room - far_sinks[row]
         )
 
     sources_BR = torch.full((rows, room + halo), -1)
@@ -383,7 +385,10 @@ def _plan(
     sent, received = [], []
     sent_tokens, received_places = [], []
     for other in range(group.size):
-        leaving = [owned(other, of_row[row], group.rank) - own_start + row * length for row in range(batch)]
+        leaving = [
+            owned(other, of_row[row], group.rank) - own.start + row * (own.stop - own.start)
+            for row in range(batch)
+        ]
         coming = [owned(group.rank, of_row[row], other) for row in range(batch)]
         sent_tokens += leaving
         received_places += [place(of_row[row], span) + row * (room + halo) for row, span in enumerate(coming)]
@@ -399,18 +404,18 @@ def _plan(
         received,
         idle=not any(len(wanted(part, row)) for part in range(group.size) for row in range(rows)),
     )
-    return Plan(exchange, sources_BR, first_BT[:, own_start : own_start + length])
+    return Plan(exchange, sources_BR, first_BT[:, own])
 
 
-def _first_in_part(first_BT: Tensor, parts: int) -> list[list[int]]:
+def _first_in_parts(first_BT: Tensor, cuts: list[slice]) -> list[list[int]]:
     """The least of each part of each row, by part."""
-    least: list[list[int]] = first_BT.view(len(first_BT), parts, -1).amin(2).T.tolist()
-    return least
+    return [first_BT[:, cut].amin(1).tolist() for cut in cuts]
 
 
-def _sinks_before(sinks: tuple[Tensor, Tensor], start: int, length: int) -> list[tuple[int, int]]:
-    """First and last sink before `start` that queries of the part see, by row."""
-    first_BL, last_BL = (bound[:, start : start + length].long() for bound in sinks)
+def _sinks_before(sinks: tuple[Tensor, Tensor], cut: slice) -> list[tuple[int, int]]:
+    """First and last sink before a part that its queries see, by row."""
+    start = cut.start
+    first_BL, last_BL = (bound[:, cut].long() for bound in sinks)
     before_BL = first_BL < start
     first_B = torch.where(before_BL, first_BL, start).amin(1)
     last_B = torch.where(before_BL, last_BL, -1).amax(1).clamp(max=start - 1)

@@ -1,9 +1,10 @@
-"""How many processes can share a run's work in equal parts, told by its settings; loads no torch."""
+"""How processes can share a run's work, told by its settings; loads no torch."""
 
 from dataclasses import replace
 
 from windowlm.config import ConfigError, TrainConfig
 from windowlm.parallel.config import ParallelConfig
+from windowlm.parallel.parts import parts_of
 
 # Gathered one behind the other unless told otherwise: fewer take more memory, more take longer.
 PARTS_OF_MODEL = 4
@@ -81,7 +82,7 @@ def check_divisible(config: TrainConfig, readers: int, sharing: int) -> None:
     """Refuse rows that cannot be read in so many equal parts, and sequences that cannot be cut in so many.
 
     Raises:
-        ConfigError: which of the two.
+        ConfigError: which of the two, or shares of sequences that do not fit.
     """
     rows, tokens = config.data.rows, config.data.sequence_length
     if rows % readers and config.resume == "auto":
@@ -98,7 +99,14 @@ def check_divisible(config: TrainConfig, readers: int, sharing: int) -> None:
             key="data.batch_size",
             correction=f"data.batch_size={-(-rows // readers) * readers}",
         )
-    if tokens % sharing:
+    if (shares := config.parallel.context_shares) is not None:
+        try:
+            parts_of(tokens, sharing, shares)
+        except ValueError as error:
+            raise ConfigError(
+                f"parallel.{error}", key="parallel.context_shares", correction="parallel.context_shares=null"
+            ) from None
+    elif tokens % sharing:
         raise ConfigError(
             f"data.sequence_length={tokens}: {sharing} processes share each sequence, and a "
             f"multiple of {sharing} is allowed",

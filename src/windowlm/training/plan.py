@@ -13,6 +13,7 @@ from windowlm.config import TrainConfig
 from windowlm.data.token_store import PreparedData
 from windowlm.model.config import ModelConfig
 from windowlm.model.cost import ModelCost
+from windowlm.parallel.parts import parts_of
 from windowlm.training.backends import chosen_backends
 from windowlm.training.calibration import Calibration
 from windowlm.training.peak_flops import dense_bf16_peak, device_name
@@ -127,7 +128,8 @@ def plan_table(plan: Plan) -> Table:
 
 
 def _processes(plan: Plan) -> str:
-    kind, together = plan.config.parallel.kind, plan.config.parallel.context_processes
+    settings = plan.config.parallel
+    kind, together = settings.kind, settings.context_processes
     if plan.processes == 1:
         return f"one alone, so that parallel={kind} shares nothing; trainer.devices=N or torchrun starts more"
     shares = {
@@ -135,7 +137,11 @@ def _processes(plan: Plan) -> str:
         "fsdp2": "rows of the batch and the model",
         "context": f"each sequence among {together or plan.processes}",
     }
-    return f"{plan.processes} share {shares[kind]}"
+    unequal = ""
+    if settings.context_shares is not None:
+        cuts = parts_of(plan.config.data.sequence_length, together or plan.processes, settings.context_shares)
+        unequal = f", in parts of {', '.join(f'{cut.stop - cut.start:,}' for cut in cuts)} tokens"
+    return f"{plan.processes} share {shares[kind]}{unequal}"
 
 
 def _documents(data: PreparedData) -> str:

@@ -56,15 +56,16 @@ class SharedWork:
         at_once = blocks_at_once(
             config.parallel, config.model.layers, checkpointed=config.trainer.activation_checkpointing
         )
+        readers = processes.size // sharing
+        check_divisible(config, readers, sharing)
         if processes.size == 1:
             return cls()
         if device.type == "cuda":
             check_gpus(processes.place, "trainer.devices")
-        readers = processes.size // sharing
-        check_divisible(config, readers, sharing)
         if config.parallel.kind != "context":
             return cls(processes, config.parallel.kind, readers, blocks_at_once=at_once)
-        return cls(processes, config.parallel.kind, readers, ContextGroup.of(device, sharing))
+        group = ContextGroup.of(device, sharing, config.parallel.context_shares)
+        return cls(processes, config.parallel.kind, readers, group)
 
     @property
     def reader(self) -> int:
