@@ -201,7 +201,8 @@ def test_the_cases_of_the_halo_are_as_many_as_the_result_says() -> None:
         f"{drawn['a document spans shards']} documents that span parts",
         f"{drawn['a document ends inside a shard']} documents that end inside one",
         f"{drawn['padding']} padding, {drawn['sinks']} sinks, {drawn['GQA']} grouped queries, "
-        f"{drawn['layer pattern']} layers of several windows",
+        f"{drawn['layer pattern']} layers of several windows, ",
+        f"{drawn['parts of several lengths']} parts of several lengths",
     ):
         assert said in page, said
 
