@@ -16,9 +16,9 @@ if __name__ == "__main__":
 
 from windowlm.command_line import Command, Invocation, main
 from windowlm.config import TrainConfig
-from windowlm.training.equal_shares import check_shares
 from windowlm.training.initial_model import adopt_initial_model
 from windowlm.training.run_folder import check_run_folder, status_of_run
+from windowlm.training.shares import check_shares
 
 
 def train(config: TrainConfig, invocation: Invocation) -> int:

@@ -39,7 +39,6 @@ from windowlm.parallel.own_gpu import own_gpu
 from windowlm.parallel.processes import Processes
 from windowlm.training.compilation import hidden_states, is_compiled
 from windowlm.training.config import OptimizerConfig, TrainerConfig
-from windowlm.training.equal_shares import blocks_at_once
 from windowlm.training.gradient import gradient_norm, rescale_gradient
 from windowlm.training.gradients_at_once import average, gradient_group
 from windowlm.training.linear_cross_entropy import head_loss
@@ -47,6 +46,7 @@ from windowlm.training.optimizer import build_optimizer
 from windowlm.training.peak_memory import peak_memory_bytes, reset_peak_memory
 from windowlm.training.sharded_model import local, shard_model
 from windowlm.training.shared_work import SharedWork
+from windowlm.training.shares import blocks_at_once
 
 ALONE, APART, DDP, TORCH_DDP, FSDP2, CONTEXT = "alone", "apart", "ddp", "torch ddp", "fsdp2", "context"
 BY_ROWS = (ALONE, APART, DDP, TORCH_DDP, FSDP2)

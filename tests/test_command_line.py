@@ -23,8 +23,8 @@ from windowlm.errors import UserError
 from windowlm.evaluation.own_settings import with_own_settings
 from windowlm.model.config import ModelConfig, NgramEmbeddingsConfig
 from windowlm.setting_text import setting_text
-from windowlm.training.equal_shares import check_shares
 from windowlm.training.run_folder import RunFolder, check_run_folder, record_of
+from windowlm.training.shares import check_shares
 
 CONF = PROJECT / "conf"
 NO_CORRECTION = ""

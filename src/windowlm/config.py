@@ -571,6 +571,7 @@ def _allowed(error: Any) -> str:
         "string_type": "a text",
         "bool_type": "true or false",
         "list_type": "a list",
+        "tuple_type": "a list",
         "none_required": "null",
         "dataclass_type": "a group of settings",
         "dict_type": "a group of settings",

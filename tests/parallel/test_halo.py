@@ -60,6 +60,17 @@ KEPT_TOKENS = 256
 ALIGNED = [[token // SHARD for token in range(3 * SHARD)]]
 
 
+def are_for_a_graph(rank: int) -> list[bool]:
+    """Of windows that reach all of the shortest part, and beyond it."""
+    group = ContextGroup(torch.distributed.group.WORLD, (3.0, 1.0, 2.0))
+    found = shard_visibilities({5: 0, 6: 0}, group, 1, 24)
+    return [seen.in_one_graph(computed_again=False) for seen in found.values()]
+
+
+def test_all_processes_agree_on_what_a_graph_can_hold() -> None:
+    assert run_in_processes(3, are_for_a_graph) == [[True, False]] * 3
+
+
 def bytes_of_layers(rank: int) -> tuple[dict[int | None, tuple[int, int]], tuple[int, int]]:
     """What this process sends forward and back for each window, and where no document spans two parts."""
     whole = {window: _bytes_of_layer(window, None) for window in WINDOWS}

@@ -94,9 +94,17 @@ def test_every_comparison_is_told_of_the_rows_that_have_figures(monkeypatch: pyt
     assert len(compared(rows)) == 11
 
 
+def parse_options_of(monkeypatch: pytest.MonkeyPatch, *words: str) -> Any:
+    from benchmark_scaling import parse_options
+
+    monkeypatch.setattr(sys, "argv", ["benchmark_scaling.py", *words])
+    return parse_options()
+
+
 def test_parts_relate_as_the_paces_of_the_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(PROJECT / "scripts"))
-    from benchmark_scaling import answer_of, halo_bytes, paces
+    import benchmark_scaling
+    from benchmark_scaling import answer_of, halo_bytes, measured, paces
     from scaling_entrants import ALONE, CONTEXT, Job
     from training_entrants import Shape
 
@@ -104,6 +112,20 @@ def test_parts_relate_as_the_paces_of_the_gpus(monkeypatch: pytest.MonkeyPatch) 
     assert paces([{**row, "steps_s": [4.0, 2.0]}], 2) == [0.5, 1.0]
     assert paces([row], 2) == [1.0, 1.0]
     assert paces([{**row, "problem": "it failed"}, {**row, "entrant": "one"}], 2) is None
+    options = parse_options_of(monkeypatch, *FEW, "--entrants", "one long", "context by pace")
+    jobs: list[Job] = []
+
+    def answer(job: Job, processes: int, limit: float) -> tuple[dict[str, Any], None]:
+        jobs.append(job)
+        return {"step_s": 1.0}, None
+
+    with monkeypatch.context() as patch:
+        patch.setattr(benchmark_scaling, "answer_of", answer)
+        found = measured("context by pace", options, [{**row, "steps_s": [4.0, 2.0]}])
+        refused = measured("context by pace", options, [])
+    assert [job.shares for job in jobs] == [[0.5, 1.0]]
+    assert found["parts"] == [21, 43]
+    assert refused["problem"] == "'one long' tells the paces: name it before"
     shape = Shape(**dict(zip(Shape.__dataclass_fields__, map(int, SHAPE.split(",")), strict=True)))
     shape = replace(shape, sequence_length=64, tokens_per_step=64)
     settings = {"shape": asdict(shape), "precision": "32-true", "device": "cpu", "seed": 0}
@@ -114,7 +136,11 @@ def test_parts_relate_as_the_paces_of_the_gpus(monkeypatch: pytest.MonkeyPatch) 
     assert unequal is not None
     assert unequal["first_loss"] == pytest.approx(one["first_loss"], abs=1e-6)
     assert unequal["loss"] == pytest.approx(one["loss"], abs=1e-5)
-    assert unequal["bytes_sent_forward"] == halo_bytes(shape, [slice(0, 21), slice(21, 64)], 4)
+    assert (
+        found["formula_bytes"]
+        == unequal["bytes_sent_forward"]
+        == halo_bytes(shape, [slice(0, 21), slice(21, 64)], 4)
+    )
 
 
 def test_one_gpu_is_the_mean_of_all_that_are_there(monkeypatch: pytest.MonkeyPatch) -> None:

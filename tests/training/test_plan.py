@@ -69,7 +69,7 @@ def test_it_says_what_processes_share_and_that_one_alone_shares_nothing(tmp_path
         (ParallelConfig(kind="context", context_processes=2), "4 share each sequence among 2"),
         (
             ParallelConfig(kind="context", context_shares=(1.0, 1.0, 1.0, 2.0)),
-            "each sequence among 4, in parts of 3, 3, 4, 6 tokens",
+            "each sequence among 4, in parts of 3, 3, 3, 7 tokens",
         ),
     ):
         assert said in printed(tmp_path, "docs", "run", processes=4, parallel=parallel)

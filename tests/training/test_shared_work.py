@@ -26,9 +26,9 @@ from windowlm.parallel.context_group import ContextGroup
 from windowlm.parallel.launcher import LAUNCHED
 from windowlm.parallel.place import Place, own_place
 from windowlm.parallel.processes import Processes
-from windowlm.training.equal_shares import blocks_at_once, with_rows
 from windowlm.training.gradients_at_once import GradientsAtOnceStrategy
 from windowlm.training.shared_work import SharedWork
+from windowlm.training.shares import blocks_at_once, with_rows
 
 KINDS = ("ddp", "fsdp2", "context")
 COMPILED = (
@@ -247,8 +247,8 @@ def test_machines_with_more_processes_than_others_are_refused_by_all() -> None:
             "parallel.context_processes=null",
         ),
         (
-            {"parallel": {"kind": "context", "context_shares": [1, 2]}},
-            r"parallel.context_shares=\[1.0, 2.0\]: 4 processes share each sequence, and as many numbers",
+            {"parallel": {"kind": "context", "context_shares": [1, 2, 1.5]}},
+            r"parallel.context_shares=\[1,2,1.5\]: for 3 processes that share each sequence, .* there are 4;",
             "parallel.context_shares=null",
         ),
         (
@@ -386,10 +386,13 @@ def test_torch_sums_gradients_of_gpus_over_a_network_alone() -> None:
 
 
 def test_one_process_alone_is_not_several_that_share_sequences() -> None:
-    parallel = {"kind": "context", "context_processes": 2}
-    config = check_config(TrainConfig, {"run_dir": "run", "parallel": parallel})
-    with pytest.raises(ConfigError, match="a divisor of the number of processes, 1"):
-        SharedWork.of(config, Processes(), torch.device("cpu"))
+    for parallel, message in (
+        ({"context_processes": 2}, "a divisor of the number of processes, 1"),
+        ({"context_shares": [1, 2]}, "and there is 1; start more by trainer.devices"),
+    ):
+        config = check_config(TrainConfig, {"run_dir": "run", "parallel": {"kind": "context", **parallel}})
+        with pytest.raises(ConfigError, match=message):
+            SharedWork.of(config, Processes(), torch.device("cpu"))
 
 
 @pytest.mark.parametrize(

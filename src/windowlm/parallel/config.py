@@ -4,6 +4,8 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from windowlm.parallel.parts import told
+
 
 @dataclass(frozen=True, kw_only=True)
 class ParallelConfig:
@@ -13,10 +15,10 @@ class ParallelConfig:
         kind: ``ddp`` gives each process rows of the batch and a whole model, ``fsdp2`` rows and a part of the
             model (Zhao et al. 2023, arXiv:2304.11277), ``context`` a part of each sequence.
         context_processes: of ``context``, how many share a sequence; with more processes several such groups
-            share the batch. Null for all.
+            share the batch. Null for as many as there are shares, or all.
         context_shares: of ``context``, how the parts of a sequence relate, a number above 0 for each process
-            that shares it, in order, as GPUs differ and each step waits for the slowest; lengths are rounded
-            to `parts.GRAIN` tokens. Null for equal parts.
+            that shares it, in order and the same for each group, as GPUs differ and each step waits for the
+            slowest; lengths are rounded (`parts.parts_of`). Null for equal parts.
         blocks_at_once: of ``fsdp2``, how many blocks' weights and gradients a process holds whole at once:
             more are faster, fewer take less memory. Null for a quarter of them, or one with checkpointed
             activations.
@@ -48,11 +50,24 @@ class ParallelConfig:
         shares = self.context_shares
         if shares is not None and not (shares and all(0 < share < math.inf for share in shares)):
             raise ValueError(
-                f"context_shares={list(shares)}: must be numbers above 0, or null for equal parts; "
+                f"context_shares={told(shares)}: must be numbers above 0, or null for equal parts; "
                 "try context_shares=null"
             )
-        for name in ("context_processes", "context_shares"):
-            given = getattr(self, name)
+        for name, given in (
+            ("context_processes", self.context_processes),
+            ("context_shares", shares and told(shares)),
+        ):
             if given is not None and self.kind != "context":
-                given = given if isinstance(given, int) else list(given)
                 raise ValueError(f"{name}={given}: parallel={self.kind} cuts no sequences; try {name}=null")
+        if shares is not None and self.context_processes not in (None, len(shares)):
+            raise ValueError(
+                f"context_shares={told(shares)}: context_processes={self.context_processes} share a "
+                f"sequence, and as many numbers are allowed; try context_processes={len(shares)}"
+            )
+
+    @property
+    def sharing(self) -> int | None:
+        """How many processes share a sequence; None for all."""
+        if self.context_processes is None and self.context_shares is not None:
+            return len(self.context_shares)
+        return self.context_processes

@@ -62,7 +62,7 @@ class ContextGroup:
 
         Raises:
             SequenceLengthError: parts that should be equal cannot be.
-            ValueError: the shares are of another number of processes, or leave one without tokens.
+            ValueError: the shares leave a process without tokens.
         """
         return parts_of(tokens, self.size, self.shares)
 

@@ -129,17 +129,17 @@ def plan_table(plan: Plan) -> Table:
 
 def _processes(plan: Plan) -> str:
     settings = plan.config.parallel
-    kind, together = settings.kind, settings.context_processes
+    kind, together = settings.kind, settings.sharing or plan.processes
     if plan.processes == 1:
         return f"one alone, so that parallel={kind} shares nothing; trainer.devices=N or torchrun starts more"
     shares = {
         "ddp": "rows of the batch",
         "fsdp2": "rows of the batch and the model",
-        "context": f"each sequence among {together or plan.processes}",
+        "context": f"each sequence among {together}",
     }
     unequal = ""
     if settings.context_shares is not None:
-        cuts = parts_of(plan.config.data.sequence_length, together or plan.processes, settings.context_shares)
+        cuts = parts_of(plan.config.data.sequence_length, together, settings.context_shares)
         unequal = f", in parts of {', '.join(f'{cut.stop - cut.start:,}' for cut in cuts)} tokens"
     return f"{plan.processes} share {shares[kind]}{unequal}"
 

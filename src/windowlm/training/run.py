@@ -52,7 +52,6 @@ from windowlm.training.compilation import forget_compiled, hidden_states, is_com
 from windowlm.training.determinism import set_determinism
 from windowlm.training.device import check_room, choose_device
 from windowlm.training.earlier_starts import earlier_starts
-from windowlm.training.equal_shares import with_rows
 from windowlm.training.failed_writes import UNWRITABLE, FailedWrites, unwritable
 from windowlm.training.float8 import check_float8
 from windowlm.training.given_settings import given_settings
@@ -86,6 +85,7 @@ from windowlm.training.run_screen import RunScreen
 from windowlm.training.schedule import Budget, WindowWarmup
 from windowlm.training.sharded_model import whole_state
 from windowlm.training.shared_work import SharedWork
+from windowlm.training.shares import with_rows
 from windowlm.training.signals import Interrupted, Signals
 from windowlm.training.stopping import INTERRUPTED, Stopping, keep_signals, reached_limit
 from windowlm.training.wandb_run import WandbRun, choose_mode

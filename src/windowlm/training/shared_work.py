@@ -16,9 +16,9 @@ from windowlm.parallel.processes import ALONE, Processes
 from windowlm.parallel.sequence_shard import shard_visibilities
 from windowlm.training.compilation import Graphs
 from windowlm.training.device_batch import prepared_on, visibilities_on
-from windowlm.training.equal_shares import blocks_at_once, check_divisible, context_processes
 from windowlm.training.gradients_at_once import GradientsAtOnceStrategy
 from windowlm.training.sharded_model import ShardedStrategy
+from windowlm.training.shares import blocks_at_once, check_divisible, context_processes
 
 # What a part of a sequence is cut from a batch.
 BY_TOKEN = ("tokens_BT", "targets_BT", "documents_BT", "positions_BT")
@@ -49,7 +49,7 @@ class SharedWork:
         """Share the work as the settings say.
 
         Raises:
-            ConfigError: it cannot be cut into equal shares, or not over these processes.
+            ConfigError: it cannot be cut into such shares, or not over these processes.
             UserError: more processes than GPUs.
         """
         sharing = context_processes(config, processes.size)

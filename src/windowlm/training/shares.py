@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from windowlm.config import ConfigError, TrainConfig
 from windowlm.parallel.config import ParallelConfig
-from windowlm.parallel.parts import parts_of
+from windowlm.parallel.parts import parts_of, told
 
 # Gathered one behind the other unless told otherwise: fewer take more memory, more take longer.
 PARTS_OF_MODEL = 4
@@ -14,7 +14,8 @@ def check_shares(config: TrainConfig, processes: int) -> None:
     """Refuse settings that so many processes cannot share.
 
     Raises:
-        ConfigError: rows, tokens, blocks or groups of processes do not come out even.
+        ConfigError: rows, tokens, blocks or groups of processes do not come out even, or a process would
+            have no token.
     """
     sharing = context_processes(config, processes)
     blocks_at_once(config.parallel, config.model.layers, checkpointed=config.trainer.activation_checkpointing)
@@ -39,7 +40,15 @@ def with_rows(config: TrainConfig, processes: int, kept: int | None) -> TrainCon
 
 def context_processes(config: TrainConfig, processes: int) -> int:
     """How many share each sequence."""
-    given = config.parallel.context_processes
+    given, shares = config.parallel.sharing, config.parallel.context_shares
+    if given is not None and processes % given and shares is not None:
+        raise ConfigError(
+            f"parallel.context_shares={told(shares)}: for {given} processes that share each sequence, or for "
+            f"several times as many, and there {'are' if processes > 1 else 'is'} {processes}; start more by "
+            "trainer.devices or torchrun, or give null",
+            key="parallel.context_shares",
+            correction="parallel.context_shares=null" if processes > 1 else f"trainer.devices={given}",
+        )
     if given is not None and processes % given:
         raise ConfigError(
             f"parallel.context_processes={given}: a divisor of the number of processes, "
