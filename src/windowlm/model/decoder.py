@@ -22,6 +22,7 @@ from windowlm.model.config import ModelConfig
 from windowlm.model.feed_forward import FeedForward
 from windowlm.model.head import Head
 from windowlm.model.initialization import initialize
+from windowlm.model.look_up_table import LookUpTable
 from windowlm.model.ngram_embedding import NgramEmbedding
 
 Visibilities = dict[int | None, Visibility]  # by window
@@ -171,11 +172,11 @@ class Decoder(nn.Module):
         self.config = config
         self.vocabulary_size = vocabulary_size
         self.layer_windows = config.layer_windows()
-        self.embedding = nn.Embedding(vocabulary_size, config.dim)
+        self.embedding = LookUpTable(vocabulary_size, config.dim)
         ngrams = config.ngram_embeddings
         self.ngram_embedding = None if ngrams is None else NgramEmbedding(ngrams, vocabulary_size, config.dim)
         self.value_embeddings = nn.ModuleList(
-            nn.Embedding(vocabulary_size, config.kv_heads * config.head_dim)
+            LookUpTable(vocabulary_size, config.kv_heads * config.head_dim)
             for _ in range(config.value_embeddings)
         )
         self.value_tables = config.layer_value_tables()

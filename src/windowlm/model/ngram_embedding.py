@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from windowlm.model.config import NgramEmbeddingsConfig
+from windowlm.model.look_up_table import LookUpTable
 
 # A prime so small that a token times a multiplier below it, summed over an n-gram, stays within int64.
 HASH_PRIME = 2**31 - 1
@@ -43,7 +44,7 @@ class NgramEmbedding(nn.Module):
         assert vocabulary_size * longest <= LARGEST_SUM
         self.buckets = config.buckets
         # One look-up serves all orders: their tables stand one below the other.
-        self.tables = nn.Embedding(len(orders) * config.buckets, config.dim or dim)
+        self.tables = LookUpTable(len(orders) * config.buckets, config.dim or dim)
         self.projection = nn.Linear(config.dim, dim, bias=False) if config.dim else None
         multipliers = [multipliers_of(order, vocabulary_size, config.buckets) for order in orders]
         # Buffers of integers keep their dtype under bf16-true.
