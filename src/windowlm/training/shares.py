@@ -41,7 +41,9 @@ def with_rows(config: TrainConfig, processes: int, kept: int | None) -> TrainCon
 def context_processes(config: TrainConfig, processes: int) -> int:
     """How many share each sequence."""
     given, shares = config.parallel.sharing, config.parallel.context_shares
-    if given is not None and processes % given and shares is not None:
+    if given is None or processes % given == 0:
+        return given or processes if config.parallel.kind == "context" else 1
+    if shares is not None:
         raise ConfigError(
             f"parallel.context_shares={told(shares)}: for {given} processes that share each sequence, or for "
             f"several times as many, and there {'are' if processes > 1 else 'is'} {processes}; start more by "
@@ -49,14 +51,12 @@ def context_processes(config: TrainConfig, processes: int) -> int:
             key="parallel.context_shares",
             correction="parallel.context_shares=null" if processes > 1 else f"trainer.devices={given}",
         )
-    if given is not None and processes % given:
-        raise ConfigError(
-            f"parallel.context_processes={given}: a divisor of the number of processes, "
-            f"{processes}, is allowed, or null for all; start more by trainer.devices or torchrun",
-            key="parallel.context_processes",
-            correction="parallel.context_processes=null",
-        )
-    return given or processes if config.parallel.kind == "context" else 1
+    raise ConfigError(
+        f"parallel.context_processes={given}: a divisor of the number of processes, "
+        f"{processes}, is allowed, or null for all; start more by trainer.devices or torchrun",
+        key="parallel.context_processes",
+        correction="parallel.context_processes=null",
+    )
 
 
 def blocks_at_once(settings: ParallelConfig, layers: int, *, checkpointed: bool) -> int:
