@@ -9,13 +9,13 @@ take the tokens of a step of the shape in each process; so do `torch ddp`, Distr
 graph for each block, whose gradients travel in torch's buckets while the pass goes on, and `apart`, whose
 processes share nothing but the machine: what it allows. `one long`, `context` and the peers take one sequence
 of the second length together, `context longest` one of the third; the latter and `context checkpointed` keep
-the inputs of blocks alone and compute the rest again. `context by pace` has parts that relate as the paces of
-the GPUs in `one long`, which must come before it. `context in pieces` is cut where keys arrive, as the peers
-are. `torch ring` attends to all earlier tokens, as it has no window. `one of documents` and `context of
-documents` have several in each row. The GPUs of a host differ by some percent, and a step of several waits
-for the slowest: those of one run on each in turn, and their mean and the slowest are told. All are bare loops
-(`scaling_entrants.py`). Before and after a round the processes meet and a GPU waits for its host, which a
-round of few steps would count as the price of sharing; and a GPU that is still cold is faster.
+the inputs of blocks alone and compute the rest again. `context [1.008,1]` has parts that relate so, as many
+as processes. `context in pieces` is cut where keys arrive, as the peers are. `torch ring` attends to all
+earlier tokens, as it has no window. `one of documents` and `context of documents` have several in each row.
+The GPUs of a host differ by some percent, and a step of several waits for the slowest: those of one run on
+each in turn, and their mean and the slowest are told. All are bare loops (`scaling_entrants.py`). Before and
+after a round the processes meet and a GPU waits for its host, which a round of few steps would count as the
+price of sharing; and a GPU that is still cold is faster.
 
 Bytes are those of keys, values, queries and outputs that all processes together send in the forward pass of a
 step. Memory is that of the process with most of it. A shape is as in `benchmark_training.py`.
@@ -24,6 +24,7 @@ step. Memory is that of the process with most of it. A shape is as in `benchmark
 import argparse
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -44,6 +45,7 @@ from training_entrants import Shape
 
 from windowlm.command_line import SHORT_WAITING
 from windowlm.evaluation.precision import compute_dtype
+from windowlm.parallel.config import ParallelConfig
 from windowlm.parallel.launcher import free_port, threads_of_each
 from windowlm.parallel.parts import parts_of
 
@@ -56,8 +58,8 @@ SECONDS_BETWEEN_LOOKS = 0.05
 @dataclass(frozen=True)
 class Entrant:
     """How the work is shared, of sequences of which length, whether activations are checkpointed, whether the
-    decoder is several graphs where it could be one, whether rows hold several documents, and whether parts
-    are as long as the GPUs are fast.
+    decoder is several graphs where it could be one, whether rows hold several documents, and how the parts
+    relate where they are not equal.
     """
 
     share: str
@@ -65,7 +67,7 @@ class Entrant:
     checkpointed: bool = False
     in_pieces: bool = False
     documents: bool = False
-    by_pace: bool = False
+    shares: tuple[float, ...] | None = None
 
 
 ENTRANTS = {
@@ -76,7 +78,6 @@ ENTRANTS = {
     "fsdp2": Entrant(FSDP2, SHORT),
     "one long": Entrant(ALONE, LONG),
     "context": Entrant(CONTEXT, LONG),
-    "context by pace": Entrant(CONTEXT, LONG, by_pace=True),
     **{name: Entrant(name, LONG) for name in PEERS},
     "context in pieces": Entrant(CONTEXT, LONG, in_pieces=True),
     "one of documents": Entrant(ALONE, LONG, documents=True),
@@ -84,12 +85,13 @@ ENTRANTS = {
     "context checkpointed": Entrant(CONTEXT, LONG, checkpointed=True),
     "context longest": Entrant(CONTEXT, LONGEST, checkpointed=True),
 }
+NUMBER = r"\d+(?:\.\d+)?"
+OF_SHARES = re.compile(rf"context \[({NUMBER}(?:,{NUMBER})*)\]")
 OVER_ONE = {
     "ddp": "one",
     "torch ddp": "one",
     "fsdp2": "one",
     "context": "one long",
-    "context by pace": "one long",
     "context of documents": "one of documents",
 }
 
@@ -102,7 +104,7 @@ def main() -> int:
     report: dict[str, Any] = {**circumstances(options.device, PACKAGES), **facts, **asdict(options.shape)}
     report["rows"] = rows = []
     for name in options.entrants:
-        rows.append(row := measured(name, options, rows))
+        rows.append(row := measured(name, options))
         said = row["problem"] or f"{row['tokens_per_second']:,.0f} tokens/s, {row['wall_s']:.0f} s in all"
         console.print(f"{name}: {said}", style="dim", markup=False, highlight=False)
         report["compared"] = compared({row["entrant"]: row for row in rows})
@@ -134,7 +136,12 @@ def parse_options() -> argparse.Namespace:
         metavar="T",
         help="short, long and longest; default: 8192 131072 1048576, on a CPU 256 1024 4096",
     )
-    parser.add_argument("--entrants", nargs="+", metavar="NAME", help=f"{', '.join(ENTRANTS)}; default: all")
+    parser.add_argument(
+        "--entrants",
+        nargs="+",
+        metavar="NAME",
+        help=f"{', '.join(ENTRANTS)}, which is the default, or context [1.008,1]",
+    )
     parser.add_argument("--precision", choices=["32-true", "bf16-mixed"])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument(
@@ -174,25 +181,44 @@ def parse_options() -> argparse.Namespace:
             )
     options.entrants = options.entrants or list(ENTRANTS)
     for name in options.entrants:
-        if name not in ENTRANTS:
-            parser.error(f"--entrants {name}: {', '.join(ENTRANTS)} are allowed")
+        try:
+            check_entrant(name, options.processes, options.lengths[LONG])
+        except ValueError as error:
+            parser.error(f"--entrants {name}: {error}")
     options.device = torch.device("cuda:0" if on_gpu else "cpu")
     return options
 
 
-def measured(name: str, options: argparse.Namespace, before: list[dict[str, Any]]) -> dict[str, Any]:
-    """The row of an entrant, whose `problem` says why it has no figures.
+def check_entrant(name: str, processes: int, tokens: int) -> None:
+    """Refuse what is no entrant for so many processes and tokens.
 
-    Args:
-        name: of the entrant.
-        options: of the command.
-        before: the rows of those that were measured before it.
+    Raises:
+        ValueError: what is allowed.
     """
-    entrant = ENTRANTS[name]
+    try:
+        shares = entrant_of(name).shares
+    except KeyError:
+        raise ValueError(f"{', '.join(ENTRANTS)} are allowed, or context [1.008,1]") from None
+    if shares is not None:
+        ParallelConfig(kind="context", context_shares=shares)
+        if len(shares) != processes:
+            raise ValueError(f"there are {processes} processes, and a number for each is allowed")
+        parts_of(tokens, processes, shares)
+
+
+def entrant_of(name: str) -> Entrant:
+    """That of the name; of another the parts may relate as told."""
+    if told := OF_SHARES.fullmatch(name):
+        return replace(ENTRANTS["context"], shares=tuple(float(share) for share in told[1].split(",")))
+    return ENTRANTS[name]
+
+
+def measured(name: str, options: argparse.Namespace) -> dict[str, Any]:
+    """The row of an entrant, whose `problem` says why it has no figures."""
+    entrant = entrant_of(name)
     shape = shape_of_entrant(entrant, options)
     processes = 1 if entrant.share == ALONE else options.processes
     slow = entrant.length == LONGEST or entrant.share in FULL
-    shares = paces(before, options.processes) if entrant.by_pace else None
     job = Job(
         share=entrant.share,
         shape=asdict(shape),
@@ -205,12 +231,10 @@ def measured(name: str, options: argparse.Namespace, before: list[dict[str, Any]
         activation_checkpointing=entrant.checkpointed,
         in_pieces=entrant.in_pieces,
         documents=max(shape.sequence_length // DOCUMENTS_A_ROW, 1) if entrant.documents else 0,
-        shares=shares,
+        shares=entrant.shares,
     )
     started = time.monotonic()
-    if entrant.by_pace and shares is None:
-        answer, problem = None, "'one long' tells the paces: name it before"
-    elif entrant.share == ALONE and options.device.type == "cuda":
+    if entrant.share == ALONE and options.device.type == "cuda":
         answer, problem = mean_answer(job, options.processes, options.limit)
     else:
         answer, problem = answer_of(job, processes, options.limit)
@@ -222,19 +246,10 @@ def measured(name: str, options: argparse.Namespace, before: list[dict[str, Any]
     tokens = shape.tokens * (processes if by_rows else 1)
     row |= {**answer, "tokens_per_step": tokens, "tokens_per_second": tokens / answer["step_s"]}
     if entrant.share == CONTEXT and not entrant.documents:
-        parts = parts_of(shape.sequence_length, processes, shares)
+        parts = parts_of(shape.sequence_length, processes, entrant.shares)
         row["formula_bytes"] = halo_bytes(shape, parts, compute_dtype(options.precision).itemsize)
         row["parts"] = [part.stop - part.start for part in parts]
     return row
-
-
-def paces(rows: list[dict[str, Any]], processes: int) -> list[float] | None:
-    """How fast each GPU was alone, over the fastest; None where none was measured. CPUs are alike."""
-    for row in rows:
-        if row["entrant"] == "one long" and not row["problem"]:
-            steps = row.get("steps_s", [row["step_s"]] * processes)
-            return [min(steps) / step for step in steps]
-    return None
 
 
 def shape_of_entrant(entrant: Entrant, options: argparse.Namespace) -> Shape:
@@ -325,7 +340,8 @@ def compared(rows: dict[str, dict[str, Any]]) -> list[str]:
     said = []
     if {"apart", "one"} <= rows.keys():
         said.append(f"apart: {pace('apart', 'one')} of one")
-    for name, base in OVER_ONE.items():
+    over_one = OVER_ONE | {name: "one long" for name in rows if OF_SHARES.fullmatch(name)}
+    for name, base in over_one.items():
         if {name, base} <= rows.keys():
             said.append(
                 f"{name}: {pace(name, base)} of {base}{over_slowest(rows[name], rows[base])}, "

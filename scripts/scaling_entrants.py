@@ -82,7 +82,7 @@ class Job:
     activation_checkpointing: bool = False
     in_pieces: bool = False
     documents: int = 0
-    shares: list[float] | None = None
+    shares: tuple[float, ...] | None = None
     gpu: int = 0
 
 

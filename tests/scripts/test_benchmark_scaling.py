@@ -2,7 +2,6 @@
 
 import json
 import sys
-from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +33,7 @@ def test_entrants_share_one_model_and_are_compared(tmp_path: Path) -> None:
         "torch ring",
         "context in pieces",
     ]
-    entrants += ["context by pace", "one of documents", "context of documents"]
+    entrants += ["context [1,2]", "one of documents", "context of documents"]
     done = run_script(
         SCRIPT,
         *FEW,
@@ -50,7 +49,7 @@ def test_entrants_share_one_model_and_are_compared(tmp_path: Path) -> None:
     assert "kernels of a GPU" in rows.pop("torch ring")["problem"]
     assert {row["problem"] for row in rows.values()} == {None}
     one, context, gather = (rows[name] for name in ("one long", "context", "gather"))
-    for row in (context, gather, rows["context in pieces"], rows["context by pace"]):
+    for row in (context, gather, rows["context in pieces"], rows["context [1,2]"]):
         assert row["first_loss"] == pytest.approx(one["first_loss"], abs=1e-6)
         assert row["loss"] == pytest.approx(one["loss"], abs=1e-5)
         assert row["tokens_per_second"] == pytest.approx(64 / row["step_s"])
@@ -66,9 +65,12 @@ def test_entrants_share_one_model_and_are_compared(tmp_path: Path) -> None:
     assert context["bytes_sent_forward"] == context["bytes_sent_backward"] == context["formula_bytes"] > 0
     # Two layers, all keys and values of two heads of 8 numbers to one other process.
     assert gather["bytes_sent_forward"] == 2 * 64 * 2 * 2 * 8 * 4
-    paces, by_pace, documents, bytes_, in_pieces = report["compared"]
-    assert by_pace.startswith("context by pace: ")
+    unequal = rows["context [1,2]"]
+    assert unequal["parts"] == [21, 43]
+    assert unequal["bytes_sent_forward"] == unequal["formula_bytes"]
+    paces, documents, of_shares, bytes_, in_pieces = report["compared"]
     assert documents.startswith("context of documents: ")
+    assert of_shares.startswith("context [1,2]: ")
     assert in_pieces.startswith("context in pieces: ")
     assert paces.startswith("context: ")
     assert "1.000 of the weights, gradients and optimizer state" in paces
@@ -81,66 +83,18 @@ def test_every_comparison_is_told_of_the_rows_that_have_figures(monkeypatch: pyt
 
     numbers = {"peak_memory_bytes": 2, "state_bytes": 4, "bytes_sent_forward": 8, "problem": None}
     rows = {name: {**numbers, "tokens_per_second": 100.0 + number} for number, name in enumerate(ENTRANTS)}
+    rows["context [1.008,1]"] = rows["context"]
     rows["one"] |= {"steps_s": [0.9, 1.25], "tokens_per_step": 100}
     said = compared(rows)
-    names = ["apart", "ddp", "torch ddp", "fsdp2", "context", "context by pace", "context of documents"]
+    names = ["apart", "ddp", "torch ddp", "fsdp2", "context", "context of documents", "context [1.008,1]"]
     names += [*["context", "context in pieces"] * 4, "context longest"]
     assert [sentence.partition(":")[0] for sentence in said] == names
     assert said[0] == "apart: 1.010 times the tokens/s of one"
     assert said[1].startswith(
         "ddp: 1.020 times the tokens/s of one (1.275 of the slowest GPU's), 1.000 of the memory a process"
     )
-    rows["context"]["problem"] = "it failed"
+    rows["context"] = {**rows["context"], "problem": "it failed"}
     assert len(compared(rows)) == 11
-
-
-def parse_options_of(monkeypatch: pytest.MonkeyPatch, *words: str) -> Any:
-    from benchmark_scaling import parse_options
-
-    monkeypatch.setattr(sys, "argv", ["benchmark_scaling.py", *words])
-    return parse_options()
-
-
-def test_parts_relate_as_the_paces_of_the_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(PROJECT / "scripts"))
-    import benchmark_scaling
-    from benchmark_scaling import answer_of, halo_bytes, measured, paces
-    from scaling_entrants import ALONE, CONTEXT, Job
-    from training_entrants import Shape
-
-    row = {"entrant": "one long", "problem": None, "step_s": 2.0}
-    assert paces([{**row, "steps_s": [4.0, 2.0]}], 2) == [0.5, 1.0]
-    assert paces([row], 2) == [1.0, 1.0]
-    assert paces([{**row, "problem": "it failed"}, {**row, "entrant": "one"}], 2) is None
-    options = parse_options_of(monkeypatch, *FEW, "--entrants", "one long", "context by pace")
-    jobs: list[Job] = []
-
-    def answer(job: Job, processes: int, limit: float) -> tuple[dict[str, Any], None]:
-        jobs.append(job)
-        return {"step_s": 1.0}, None
-
-    with monkeypatch.context() as patch:
-        patch.setattr(benchmark_scaling, "answer_of", answer)
-        found = measured("context by pace", options, [{**row, "steps_s": [4.0, 2.0]}])
-        refused = measured("context by pace", options, [])
-    assert [job.shares for job in jobs] == [[0.5, 1.0]]
-    assert found["parts"] == [21, 43]
-    assert refused["problem"] == "'one long' tells the paces: name it before"
-    shape = Shape(**dict(zip(Shape.__dataclass_fields__, map(int, SHAPE.split(",")), strict=True)))
-    shape = replace(shape, sequence_length=64, tokens_per_step=64)
-    settings = {"shape": asdict(shape), "precision": "32-true", "device": "cpu", "seed": 0}
-    settings |= {"warmup": 1, "rounds": 1, "steps": 1}
-    one, _ = answer_of(Job(share=ALONE, **settings), 1, 300)
-    unequal, _ = answer_of(Job(share=CONTEXT, shares=[1.0, 2.0], **settings), 2, 300)
-    assert one is not None
-    assert unequal is not None
-    assert unequal["first_loss"] == pytest.approx(one["first_loss"], abs=1e-6)
-    assert unequal["loss"] == pytest.approx(one["loss"], abs=1e-5)
-    assert (
-        found["formula_bytes"]
-        == unequal["bytes_sent_forward"]
-        == halo_bytes(shape, [slice(0, 21), slice(21, 64)], 4)
-    )
 
 
 def test_one_gpu_is_the_mean_of_all_that_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -212,6 +166,13 @@ def test_peers_attend_as_the_halo_does_and_send_more() -> None:
     ("arguments", "complaint"),
     [
         (["--entrants", "magic"], "--entrants magic: one, apart, ddp"),
+        (["--entrants", "context [1,a]"], "--entrants context [1,a]: one, apart, ddp"),
+        (
+            ["--entrants", "context [1,0]"],
+            "--entrants context [1,0]: context_shares=[1,0]: must be numbers above 0",
+        ),
+        (["--entrants", "context [1,999]"], "of 1024 tokens a process would have none"),
+        (["--entrants", "context [3,2,1]"], "there are 2 processes, and a number for each is allowed"),
         (["--processes", "1"], "--processes 1: a number from 2 on"),
         (["--lengths", "32", "33", "64"], "--lengths 33: 2 processes share a sequence"),
         (["--lengths", "0", "32", "64"], "--lengths 0: a number from 1 on"),

@@ -18,7 +18,7 @@ from torch.distributed.distributed_c10d import _coalescing_manager
 from windowlm.parallel.processes import PATIENCE, nccl_options
 
 # Of the links between GPUs; NCCL alone takes fewer, which leaves multiprocessors to others.
-CHANNELS = 32
+CHANNELS = 64
 
 
 class GradientsAtOnceStrategy(DDPStrategy):
