@@ -8,10 +8,9 @@ import pytest
 import torch
 
 from tests.conftest import PROJECT
+from tests.parallel.backends import ROOM
 
 pytestmark = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
-
-ROOM = 2.0  # as of backends alone; gradients of others are rounded once more
 
 
 def test_backends_compute_of_parts_what_they_compute_of_the_whole() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import PROJECT
+from tests.parallel.backends import ROOM
 from tests.parallel.cases import draw
 from windowlm.parallel.scaling_model import (
     Layer,
@@ -149,6 +150,35 @@ def test_the_page_tells_what_two_gpus_held_and_lost() -> None:
         assert told in " ".join(PAGE.split()), told
 
 
+def test_the_page_tells_what_channels_and_shares_changed() -> None:
+    channels, shares = (
+        {row["entrant"]: row for row in report_of(name)["rows"]}
+        for name in ("scaling_channels", "scaling_shares")
+    )
+    one, context = channels["one long"], channels["context"]
+    first, second = one["steps_s"]
+    pace = context["tokens_per_second"]
+
+    def longer(rows: dict[str, Any], name: str) -> float:
+        return float(100 * (rows[name]["step_s"] / rows["context"]["step_s"] - 1))
+
+    slower = pace * max(first, second) / one["tokens_per_step"]
+    mean = pace / one["tokens_per_second"]
+    assert min(slower, mean) >= 1.9
+    assert first > second
+    gather, all_to_all = (channels[name]["tokens_per_second"] for name in ("gather", "all-to-all over heads"))
+    for told in (
+        f"Context reached {slower:.3f} over the slower GPU then and {mean:.3f} over the mean",
+        f"{pace / gather:.2f} ahead of gathering and {pace / all_to_all:.2f} of all-to-all over heads",
+        f"whose second GPU is faster by {100 * (first / second - 1):.1f}% alone",
+        f"with parts as 1.008 to 1 took {longer(channels, 'context [1.008,1]'):.1f}% more than with equal",
+        f"on another {-longer(shares, 'context [1.008,1]'):.1f}% less, as 1.016 to 1 "
+        f"{-longer(shares, 'context [1.016,1]'):.1f}% less and as 1 to 1.008 "
+        f"{longer(shares, 'context [1,1.008]'):.1f}% more",
+    ):
+        assert told in " ".join(PAGE.split()), told
+
+
 def test_two_gpus_stand_beside_the_model() -> None:
     parameters = 12 * SPEED.parameters + 32_768 * SPEED.dim
     shares = {"ddp": reduced_bytes(SPEED, 2), "fsdp2": sharded_bytes(SPEED, 2)}
@@ -206,6 +236,20 @@ def test_the_cases_of_the_halo_are_as_many_as_the_result_says() -> None:
         f"{drawn['parts of several lengths']} parts of several lengths",
     ):
         assert said in page, said
+
+
+def test_every_backend_under_the_exchange_errs_as_the_plain_formula_does_on_gpus() -> None:
+    processes = json.loads((PROJECT / "docs/results/halo_backends_h200.json").read_text())["processes"]
+    ratios: dict[str, float] = {}
+    for found in processes:
+        for backends in found.values():
+            for name, errors in backends.items():
+                if not isinstance(errors, str):
+                    ratios[name] = max(ratios.get(name, 0), errors[0] / errors[1])
+    assert ratios.keys() == {"auto", "band", "banded", "flex", "reference", "varlen"}
+    largest = max(ratios.values())
+    assert largest <= ROOM == 2
+    assert f"at most {largest:.1f} times that of the plain formula" in " ".join(PAGE.split())
 
 
 def test_the_page_tells_of_the_case_that_rounding_decides() -> None:
