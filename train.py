@@ -39,7 +39,7 @@ if __name__ == "__main__":
         status_of=status_of_run,
         devices="trainer.devices",
         check_shares=check_shares,
-        saved="resume=auto goes on from the last checkpoint",
+        saved="resume=auto goes on from the last checkpoint, or starts anew where none was saved",
     )
     status = main(command, Path(__file__), Path(__file__).parent / "conf")
     # SLURM's word that time is short would end the interpreter's own end.

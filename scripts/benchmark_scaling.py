@@ -45,7 +45,6 @@ from training_entrants import Shape
 
 from windowlm.command_line import SHORT_WAITING
 from windowlm.evaluation.precision import compute_dtype
-from windowlm.parallel.config import ParallelConfig
 from windowlm.parallel.launcher import free_port, threads_of_each
 from windowlm.parallel.parts import parts_of
 
@@ -200,7 +199,8 @@ def check_entrant(name: str, processes: int, tokens: int) -> None:
     except KeyError:
         raise ValueError(f"{', '.join(ENTRANTS)} are allowed, or context [1.008,1]") from None
     if shares is not None:
-        ParallelConfig(kind="context", context_shares=shares)
+        if min(shares) == 0:
+            raise ValueError("numbers above 0 are allowed")
         if len(shares) != processes:
             raise ValueError(f"there are {processes} processes, and a number for each is allowed")
         parts_of(tokens, processes, shares)
@@ -348,6 +348,9 @@ def compared(rows: dict[str, dict[str, Any]]) -> list[str]:
                 f"{share(name, base, 'peak_memory_bytes')} memory a process, "
                 f"{share(name, base, 'state_bytes')} weights, gradients and optimizer state"
             )
+    for name in rows:
+        if OF_SHARES.fullmatch(name) and "context" in rows:
+            said.append(f"{name}: {pace(name, 'context')} of context")
     for name in PEERS:
         for context in ("context", "context in pieces"):
             if {name, context} <= rows.keys():

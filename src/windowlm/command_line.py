@@ -37,6 +37,7 @@ STATE_FOLDER = ".hydra"
 # By version of huggingface_hub; they log each address that they ask, a password in it included.
 HUB_CLIENTS = ("httpx", "httpx2")
 SWEEP_RECORD = "multirun.yaml"
+TASKS_OF_JOBS, GPUS_OF_JOBS = "hydra.launcher.tasks_per_node", "hydra.launcher.gpus_per_node"
 # The check before the start could not see what these bring in.
 REFUSED_OPTIONS = ("config_path", "config_name", "config_dir", "experimental_rerun")
 
@@ -200,21 +201,25 @@ def _run(command: Command[Any], started: str, script: Path, conf: Path, words: l
                 correction=f"{LAUNCHER}=basic",
             )
         in_jobs = known.multirun and launcher != "basic"
+        if in_jobs and count == 1 and launcher.startswith("submitit_") and GPUS_OF_JOBS not in given:
+            # Left to itself submitit hides all GPUs from a job of this machine.
+            overrides = [f"{GPUS_OF_JOBS}=1", *overrides]
         if in_jobs and count > 1:
             overrides = [*_processes_of_jobs(command, configs, count, given), *overrides]
             if not launcher.endswith("slurm"):
                 os.environ.setdefault("OMP_NUM_THREADS", str(threads_of_each(count)))
         if count > 1 and place.size > 1 and count != place.local_size:
-            raise _one_process(
+            raise _wrong_count(
                 command,
                 f"{count}: the launcher started {place.local_size} processes on this machine; leave it at 1 "
                 "there",
             )
         most = max(MOST_PROCESSES, os.cpu_count() or 1)
         if count > most and place.size == 1:
-            raise _one_process(
+            raise _wrong_count(
                 command,
                 f"{count}: at most {most} processes are started on a machine of {os.cpu_count()} cores",
+                allowed=most,
             )
         processes = max(count, place.size)
         # How many machines a job has is for SLURM to say.
@@ -263,10 +268,10 @@ def _own_help(path: Path) -> str | None:
     return f"{about.removeprefix('# ')}\n{settings.strip()}"
 
 
-def _one_process(command: Command[Any], complaint: str) -> ConfigError:
+def _wrong_count(command: Command[Any], complaint: str, allowed: int = 1) -> ConfigError:
     key = command.devices
     assert key is not None
-    return ConfigError(f"{key}={complaint}", key=key, correction=f"{key}=1")
+    return ConfigError(f"{key}={complaint}", key=key, correction=f"{key}={allowed}")
 
 
 def _processes_of_jobs(
@@ -274,17 +279,16 @@ def _processes_of_jobs(
 ) -> list[str]:
     """What tells the launcher of jobs to start so many processes in each, with a GPU for each of them."""
     assert command.devices is not None
-    key = f"{LAUNCHER.replace('/', '.')}.tasks_per_node"
     if any(attrgetter(command.devices)(config) != count for config in configs):
-        raise _one_process(command, f"{count}: in another run of the sweep it differs; all jobs are alike")
-    if given.get(key, str(count)) != str(count):
+        raise _wrong_count(command, f"{count}: in another run of the sweep it differs; all jobs are alike")
+    if given.get(TASKS_OF_JOBS, str(count)) != str(count):
         raise ConfigError(
-            f"{key}={given[key]}: {command.devices}={count} says how many processes a job has",
-            key=key,
-            correction=f"{key}={count}",
+            f"{TASKS_OF_JOBS}={given[TASKS_OF_JOBS]}: {command.devices}={count} says how many processes a "
+            "job has",
+            key=TASKS_OF_JOBS,
+            correction=f"{TASKS_OF_JOBS}={count}",
         )
-    gpus = f"{LAUNCHER.replace('/', '.')}.gpus_per_node"
-    return [f"{name}={count}" for name in (key, gpus) if name not in given]
+    return [f"{name}={count}" for name in (TASKS_OF_JOBS, GPUS_OF_JOBS) if name not in given]
 
 
 def _agreed(folder: Path) -> Path:

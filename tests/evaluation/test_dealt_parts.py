@@ -161,6 +161,9 @@ def test_each_process_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> N
     assert own_gpu(torch.device("cpu"), Place(1, 3, 1, 3), "devices") == torch.device("cpu")
     with pytest.raises(UserError, match=r"3 processes on this machine, which shows 2 GPUs.*devices=2"):
         own_gpu(device, Place(0, 3, 0, 3), "devices")
+    monkeypatch.setenv("SLURM_STEP_ID", "0")
+    with pytest.raises(UserError, match=r"3 tasks.* 2 GPUs are shown to one.*--gpus-per-node=3"):
+        own_gpu(device, Place(0, 3, 0, 3), "devices")
     monkeypatch.setattr("torch.distributed.is_nccl_available", lambda: False)
     with pytest.raises(UserError, match="NCCL"):
         own_gpu(device, Place(0, 2, 0, 2), "devices")

@@ -235,7 +235,9 @@ def _of_model(case: Case, group: ContextGroup) -> Measured:
     count = max(int((targets_BT != UNSCORED).sum()), 1)
     parameters = list(model.parameters())
     wanted = model(tokens_BT, documents_BT)
-    wanted_gradients = torch.autograd.grad(_summed(wanted, targets_BT) / count, parameters, allow_unused=True)
+    wanted_gradients = torch.autograd.grad(
+        _summed(wanted, targets_BT) / count, parameters, materialize_grads=True
+    )
     layers = dict(zip(model.layer_windows, model.config.layer_sinks(), strict=True))
     visibilities = shard_visibilities(
         layers,
@@ -247,7 +249,7 @@ def _of_model(case: Case, group: ContextGroup) -> Measured:
     )
     output = model(group.shard(tokens_BT), visibilities=visibilities)
     loss = _summed(output, group.shard(targets_BT)) / count
-    gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+    gradients = torch.autograd.grad(loss, parameters, materialize_grads=True)
     expected = 0
     for window in model.layer_windows:
         seen = Visibility.build(window=window, sinks=layers[window], documents_BT=documents_BT)
@@ -261,7 +263,6 @@ def _of_model(case: Case, group: ContextGroup) -> Measured:
     errors = [
         error(group.summed(gradient), of_whole)
         for gradient, of_whole in zip(gradients, wanted_gradients, strict=True)
-        if gradient is not None and of_whole is not None
     ]
     return Measured(error(output, group.shard(wanted)), max(errors), group.bytes_sent, expected)
 

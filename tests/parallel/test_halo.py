@@ -109,6 +109,25 @@ def test_a_group_of_one_is_a_plain_call() -> None:
     assert torch.equal(shard.attend(attention, query, key, value), alone)
 
 
+def differences_of_placed_rows(rank: int) -> list[float]:
+    """Of rows whose positions are given and without documents, from what one process computes."""
+    torch.manual_seed(0)
+    group, tokens = ContextGroup(torch.distributed.group.WORLD), 12
+    tensors = [torch.randn(2, tokens, 2, 8, dtype=torch.float64) for _ in range(3)]
+    positions_BT = torch.arange(tokens).repeat(2, 1)
+    differences = []
+    for window, sinks in ((5, 1), (3, 4), (9, 2), (None, 0), (5, 0)):
+        whole = Visibility.build(window=window, sinks=sinks, positions_BT=positions_BT)
+        (cut,) = shard_visibilities({window: sinks}, group, 2, tokens, positions_BT=positions_BT).values()
+        found = cut.attend(attention, *map(group.shard, tensors))
+        differences.append(float((found - group.shard(attention(*tensors, whole))).abs().max()))
+    return differences
+
+
+def test_rows_may_be_placed_without_documents() -> None:
+    assert max(max(found) for found in run_in_processes(3, differences_of_placed_rows)) < 1e-12
+
+
 def test_a_length_that_the_processes_do_not_divide_is_refused() -> None:
     group = ContextGroup()
     with pytest.MonkeyPatch.context() as patch:

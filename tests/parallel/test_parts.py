@@ -52,6 +52,11 @@ def test_shares_are_numbers_above_0(shares: tuple[float, ...]) -> None:
         ParallelConfig(kind="context", context_shares=shares)
 
 
+def test_shares_are_of_several_parts() -> None:
+    with pytest.raises(ValueError, match=r"context_shares=\[1.1\]: one part is the whole sequence"):
+        ParallelConfig(kind="context", context_shares=(1.1,))
+
+
 def test_shares_are_of_sequences_that_are_cut() -> None:
     with pytest.raises(ValueError, match=r"context_shares=\[1,2\]: parallel=ddp cuts no sequences"):
         ParallelConfig(context_shares=(1.0, 2.0))

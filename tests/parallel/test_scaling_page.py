@@ -131,14 +131,15 @@ def test_the_page_tells_what_two_gpus_held_and_lost() -> None:
     checkpointed, longest = ROWS["context checkpointed"], ROWS["context longest"]
     assert ROWS["context"]["bytes_sent_forward"] == ROWS["context"]["formula_bytes"]
     faster, slower = sorted(ROWS["one long"]["steps_s"])
+    apart = [max(ROWS[name]["steps_s"]) / min(ROWS[name]["steps_s"]) - 1 for name in ("one", "one long")]
     assert over_slower("ddp", "one") >= 1.95
     assert over_slower("fsdp2", "one") >= 1.85
     assert 1.89 <= over_slower("context", "one long") < 1.9
     for told in (
-        f"these by {100 * (slower / faster - 1):.1f}%",
+        f"these by {100 * min(apart):.1f} to {100 * max(apart):.1f}%",
         f"1.9 for context, which misses it by {1.9 - over_slower('context', 'one long'):.3f}.",
         f"could not go beyond {1 + faster / slower:.3f}",
-        f"The first losses agree, {ROWS['one long']['first_loss']:.4f} for all",
+        f"The first losses agree, {min(first_losses):.4f} or {max(first_losses):.4f} for all",
         f"fsdp2 holds {ratio('fsdp2', 'one', 'state_bytes'):.3f} of the weights",
         f"Context sends {ratio('context', 'gather', 'bytes_sent_forward'):.3f} of the bytes of gathering",
         f"activations 131,072 tokens take {checkpointed['peak_memory_bytes'] / 1e9:.1f} GB on each of the "
@@ -267,4 +268,5 @@ def test_the_curves_of_two_processes_are_those_of_one() -> None:
     # Norms of gradients included.
     assert max(max(of_one.values()) for of_one in curves["largest_difference"].values()) <= 1e-6
     assert {"git_commit", "device", "versions"} <= curves.keys()
-    assert f"are those of one to {max(differences):.1e}".replace("e-0", "e-") in PAGE
+    told = f"are those of one to {max(differences):.1e}".replace("e-0", "e-")
+    assert told in " ".join(PAGE.split())

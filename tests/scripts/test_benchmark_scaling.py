@@ -68,9 +68,11 @@ def test_entrants_share_one_model_and_are_compared(tmp_path: Path) -> None:
     unequal = rows["context [1,2]"]
     assert unequal["parts"] == [21, 43]
     assert unequal["bytes_sent_forward"] == unequal["formula_bytes"]
-    paces, documents, of_shares, bytes_, in_pieces = report["compared"]
+    paces, documents, of_shares, over_equal, bytes_, in_pieces = report["compared"]
     assert documents.startswith("context of documents: ")
     assert of_shares.startswith("context [1,2]: ")
+    assert of_shares.partition(" times the tokens/s of ")[2].startswith("one long, ")
+    assert over_equal.partition(" times the tokens/s of ")[2] == "context"
     assert in_pieces.startswith("context in pieces: ")
     assert paces.startswith("context: ")
     assert "1.000 of the weights, gradients and optimizer state" in paces
@@ -86,7 +88,15 @@ def test_every_comparison_is_told_of_the_rows_that_have_figures(monkeypatch: pyt
     rows["context [1.008,1]"] = rows["context"]
     rows["one"] |= {"steps_s": [0.9, 1.25], "tokens_per_step": 100}
     said = compared(rows)
-    names = ["apart", "ddp", "torch ddp", "fsdp2", "context", "context of documents", "context [1.008,1]"]
+    names = [
+        "apart",
+        "ddp",
+        "torch ddp",
+        "fsdp2",
+        "context",
+        "context of documents",
+        *["context [1.008,1]"] * 2,
+    ]
     names += [*["context", "context in pieces"] * 4, "context longest"]
     assert [sentence.partition(":")[0] for sentence in said] == names
     assert said[0] == "apart: 1.010 times the tokens/s of one"
@@ -169,7 +179,7 @@ def test_peers_attend_as_the_halo_does_and_send_more() -> None:
         (["--entrants", "context [1,a]"], "--entrants context [1,a]: one, apart, ddp"),
         (
             ["--entrants", "context [1,0]"],
-            "--entrants context [1,0]: context_shares=[1,0]: must be numbers above 0",
+            "--entrants context [1,0]: numbers above 0 are allowed",
         ),
         (["--entrants", "context [1,999]"], "of 1024 tokens a process would have none"),
         (["--entrants", "context [3,2,1]"], "there are 2 processes, and a number for each is allowed"),

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 from tests.conftest import SMALL_RUN, run_script, write_documents
 from tests.training.runs import record
@@ -11,9 +12,11 @@ from tests.training.runs import record
 pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
 
 
-@pytest.mark.parametrize(("processes", "seeds"), [(1, [0, 1]), (2, [3])])
+@pytest.mark.parametrize(
+    ("launcher", "processes", "seeds"), [("submitit_local", 1, [0, 1]), ("jobs_local", 2, [3])]
+)
 def test_each_run_of_a_sweep_is_a_job_with_its_own_folder_processes_and_wandb_run(
-    small_run: tuple[str, ...], processes: int, seeds: list[int], tmp_path: Path
+    small_run: tuple[str, ...], launcher: str, processes: int, seeds: list[int], tmp_path: Path
 ) -> None:
     folder = tmp_path / "sweep"
     done = run_script(
@@ -24,7 +27,7 @@ def test_each_run_of_a_sweep_is_a_job_with_its_own_folder_processes_and_wandb_ru
         "trainer.max_steps=2",
         "trainer.device=cpu",
         f"trainer.devices={processes}",
-        "hydra/launcher=jobs_local",
+        f"hydra/launcher={launcher}",
         f"run_dir={folder}",
         cwd=tmp_path,
     )
@@ -32,7 +35,9 @@ def test_each_run_of_a_sweep_is_a_job_with_its_own_folder_processes_and_wandb_ru
     count = len(seeds)
     said = f"run_dir={folder}: all {count} runs have finished; logs are in .submitit there"
     assert done.stdout.splitlines()[-1] == said
-    assert (folder / "multirun.yaml").exists()
+    settings = OmegaConf.load(folder / "multirun.yaml").hydra.launcher
+    # Without a number submitit would hide all GPUs.
+    assert settings.tasks_per_node == settings.gpus_per_node == processes
     runs = [folder / str(number) for number in range(len(seeds))]
     assert [record(run)["status"] for run in runs] == ["finished"] * len(runs)
     assert [record(run)["processes"] for run in runs] == [processes] * len(runs)

@@ -95,7 +95,7 @@ def test_a_killed_process_ends_all_with_one_message_and_the_run_goes_on(
     assert status == 1
     assert errors.splitlines() == [
         "error: process 1 of 2 was ended by SIGKILL, and with it all others; resume=auto goes on from the "
-        "last checkpoint"
+        "last checkpoint, or starts anew where none was saved"
     ]
     step = steps_saved(folder)
     finished = run_script(

@@ -68,6 +68,10 @@ def test_it_says_what_processes_share_and_that_one_alone_shares_nothing(tmp_path
         (ParallelConfig(kind="fsdp2"), "4 share rows of the batch and the model"),
         (ParallelConfig(kind="context", context_processes=2), "4 share each sequence among 2"),
         (
+            ParallelConfig(kind="context", context_processes=1),
+            "4 share rows of the batch, and cut no sequence",
+        ),
+        (
             ParallelConfig(kind="context", context_shares=(1.0, 1.0, 1.0, 2.0)),
             "each sequence among 4, in parts of 3, 3, 3, 7 tokens",
         ),

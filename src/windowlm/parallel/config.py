@@ -53,6 +53,11 @@ class ParallelConfig:
                 f"context_shares={told(shares)}: must be numbers above 0, or null for equal parts; "
                 "try context_shares=null"
             )
+        if shares is not None and len(shares) == 1:
+            raise ValueError(
+                f"context_shares={told(shares)}: one part is the whole sequence; a number for each process "
+                "that shares it is allowed; try context_shares=null"
+            )
         for name, given in (
             ("context_processes", self.context_processes),
             ("context_shares", shares and told(shares)),

@@ -1,5 +1,7 @@
 """A GPU of its own for each process of a machine."""
 
+import os
+
 import torch
 
 from windowlm.errors import UserError
@@ -22,6 +24,12 @@ def check_gpus(place: Place, setting: str) -> None:
             f"{setting}=1"
         )
     if (there := torch.cuda.device_count()) < place.local_size:
+        if "SLURM_STEP_ID" in os.environ:
+            raise UserError(
+                f"{place.local_size} tasks of this step on this machine, and {there} GPUs are shown to one: "
+                f"each must see those of all; try srun --gpus-per-node={place.local_size} --gpu-bind=none in "
+                "place of --gpus-per-task"
+            )
         raise UserError(
             f"{place.local_size} processes on this machine, which shows {there} GPUs: as many or fewer are "
             f"allowed; try {setting}={there}, or torchrun --nproc-per-node {there}"

@@ -333,7 +333,8 @@ def _plan(
         first_BT = first_BT.minimum(sinks[0])
     rows = first_BT.shape[0]
     if neighbours is None:
-        halo_NB = _first_in_parts(seen.bounds(tokens, tokens, device).first_keys.long(), cuts)
+        first_keys_BT = seen.bounds(tokens, tokens, device).first_keys.long().expand(rows, -1)
+        halo_NB = _first_in_parts(first_keys_BT, cuts)
     else:
         # A run of padding has neighbours as a document has.
         starts_N = torch.tensor(starts)

@@ -135,7 +135,9 @@ def _processes(plan: Plan) -> str:
     shares = {
         "ddp": "rows of the batch",
         "fsdp2": "rows of the batch and the model",
-        "context": f"each sequence among {together}",
+        "context": f"each sequence among {together}"
+        if together > 1
+        else "rows of the batch, and cut no sequence",
     }
     unequal = ""
     if settings.context_shares is not None:

@@ -260,6 +260,10 @@ class TrainingRun:
             self._restore(module)
             if module.finished and (self.start.origin is not None or not self.start.continues):
                 raise self._spent_already(module)
+        elif config.resume == "auto":
+            self.console.out(
+                "resume=auto: no state is saved there, so this begins at step 1", highlight=False
+            )
         if module.finished and not config.plan:
             if self.start.continues and self._is_evaluated():
                 return self._nothing_to_do()
