@@ -253,6 +253,19 @@ def test_every_backend_under_the_exchange_errs_as_the_plain_formula_does_on_gpus
     assert f"at most {largest:.1f} times that of the plain formula" in " ".join(PAGE.split())
 
 
+def test_documents_of_a_million_tokens_are_scored_alike_by_any_number_of_processes() -> None:
+    dealt = json.loads((PROJECT / "docs/results/dealt_million.json").read_text())
+    rows, windows = dealt["rows"], [2 * length for length in dealt["context_lengths"]]
+    assert [row["processes"] for row in rows] == [1, 2, 3]
+    assert all(row["equal"] and row["sums_of_nats"] == rows[0]["sums_of_nats"] for row in rows)
+    assert dealt["documents"] == 3
+    told = (
+        f"Of three documents of {dealt['tokens_a_document']:,} tokens, in windows of {windows[0]:,} and of "
+        f"{windows[1]:,}, each of {rows[0]['targets']:,} targets"
+    )
+    assert told in " ".join(PAGE.split())
+
+
 def test_the_page_tells_of_the_case_that_rounding_decides() -> None:
     cases = json.loads((PROJECT / "docs/results/halo_cases_xeon.json").read_text())
     (seed,) = cases["failed_seeds"]
