@@ -1,7 +1,8 @@
 """Drawn sequences cut over 2, 3 and 4 processes, compared with one process: outputs, gradients, bytes.
 
-`python -m tests.parallel.cases COUNT [FIRST_SEED]` checks many more than the tests do. An error is the
-largest absolute difference over a tensor, divided by the largest number of that tensor where this is above 1.
+`python -m tests.parallel.cases COUNT [FIRST_SEED] [graph]` checks many more than the tests do; `graph` those
+whose exchange a compiled graph holds, compiled to graphs, which count no bytes. An error is the largest
+absolute difference over a tensor, divided by the largest number of that tensor where this is above 1.
 """
 
 import json
@@ -57,6 +58,7 @@ class Case:
     convolution: int | None
     ngrams: bool
     shares: tuple[float, ...] | None
+    in_graph: bool = False
 
     @property
     def tokens(self) -> int:
@@ -141,6 +143,24 @@ def draw(seed: int) -> Case:
     )
 
 
+def draw_for_graph(seed: int) -> Case:
+    """The same with windows that reach the process before and no further, in rows of one document each."""
+    case, chance = draw(seed), random.Random(-1 - seed)
+    least = min(cut.stop - cut.start for cut in case.cuts())
+    windows = tuple(chance.choice([2, least + 1, chance.randint(2, least + 1)]) for _ in case.windows)
+    plain: dict[str, Any] = {
+        "sinks": 0,
+        "padding": "none",
+        "rows": None,
+        "convolution": None,
+        "ngrams": False,
+    }
+    return replace(case, windows=windows, in_graph=True, **plain)
+
+
+DRAWS = {"plain": draw, "graph": draw_for_graph}
+
+
 def _shares(chance: random.Random, processes: int, shard: int) -> tuple[float, ...] | None:
     """How the parts relate, in each third case; each gets a token where the mean is as many as that."""
     drawn = tuple(chance.choice([1.0, 1.5, 2.0, 3.0]) for _ in range(processes))
@@ -196,7 +216,7 @@ def _of_attention(case: Case, group: ContextGroup) -> Measured:
     wanted_gradients = torch.autograd.grad(wanted, whole, upstream)
     shards = shard_visibilities(layers, group, case.batch, case.tokens, documents_BT=documents_BT)
     own = [group.shard(tensor).detach().clone().requires_grad_() for tensor in whole]
-    output = shards[window].attend(attention, *own)
+    output = _called(case, shards[window].attend, attention, *own)
     gradients = torch.autograd.grad(output, own, group.shard(upstream))
     return Measured(
         error(output, group.shard(wanted)),
@@ -205,8 +225,17 @@ def _of_attention(case: Case, group: ContextGroup) -> Measured:
             for gradient, of_whole in zip(gradients, wanted_gradients, strict=True)
         ),
         group.bytes_sent,
-        bytes_to_send(case, visibility, group),
+        0 if case.in_graph else bytes_to_send(case, visibility, group),
     )
+
+
+def _called(case: Case, function: Any, *arguments: Any, **options: Any) -> Tensor:
+    """What the function gives, as one graph where the case is for that."""
+    if case.in_graph:
+        torch.compiler.reset()
+        function = torch.compile(function, backend="aot_eager", fullgraph=True)
+    result: Tensor = function(*arguments, **options)
+    return result
 
 
 def _of_model(case: Case, group: ContextGroup) -> Measured:
@@ -247,7 +276,7 @@ def _of_model(case: Case, group: ContextGroup) -> Measured:
         documents_BT=documents_BT,
         earlier=model.earlier_tokens_read(),
     )
-    output = model(group.shard(tokens_BT), visibilities=visibilities)
+    output = _called(case, model, group.shard(tokens_BT), visibilities=visibilities)
     loss = _summed(output, group.shard(targets_BT)) / count
     gradients = torch.autograd.grad(loss, parameters, materialize_grads=True)
     expected = 0
@@ -264,6 +293,7 @@ def _of_model(case: Case, group: ContextGroup) -> Measured:
         error(group.summed(gradient), of_whole)
         for gradient, of_whole in zip(gradients, wanted_gradients, strict=True)
     ]
+    expected = 0 if case.in_graph else expected
     return Measured(error(output, group.shard(wanted)), max(errors), group.bytes_sent, expected)
 
 
@@ -322,12 +352,12 @@ class Outcome(NamedTuple):
     measured: dict[int, Measured]
 
 
-def check(rank: int, count: int, first_seed: int) -> Outcome:
+def check(rank: int, count: int, first_seed: int, way: str = "plain") -> Outcome:
     """Measure the cases of so many seeds in this process."""
     groups = {size: ContextGroup(dist.new_group(list(range(size)))) for size in range(2, MOST_PROCESSES + 1)}
     measured = {}
     for seed in range(first_seed, first_seed + count):
-        case = draw(seed)
+        case = DRAWS[way](seed)
         if rank < case.processes:
             measured[seed] = measure(case, groups[case.processes])
     return Outcome(measured)
@@ -346,17 +376,17 @@ def wrong(case: Case, measured: Measured) -> list[str]:
     return complaints
 
 
-def main(count: str, first_seed: str = "0") -> int:
+def main(count: str, first_seed: str = "0", way: str = "plain") -> int:
     """Check so many cases and print the outcome as a line of JSON."""
     started = time.perf_counter()
-    outcomes: list[Outcome] = run_in_processes(MOST_PROCESSES, check, int(count), int(first_seed))
+    outcomes: list[Outcome] = run_in_processes(MOST_PROCESSES, check, int(count), int(first_seed), way)
     drawn: Counter[str] = Counter()
     largest: dict[str, float] = dict.fromkeys(("outputs float32", "gradients float32"), 0.0)
     largest |= dict.fromkeys(("outputs float64", "gradients float64"), 0.0)
     failed: list[int] = []
     sent = 0
     for seed in range(int(first_seed), int(first_seed) + int(count)):
-        case = draw(seed)
+        case = DRAWS[way](seed)
         drawn.update(case.properties())
         complaints: list[str] = []
         for outcome in outcomes[: case.processes]:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounter
 
-from tests.parallel.cases import ALLOWED, MOST_PROCESSES, Outcome, check, draw, wrong
+from tests.parallel.cases import ALLOWED, MOST_PROCESSES, Outcome, check, draw, draw_for_graph, wrong
 from tests.parallel.processes import run_in_processes
 from windowlm import SlidingWindowAttention
 from windowlm.attention import layers
@@ -22,7 +22,7 @@ from windowlm.parallel.place import Place
 from windowlm.parallel.processes import Processes
 from windowlm.parallel.sequence_shard import ShardVisibility, shard_visibilities
 
-DRAWN = 33
+DRAWN, DRAWN_FOR_GRAPHS = 33, 3
 KV_HEADS, HEAD_DIM, SHARD = 2, 4, 16
 
 
@@ -35,6 +35,14 @@ def test_outputs_gradients_and_bytes_are_those_of_one_process_and_of_the_formula
     for seed in range(DRAWN):
         case = draw(seed)
         for outcome in outcomes()[: case.processes]:
+            assert not wrong(case, outcome.measured[seed]), case
+
+
+def test_outputs_and_gradients_of_graphs_that_hold_the_exchange_are_those_of_one_process() -> None:
+    outcomes: list[Outcome] = run_in_processes(MOST_PROCESSES, check, DRAWN_FOR_GRAPHS, 0, "graph")
+    for seed in range(DRAWN_FOR_GRAPHS):
+        case = draw_for_graph(seed)
+        for outcome in outcomes[: case.processes]:
             assert not wrong(case, outcome.measured[seed]), case
 
 
