@@ -15,7 +15,7 @@ earlier tokens, as it has no window. `one of documents` and `context of document
 The GPUs of a host differ by some percent, and a step of several waits for the slowest: those of one run on
 each in turn, and their mean and the slowest are told. All are bare loops (`scaling_entrants.py`). Before and
 after a round the processes meet and a GPU waits for its host, which a round of few steps would count as the
-price of sharing; and a GPU that is still cold is faster.
+price of sharing; and a GPU that is still cold is faster. With `--resume` a command that was ended goes on.
 
 Bytes are those of keys, values, queries and outputs that all processes together send in the forward pass of a
 step. Memory is that of the process with most of it. A shape is as in `benchmark_training.py`.
@@ -49,6 +49,9 @@ from windowlm.parallel.launcher import free_port, threads_of_each
 from windowlm.parallel.parts import parts_of
 
 SCRIPT = Path(__file__).with_name("scaling_entrants.py")
+REPORT = "scaling.json"
+# What may differ between a command and the one that goes on with it, and what both add to.
+DIFFERS = {"command", "load_before", "rows", "compared"}
 SHORT, LONG, LONGEST = range(3)
 DOCUMENTS_A_ROW = 8
 SECONDS_BETWEEN_LOOKS = 0.05
@@ -101,8 +104,16 @@ def main() -> int:
     console = Console(width=None if sys.stdout.isatty() else PIPED_WIDTH)
     facts = {"processes": options.processes, "lengths": options.lengths, "precision": options.precision}
     report: dict[str, Any] = {**circumstances(options.device, PACKAGES), **facts, **asdict(options.shape)}
-    report["rows"] = rows = []
+    report["gpus"] = gpus_of(options)
+    try:
+        kept = kept_rows(options.out / REPORT, report) if options.resume else []
+    except ValueError as error:
+        print(f"error: --resume: {error}", file=sys.stderr)
+        return 2
+    report["rows"] = rows = kept
     for name in options.entrants:
+        if any(row["entrant"] == name for row in kept):
+            continue
         rows.append(row := measured(name, options))
         said = row["problem"] or f"{row['tokens_per_second']:,.0f} tokens/s, {row['wall_s']:.0f} s in all"
         console.print(f"{name}: {said}", style="dim", markup=False, highlight=False)
@@ -110,7 +121,7 @@ def main() -> int:
         if options.out is not None:
             options.out.mkdir(parents=True, exist_ok=True)
             text = json.dumps(report, indent=1) + "\n"
-            (options.out / "scaling.json").write_text(text, encoding="utf-8")
+            (options.out / REPORT).write_text(text, encoding="utf-8")
     console.print(table_of(report))
     for comparison in report["compared"]:
         console.print(comparison, markup=False, highlight=False)
@@ -154,8 +165,15 @@ def parse_options() -> argparse.Namespace:
     )
     parser.add_argument("--limit", type=float, default=240.0, help="seconds that an entrant may take")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, metavar="FOLDER", help="write scaling.json")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help=f"write {REPORT}")
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help=f"keep what {REPORT} has of this code, these options and GPUs, as of a command that was ended",
+    )
     options = parser.parse_args()
+    if options.resume and options.out is None:
+        parser.error("--resume: --out says of which folder")
     on_gpu = options.device == "cuda"
     if on_gpu and torch.cuda.device_count() < options.processes:
         parser.error(
@@ -211,6 +229,30 @@ def entrant_of(name: str) -> Entrant:
     if told := OF_SHARES.fullmatch(name):
         return replace(ENTRANTS["context"], shares=tuple(float(share) for share in told[1].split(",")))
     return ENTRANTS[name]
+
+
+def gpus_of(options: argparse.Namespace) -> list[str]:
+    """Which GPUs are measured."""
+    if options.device.type != "cuda":
+        return []
+    return [str(torch.cuda.get_device_properties(gpu).uuid) for gpu in range(options.processes)]
+
+
+def kept_rows(path: Path, report: dict[str, Any]) -> list[dict[str, Any]]:
+    """What an earlier command has measured of the same; entrants that had a problem are tried again.
+
+    Raises:
+        ValueError: it measured something else.
+    """
+    if not path.exists():
+        return []
+    earlier = json.loads(path.read_text(encoding="utf-8"))
+    for name, value in json.loads(json.dumps(report)).items():
+        if name not in DIFFERS and earlier.get(name) != value:
+            raise ValueError(
+                f"{path} has {name} {earlier.get(name)}, and here it is {value}; give another --out"
+            )
+    return [row for row in earlier["rows"] if not row["problem"]]
 
 
 def measured(name: str, options: argparse.Namespace) -> dict[str, Any]:

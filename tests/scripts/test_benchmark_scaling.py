@@ -79,6 +79,39 @@ def test_entrants_share_one_model_and_are_compared(tmp_path: Path) -> None:
     assert bytes_.endswith("of gather, 0.109 of the bytes")
 
 
+def test_a_command_goes_on_with_what_was_measured_of_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(str(PROJECT / "scripts"))
+    import benchmark_scaling
+
+    asked: list[str] = []
+
+    def measured(name: str, options: Any) -> dict[str, Any]:
+        asked.append(name)
+        problem = "it failed" if asked == ["one", "ddp"] else None
+        numbers = {"tokens_per_second": 1.0, "wall_s": 1.0, "peak_memory_bytes": 1, "state_bytes": 1}
+        return {"entrant": name, "share": name, "problem": problem, "sequence_length": 32, **numbers}
+
+    def run(*words: str) -> int:
+        given = ["--entrants", "one", "ddp", "fsdp2", "--out", str(tmp_path), *words]
+        monkeypatch.setattr(sys, "argv", [SCRIPT, *FEW, *given])
+        return benchmark_scaling.main()
+
+    monkeypatch.setattr(benchmark_scaling, "measured", measured)
+    assert run() == 1
+    assert run("--resume") == 0
+    assert asked == ["one", "ddp", "fsdp2", "ddp"]
+    rows = json.loads((tmp_path / "scaling.json").read_text())["rows"]
+    assert [row["entrant"] for row in rows] == ["one", "fsdp2", "ddp"]
+    assert run("--resume", "--lengths", "32", "64", "256") == 2
+    assert (
+        "has lengths [32, 64, 128], and here it is [32, 64, 256]; give another --out"
+        in capsys.readouterr().err
+    )
+    assert asked[4:] == []
+
+
 def test_every_comparison_is_told_of_the_rows_that_have_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(PROJECT / "scripts"))
     from benchmark_scaling import ENTRANTS, compared
@@ -183,6 +216,7 @@ def test_peers_attend_as_the_halo_does_and_send_more() -> None:
         ),
         (["--entrants", "context [1,999]"], "of 1024 tokens a process would have none"),
         (["--entrants", "context [3,2,1]"], "there are 2 processes, and a number for each is allowed"),
+        (["--resume"], "--resume: --out says of which folder"),
         (["--processes", "1"], "--processes 1: a number from 2 on"),
         (["--lengths", "32", "33", "64"], "--lengths 33: 2 processes share a sequence"),
         (["--lengths", "0", "32", "64"], "--lengths 0: a number from 1 on"),
