@@ -239,6 +239,18 @@ def test_the_cases_of_the_halo_are_as_many_as_the_result_says() -> None:
         assert said in page, said
 
 
+def test_the_cases_of_graphs_are_as_many_as_the_result_says() -> None:
+    cases = json.loads((PROJECT / "docs/results/halo_cases_graph.json").read_text())
+    error = cases["largest_error"]
+    single, double = (
+        rounded_up(max(error[f"{what} {dtype}"] for what in ("outputs", "gradients"))) for dtype in DTYPES
+    )
+    assert cases["mismatches"] == 0
+    said = f"`{cases['command']}` compiles {cases['cases']} to graphs"
+    assert said in PAGE
+    assert f"none differed by more than {single} and {double}" in " ".join(PAGE.split())
+
+
 def test_every_backend_under_the_exchange_errs_as_the_plain_formula_does_on_gpus() -> None:
     processes = json.loads((PROJECT / "docs/results/halo_backends_h200.json").read_text())["processes"]
     ratios: dict[str, float] = {}
