@@ -38,6 +38,8 @@ def test_the_page_says_what_was_measured() -> None:
     for row in rows:
         if "refused" in row:
             continue
+        assert abs(row["train_loss_over_float32"]) < 0.01
+        assert abs(row["validation_loss_over_float32"]) < 0.01
         cells = [row["precision"]]
         for name in ("train_loss", "validation_loss"):
             beyond = row[f"{name}_over_float32"]
