@@ -390,7 +390,10 @@ def test_resuming_without_a_folder_is_said_to_start_a_new_run(
     start: Start, capsys: pytest.CaptureFixture[str], words: str, resume: str | None, warns: bool
 ) -> None:
     assert start("run", plan=True, resume=resume, command=f"python train.py {words}") == 0
-    assert ("resume=auto without run_dir starts a new run" in capsys.readouterr().out) is warns
+    told = capsys.readouterr().out
+    assert ("resume=auto without run_dir starts a new run" in told) is warns
+    # What is given anew after a kill has nothing to go on from where nothing was saved.
+    assert ("no state is saved there, so this begins at step 1" in told) is (resume == "auto" and not warns)
 
 
 def evaluation_that(act: Callable[[], None]) -> Callable[..., Any]:

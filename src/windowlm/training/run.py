@@ -260,7 +260,7 @@ class TrainingRun:
             self._restore(module)
             if module.finished and (self.start.origin is not None or not self.start.continues):
                 raise self._spent_already(module)
-        elif config.resume == "auto":
+        elif config.resume == "auto" and not self._cannot_be_found_again():
             self.console.out(
                 "resume=auto: no state is saved there, so this begins at step 1", highlight=False
             )
