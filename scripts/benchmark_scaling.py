@@ -43,6 +43,7 @@ from rich.table import Table
 from scaling_entrants import ALONE, APART, BY_ROWS, CONTEXT, DDP, FSDP2, TORCH_DDP, Job
 from training_entrants import Shape
 
+from windowlm.atomic_write import write_atomically
 from windowlm.command_line import SHORT_WAITING
 from windowlm.evaluation.precision import compute_dtype
 from windowlm.parallel.launcher import free_port, threads_of_each
@@ -50,6 +51,8 @@ from windowlm.parallel.parts import parts_of
 
 SCRIPT = Path(__file__).with_name("scaling_entrants.py")
 REPORT = "scaling.json"
+# Options that a report tells, beside the shape.
+FACTS = ("processes", "lengths", "precision", "rounds", "steps", "warmup", "seed")
 # What may differ between a command and the one that goes on with it, and what both add to.
 DIFFERS = {"command", "load_before", "rows", "compared"}
 SHORT, LONG, LONGEST = range(3)
@@ -102,17 +105,18 @@ def main() -> int:
     """Run the command; 2 is the status of a user's mistake."""
     options = parse_options()
     console = Console(width=None if sys.stdout.isatty() else PIPED_WIDTH)
-    facts = {"processes": options.processes, "lengths": options.lengths, "precision": options.precision}
+    facts = {name: getattr(options, name) for name in FACTS}
     report: dict[str, Any] = {**circumstances(options.device, PACKAGES), **facts, **asdict(options.shape)}
     report["gpus"] = gpus_of(options)
     try:
-        kept = kept_rows(options.out / REPORT, report) if options.resume else []
+        rows = kept_rows(options.out / REPORT, report) if options.resume else []
     except ValueError as error:
         print(f"error: --resume: {error}", file=sys.stderr)
         return 2
-    report["rows"] = rows = kept
+    report["rows"], kept = rows, {row["entrant"] for row in rows}
+    report["compared"] = compared({row["entrant"]: row for row in rows})
     for name in options.entrants:
-        if any(row["entrant"] == name for row in kept):
+        if name in kept:
             continue
         rows.append(row := measured(name, options))
         said = row["problem"] or f"{row['tokens_per_second']:,.0f} tokens/s, {row['wall_s']:.0f} s in all"
@@ -121,7 +125,7 @@ def main() -> int:
         if options.out is not None:
             options.out.mkdir(parents=True, exist_ok=True)
             text = json.dumps(report, indent=1) + "\n"
-            (options.out / REPORT).write_text(text, encoding="utf-8")
+            write_atomically(options.out / REPORT, text.encode())
     console.print(table_of(report))
     for comparison in report["compared"]:
         console.print(comparison, markup=False, highlight=False)
@@ -382,16 +386,16 @@ def compared(rows: dict[str, dict[str, Any]]) -> list[str]:
     said = []
     if {"apart", "one"} <= rows.keys():
         said.append(f"apart: {pace('apart', 'one')} of one")
-    over_one = OVER_ONE | {name: "one long" for name in rows if OF_SHARES.fullmatch(name)}
-    for name, base in over_one.items():
+    unequal = [name for name in rows if entrant_of(name).shares]
+    for name, base in (OVER_ONE | dict.fromkeys(unequal, "one long")).items():
         if {name, base} <= rows.keys():
             said.append(
                 f"{name}: {pace(name, base)} of {base}{over_slowest(rows[name], rows[base])}, "
                 f"{share(name, base, 'peak_memory_bytes')} memory a process, "
                 f"{share(name, base, 'state_bytes')} weights, gradients and optimizer state"
             )
-    for name in rows:
-        if OF_SHARES.fullmatch(name) and "context" in rows:
+    for name in unequal:
+        if "context" in rows:
             said.append(f"{name}: {pace(name, 'context')} of context")
     for name in PEERS:
         for context in ("context", "context in pieces"):

@@ -7,8 +7,6 @@ The longest windows hold all of a document; those of fewer tokens are dealt out.
 
 import json
 import random
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -18,7 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 
-from tests.conftest import PROJECT, SMALL_RUN, WORDS
+from tests.conftest import SMALL_RUN, WORDS, start_script
 from windowlm.training.peak_flops import device_name
 from windowlm.training.provenance import provenance
 
@@ -74,9 +72,8 @@ def written(folder: Path) -> Path:
 
 def told(folder: Path, script: str, *words: str) -> None:
     """Run a script of one thread a process, whose words stay out of the report."""
-    command = [sys.executable, str(PROJECT / script), *words]
-    environment = {"OMP_NUM_THREADS": "1", "PATH": "", "HOME": str(folder)}
-    subprocess.run(command, cwd=folder, env=environment, stdout=sys.stderr, check=True)
+    done = start_script(script, *words, cwd=folder, timeout=1200)
+    assert done.returncode == 0, done.stderr
 
 
 def compared(alone: Path, shared: Path) -> dict[str, Any]:

@@ -151,6 +151,8 @@ def test_several_processes_score_what_one_scores_to_the_bit_also_where_others_be
 
 def test_each_process_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     chosen: list[torch.device] = []
+    for name in ("SLURM_STEP_ID", "RANK"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("torch.cuda.set_device", chosen.append)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     monkeypatch.setattr("torch.distributed.is_nccl_available", lambda: True)
@@ -163,6 +165,10 @@ def test_each_process_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> N
         own_gpu(device, Place(0, 3, 0, 3), "devices")
     monkeypatch.setenv("SLURM_STEP_ID", "0")
     with pytest.raises(UserError, match=r"3 tasks.* 2 GPUs are shown to one.*--gpus-per-node=3"):
+        own_gpu(device, Place(0, 3, 0, 3), "devices")
+    # Processes that torchrun has started are no tasks of the step that it is in.
+    monkeypatch.setenv("RANK", "0")
+    with pytest.raises(UserError, match="3 processes on this machine"):
         own_gpu(device, Place(0, 3, 0, 3), "devices")
     monkeypatch.setattr("torch.distributed.is_nccl_available", lambda: False)
     with pytest.raises(UserError, match="NCCL"):

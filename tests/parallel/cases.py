@@ -196,7 +196,8 @@ class Measured(NamedTuple):
 def measure(case: Case, group: ContextGroup) -> Measured:
     """Compare this process's part with one process that has the whole sequence."""
     group = ContextGroup(group.processes, case.shares)
-    return (_of_model if case.whole_model else _of_attention)(case, group)
+    measured = (_of_model if case.whole_model else _of_attention)(case, group)
+    return measured._replace(expected=0) if case.in_graph else measured
 
 
 def _of_attention(case: Case, group: ContextGroup) -> Measured:
@@ -225,7 +226,7 @@ def _of_attention(case: Case, group: ContextGroup) -> Measured:
             for gradient, of_whole in zip(gradients, wanted_gradients, strict=True)
         ),
         group.bytes_sent,
-        0 if case.in_graph else bytes_to_send(case, visibility, group),
+        bytes_to_send(case, visibility, group),
     )
 
 
@@ -293,7 +294,6 @@ def _of_model(case: Case, group: ContextGroup) -> Measured:
         error(group.summed(gradient), of_whole)
         for gradient, of_whole in zip(gradients, wanted_gradients, strict=True)
     ]
-    expected = 0 if case.in_graph else expected
     return Measured(error(output, group.shard(wanted)), max(errors), group.bytes_sent, expected)
 
 

@@ -104,6 +104,10 @@ def test_a_command_goes_on_with_what_was_measured_of_the_same(
     assert asked == ["one", "ddp", "fsdp2", "ddp"]
     rows = json.loads((tmp_path / "scaling.json").read_text())["rows"]
     assert [row["entrant"] for row in rows] == ["one", "fsdp2", "ddp"]
+    # Nothing is left to measure.
+    assert run("--resume") == 0
+    assert run("--resume", "--steps", "2") == 2
+    assert "has steps 1, and here it is 2; give another --out" in capsys.readouterr().err
     assert run("--resume", "--lengths", "32", "64", "256") == 2
     assert (
         "has lengths [32, 64, 128], and here it is [32, 64, 256]; give another --out"

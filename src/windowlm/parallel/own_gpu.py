@@ -24,7 +24,7 @@ def check_gpus(place: Place, setting: str) -> None:
             f"{setting}=1"
         )
     if (there := torch.cuda.device_count()) < place.local_size:
-        if "SLURM_STEP_ID" in os.environ:
+        if "SLURM_STEP_ID" in os.environ and "RANK" not in os.environ:
             raise UserError(
                 f"{place.local_size} tasks of this step on this machine, and {there} GPUs are shown to one: "
                 f"each must see those of all; try srun --gpus-per-node={place.local_size} --gpu-bind=none in "

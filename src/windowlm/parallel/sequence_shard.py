@@ -326,15 +326,14 @@ def _plan(
     own = cuts[group.rank]
     starts = [cut.start for cut in cuts]
     device = torch.device("cpu") if seen.documents is None else seen.documents.device
-    first_BT = seen.bounds(tokens, tokens, device).first_keys.long()
+    first_keys_BT = first_BT = seen.bounds(tokens, tokens, device).first_keys.long()
     sinks = None
     if seen.sinks:
         sinks = seen.sink_ranges(tokens, tokens, device)
         first_BT = first_BT.minimum(sinks[0])
     rows = first_BT.shape[0]
     if neighbours is None:
-        first_keys_BT = seen.bounds(tokens, tokens, device).first_keys.long().expand(rows, -1)
-        halo_NB = _first_in_parts(first_keys_BT, cuts)
+        halo_NB = _first_in_parts(first_keys_BT.expand(rows, -1), cuts)
     else:
         # A run of padding has neighbours as a document has.
         starts_N = torch.tensor(starts)
