@@ -18,7 +18,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,6 +28,9 @@ from windowlm.attention.dispatch import MODULES, attention, capabilities, comput
 from windowlm.attention.document_layout import PADDING
 from windowlm.attention.window import Visibility
 from windowlm.errors import UserError, exit_status
+
+if TYPE_CHECKING:
+    from multiprocessing.sharedctypes import Synchronized
 
 DTYPES = (torch.float64, torch.float32, torch.float32, torch.bfloat16, torch.float16)
 CHECKS = (
@@ -45,6 +48,8 @@ TOLD_APART = 320  # queries: all of a case that is not long
 DRAWN_AGAIN = 7
 AT_ONCE = 25
 SEEDS_A_PROCESS = 1_000_000
+# Of the command; that no process has taken yet.
+_left: "Synchronized[int] | None" = None
 EXAMPLE = "try python tests/attention/cases.py banded 100"
 DYNAMO = {"recompile_limit": 1000, "fail_on_recompile_limit_hit": True, "assume_static_by_default": False}
 # A graph that is asked for several gradients must not give away what it saved for the first.
@@ -554,12 +559,14 @@ def main(*words: str) -> int:
     """Check as many cases as asked for that the backend claims, and print the outcome as a line of JSON."""
     backend, count, first, device, processes, seconds = read(words)
     started, deadline = time.perf_counter(), time.time() + seconds
-    # Of compiled kernels each process compiles those of its own shapes.
+    # Of compiled kernels each process compiles those of its own shapes. As that takes some much longer than
+    # others, all but the first cases of each go to who is ready for more.
     shapes = [shape for shape in SHAPES if device != "cpu" and _serves(backend, device, shape)]
+    own = min(AT_ONCE, count // processes)
     shares = [
         (
             backend,
-            count // processes + (process < count % processes),
+            own,
             first + process * SEEDS_A_PROCESS,
             device,
             shapes[process % max(len(shapes), 1) :: processes],
@@ -567,10 +574,13 @@ def main(*words: str) -> int:
         )
         for process in range(processes)
     ]
+    context = get_context("spawn")
+    left = context.Value("q", count - own * processes)
     if processes == 1:
+        _begin(left)
         outcomes = [_check(*shares[0])]
     else:
-        with ProcessPoolExecutor(processes, get_context("spawn"), _prepare) as pool:
+        with ProcessPoolExecutor(processes, context, _begin, (left,)) as pool:
             outcomes = list(pool.map(_check, *zip(*shares, strict=True)))
     failed = sorted(seed for outcome in outcomes for seed in outcome.failed)
     drawn = sum((outcome.drawn for outcome in outcomes), Counter[str]())
@@ -607,7 +617,7 @@ def _serves(backend: str, device: str, shape: Shape) -> bool:
 
 
 class Outcome(NamedTuple):
-    """What one process found."""
+    """What one process found, of seeds from the first to the last."""
 
     checked: int
     failed: list[int]
@@ -626,16 +636,32 @@ def _prepare() -> None:
             setattr(module, name, value)
 
 
+def _begin(left: "Synchronized[int]") -> None:
+    """Prepare a process that shares the cases that are left with others."""
+    global _left
+    _prepare()
+    _left = left
+
+
+def _take() -> int:
+    """Some of the cases that no process has taken; zero where there are none."""
+    assert _left is not None
+    with _left.get_lock():
+        taken = min(AT_ONCE, _left.value)
+        _left.value -= taken
+    return taken
+
+
 def _check(
-    backend: str, count: int, first: int, device: str, shapes: Sequence[Shape], deadline: float
+    backend: str, own: int, first: int, device: str, shapes: Sequence[Shape], deadline: float
 ) -> Outcome:
     checked, seed = 0, first
     failed: list[int] = []
     drawn: Counter[str] = Counter()
-    while checked < count and time.time() < deadline:
+    while time.time() < deadline and (count := own if own > checked else _take()):
         cases: list[Case] = []
         measured: list[Tensor] = []
-        while len(cases) < min(AT_ONCE, count - checked) and not (cases and time.time() > deadline):
+        while len(cases) < count and not (cases and time.time() > deadline):
             case = draw(seed, shapes=shapes)
             seed += 1
             if not supported(case, backend, device):
@@ -655,7 +681,7 @@ def _check(
                 print(case, *complaints, sep="\n  ", file=sys.stderr, flush=True)
         checked += len(cases)
         torch.cuda.empty_cache()  # of long cases, which other processes need
-        print(f"{backend}: {checked} of {count} cases, {len(failed)} mismatches", file=sys.stderr, flush=True)
+        print(f"{backend}: {checked} cases, {len(failed)} mismatches", file=sys.stderr, flush=True)
     return Outcome(checked, failed, (first, seed - 1), drawn)
 
 
