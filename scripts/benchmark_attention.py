@@ -705,7 +705,8 @@ def table_of(shape: dict[str, Any]) -> Table:
     table = Table(
         title=f"{shape['shape']}: {sizes}, window {shape['window']}{documents}; "
         f"matmul {shape['matmul_tflops']:.3g} TFLOP/s{clocks}",
-        caption="median (minimum) of ms; x: time over that of auto's choice (*); error: over plain PyTorch's",
+        caption="median (minimum) of ms; x: median of both passes together, over that of auto's choice (*); "
+        "error: over plain PyTorch's",
         title_justify="left",
         caption_justify="left",
     )
@@ -760,7 +761,11 @@ def plot_of(report: dict[str, Any]) -> bytes:
     panels = []
     for shape in report["shapes"]:
         values = [
-            {"entrant": row["name"], "pass": name, "ms": row[f"{name}_ms"]}
+            {
+                "entrant": row["name"] if "backward_ms" in row else f"{row['name']} (forward alone)",
+                "pass": name,
+                "ms": row[f"{name}_ms"],
+            }
             for row in shape["rows"]
             for name in ("forward", "backward")
             if f"{name}_ms" in row

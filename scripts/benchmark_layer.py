@@ -95,7 +95,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument(
         "--layouts", type=int, default=0, help="batches of other documents, at the first shape"
     )
-    parser.add_argument("--lengths", type=int, default=16, help="sequence lengths among the layouts")
+    parser.add_argument("--lengths", type=int, help="sequence lengths among the layouts (16)")
     parser.add_argument("--layers", type=int, default=8, help="in one graph, when one is timed")
     parser.add_argument("--eager", action="store_true", help="do not compile the layer")
     options = checked_options(parser, {"rounds": 1, "lengths": 1, "layers": 1, "layouts": 0, "documents": 1})
@@ -104,7 +104,10 @@ def parse_options() -> argparse.Namespace:
         if head_dim % 2:
             parser.error(f"--shapes {shape}: head_dim {head_dim} is odd, which the rotation cannot pair up")
     tokens = sizes_of(options.shapes[0])[1]
-    if options.layouts and options.lengths > tokens:
+    if options.lengths is not None and not options.layouts:
+        parser.error(f"--lengths {options.lengths}: beside --layouts it is allowed; try --layouts 1000")
+    options.lengths = options.lengths or min(16, tokens)
+    if options.lengths > tokens:
         parser.error(
             f"--lengths {options.lengths}: at most {tokens} are there, the tokens of the first shape"
         )

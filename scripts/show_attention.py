@@ -5,6 +5,7 @@ python scripts/show_attention.py window=4 sequence_length=12 documents=[5,7] [si
 The PNG is attention.png in the current folder unless output_file= names another, or null for none.
 """
 
+import os
 import sys
 from pathlib import Path
 
@@ -23,6 +24,11 @@ def show(config: ShowAttentionConfig, invocation: Invocation) -> int:
     from PIL import Image
     from rich.console import Console
 
+    if config.output_file is not None and not os.access(Path(config.output_file).parent, os.W_OK):
+        raise UserError(
+            f"output_file={config.output_file}: a name in a folder that can be written is allowed; "
+            "try output_file=attention.png"
+        )
     # rich would break rows that are wider than the terminal at spaces.
     Console().print(config.text(), soft_wrap=True)
     if config.output_file is not None:

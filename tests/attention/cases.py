@@ -1,7 +1,8 @@
 """Drawn attention calls, and what must hold for a backend on each of them.
 
-`python tests/attention/cases.py BACKEND COUNT [FIRST_SEED] [device=cuda] [processes=8] [seconds=500]` checks
-many more than the tests do, as many as it can in the time if there is a limit.
+`python tests/attention/cases.py BACKEND COUNT [FIRST_SEED] [device=cuda] [processes=8] [threads=2]
+[seconds=500]` checks many more than the tests do, as many as it can in the time if there is a limit; threads
+are those of one process on a CPU.
 """
 
 import json
@@ -206,12 +207,13 @@ def draw(seed: int, *, shapes: Sequence[Shape] = (), wide: bool = False) -> Case
             kind = shape.special if shape.special in SPECIALS[2:] else "packed"
         learned_sinks, capped = (shape.special == special for special in SPECIALS[:2])
     else:
+        kv_heads, groups = chance.choice([(1, 1), (1, 2), (2, 1)])
         shape = Shape(
             batch=1 if long else chance.randint(1, 2),
-            kv_heads=1 if long else chance.choice([1, 2, 3]),
-            groups=1 if long else chance.choice([1, 2, 4, 8]),
-            head_dim=16 if long else chance.choice([8, 16, 32, 64]),
-            dtype=chance.choice(DTYPES[:3] if long else DTYPES),
+            kv_heads=kv_heads if long else chance.choice([1, 2, 3]),
+            groups=groups if long else chance.choice([1, 2, 4, 8]),
+            head_dim=chance.choice([16, 64] if long else [8, 16, 32, 64]),
+            dtype=chance.choice(DTYPES),
         )
     places = _places(chance, kind, shape.batch, queries)
     return Case(
@@ -506,6 +508,7 @@ class Wanted(NamedTuple):
     first: int = 0
     device: str = "cpu"
     processes: int = 1
+    threads: int = 1
     seconds: float = math.inf
 
 
@@ -523,8 +526,8 @@ def read(words: Sequence[str]) -> Wanted:
     given = dict(zip(Wanted._fields, in_place, strict=False))
     for word in words:
         name, equals, value = word.partition("=")
-        if equals and name not in ("device", "processes", "seconds"):
-            raise UserError(f"{word}: device=, processes= and seconds= are allowed; {EXAMPLE}")
+        if equals and name not in ("device", "processes", "threads", "seconds"):
+            raise UserError(f"{word}: device=, processes=, threads= and seconds= are allowed; {EXAMPLE}")
         if equals:
             given[name] = value
     numbers = {name: _number(name, given[name]) for name in given if name not in ("backend", "device")}
@@ -545,7 +548,10 @@ def read(words: Sequence[str]) -> Wanted:
 
 
 def _number(name: str, text: str) -> int | float:
-    least, most = 1 if name in ("cases", "processes") else 0, math.inf if name == "seconds" else 2**31
+    least, most = (
+        1 if name in ("cases", "processes", "threads") else 0,
+        math.inf if name == "seconds" else 2**31,
+    )
     try:
         number = float(text) if name == "seconds" else int(text)
     except ValueError:
@@ -557,7 +563,7 @@ def _number(name: str, text: str) -> int | float:
 
 def main(*words: str) -> int:
     """Check as many cases as asked for that the backend claims, and print the outcome as a line of JSON."""
-    backend, count, first, device, processes, seconds = read(words)
+    backend, count, first, device, processes, threads, seconds = read(words)
     started, deadline = time.perf_counter(), time.time() + seconds
     # Of compiled kernels each process compiles those of its own shapes. As that takes some much longer than
     # others, all but the first cases of each go to who is ready for more.
@@ -577,10 +583,10 @@ def main(*words: str) -> int:
     context = get_context("spawn")
     left = context.Value("q", count - own * processes)
     if processes == 1:
-        _begin(left)
+        _begin(left, threads)
         outcomes = [_check(*shares[0])]
     else:
-        with ProcessPoolExecutor(processes, context, _begin, (left,)) as pool:
+        with ProcessPoolExecutor(processes, context, _begin, (left, threads)) as pool:
             outcomes = list(pool.map(_check, *zip(*shares, strict=True)))
     failed = sorted(seed for outcome in outcomes for seed in outcome.failed)
     drawn = sum((outcome.drawn for outcome in outcomes), Counter[str]())
@@ -625,8 +631,11 @@ class Outcome(NamedTuple):
     drawn: Counter[str]
 
 
-def _prepare() -> None:
-    torch.set_num_threads(1)
+def _begin(left: "Synchronized[int]", threads: int) -> None:
+    """Prepare a process that shares the cases that are left with others."""
+    global _left
+    _left = left
+    torch.set_num_threads(threads)
     for module, options in (
         (torch._dynamo.config, DYNAMO),
         (torch._functorch.config, FUNCTORCH),
@@ -634,13 +643,6 @@ def _prepare() -> None:
     ):
         for name, value in options.items():
             setattr(module, name, value)
-
-
-def _begin(left: "Synchronized[int]") -> None:
-    """Prepare a process that shares the cases that are left with others."""
-    global _left
-    _prepare()
-    _left = left
 
 
 def _take() -> int:
@@ -686,5 +688,4 @@ def _check(
 
 
 if __name__ == "__main__":
-    _prepare()
     sys.exit(exit_status(lambda: main(*sys.argv[1:])))

@@ -33,6 +33,7 @@ def test_overhead_and_layouts_are_timed_and_written(tmp_path: Path) -> None:
     [
         (["--shapes", "1,64,2,1,7,4"], "--shapes 1,64,2,1,7,4: head_dim 7 is odd"),
         (["--shapes", "1,64,2,1,8,4", "--layouts", "1", "--lengths", "65"], "--lengths 65: at most 64"),
+        (["--lengths", "4"], "--lengths 4: beside --layouts it is allowed"),
         (["--device", "potato"], "--device: potato: "),
         (["--out", __file__], f"--out {__file__}: a folder that can be written is allowed"),
         (["--layouts", "-1"], "--layouts -1: "),

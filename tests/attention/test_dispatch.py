@@ -124,6 +124,11 @@ def test_an_unknown_backend_is_refused() -> None:
     [
         (torch.ones(2, 3, 4), torch.ones(1, 2, 3, 4), "query has shape"),
         (torch.ones(1, 2, 3, 4), torch.ones(1, 2, 3, 4).double(), "key is torch.float64"),
+        (
+            torch.ones(1, 2, 3, 4).to(torch.float8_e4m3fn),
+            torch.ones(1, 2, 3, 4),
+            "query has dtype torch.float8_e4m3",
+        ),
         (torch.ones(1, 2, 3, 4).int(), torch.ones(1, 2, 3, 4), "query has dtype torch.int32"),
         (torch.ones(1, 2, 3, 4), torch.ones(1, 2, 2, 4), "3 query heads over 2 key-value heads"),
         (torch.ones(1, 2, 3, 4), torch.ones(2, 2, 3, 4), "give one batch size"),

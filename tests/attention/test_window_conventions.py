@@ -115,6 +115,14 @@ def test_numbers_of_another_kind_or_range_are_refused_by_name(given: Any) -> Non
         (lambda: conventions.from_mask_mod(3, 8), "mask_mod=3: a function"),
         (lambda: conventions.from_mask_mod(lambda *_: True, 8), "mask_mod gives bool: a tensor of bool"),
         (lambda: conventions.from_mask_mod(lambda query, key: query >= key, 8), "mask_mod=<function .* four"),
+        (
+            lambda: conventions.from_mask_mod(lambda b, h, q, k: q >= k if q > 3 else q == k, 8),
+            "mask_mod fails",
+        ),
+        (
+            lambda: conventions.from_mask_mod(lambda b, h, q, k: [True, False][k], 8),
+            "mask_mod fails on queries",
+        ),
         (lambda: conventions.from_mask_mod(lambda *_: BOOLS, 8), r"mask_mod gives shape \(3, 3\) "),
         (lambda: conventions.from_mask_mod(lambda *_: BOOLS[None], 3), r"mask_mod gives shape \(1, 3, 3\) "),
         (lambda: conventions.from_mask_mod(conventions.to_mask_mod(2), 1), "length=1: "),

@@ -28,6 +28,11 @@ def is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
+def shown(value: object) -> str:
+    """Its text, cut where it would fill a page: Python even refuses to write very long integers."""
+    return "a whole number of many digits" if isinstance(value, int) and abs(value) > 1e60 else repr(value)
+
+
 def _check(fits: bool, settings: object, name: str, allowed: str, good: object) -> None:
     if not fits:
         raise ValueError(f"{name}={getattr(settings, name)!r}: {allowed} is allowed; try {name}={good}")

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .backends import band, banded, flash4, flex, reference, varlen
 from .backends.capability import Capabilities, Request
-from .config import BACKENDS
+from .config import BACKENDS, shown
 from .dense_tensor import check_dense
 from .window import Visibility
 
@@ -27,6 +27,7 @@ MODULES: dict[str, ModuleType] = {
     "banded": banded,
     "reference": reference,
 }
+COMPUTED = frozenset[torch.dtype]().union(*(module.CAPABILITIES.dtypes for module in MODULES.values()))
 # Up to this window our tiles waste less than those of flash-attn-4, which hold 128 keys.
 SMALL_WINDOW, SMALL_WINDOW_UNGROUPED = 256, 128
 LEAST_FLOAT32, LARGEST_FLOAT32 = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max
@@ -82,7 +83,7 @@ def attention(
     scale = query_BTHD.shape[-1] ** -0.5 if scale is None else scale
     if not _positive_in_float32(scale):
         raise ValueError(
-            f"scale={_shown(scale)}: a number above 0 that float32 can hold is allowed "
+            f"scale={shown(scale)}: a number above 0 that float32 can hold is allowed "
             "(for a negative one, negate the query); try scale=None"
         )
     check_logit_cap(logit_cap)
@@ -208,7 +209,7 @@ def check_logit_cap(logit_cap: object) -> None:
     """Raise ValueError unless the cap is a number above 0 that float32 can hold, or None."""
     if logit_cap is not None and not _positive_in_float32(logit_cap):
         raise ValueError(
-            f"logit_cap={_shown(logit_cap)}: a number above 0 that float32 can hold, or None, is allowed; "
+            f"logit_cap={shown(logit_cap)}: a number above 0 that float32 can hold, or None, is allowed; "
             "try logit_cap=50"
         )
 
@@ -218,11 +219,6 @@ def _positive_in_float32(number: object) -> bool:
     if isinstance(number, bool) or not isinstance(number, int | float):
         return False
     return LEAST_FLOAT32 <= number <= LARGEST_FLOAT32
-
-
-def _shown(number: object) -> str:
-    """Its text, cut where it would fill a page: Python even refuses to write very long integers."""
-    return "a whole number of many digits" if isinstance(number, int) and abs(number) > 1e60 else repr(number)
 
 
 def check_visibility(visibility: object) -> None:
@@ -255,8 +251,9 @@ def _check_tensors(query_BTHD: Tensor, key_BSKD: Tensor, value_BSKD: Tensor, vis
                 f"{name} has shape {tuple(tensor.shape)}: "
                 "four dimensions [batch, tokens, heads, head dimension] are allowed"
             )
-        if not tensor.is_floating_point():
-            raise ValueError(f"{name} has dtype {tensor.dtype}: a floating-point dtype is allowed")
+        if tensor.dtype not in COMPUTED:
+            allowed = ", ".join(sorted(map(str, COMPUTED)))
+            raise ValueError(f"{name} has dtype {tensor.dtype}: {allowed} are allowed")
         if tensor.dtype != query_BTHD.dtype or tensor.device != query_BTHD.device:
             raise ValueError(
                 f"{name} is {tensor.dtype} on {tensor.device}, "

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .backends.autocast import autocast_is_on
 from .chunk_cache import ChunkLayer
-from .config import BACKENDS, RotaryConfig, is_number
+from .config import BACKENDS, RotaryConfig, is_number, shown
 from .dense_tensor import check_dense
 from .dispatch import attention, check_dropout, check_logit_cap, check_visibility
 from .joint_projection import WithJointWeights, lay_side_by_side, project_jointly
@@ -109,8 +109,9 @@ class SlidingWindowAttention(WithJointWeights):
         kv_heads = heads if kv_heads is None else kv_heads
         for name, size in (("dim", dim), ("heads", heads), ("dim_head", dim_head), ("kv_heads", kv_heads)):
             if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size < 2**31:
+                good = heads if name == "kv_heads" else 8
                 raise ValueError(
-                    f"{name}={size!r}: a whole number from 1 to 2**31 - 1 is allowed; try {name}=8"
+                    f"{name}={shown(size)}: a whole number from 1 to 2**31 - 1 is allowed; try {name}={good}"
                 )
         if heads % kv_heads:
             raise ValueError(
@@ -125,9 +126,10 @@ class SlidingWindowAttention(WithJointWeights):
                 f"rotary={rotary!r}: a RotaryConfig, or None for no positions, is allowed; "
                 "try rotary=RotaryConfig(base=10000)"
             )
-        if rotary is not None and dim_head < 2:
+        if rotary is not None and (dim_head < 2 or (rotary.fraction == 1 and dim_head % 2)):
             raise ValueError(
-                f"dim_head={dim_head}: a number from 2 on is allowed with rotary positions; try rotary=None"
+                f"dim_head={dim_head}: an even number is allowed with rotary positions, which rotate pairs; "
+                f"try dim_head={dim_head + 1} or rotary=None"
             )
         check_sinks(sinks)
         check_logit_cap(logit_cap)
@@ -213,8 +215,8 @@ class SlidingWindowAttention(WithJointWeights):
             mask: bool [B, T], True where there is a token, False for padding.
             positions_BT: [B or 1, T], whole-number positions for the rotation; None for those of the
                 visibility, or 0 .. T-1.
-            visibility: built once a batch and shared by layers of one window, or of a smaller one, which
-                shows less; without it the layer builds its own from `mask`.
+            visibility: built once a batch and shared by layers of one window; that of a smaller window than
+                the layer's is what counts. Without it the layer builds its own from `mask`.
             value_embedding_BTE: [B, T, kv_heads * dim_head], what is mixed with the values.
             cache: what the layer keeps of the tokens before these; it says itself where these stand and what
                 they see, so mask, positions and visibility are left away.
@@ -435,7 +437,7 @@ class SlidingWindowAttention(WithJointWeights):
             raise ValueError(
                 f"visibility has window={given[0]}, causal={given[1]}, sinks={given[2]}, the layer "
                 f"window_size={self.window_size}, causal={self.causal}, sinks={self.sinks}; "
-                "build one for each kind of layer"
+                "build one for each kind of layer, or take visibility.with_window() of a layer's window"
             )
         if visibility.separate_keys:
             raise ValueError(

@@ -100,7 +100,7 @@ class AttentionPicture:
         ):
             raise ValueError(
                 f"documents={self.documents!r}: a list of whole numbers, or null for one document, is "
-                "allowed; try documents=null"
+                "allowed; try documents=[5,7]"
             )
         if not 1 <= self.sequence_length <= LARGEST:
             raise ValueError(
@@ -121,10 +121,16 @@ class AttentionPicture:
         if self.documents is not None and (
             any(length < 1 for length in self.documents) or sum(self.documents) != real
         ):
-            shown = "[" + ",".join(map(str, self.documents)) + "]"
+            told = "documents=[" + ",".join(map(str, self.documents)) + "]"
+            needed = sum(self.documents) + self.padding_left + self.padding_right
+            if min(self.documents, default=0) >= 1 and self.keys is None and needed <= LARGEST:
+                raise ValueError(
+                    f"sequence_length={self.sequence_length}: {needed}, the tokens of {told} and padding, "
+                    f"is allowed; try sequence_length={needed}"
+                )
             fitting = [real] if real < 2 else [real // 2, real - real // 2]
             raise ValueError(
-                f"documents={shown}: lengths from 1 on that sum to {real}, the tokens that are not padding, "
+                f"{told}: lengths from 1 on that sum to {real}, the tokens that are not padding, "
                 f"are allowed; try documents=[{','.join(map(str, fitting if real else []))}]"
             )
 

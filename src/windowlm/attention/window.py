@@ -21,6 +21,7 @@ from typing import Any, NamedTuple, Self, TypeVar
 import torch
 from torch import Tensor
 
+from .config import shown
 from .dense_tensor import check_dense
 from .document_layout import (
     PADDING,
@@ -53,7 +54,7 @@ def check_window(window: object, name: str = "window") -> int | None:
         return None
     if isinstance(window, bool) or not isinstance(window, int) or window < 1:
         raise ValueError(
-            f"{name}={window!r}: a whole number from 1 on (keys seen, the query's own included) "
+            f"{name}={shown(window)}: a whole number from 1 on (keys seen, the query's own included) "
             f"or null for no window is allowed; try {name}=512"
         )
     return window
@@ -67,7 +68,7 @@ def narrowed(window: int | None, limit: int | None) -> int | None:
 def check_sinks(sinks: object, name: str = "sinks") -> None:
     """Raise ValueError unless the number of sinks is a whole number from 0 on."""
     if isinstance(sinks, bool) or not isinstance(sinks, int) or sinks < 0:
-        raise ValueError(f"{name}={sinks!r}: a whole number from 0 on is allowed; try {name}=4")
+        raise ValueError(f"{name}={shown(sinks)}: a whole number from 0 on is allowed; try {name}=4")
 
 
 def check_causal(causal: object) -> None:
@@ -205,7 +206,8 @@ class Visibility:
         0 0 0 0 1 0    0 0 0 0 1 0    0 0 0 1 1 0
         0 0 0 0 1 1    0 0 0 0 1 1    0 0 0 0 1 1
 
-    Create it with `Visibility.build`, which checks its arguments.
+    Create it with `Visibility.build`, which checks its arguments. It keeps the tensors and what it makes of
+    them: for others build another, and do not write into these.
 
     Attributes:
         window: keys a query may see, itself included; None for no window.

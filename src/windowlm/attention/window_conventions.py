@@ -3,7 +3,8 @@
 Here a window W counts the keys that a query sees, itself included; see `window.py`. Each pair of functions
 holds for self-attention over as many keys as queries, and raises ValueError for what the other side cannot
 say and for arguments of another kind: numbers are whole, and True is none. `to_` functions give a window
-beyond 2^30 + 1, longer than any sequence, as that.
+beyond 2^30 + 1, longer than any sequence, as that; a bidirectional window of 1 may come back as the causal
+one, which shows the same.
 `docs/attention-window.md` has the table.
 
 Shapes: T queries, S keys.
@@ -178,8 +179,8 @@ def from_mask_mod(mask_mod: MaskMod, length: int) -> Window:
     """The window of a `mask_mod`, found by asking it for all pairs of `length` tokens; see `from_mask`.
 
     Raises:
-        ValueError: where it is no function of four arguments, the length no whole number from 2 on, or its
-            answer not in bool and one for each pair, and as `from_mask`.
+        ValueError: where it is no function of four arguments that takes tensors of indices, the length no
+            whole number from 2 on, or its answer not in bool and one for each pair, and as `from_mask`.
     """
     if not callable(mask_mod) or not _takes_four(mask_mod):
         raise ValueError(f"mask_mod={mask_mod!r}: a function of four, batch, head, query and key, is allowed")
@@ -187,7 +188,13 @@ def from_mask_mod(mask_mod: MaskMod, length: int) -> Window:
         raise ValueError(f"length={length!r}: a whole number from 2 on is allowed; try length=1024")
     index_T = torch.arange(length)
     zero = torch.zeros((), dtype=torch.int64)
-    visible = mask_mod(zero, zero, index_T[:, None], index_T[None, :])
+    try:
+        visible = mask_mod(zero, zero, index_T[:, None], index_T[None, :])
+    except (RuntimeError, TypeError, IndexError) as error:
+        raise ValueError(
+            f"mask_mod fails on queries [{length}, 1] and keys [1, {length}] ({error}): a function of "
+            "tensors of indices is allowed, without `if` and lists"
+        ) from error
     if not isinstance(visible, Tensor) or visible.dtype != torch.bool:
         given = visible.dtype if isinstance(visible, Tensor) else type(visible).__name__
         raise ValueError(f"mask_mod gives {given}: a tensor of bool is allowed, True for visible")
