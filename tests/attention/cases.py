@@ -566,9 +566,9 @@ def main(*words: str) -> int:
     backend, count, first, device, processes, threads, seconds = read(words)
     started, deadline = time.perf_counter(), time.time() + seconds
     # Of compiled kernels each process compiles those of its own shapes. As that takes some much longer than
-    # others, all but the first cases of each go to who is ready for more.
+    # others, half of the cases go to who is ready for more.
     shapes = [shape for shape in SHAPES if device != "cpu" and _serves(backend, device, shape)]
-    own = min(AT_ONCE, count // processes)
+    own = count // (2 * processes)
     shares = [
         (
             backend,
@@ -660,7 +660,7 @@ def _check(
     checked, seed = 0, first
     failed: list[int] = []
     drawn: Counter[str] = Counter()
-    while time.time() < deadline and (count := own if own > checked else _take()):
+    while time.time() < deadline and (count := min(AT_ONCE, max(0, own - checked)) or _take()):
         cases: list[Case] = []
         measured: list[Tensor] = []
         while len(cases) < count and not (cases and time.time() > deadline):
