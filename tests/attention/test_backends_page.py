@@ -6,6 +6,11 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pytest
+import torch
+
+from windowlm.attention.dispatch import MODULES, capabilities
+
 DOCS = Path(__file__).parents[2] / "docs"
 RUNS = (
     "attention_h100",
@@ -39,8 +44,13 @@ def tables(section: str) -> list[list[dict[str, str]]]:
     """The tables of a section, each row by the names of the columns."""
     page = (DOCS / "attention-backends.md").read_text()
     start = page.index(f"## {section}\n")
+    return tables_of(page[start : page.find("\n## ", start)])
+
+
+def tables_of(text: str) -> list[list[dict[str, str]]]:
+    """All tables of a text."""
     found = []
-    for table in re.findall(r"(?:^\|.*\n)+", page[start : page.find("\n## ", start)], re.MULTILINE):
+    for table in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
         names, _, *rows = (
             [cell.strip().strip("`") for cell in line.split("|")[1:-1]] for line in table.splitlines()
         )
@@ -48,13 +58,45 @@ def tables(section: str) -> list[list[dict[str, str]]]:
     return found
 
 
-def test_the_example_runs_and_gives_the_shapes_that_it_says() -> None:
+@pytest.mark.parametrize(("number", "claims"), [(0, 2), (1, 1)])
+def test_an_example_runs_and_gives_the_shapes_that_it_says(number: int, claims: int) -> None:
     page = (DOCS / "attention-backends.md").read_text()
-    (example,) = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    examples = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    assert len(examples) == 2
     claim = re.compile(r"^(\w.*)  # (\[[\d, ]+\])$", re.MULTILINE)
-    checked, claims = claim.subn(r"assert [*(\1).shape] == \2", example)
-    assert claims == 2
+    checked, found = claim.subn(r"assert [*(\1).shape] == \2", examples[number])
+    assert found == claims
     exec(checked, {})
+
+
+def test_the_table_of_backends_says_what_they_declare() -> None:
+    (table, *_) = tables_of((DOCS / "attention-backends.md").read_text())
+    assert [row["backend"] for row in table] == list(MODULES)
+    names = {torch.float64: "fp64", torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+    for row in table:
+        declared = capabilities(row["backend"])
+        major, minor = declared.compute_capability
+        assert row["devices"] == (
+            "all" if declared.devices is None else f"CUDA{f' {major}.{minor}' * (major > 0)}"
+        )
+        assert row["dtypes"].split(", ") == [names[dtype] for dtype in names if dtype in declared.dtypes]
+        multiple = declared.head_dim_multiple
+        limits = f"{max(declared.head_dim_least, multiple)} to {declared.head_dim_limit}"
+        limits += f" by {multiple}" * (multiple > 1)
+        assert row["head dimensions"] == ("all" if declared.head_dim_limit is None else limits)
+        for heading, field in (
+            ("bidirectional", "bidirectional"),
+            ("documents, padding", "documents"),
+            ("padding inside", "gaps"),
+            ("sinks", "sinks"),
+            ("learned sinks", "sink_logits"),
+            ("logit cap", "logit_cap"),
+            ("more keys", "more_keys"),
+            ("keys in any order", "separate_keys"),
+            ("dropout", "dropout"),
+            ("repeatable", "deterministic"),
+        ):
+            assert row[heading] == ("yes" if getattr(declared, field) else "no"), (row["backend"], heading)
 
 
 def test_the_ratios_beside_the_peers_are_those_of_the_results() -> None:

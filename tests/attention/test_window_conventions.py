@@ -1,7 +1,9 @@
 """How others count: each package at hand is asked for its mask, and the keys are counted."""
 
+import re
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -436,3 +438,13 @@ def test_flash_attn_does_not_count_the_query(window: int, module: str) -> None:
         return (mixed[0] if isinstance(mixed, tuple) else mixed)[0, :, 0, :TOKENS].cpu()
 
     assert from_mask(seen_by(attend)) == (window, True)
+
+
+def test_the_page_converts_as_it_says() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "attention-window.md").read_text()
+    (example,) = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    checked, claims = re.subn(
+        r"^(\w.*)  # (.*)$", r"assert repr(\1) == repr(\2)", example, flags=re.MULTILINE
+    )
+    assert claims == 4
+    exec(checked, {"Window": Window})
