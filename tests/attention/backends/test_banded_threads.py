@@ -57,6 +57,16 @@ def test_heads_are_even_where_each_thread_gets_as_many(batch: int, kv_heads: int
     assert heads_are_even(key_BSKD) == (len(set(sizes)) == 1 and len(sizes) % threads == 0)
 
 
+@pytest.mark.parametrize("most_heads", [1, 2, 3, 5, 8, 9])
+def test_shares_of_fewer_heads_are_as_large_as_one_another(most_heads: int, threads: int) -> None:
+    key_BSKD = torch.empty(2, 4, 8 * threads, 1)
+    shares = shares_of(key_BSKD, key_BSKD, divisible=False, most_heads=most_heads)
+    sizes = [share.heads.stop - share.heads.start for share in shares]
+    assert sum(sizes) == 2 * 8 * threads
+    assert max(sizes) <= most_heads
+    assert max(sizes) - min(sizes) <= 1
+
+
 def test_threads_that_start_late_do_not_change_the_number(monkeypatch: pytest.MonkeyPatch) -> None:
     set_num_threads, main, started = torch.set_num_threads, threading.main_thread(), []
 

@@ -69,7 +69,10 @@ class Share(NamedTuple):
 def heads_are_even(key_BSKD: Tensor) -> bool:
     """Whether shares of whole heads are the same work for each thread."""
     batch, kv_heads, threads = key_BSKD.shape[0], key_BSKD.shape[2], torch.get_num_threads()
-    heads = _heads_of_a_share(kv_heads, threads)
+    return _are_even(batch, kv_heads, threads, _heads_of_a_share(kv_heads, threads))
+
+
+def _are_even(batch: int, kv_heads: int, threads: int, heads: int) -> bool:
     return kv_heads % heads == 0 and batch * kv_heads // heads % threads == 0
 
 
@@ -105,10 +108,15 @@ def shares_of(
             for part in range(parts)
         ]
 
-    heads = _heads_of_a_share(kv_heads, threads)
+    heads, parts = _heads_of_a_share(kv_heads, threads), 1
     if divisible and query_BTHD.shape[1] >= DIVISIBLE and not heads_are_even(key_BSKD):
-        return of_heads(kv_heads if most_heads is None else min(kv_heads, most_heads), threads)
-    return of_heads(heads if most_heads is None else min(heads, most_heads), 1)
+        heads, parts = kv_heads, threads
+    if most_heads is not None:
+        most = min(heads, most_heads)
+        # A little less than the most where that is as much for each thread.
+        fewer = range(most, most // 2, -1)
+        heads = next((few for few in fewer if _are_even(batch, kv_heads, threads, few)), most)
+    return of_heads(heads, parts)
 
 
 @cache
