@@ -187,6 +187,11 @@ def test_the_cases_are_as_many_as_the_results_say() -> None:
         assert all(last < first for (_, last), (first, _) in itertools.pairwise(seeds))
         counts = [sum(run[name] for run in runs) for name in ("cases", "mismatches")]
         assert [row["cases"], row["mismatches"]] == [f"{count:,}" for count in counts]
+    (flex,) = drawn["flex", "H200"]
+    page = " ".join((DOCS / "attention-backends.md").read_text().split())
+    alone, ring = (flex["drawn"][name] for name in ("1 query heads a key-value head", "ring"))
+    told = f"{alone:,} have one query head a key-value head, and {ring} keys in the order of a ring"
+    assert f"of `flex`'s, {told}" in page
 
 
 def test_masks_cost_what_the_result_says() -> None:
