@@ -25,7 +25,8 @@ def test_the_mask_is_drawn_in_the_terminal_and_as_png(tmp_path: Path) -> None:
     [
         ("window=0", "show_attention.py window=4"),
         ("window=true", "window=true: allowed is a whole number or a list or null"),
-        ("documents=[5,8]", "show_attention.py 'documents=[6,6]'"),
+        ("documents=[5,8]", "show_attention.py 'documents=[5,8]' sequence_length=13"),
+        ("documents=[5,7,0]", "show_attention.py 'documents=[6,6]'"),
         ("windw=3", "show_attention.py window=3"),
         ("keys=5.5", "keys=5.5: allowed is a whole number or null"),
         ("output_file=mask.jpg", "show_attention.py output_file=attention.png"),
@@ -44,5 +45,6 @@ def test_a_mistake_ends_with_status_2_and_a_mended_command(
 def test_a_file_that_cannot_be_written_is_said(tmp_path: Path) -> None:
     done = run_script("scripts/show_attention.py", f"output_file={tmp_path}/no/a.png", cwd=tmp_path)
     assert done.returncode == 2
-    assert "cannot be written" in done.stderr
+    assert "a name in a folder that can be written is allowed" in done.stderr
+    assert not done.stdout  # known before anything is drawn
     assert "Traceback" not in done.stderr
