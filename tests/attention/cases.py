@@ -548,10 +548,8 @@ def read(words: Sequence[str]) -> Wanted:
 
 
 def _number(name: str, text: str) -> int | float:
-    least, most = (
-        1 if name in ("cases", "processes", "threads") else 0,
-        math.inf if name == "seconds" else 2**31,
-    )
+    least = 1 if name in ("cases", "processes", "threads") else 0
+    most = math.inf if name == "seconds" else 2**31
     try:
         number = float(text) if name == "seconds" else int(text)
     except ValueError:
@@ -586,7 +584,7 @@ def main(*words: str) -> int:
         _begin(left, threads)
         outcomes = [_check(*shares[0])]
     else:
-        with ProcessPoolExecutor(processes, context, _begin, (left, threads)) as pool:
+        with ProcessPoolExecutor(processes, context, _begin_process, (left, threads)) as pool:
             outcomes = list(pool.map(_check, *zip(*shares, strict=True)))
     failed = sorted(seed for outcome in outcomes for seed in outcome.failed)
     drawn = sum((outcome.drawn for outcome in outcomes), Counter[str]())
@@ -631,11 +629,7 @@ class Outcome(NamedTuple):
     drawn: Counter[str]
 
 
-def _begin(left: "Synchronized[int]", threads: int) -> None:
-    """Prepare a process that shares the cases that are left with others."""
-    global _left
-    _left = left
-    torch.set_num_threads(threads)
+def _prepare() -> None:
     for module, options in (
         (torch._dynamo.config, DYNAMO),
         (torch._functorch.config, FUNCTORCH),
@@ -643,6 +637,19 @@ def _begin(left: "Synchronized[int]", threads: int) -> None:
     ):
         for name, value in options.items():
             setattr(module, name, value)
+
+
+def _begin(left: "Synchronized[int]", threads: int) -> None:
+    """Share the cases that are left with other processes."""
+    global _left
+    _left = left
+    torch.set_num_threads(threads)
+
+
+def _begin_process(left: "Synchronized[int]", threads: int) -> None:
+    """The same in a process that was started for it."""
+    _prepare()
+    _begin(left, threads)
 
 
 def _take() -> int:
@@ -688,4 +695,5 @@ def _check(
 
 
 if __name__ == "__main__":
+    _prepare()
     sys.exit(exit_status(lambda: main(*sys.argv[1:])))

@@ -40,6 +40,11 @@ def measured() -> dict[tuple[str, bool], dict[str, dict[str, Any]]]:
     }
 
 
+def prose() -> str:
+    """The page as one line."""
+    return " ".join((DOCS / "attention-backends.md").read_text().split())
+
+
 def tables(section: str) -> list[list[dict[str, str]]]:
     """The tables of a section, each row by the names of the columns."""
     page = (DOCS / "attention-backends.md").read_text()
@@ -142,34 +147,32 @@ def total_ratios(run: str) -> dict[str, dict[str, float]]:
 
 
 def test_the_ratios_on_another_cpu_are_those_of_the_result() -> None:
-    page = " ".join((DOCS / "attention-backends.md").read_text().split())
     run = total_ratios("attention_cpu_xeon")
     ratio = {shape.removeprefix("1,"): f"{ratios['causal sdpa']:.2f}" for shape, ratios in run.items()}
     long = [ratio[f"8192,8,8,64,{window}"] for window in (64, 256, 512)]
     assert (
         f"causal SDPA takes {long[0]}, {long[1]} and {long[2]} times as long at 8,192 tokens with windows of "
         f"64, 256 and 512, {ratio['512,8,8,64,64']} times at 512 tokens with a window of 64, but "
-        f"{ratio['512,8,8,16,64']} times with heads of 16 there, and {ratio['1024,8,8,64,512']} times" in page
+        f"{ratio['512,8,8,16,64']} times with heads of 16 there, and {ratio['1024,8,8,64,512']} times"
+        in prose()
     )
 
 
 def test_the_ratios_of_rounds_in_any_order_are_those_of_the_results() -> None:
-    page = " ".join((DOCS / "attention-backends.md").read_text().split())
     ours = total_ratios("attention_h200_flash")
     peer = {name: f"{ratios['flash-attn-4']:.2f}" for name, ratios in ours.items()}
     assert peer["A"] == peer["B"] == peer["C"]
-    assert f"takes {peer['A']} times as long at A, B and C, {peer['D']} at D and {peer['E']} at E" in page
+    assert f"takes {peer['A']} times as long at A, B and C, {peer['D']} at D and {peer['E']} at E" in prose()
     banded = {
         name: ratios["windowlm:banded"] for name, ratios in total_ratios("attention_h100_banded").items()
     }
-    assert f"{banded['A']:.0f} times as long as `band` at A and {banded['C']:.0f} times at C" in page
+    assert f"{banded['A']:.0f} times as long as `band` at A and {banded['C']:.0f} times at C" in prose()
 
 
 def test_the_pace_of_matrix_products_is_that_of_the_runs() -> None:
     runs = [*(DOCS / "results").glob("attention_h[12]00*/attention.json")]
     paces = [shape["matmul_tflops"] for run in runs for shape in json.loads(run.read_text())["shapes"]]
-    page = " ".join((DOCS / "attention-backends.md").read_text().split())
-    assert f"a product of 8,192 x 8,192 matrices reached {min(paces):.0f} to {max(paces):.0f}." in page
+    assert f"a product of 8,192 x 8,192 matrices reached {min(paces):.0f} to {max(paces):.0f}." in prose()
 
 
 def test_the_cases_are_as_many_as_the_results_say() -> None:
@@ -188,15 +191,13 @@ def test_the_cases_are_as_many_as_the_results_say() -> None:
         counts = [sum(run[name] for run in runs) for name in ("cases", "mismatches")]
         assert [row["cases"], row["mismatches"]] == [f"{count:,}" for count in counts]
     (flex,) = drawn["flex", "H200"]
-    page = " ".join((DOCS / "attention-backends.md").read_text().split())
     alone, ring = (flex["drawn"][name] for name in ("1 query heads a key-value head", "ring"))
     told = f"{alone:,} have one query head a key-value head, and {ring} keys in the order of a ring"
-    assert f"of `flex`'s, {told}" in page
+    assert f"of `flex`'s, {told}" in prose()
 
 
 def test_masks_cost_what_the_result_says() -> None:
     report = json.loads((DOCS / "results" / "attention_layouts" / "layer.json").read_text())["layouts"]
-    page = " ".join((DOCS / "attention-backends.md").read_text().split())
     assert report["graphs_when_warm"] == report["graphs_at_the_end"] == 6
     assert report["memory_when_warm_mib"] == report["memory_at_the_end_mib"]
     for told in (
@@ -208,7 +209,7 @@ def test_masks_cost_what_the_result_says() -> None:
         f"{report['attention_ms']:.2f} ms of attention",
         f"Making them takes {report['mask_on_host_ms']:.1f} ms of a CPU",
     ):
-        assert told in page, told
+        assert told in prose(), told
 
 
 def test_the_peers_of_band_take_as_long_as_the_results_say() -> None:
@@ -265,20 +266,14 @@ def test_banded_on_a_cpu_takes_what_the_results_say() -> None:
             f"{causal['total_ratio']:.2f}",
             f"{causal['least_total_ratio']:.2f}",
         ]
-    other = {
-        (shape["tokens"], shape["window"]): {row["name"]: row["total_ratio"] for row in shape["rows"]}
-        for shape in json.loads((DOCS / "results" / "attention_cpu_other" / "attention.json").read_text())[
-            "shapes"
-        ]
-    }
-    page = " ".join((DOCS / "attention-backends.md").read_text().split())
-    long = [other[8192, window]["causal sdpa"] for window in (64, 256, 512)]
-    short = [ratios["causal sdpa"] for (tokens, _), ratios in other.items() if tokens <= 1024]
+    other = total_ratios("attention_cpu_other")
+    long = [other[f"1,8192,8,8,64,{window}"]["causal sdpa"] for window in (64, 256, 512)]
+    short = [ratios["causal sdpa"] for shape, ratios in other.items() if not shape.startswith("1,8192,")]
     chunked = sorted(ratios["chunked sdpa"] for ratios in other.values() if ratios["chunked sdpa"])
     assert (
         f"took {long[0]:.2f}, {long[1]:.2f} and {long[2]:.2f} times as long at 8,192 tokens and "
         f"{min(short):.2f} to {max(short):.2f} times at 512 and 1,024, and chunked SDPA, which takes whole "
-        f"multiples of the window, {chunked[1]:.2f} to {chunked[-1]:.2f} times, but half as long" in page
+        f"multiples of the window, {chunked[1]:.2f} to {chunked[-1]:.2f} times, but half as long" in prose()
     )
     assert chunked[0] == pytest.approx(0.5, abs=0.01)
     shapes = json.loads((DOCS / "results" / "attention_cpu_growth" / "attention.json").read_text())["shapes"]

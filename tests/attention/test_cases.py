@@ -4,7 +4,7 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -19,9 +19,19 @@ from .cases import DYNAMO, FUNCTORCH, KINDS, SHAPES, draw, main, mismatches, sup
 CASES, AT_ONCE = 500, 50
 
 
+@pytest.fixture
+def use_threads() -> Iterator[Callable[[int], None]]:
+    """Sets torch's number of threads until the test ends."""
+    threads = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(threads)
+
+
 @pytest.mark.parametrize("first", range(0, CASES, AT_ONCE))
 @pytest.mark.parametrize("backend", [name for name in MODULES if name != "reference"])
-def test_a_backend_equals_the_reference_on_all_cases_it_claims(backend: str, first: int) -> None:
+def test_a_backend_equals_the_reference_on_all_cases_it_claims(
+    backend: str, first: int, use_threads: Callable[[int], None]
+) -> None:
     declared = capabilities(backend)
     device = "cpu" if declared.runs_on("cpu") else "cuda"
     if device == "cuda" and not torch.cuda.is_available():
@@ -33,18 +43,18 @@ def test_a_backend_equals_the_reference_on_all_cases_it_claims(backend: str, fir
     claimed = [case for case in cases if supported(case, backend, device)]
     assert claimed
     # One thread is fast for small calls, and shares nothing.
-    torch.set_num_threads(2 if first < 2 * AT_ONCE else 1)
+    use_threads(2 if first < 2 * AT_ONCE else 1)
     with torch._dynamo.config.patch(DYNAMO), torch._functorch.config.patch(FUNCTORCH):
         for case in claimed:
             assert not mismatches(case, backend, device), case
-    torch.set_num_threads(1)
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_wide_windows_of_many_tokens_equal_the_reference(seed: int) -> None:
-    torch.set_num_threads(1 + seed % 3)
+def test_wide_windows_of_many_tokens_equal_the_reference(
+    seed: int, use_threads: Callable[[int], None]
+) -> None:
+    use_threads(1 + seed % 3)
     assert not mismatches(draw(seed, wide=True), "banded")
-    torch.set_num_threads(1)
 
 
 def test_padding_among_the_sinks_stays_hidden() -> None:
