@@ -238,20 +238,26 @@ def test_a_part_of_the_keys_returns_the_gradients_of_the_queries_that_see_it(
         torch.testing.assert_close(tensor.grad, by_part)
 
 
-def test_the_sum_over_all_queries_that_see_a_value_rounds_as_little_as_plainly() -> None:
+@pytest.mark.parametrize("size", [1.0, 3.0])
+@pytest.mark.parametrize("tokens", [300, 600, 1000, 1200])
+@pytest.mark.parametrize(("kv_heads", "head_dim", "compared"), [(1, 8, slice(2, 3)), (2, 64, slice(3))])
+def test_sums_over_all_queries_that_see_a_key_round_as_little_as_plainly(
+    kv_heads: int, head_dim: int, compared: slice, tokens: int, size: float
+) -> None:
     torch.manual_seed(0)
-    drawn = [torch.randn(4, 1000, heads, 8) for heads in (8, 1, 1, 8)]
+    query, gradient = (torch.randn(2, tokens, 8, head_dim) for _ in range(2))
+    key, value = (torch.randn(2, tokens, kv_heads, head_dim) for _ in range(2))
 
-    def value_gradient(backend: str, dtype: torch.dtype) -> Tensor:
-        *tensors, gradient = (tensor.to(dtype).requires_grad_() for tensor in drawn)
-        output = attention(*tensors, Visibility.build(window=1000), backend=backend)
-        return torch.autograd.grad(output, tensors[2], gradient)[0].double()
+    def gradients(backend: str, dtype: torch.dtype) -> list[Tensor]:
+        tensors = [tensor.to(dtype).requires_grad_() for tensor in (query * size, key * size, value)]
+        output = attention(*tensors, Visibility.build(window=tokens), backend=backend)
+        of_tensors = torch.autograd.grad(output, tensors, gradient.to(dtype))
+        return [tensor.double() for tensor in of_tensors[compared]]
 
-    exact = value_gradient("reference", torch.float64)
-    ours, plain = (
-        float((value_gradient(backend, torch.float32) - exact).norm()) for backend in ("banded", "reference")
-    )
-    assert ours <= 2 * plain
+    exact = gradients("reference", torch.float64)
+    of_both = gradients("banded", torch.float32), gradients("reference", torch.float32)
+    for ours, plain, expected in zip(*of_both, exact, strict=True):
+        assert (ours - expected).norm() <= 2 * (plain - expected).norm()
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Wide windows and full attention on a CPU: blocks of torch's kernel forward, our tiles backward."""
+"""Wide windows and full attention on a CPU: torch's kernel forward; backward our tiles or that kernel."""
 
 import math
 from collections.abc import Iterator
@@ -24,6 +24,8 @@ def small_blocks_and_tiles(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         (banded_wide, "BLOCK", 32),
         (banded_wide, "LONG", 64),
         (banded_wide, "SHORT", 16),
+        (banded_wide, "SHORT_OF_EVEN_HEADS", 120),
+        (banded_wide, "QUERIES_AT_A_TIME", 8),
         (banded_tiles, "ROWS", 32),
         (banded_tiles, "KEYS", 96),
         (banded_tiles, "ONE_TILE", 100),
@@ -125,6 +127,41 @@ def test_hidden_keys_and_values_of_any_size_change_nothing(window: int | None, h
             assert torch.equal(ours, expected)
 
 
+@pytest.mark.parametrize("huge", [[70], [20, 71], [0, 40, 99]])
+def test_hidden_keys_and_values_of_any_size_change_no_gradient_of_the_kernel(huge: list[int]) -> None:
+    visibility = Visibility.build(window=None)
+    query, key, value = (heads(100, count, dtype=torch.float32).detach() for count in (4, 2, 2))
+    query.requires_grad_()
+
+    def gradient(key: Tensor, value: Tensor) -> Tensor:
+        mixed = attention(query, key, value, visibility, backend="banded")
+        return torch.autograd.grad(mixed, query, query.detach().cos())[0][:, : huge[0]]
+
+    before = gradient(key, value)
+    for number in range(2):
+        changed = [key.clone(), value.clone()]
+        changed[number][:, huge] = HUGE
+        torch.testing.assert_close(gradient(*changed), before)
+
+
+def test_heads_that_threads_cannot_share_evenly_are_left_to_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    by_kernel = []
+    of_kernel = banded_wide._gradients_by_kernel
+    monkeypatch.setattr(
+        banded_wide,
+        "_gradients_by_kernel",
+        lambda *inputs: by_kernel.append(inputs[1].shape) or of_kernel(*inputs),
+    )
+    torch.set_num_threads(2)
+    try:
+        for tokens, count in ((100, 2), (100, 3), (16, 3), (121, 2)):
+            query = heads(tokens, count)[:1]
+            attention(query, query, query, Visibility.build(window=None), backend="banded").sum().backward()
+    finally:
+        torch.set_num_threads(1)
+    assert by_kernel == [(1, 100, 2, 8), (1, 16, 3, 8)]
+
+
 def test_a_query_that_sees_a_large_key_is_as_if_nothing_were_hidden() -> None:
     query, value = (heads(200, 1, dtype=torch.float32).detach() for _ in range(2))
     key = heads(200, 1, dtype=torch.float32).detach()
@@ -140,8 +177,9 @@ def test_a_query_that_sees_a_large_key_is_as_if_nothing_were_hidden() -> None:
 
 @pytest.mark.parametrize("window", [None, 60])
 def test_gradients_of_one_tile_are_as_exact_as_the_formula_where_weights_are_near_one(
-    window: int | None,
+    window: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(banded_wide, "SHORT_OF_EVEN_HEADS", 0)
     visibility = Visibility.build(window=window)
     query, key, value = (heads(100, count).detach() for count in (2, 2, 2))
     query *= 100.0

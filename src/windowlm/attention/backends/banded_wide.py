@@ -1,7 +1,8 @@
 """The CPU's way over wide windows and full attention: torch's fused attention forward, our tiles backward.
 
 The first queries see all before them, and may be all; the others go to torch's kernel in blocks, each with
-the keys in its reach and a mask that all blocks share. The two operators are opaque to torch.compile.
+the keys in its reach and a mask that all blocks share. Where the first are all, and few, torch's kernel
+computes the gradients too. The two operators are opaque to torch.compile.
 `blockwise` computes the same by formula.
 
 Shapes: B batch, T queries (as many keys), Q queries of a block, L keys in its reach, H query heads,
@@ -10,6 +11,7 @@ K key-value heads, D head dimension.
 
 from collections.abc import Iterator
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -30,8 +32,10 @@ _backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 BLOCK = 256
 # From here on one causal call is faster than blocks, though it computes 256 keys beyond those that are seen.
 LONG = 768
-# Up to here torch's kernel is faster backward too, where no window hides anything.
-SHORT = 192
+# Up to here torch's kernel is faster backward too, where no window hides anything; further where its heads,
+# each of which has one thread, are shared evenly. Of some hundred queries it takes so many at a time.
+SHORT, SHORT_OF_EVEN_HEADS = 192, 1152
+QUERIES_AT_A_TIME = 64
 VECTOR = 16
 
 
@@ -69,8 +73,8 @@ def _blocks(window: int, tokens: int) -> Iterator[tuple[slice, slice]]:
     """The queries of each call of torch's kernel, and their keys; the first see all up to their own."""
     # Whole blocks behind the window, as its tiles are smaller in small ones.
     first = tokens - -(-(tokens - window) // BLOCK) * BLOCK
-    if first < LONG:
-        first = min(window, BLOCK, tokens)
+    if window < tokens and first < LONG:
+        first = min(window, BLOCK)
     yield slice(0, first), slice(0, first)
     behind, _ = reach(window, causal=True)
     for start in range(first, tokens, BLOCK):
@@ -169,18 +173,66 @@ def _attend_backward(
     output_BTHD: Tensor,
     normalizer_BTH: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    inputs = gradient_BTHD, query_BTHD, key_BTKD, value_BTKD, output_BTHD
-    if query_BTHD.shape[1] <= min(SHORT, window):
-        of_heads = _backward(*map(for_kernel, inputs), normalizer_BTH.transpose(1, 2), 0.0, True, scale=scale)
-        query_gradient, key_gradient, value_gradient = (
-            tensor.transpose(1, 2).contiguous() for tensor in of_heads
-        )
+    inputs = gradient_BTHD, query_BTHD, key_BTKD, value_BTKD, output_BTHD, normalizer_BTH
+    tokens = query_BTHD.shape[1]
+    short = SHORT_OF_EVEN_HEADS if heads_are_even(key_BTKD) else SHORT
+    if tokens <= min(short, window):
+        query_gradient, key_gradient, value_gradient = _gradients_by_kernel(*inputs, scale)
     else:
-        query_gradient, key_gradient, value_gradient = banded_tiles.gradients(
-            *inputs, normalizer_BTH, window, scale
-        )
+        query_gradient, key_gradient, value_gradient = banded_tiles.gradients(*inputs, window, scale)
     if holds_nan(query_gradient):
-        return banded_tiles.gradients(*inputs, normalizer_BTH, window, scale, exact=True)
+        return banded_tiles.gradients(*inputs, window, scale, exact=True)
+    return query_gradient, key_gradient, value_gradient
+
+
+def _gradients_by_kernel(
+    gradient_BTHD: Tensor,
+    query_BTHD: Tensor,
+    key_BTKD: Tensor,
+    value_BTKD: Tensor,
+    output_BTHD: Tensor,
+    normalizer_BTH: Tensor,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of query, key and value by torch's kernel where each query sees all keys up to its own.
+
+    Some queries at a time, the last first, as these give each key the least weight, and a sum that begins
+    small rounds less.
+    """
+    tokens = query_BTHD.shape[1]
+    blocks = -(-tokens // BLOCK)
+    cuts = [tokens * block // blocks for block in range(blocks + 1)]
+    cuts = [min(tokens, cut + -cut % QUERIES_AT_A_TIME) for cut in cuts]
+    query_gradient, key_gradient, value_gradient = (
+        torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
+        for tensor in (query_BTHD, key_BTKD, value_BTKD)
+    )
+    for start, stop in reversed(list(pairwise(cuts))):
+        queries = slice(start, stop)
+        gradient_BHQD, query_BHQD, output_BHQD = (
+            for_kernel(tensor[:, queries]) for tensor in (gradient_BTHD, query_BTHD, output_BTHD)
+        )
+        for keys in (queries, slice(0, start)):
+            if keys.start == keys.stop:
+                continue
+            of_query, of_key, of_value = _backward(
+                gradient_BHQD,
+                query_BHQD,
+                *(for_kernel(tensor[:, keys]) for tensor in (key_BTKD, value_BTKD)),
+                output_BHQD,
+                normalizer_BTH[:, queries].transpose(1, 2),
+                0.0,
+                keys == queries,
+                scale=scale,
+            )
+            for total, added, own, begun in (
+                (query_gradient, of_query, queries, keys != queries),
+                (key_gradient, of_key, keys, stop < tokens),
+                (value_gradient, of_value, keys, stop < tokens),
+            ):
+                own_BTHD = total[:, own]
+                write = own_BTHD.add_ if begun else own_BTHD.copy_
+                write(added.transpose(1, 2))
     return query_gradient, key_gradient, value_gradient
 
 
