@@ -1,7 +1,6 @@
 """Wide windows and full attention on a CPU: torch's kernel forward; backward our tiles or that kernel."""
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -17,23 +16,20 @@ HUGE = 3e38
 
 
 @pytest.fixture(autouse=True)
-def small_blocks_and_tiles(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def small_blocks_and_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Cut short sequences as long ones are."""
     for module, name, value in (
         (banded, "WIDE", 1),
         (banded_wide, "BLOCK", 32),
         (banded_wide, "LONG", 64),
         (banded_wide, "SHORT", 16),
-        (banded_wide, "SHORT_OF_EVEN_HEADS", 120),
+        (banded_wide, "SHORT_BACKWARD", 120),
         (banded_wide, "QUERIES_AT_A_TIME", 8),
         (banded_tiles, "ROWS", 32),
         (banded_tiles, "KEYS", 96),
         (banded_tiles, "ONE_TILE", 100),
     ):
         monkeypatch.setattr(module, name, value)
-    banded_wide._bias_of_full.cache_clear()
-    yield
-    banded_wide._bias_of_full.cache_clear()
 
 
 def heads(tokens: int, count: int = 2, dim: int = 8, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -127,15 +123,19 @@ def test_hidden_keys_and_values_of_any_size_change_nothing(window: int | None, h
             assert torch.equal(ours, expected)
 
 
+@pytest.mark.parametrize("window", [None, 40])
 @pytest.mark.parametrize("huge", [[70], [20, 71], [0, 40, 99]])
-def test_hidden_keys_and_values_of_any_size_change_no_gradient_of_the_kernel(huge: list[int]) -> None:
-    visibility = Visibility.build(window=None)
+def test_hidden_keys_and_values_of_any_size_change_no_gradient_of_the_kernel(
+    window: int | None, huge: list[int]
+) -> None:
+    visibility = Visibility.build(window=window)
     query, key, value = (heads(100, count, dtype=torch.float32).detach() for count in (4, 2, 2))
     query.requires_grad_()
+    blind_T = ~visibility.mask(100, 100, query.device)[0, :, huge].any(1)
 
     def gradient(key: Tensor, value: Tensor) -> Tensor:
         mixed = attention(query, key, value, visibility, backend="banded")
-        return torch.autograd.grad(mixed, query, query.detach().cos())[0][:, : huge[0]]
+        return torch.autograd.grad(mixed, query, query.detach().cos())[0][:, blind_T]
 
     before = gradient(key, value)
     for number in range(2):
@@ -144,22 +144,25 @@ def test_hidden_keys_and_values_of_any_size_change_no_gradient_of_the_kernel(hug
         torch.testing.assert_close(gradient(*changed), before)
 
 
-def test_heads_that_threads_cannot_share_evenly_are_left_to_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    by_kernel = []
-    of_kernel = banded_wide._gradients_by_kernel
-    monkeypatch.setattr(
-        banded_wide,
-        "_gradients_by_kernel",
-        lambda *inputs: by_kernel.append(inputs[1].shape) or of_kernel(*inputs),
-    )
+def test_the_kernel_has_short_sequences_of_heads_that_threads_share_evenly(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    computed, fill = [], banded_wide._fill_by_kernel
+
+    def recorded(*inputs: Any) -> None:
+        computed.append(tuple(inputs[2].shape[1:3]))
+        fill(*inputs)
+
+    monkeypatch.setattr(banded_wide, "_fill_by_kernel", recorded)
     torch.set_num_threads(2)
     try:
-        for tokens, count in ((100, 2), (100, 3), (16, 3), (121, 2)):
-            query = heads(tokens, count)[:1]
-            attention(query, query, query, Visibility.build(window=None), backend="banded").sum().backward()
+        for tokens, count, window in ((100, 2, 100), (100, 2, 31), (100, 3, 100), (16, 3, 16), (121, 2, 121)):
+            query = heads(tokens, count)
+            visibility = Visibility.build(window=window)
+            attention(query[:1], query[:1], query[:1], visibility, backend="banded").sum().backward()
     finally:
         torch.set_num_threads(1)
-    assert by_kernel == [(1, 100, 2, 8), (1, 16, 3, 8)]
+    assert computed == [(100, 1), (100, 1), (16, 3)]
 
 
 def test_a_query_that_sees_a_large_key_is_as_if_nothing_were_hidden() -> None:
@@ -179,7 +182,7 @@ def test_a_query_that_sees_a_large_key_is_as_if_nothing_were_hidden() -> None:
 def test_gradients_of_one_tile_are_as_exact_as_the_formula_where_weights_are_near_one(
     window: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(banded_wide, "SHORT_OF_EVEN_HEADS", 0)
+    monkeypatch.setattr(banded_wide, "SHORT_BACKWARD", 0)
     visibility = Visibility.build(window=window)
     query, key, value = (heads(100, count).detach() for count in (2, 2, 2))
     query *= 100.0

@@ -1,16 +1,15 @@
 """The CPU's way over wide windows and full attention: torch's fused attention forward, our tiles backward.
 
 The first queries see all before them, and may be all; the others go to torch's kernel in blocks, each with
-the keys in its reach and a mask that all blocks share. Where the first are all, and few, torch's kernel
-computes the gradients too. The two operators are opaque to torch.compile.
+the keys in its reach and a mask that all blocks share. Of short sequences torch's kernel computes the
+gradients too. The two operators are opaque to torch.compile.
 `blockwise` computes the same by formula.
 
 Shapes: B batch, T queries (as many keys), Q queries of a block, L keys in its reach, H query heads,
 K key-value heads, D head dimension.
 """
 
-from collections.abc import Iterator
-from functools import cache
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -22,7 +21,7 @@ from ..operator import empty_contiguous_gradients
 from ..window import Visibility, reach, within_window
 from . import banded_tiles
 from .autocast import without_autocast
-from .banded_threads import Share, heads_are_even, holds_nan, in_parallel, shares_of, use_threads
+from .banded_threads import heads_are_even, holds_nan, in_parallel, shares_of, use_threads
 from .scaled_dot_product import for_kernel, widened, with_exact_scale
 
 _forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
@@ -32,10 +31,11 @@ _backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 BLOCK = 256
 # From here on one causal call is faster than blocks, though it computes 256 keys beyond those that are seen.
 LONG = 768
-# Up to here torch's kernel is faster backward too, where no window hides anything; further where its heads,
-# each of which has one thread, are shared evenly. Of some hundred queries it takes so many at a time.
-SHORT, SHORT_OF_EVEN_HEADS = 192, 1152
-QUERIES_AT_A_TIME = 64
+# Up to here one call with torch's own threads is fastest in both passes, where no window hides anything.
+SHORT = 192
+# Up to here torch's kernel is faster than tiles backward too, where threads share the heads evenly and the
+# window is no shorter than a block. Of some hundred queries it takes so many at a time.
+SHORT_BACKWARD, QUERIES_AT_A_TIME = 832, 64
 VECTOR = 16
 
 
@@ -66,9 +66,6 @@ def _bias(window: int, dtype: torch.dtype) -> Tensor:
     return torch.zeros(hidden_QL.shape, dtype=dtype, device="cpu").masked_fill(hidden_QL, -torch.inf)
 
 
-_bias_of_full = cache(lambda dtype: _bias(LONG, dtype))
-
-
 def _blocks(window: int, tokens: int) -> Iterator[tuple[slice, slice]]:
     """The queries of each call of torch's kernel, and their keys; the first see all up to their own."""
     # Whole blocks behind the window, as its tiles are smaller in small ones.
@@ -87,12 +84,11 @@ def _attend(
     query_BTHD: Tensor, key_BTKD: Tensor, value_BTKD: Tensor, bias_QL: Tensor, window: int, scale: float
 ) -> tuple[Tensor, Tensor]:
     """Outputs, and the softmax's denominators as logarithms, [B, T, H]."""
-    blocks = list(_blocks(window, query_BTHD.shape[1]))
-    if len(blocks) == 1:
+    tokens = query_BTHD.shape[1]
+    blocks, even = list(_blocks(window, tokens)), heads_are_even(key_BTKD)
+    if len(blocks) == 1 and not (even and tokens > SHORT):
         use_threads()
         return _by_kernel(query_BTHD, key_BTKD, value_BTKD, None, scale)
-    if not len(bias_QL):
-        bias_QL = _bias_of_full(query_BTHD.dtype)
     output_BTHD = query_BTHD.new_empty(query_BTHD.shape)
     normalizer_BTH = query_BTHD.new_empty(query_BTHD.shape[:3])
     shown = bias_QL.shape[1] - BLOCK
@@ -114,16 +110,21 @@ def _attend(
             if not output_BTGD.sum().isnan():
                 break
 
-    def fill_share(share: Share) -> None:
-        fill(slice(share.row, share.row + 1), share.heads, share.kv_heads)
-
-    if heads_are_even(key_BTKD):
-        in_parallel(fill_share, shares_of(query_BTHD, key_BTKD, divisible=False))
+    if even:
+        _in_shares(fill, query_BTHD, key_BTKD)
     else:
         # Torch's kernel shares queries among its threads, too.
         use_threads()
         fill(*[slice(None)] * 3)
     return output_BTHD, normalizer_BTH
+
+
+def _in_shares(fill: Callable[[slice, slice, slice], None], query_BTHD: Tensor, key_BTKD: Tensor) -> None:
+    """Call it by each thread with a row of the batch, query heads and key-value heads."""
+    in_parallel(
+        lambda share: fill(slice(share.row, share.row + 1), share.heads, share.kv_heads),
+        shares_of(query_BTHD, key_BTKD, divisible=False),
+    )
 
 
 def _by_kernel(
@@ -167,17 +168,38 @@ def _attend_backward(
     query_BTHD: Tensor,
     key_BTKD: Tensor,
     value_BTKD: Tensor,
-    _: Tensor,
+    bias_QL: Tensor,
     window: int,
     scale: float,
     output_BTHD: Tensor,
     normalizer_BTH: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    inputs = gradient_BTHD, query_BTHD, key_BTKD, value_BTKD, output_BTHD, normalizer_BTH
     tokens = query_BTHD.shape[1]
-    short = SHORT_OF_EVEN_HEADS if heads_are_even(key_BTKD) else SHORT
-    if tokens <= min(short, window):
-        query_gradient, key_gradient, value_gradient = _gradients_by_kernel(*inputs, scale)
+    inputs = gradient_BTHD, query_BTHD, key_BTKD, value_BTKD, output_BTHD, normalizer_BTH
+    all_at_once = tokens <= min(SHORT, window)
+    by_heads = tokens <= SHORT_BACKWARD and min(tokens, BLOCK) <= window and heads_are_even(key_BTKD)
+    if all_at_once or by_heads:
+        query_gradient, key_gradient, value_gradient = (
+            torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
+            for tensor in (query_BTHD, key_BTKD, value_BTKD)
+        )
+
+        def fill(rows: slice, heads: slice, kv_heads: slice) -> None:
+            own, of_keys = (rows, slice(None), heads), (rows, slice(None), kv_heads)
+            _fill_by_kernel(
+                [tensor[own] for tensor in (gradient_BTHD, query_BTHD, output_BTHD, normalizer_BTH)],
+                [tensor[of_keys] for tensor in (key_BTKD, value_BTKD)],
+                query_gradient[own],
+                [tensor[of_keys] for tensor in (key_gradient, value_gradient)],
+                bias_QL,
+                window,
+                scale,
+            )
+
+        if all_at_once:
+            fill(*[slice(None)] * 3)
+        else:
+            _in_shares(fill, query_BTHD, key_BTKD)
     else:
         query_gradient, key_gradient, value_gradient = banded_tiles.gradients(*inputs, window, scale)
     if holds_nan(query_gradient):
@@ -185,55 +207,68 @@ def _attend_backward(
     return query_gradient, key_gradient, value_gradient
 
 
-def _gradients_by_kernel(
-    gradient_BTHD: Tensor,
-    query_BTHD: Tensor,
-    key_BTKD: Tensor,
-    value_BTKD: Tensor,
-    output_BTHD: Tensor,
-    normalizer_BTH: Tensor,
+def _fill_by_kernel(
+    of_queries: Sequence[Tensor],
+    of_keys: Sequence[Tensor],
+    query_gradient_BTHD: Tensor,
+    key_gradients_BTKD: Sequence[Tensor],
+    bias_QL: Tensor,
+    window: int,
     scale: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of query, key and value by torch's kernel where each query sees all keys up to its own.
+) -> None:
+    """Write the gradients by torch's kernel, where no block of queries is longer than the window.
 
-    Some queries at a time, the last first, as these give each key the least weight, and a sum that begins
-    small rounds less.
+    A block at a time, as that computes fewer hidden pairs than one call; the last first, as its queries give
+    each key the least weight, and a sum that begins small rounds less.
+
+    Args:
+        of_queries: gradient of the output, queries, output [B, T, H, D] and normalizer [B, T, H].
+        of_keys: keys and values, [B, T, K, D].
+        query_gradient_BTHD: to be written.
+        key_gradients_BTKD: of keys and of values, to be written.
+        bias_QL: of `_bias`; of no account where the window holds all tokens.
+        window: keys that a query sees.
+        scale: factor on the scores.
     """
-    tokens = query_BTHD.shape[1]
-    blocks = -(-tokens // BLOCK)
-    cuts = [tokens * block // blocks for block in range(blocks + 1)]
+    tokens, (behind, _) = query_gradient_BTHD.shape[1], reach(window, causal=True)
+    count = -(-tokens // BLOCK)
+    cuts = [tokens * number // count for number in range(count + 1)]
     cuts = [min(tokens, cut + -cut % QUERIES_AT_A_TIME) for cut in cuts]
-    query_gradient, key_gradient, value_gradient = (
-        torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
-        for tensor in (query_BTHD, key_BTKD, value_BTKD)
-    )
+    for total_BTKD in key_gradients_BTKD:
+        total_BTKD[:, : max(0, cuts[-2] - behind)] = 0.0  # which the last block does not see
     for start, stop in reversed(list(pairwise(cuts))):
         queries = slice(start, stop)
-        gradient_BHQD, query_BHQD, output_BHQD = (
-            for_kernel(tensor[:, queries]) for tensor in (gradient_BTHD, query_BTHD, output_BTHD)
-        )
-        for keys in (queries, slice(0, start)):
+        *of_block, normalizer_BQH = (tensor[:, queries] for tensor in of_queries)
+        gradient_BHQD, query_BHQD, output_BHQD = map(for_kernel, of_block)
+        by_some, by_all = max(0, start - behind), max(0, stop - 1 - behind)
+        before = bias_QL.shape[1] - BLOCK - start
+        for keys, hidden_QL in (
+            (queries, None),
+            (slice(by_all, start), None),
+            (slice(by_some, by_all), bias_QL[: stop - start, before + by_some : before + by_all]),
+        ):
             if keys.start == keys.stop:
                 continue
-            of_query, of_key, of_value = _backward(
+            key_BKLD, value_BKLD = (for_kernel(tensor[:, keys]) for tensor in of_keys)
+            of_query, *of_these_keys = _backward(
                 gradient_BHQD,
                 query_BHQD,
-                *(for_kernel(tensor[:, keys]) for tensor in (key_BTKD, value_BTKD)),
+                key_BKLD,
+                value_BKLD,
                 output_BHQD,
-                normalizer_BTH[:, queries].transpose(1, 2),
+                normalizer_BQH.transpose(1, 2),
                 0.0,
                 keys == queries,
+                attn_mask=hidden_QL,
                 scale=scale,
             )
-            for total, added, own, begun in (
-                (query_gradient, of_query, queries, keys != queries),
-                (key_gradient, of_key, keys, stop < tokens),
-                (value_gradient, of_value, keys, stop < tokens),
-            ):
-                own_BTHD = total[:, own]
-                write = own_BTHD.add_ if begun else own_BTHD.copy_
-                write(added.transpose(1, 2))
-    return query_gradient, key_gradient, value_gradient
+            _put(query_gradient_BTHD[:, queries], of_query, add=keys != queries)
+            for total_BTKD, part in zip(key_gradients_BTKD, of_these_keys, strict=True):
+                _put(total_BTKD[:, keys], part, add=stop < tokens)
+
+
+def _put(total_BTHD: Tensor, part_BHTD: Tensor, *, add: bool) -> None:
+    (total_BTHD.add_ if add else total_BTHD.copy_)(part_BHTD.transpose(1, 2))
 
 
 def _empty_outputs(query_BTHD: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
