@@ -162,7 +162,7 @@ def choose_backend(backend: str, request: Request) -> Choice:
 def fastest_first(window: int | None, groups: int) -> list[str]:
     """All backends in the order in which `auto` asks them, as measured on an H200, an H100 and CPUs.
 
-    `flex` is ahead of `varlen` at one shape, as in training, and behind it at most that torch compiled it for.
+    `flex` is ahead of `varlen` at one shape, as in training; compiled for any, it is often behind.
     """
     small = window is not None and window <= (SMALL_WINDOW if groups > 1 else SMALL_WINDOW_UNGROUPED)
     ours, flash = ("band", "flash4") if small else ("flash4", "band")
