@@ -21,9 +21,15 @@ PEERS = {
 }
 
 
+def report_of(run: str) -> dict[str, Any]:
+    """What a run of the benchmark of attention wrote."""
+    report: dict[str, Any] = json.loads((DOCS / "results" / run / "attention.json").read_text())
+    return report
+
+
 def measured(*runs: str) -> dict[tuple[str, bool], dict[str, dict[str, Any]]]:
     """Rows by name, of each shape without and with documents."""
-    reports = [json.loads((DOCS / "results" / run / "attention.json").read_text()) for run in runs]
+    reports = [report_of(run) for run in runs]
     assert len({(report["commit"], report["device"]) for report in reports}) == 1
     return {
         (shape["shape"], shape["documents"] is not None): {row["name"]: row for row in shape["rows"]}
@@ -127,7 +133,7 @@ def test_every_backend_of_ours_that_was_measured_is_in_the_page() -> None:
 
 def total_ratios(run: str) -> dict[str, dict[str, float]]:
     """Of each shape and entrant of a run, and of the minima."""
-    shapes = json.loads((DOCS / "results" / run / "attention.json").read_text())["shapes"]
+    shapes = report_of(run)["shapes"]
     return {
         shape["shape"]: {
             f"{least}{row['name']}": row[f"{least}total_ratio"]
@@ -161,9 +167,7 @@ def test_flash_attention_4_beside_us_is_what_the_results_say() -> None:
     }
     assert least["B"] == least["C"] == least["D"]
     assert f"choice is {least['D']} there, as at B and C, and {least['A']} at A" in prose()
-    (wide, _) = json.loads((DOCS / "results" / "attention_h200_wide" / "attention.json").read_text())[
-        "shapes"
-    ]
+    (wide, _) = report_of("attention_h200_wide")["shapes"]
     low, high = (wide["clock_mhz"][end] for end in ("min", "max"))
     assert f"its clock went from {low:,.0f} to {high:,.0f} MHz" in prose()
 
@@ -197,7 +201,7 @@ def test_flex_that_is_compiled_for_any_length_takes_what_the_results_say() -> No
 
 
 def test_the_pace_of_matrix_products_is_that_of_the_runs() -> None:
-    reports = [json.loads((DOCS / "results" / run / "attention.json").read_text()) for run in RUNS]
+    reports = [report_of(run) for run in RUNS]
     paces = [shape["matmul_tflops"] for report in reports for shape in report["shapes"]]
     assert f"a product of 8,192 x 8,192 matrices reached {min(paces):.0f} to {max(paces):.0f}." in prose()
 
@@ -284,7 +288,7 @@ def test_the_layer_takes_what_the_results_say() -> None:
 
 def test_banded_on_a_cpu_takes_what_the_results_say() -> None:
     ratios, growth = tables("Speed on a CPU")
-    shapes = json.loads((DOCS / "results" / "attention_cpu" / "attention.json").read_text())["shapes"]
+    shapes = report_of("attention_cpu")["shapes"]
     for told, shape in zip(ratios, shapes, strict=True):
         rows = {row["name"]: row for row in shape["rows"]}
         ours, causal = (rows[name] for name in ("windowlm:banded", "causal sdpa"))
@@ -304,8 +308,8 @@ def test_banded_on_a_cpu_takes_what_the_results_say() -> None:
         (("", "_again"), "a matrix product reached"),
         (("_calm",), "An hour before it reached"),
     ):
-        reports = [DOCS / "results" / f"attention_cpu{run}" / "attention.json" for run in runs]
-        paces = [shape["matmul_tflops"] for run in reports for shape in json.loads(run.read_text())["shapes"]]
+        reports = [report_of(f"attention_cpu{run}") for run in runs]
+        paces = [shape["matmul_tflops"] for report in reports for shape in report["shapes"]]
         assert f"{verb} {min(paces):.2f} to {max(paces):.2f}" in prose()
     other = total_ratios("attention_cpu_other")
     long = [other[f"1,8192,8,8,64,{window}"]["causal sdpa"] for window in (64, 256, 512)]
@@ -320,7 +324,7 @@ def test_banded_on_a_cpu_takes_what_the_results_say() -> None:
     )
     assert told in prose()
     assert chunked[0] == pytest.approx(0.5, abs=0.01)
-    shapes = json.loads((DOCS / "results" / "attention_cpu_growth" / "attention.json").read_text())["shapes"]
+    shapes = report_of("attention_cpu_growth")["shapes"]
     measured = [
         (row["total_ms"], row["least_total_ms"], row["memory_mib"])
         for row in (shape["rows"][0] for shape in shapes)
