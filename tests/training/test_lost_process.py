@@ -15,6 +15,7 @@ import torch
 
 from tests.conftest import PROJECT, run_script
 from tests.parallel.processes import LOOPBACK, free_port
+from tests.training.killed_processes import SECONDS_TO_END, TORCHRUN, send_to_one
 from tests.training.runs import record, rows, steps_saved
 from windowlm.parallel.launcher import LAUNCHED, launch, starter
 from windowlm.parallel.place import Place
@@ -26,62 +27,7 @@ from windowlm.training.run_screen import RunScreen
 from windowlm.training.signals import Signals
 from windowlm.training.stopping import INTERRUPTED, Stopping
 
-SECONDS_TO_BEGIN = 240
-SECONDS_TO_END = 60
-
-
-def processes_of(parent: int) -> dict[str, int]:
-    """The children of a launcher by their RANK."""
-    found = {}
-    for folder in Path("/proc").iterdir():
-        try:
-            if int((folder / "stat").read_text().rpartition(")")[2].split()[1]) != parent:
-                continue
-            variables = (folder / "environ").read_bytes().split(b"\0")
-        except (OSError, IndexError, ValueError):
-            continue
-        found |= {
-            variable[5:].decode(): int(folder.name) for variable in variables if variable[:5] == b"RANK="
-        }
-    return found
-
-
-TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-
-
-def send_to_one(
-    folder: Path, rank: str, number: signal.Signals, *words: str, launcher: tuple[str, ...] = (), **extra: str
-) -> tuple[int, str, str]:
-    """Status, screen and errors of two processes, one of which gets a signal once a state is saved."""
-    devices = () if launcher else ("trainer.devices=2",)
-    running = subprocess.Popen(
-        [
-            sys.executable,
-            *launcher,
-            str(PROJECT / "train.py"),
-            *words,
-            *devices,
-            "trainer.max_steps=1000000",
-        ],
-        cwd=folder.parent,
-        env={**os.environ, "HOME": str(folder.parent), "WANDB_MODE": "offline", **extra},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        deadline = time.monotonic() + SECONDS_TO_BEGIN
-        while not (folder / "checkpoints" / "last.ckpt").exists() and time.monotonic() < deadline:
-            assert running.poll() is None, running.communicate()
-            time.sleep(0.1)
-        os.kill(processes_of(running.pid)[rank], number)
-        screen, errors = running.communicate(timeout=SECONDS_TO_END)
-    finally:
-        # A launcher that is killed leaves its processes.
-        for process in processes_of(running.pid).values():
-            os.kill(process, signal.SIGKILL)
-        running.kill()
-    return running.returncode, screen, errors
+ENDLESS = "trainer.max_steps=1000000"
 
 
 def test_a_killed_process_ends_all_with_one_message_and_the_run_goes_on(
@@ -89,11 +35,11 @@ def test_a_killed_process_ends_all_with_one_message_and_the_run_goes_on(
 ) -> None:
     folder = tmp_path / "run"
     common = (*small_run, f"run_dir={folder}", "trainer.device=cpu", "trainer.validate_every_n_steps=10")
-    status, _, errors = send_to_one(folder, "1", signal.SIGKILL, *common)
+    ending = send_to_one(folder, "1", signal.SIGKILL, *common, ENDLESS)
     # One run for both.
     assert len(list(folder.glob("wandb/offline-run-*"))) == 1
-    assert status == 1
-    assert errors.splitlines() == [
+    assert ending.status == 1
+    assert ending.errors.splitlines() == [
         "error: process 1 of 2 was ended by SIGKILL, and with it all others; resume=auto goes on from the "
         "last checkpoint, or starts anew where none was saved"
     ]
@@ -111,12 +57,12 @@ def test_one_of_those_that_are_left_tells_of_a_leader_that_was_killed_under_torc
 ) -> None:
     folder = tmp_path / "run"
     words = (*small_run, f"run_dir={folder}", "trainer.device=cpu", "trainer.validate_every_n_steps=10")
-    status, _, errors = send_to_one(
-        folder, "0", signal.SIGKILL, *words, "logger=none", launcher=TORCHRUN, OMP_NUM_THREADS="1"
+    ending = send_to_one(
+        folder, "0", signal.SIGKILL, *words, "logger=none", ENDLESS, launcher=TORCHRUN, OMP_NUM_THREADS="1"
     )
-    assert status == 1
+    assert ending.status == 1
     # The rest is torchrun's own report.
-    assert [line for line in errors.splitlines() if line.startswith("error: ")] == [
+    assert [line for line in ending.errors.splitlines() if line.startswith("error: ")] == [
         "error: another process of this run has ended; resume=auto goes on from the last checkpoint"
     ]
 
@@ -129,17 +75,18 @@ def test_a_signal_to_one_process_saves_one_state_and_gives_the_job_back_once(
     (tmp_path / "bin" / "scontrol").write_text(f'#!/bin/sh\necho "$@" >> {calls}\n')
     (tmp_path / "bin" / "scontrol").chmod(0o755)
     words = (*small_run, f"run_dir={folder}", "trainer.device=cpu", "trainer.validate_every_n_steps=10")
-    status, screen, errors = send_to_one(
+    ending = send_to_one(
         folder,
         "1",
         signal.SIGUSR1,
         *words,
         "logger=none",
+        ENDLESS,
         SLURM_JOB_ID="4711",
         PATH=f"{tmp_path / 'bin'}:{os.environ['PATH']}",
     )
-    assert status == 75, errors
-    assert screen.count("the state is saved, resume=auto goes on") == 1
+    assert ending.status == 75, ending.errors
+    assert ending.screen.count("the state is saved, resume=auto goes on") == 1
     assert calls.read_text() == "requeue 4711\n"
     assert record(folder)["status"] == "stopped"
     assert steps_saved(folder) >= 10
