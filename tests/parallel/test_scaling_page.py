@@ -134,10 +134,10 @@ def test_the_page_tells_what_two_gpus_held_and_lost() -> None:
     apart = [max(ROWS[name]["steps_s"]) / min(ROWS[name]["steps_s"]) - 1 for name in ("one", "one long")]
     assert over_slower("ddp", "one") >= 1.95
     assert over_slower("fsdp2", "one") >= 1.85
-    assert 1.89 <= over_slower("context", "one long") < 1.9
+    assert over_slower("context", "one long") >= 1.9
+    assert ratio("context", "one long", "peak_memory_bytes") <= 0.55
     for told in (
         f"these by {100 * min(apart):.1f} to {100 * max(apart):.1f}%",
-        f"1.9 for context, which misses it by {1.9 - over_slower('context', 'one long'):.3f}.",
         f"could not go beyond {1 + faster / slower:.3f}",
         f"The first losses agree, {min(first_losses):.4f} or {max(first_losses):.4f} for all",
         f"fsdp2 holds {ratio('fsdp2', 'one', 'state_bytes'):.3f} of the weights",
@@ -151,33 +151,17 @@ def test_the_page_tells_what_two_gpus_held_and_lost() -> None:
         assert told in " ".join(PAGE.split()), told
 
 
-def test_the_page_tells_what_channels_and_shares_changed() -> None:
-    channels, shares = (
-        {row["entrant"]: row for row in report_of(name)["rows"]}
-        for name in ("scaling_channels", "scaling_shares")
+def test_the_page_tells_what_parts_of_several_lengths_gain() -> None:
+    steps = {row["entrant"]: row["step_s"] for row in report_of("scaling_shares")["rows"]}
+
+    def longer(shares: str) -> float:
+        return float(100 * (steps[f"context {shares}"] / steps["context"] - 1))
+
+    told = (
+        f"a step with parts as 1.008 to 1 took {-longer('[1.008,1]'):.1f}% less than with equal ones, as "
+        f"1.016 to 1 {-longer('[1.016,1]'):.1f}% less and as 1 to 1.008 {longer('[1,1.008]'):.1f}% more"
     )
-    one, context = channels["one long"], channels["context"]
-    first, second = one["steps_s"]
-    pace = context["tokens_per_second"]
-
-    def longer(rows: dict[str, Any], name: str) -> float:
-        return float(100 * (rows[name]["step_s"] / rows["context"]["step_s"] - 1))
-
-    slower = pace * max(first, second) / one["tokens_per_step"]
-    mean = pace / one["tokens_per_second"]
-    assert min(slower, mean) >= 1.9
-    assert first > second
-    gather, all_to_all = (channels[name]["tokens_per_second"] for name in ("gather", "all-to-all over heads"))
-    for told in (
-        f"Context reached {slower:.3f} over the slower GPU then and {mean:.3f} over the mean",
-        f"{pace / gather:.2f} ahead of gathering and {pace / all_to_all:.2f} of all-to-all over heads",
-        f"whose second GPU is faster by {100 * (first / second - 1):.1f}% alone",
-        f"with parts as 1.008 to 1 took {longer(channels, 'context [1.008,1]'):.1f}% more than with equal",
-        f"on another {-longer(shares, 'context [1.008,1]'):.1f}% less, as 1.016 to 1 "
-        f"{-longer(shares, 'context [1.016,1]'):.1f}% less and as 1 to 1.008 "
-        f"{longer(shares, 'context [1,1.008]'):.1f}% more",
-    ):
-        assert told in " ".join(PAGE.split()), told
+    assert told in " ".join(PAGE.split())
 
 
 def test_two_gpus_stand_beside_the_model() -> None:
