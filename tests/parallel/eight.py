@@ -13,6 +13,7 @@ from tests.parallel.processes import run_in_processes
 from windowlm.attention.dispatch import attention
 from windowlm.parallel.context_group import ContextGroup
 from windowlm.parallel.sequence_shard import shard_visibilities
+from windowlm.training.provenance import provenance
 
 PROCESSES, TOKENS, KV_HEADS, HEAD_DIM = 8, 4096, 2, 16
 WINDOWS = (64, 512, 513, 514, 1025, 4096, None)
@@ -63,7 +64,8 @@ def main() -> int:
             }
         )
     settings = {"processes": PROCESSES, "tokens": TOKENS, "kv_heads": KV_HEADS, "head_dim": HEAD_DIM}
-    print(json.dumps({"command": "python -m tests.parallel.eight", **settings, "rows": rows}))
+    report = {**provenance(), "command": "python -m tests.parallel.eight", **settings, "rows": rows}
+    print(json.dumps(report))
     return int(any(row["formula"] != row["forward_bytes"] for row in rows))
 
 

@@ -3,13 +3,14 @@
 python -m tests.training.killed_processes
 
 Each way of sharing is tried, on GPUs over NCCL where there are two: how long the others take to end, what is
-said, and what differs between the run once it went on and one that nothing disturbed. Prints JSON, and ends
-with 1 where something lasted too long or differs.
+said, where the run went on, and what differs then from one that nothing disturbed. Prints JSON, and ends with
+1 where something lasted too long, was not said once, began anew or differs.
 """
 
 import argparse
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -33,6 +34,8 @@ SECONDS_TO_BEGIN = 240
 SECONDS_TO_END = 60
 SECONDS_TO_FINISH = 300
 SECONDS_BETWEEN_LOOKS = 0.02
+# Of steps that are lost, behind the first save.
+SECONDS_BEHIND_A_SAVE = 0.25
 STEPS = 400
 DEVICES = "trainer.devices=2"
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
@@ -81,7 +84,7 @@ def command_of(words: tuple[str, ...], launcher: tuple[str, ...] = ()) -> list[s
 def send_to_one(
     folder: Path, rank: str, number: signal.Signals, *words: str, launcher: tuple[str, ...] = (), **extra: str
 ) -> Ending:
-    """Begin a run of two processes, one of which gets a signal once a state is saved."""
+    """Begin a run of two processes, one of which gets a signal a little after a state was first saved."""
     running = subprocess.Popen(
         command_of(words, launcher),
         cwd=folder.parent,
@@ -95,6 +98,8 @@ def send_to_one(
         while not (folder / "checkpoints" / "last.ckpt").exists() and time.monotonic() < deadline:
             assert running.poll() is None, running.communicate()
             time.sleep(SECONDS_BETWEEN_LOOKS)
+        assert (folder / "checkpoints" / "last.ckpt").exists(), f"not saved in {SECONDS_TO_BEGIN} s"
+        time.sleep(SECONDS_BEHIND_A_SAVE)
         os.kill(processes_of(running.pid)[rank], number)
         sent = time.monotonic()
         screen, errors = running.communicate(timeout=SECONDS_TO_END)
@@ -106,8 +111,8 @@ def send_to_one(
     return Ending(running.returncode, screen, errors, time.monotonic() - sent)
 
 
-def finish(words: tuple[str, ...], launcher: tuple[str, ...], cwd: Path) -> None:
-    """Begin a run or go on with it, to its end."""
+def finish(words: tuple[str, ...], launcher: tuple[str, ...], cwd: Path) -> int | None:
+    """Begin a run or go on with it, to its end; returns the step where it went on."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         command_of(words, launcher),
@@ -118,6 +123,8 @@ def finish(words: tuple[str, ...], launcher: tuple[str, ...], cwd: Path) -> None
         timeout=SECONDS_TO_FINISH,
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    went_on = re.search(r"going on from step ([\d,]+) of", done.stdout)
+    return None if went_on is None else int(went_on[1].replace(",", ""))
 
 
 def killed(
@@ -130,8 +137,8 @@ def killed(
     ending = send_to_one(
         cut, rank, signal.SIGKILL, *words, f"run_dir={cut}", launcher=launcher, OMP_NUM_THREADS="1"
     )
-    step = steps_saved(cut)
-    finish((*words, f"run_dir={cut}"), launcher, base)
+    saved = steps_saved(cut)
+    went_on_from = finish((*words, f"run_dir={cut}"), launcher, base)
     finish((*words, f"run_dir={whole}"), launcher, base)
     return {
         "parallel": kind,
@@ -142,7 +149,8 @@ def killed(
         "status": ending.status,
         "errors": [line for line in ending.errors.splitlines() if line.startswith("error: ")],
         "tracebacks": ending.errors.count("Traceback"),
-        "went_on_from": step,
+        "saved": saved,
+        "went_on_from": went_on_from,
         "steps": steps_saved(cut),
         "different": differences(cut, whole),
     }
@@ -176,7 +184,10 @@ def main() -> int:
         def one(number: int) -> dict[str, Any]:
             kind, launcher, rank, settings = CASES[number]
             own = (*common, f"data.cache_dir={folder / f'cache {number}'}", *settings)
-            found = killed(folder / f"case {number}", kind, launcher, rank, own)
+            try:
+                found = killed(folder / f"case {number}", kind, launcher, rank, own)
+            except (AssertionError, subprocess.TimeoutExpired) as error:
+                found = {"parallel": kind, "failed": str(error)}
             print(found, file=sys.stderr, flush=True)
             return found
 
@@ -190,7 +201,20 @@ def main() -> int:
         "cases": cases,
     }
     print(json.dumps(report, indent=1))
-    return int(any(case["different"] or len(case["errors"]) != 1 for case in cases))
+    return int(not all(map(went_well, cases)))
+
+
+def went_well(case: dict[str, Any]) -> bool:
+    """Whether it ended in time, with one message, and went on to the same end."""
+    return (
+        "failed" not in case
+        and case["seconds_to_end"] <= SECONDS_TO_END
+        and case["status"] == 1
+        and len(case["errors"]) == 1
+        and case["went_on_from"] == case["saved"]
+        and case["steps"] == STEPS
+        and not case["different"]
+    )
 
 
 if __name__ == "__main__":

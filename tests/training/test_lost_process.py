@@ -12,14 +12,23 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from tests.conftest import PROJECT, run_script
-from tests.parallel.processes import LOOPBACK, free_port
+from tests.parallel.processes import LOOPBACK, free_port, run_in_processes
 from tests.training.killed_processes import SECONDS_TO_END, TORCHRUN, send_to_one
 from tests.training.runs import record, rows, steps_saved
+from windowlm.errors import UserError
 from windowlm.parallel.launcher import LAUNCHED, launch, starter
+from windowlm.parallel.own_gpu import own_gpu
 from windowlm.parallel.place import Place
-from windowlm.parallel.processes import LostProcessError, Processes, ending_together, is_loss
+from windowlm.parallel.processes import (
+    LostProcessError,
+    Processes,
+    ending_together,
+    is_loss,
+    noticing_losses,
+)
 from windowlm.training.given_settings import given_settings
 from windowlm.training.run import TrainingRun, train
 from windowlm.training.run_folder import RunFolder
@@ -213,6 +222,68 @@ def test_processes_are_told_to_end_where_their_launcher_is_killed(tmp_path: Path
     while any(Path(f"/proc/{process}").exists() for process in left):
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+STUCK = """
+import os, signal, time
+from windowlm.parallel import processes
+processes.SECONDS_TO_UNWIND = 0.5
+own = processes.Processes.join()
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+with processes.noticing_losses(own, lambda: "SAVED"):
+    if own.rank == KILLED:
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("killed", [0, 1])
+def test_a_process_that_waits_for_its_gpu_notices_that_another_is_gone(killed: int, tmp_path: Path) -> None:
+    """As in sleep, Python sees no signal there."""
+    script = tmp_path / "stuck.py"
+    script.write_text(STUCK.replace("KILLED", str(killed)))
+    started = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, *TORCHRUN, str(script)],
+        env={**os.environ, "PYTHONPATH": str(PROJECT / "src"), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=SECONDS_TO_END,
+    )
+    assert time.monotonic() - started < 45
+    assert done.returncode == 1
+    assert [line for line in done.stderr.splitlines() if line.startswith("error: ")] == [
+        "error: another process of this run has ended; SAVED"
+    ]
+
+
+def take_leave(rank: int, size: int) -> bool:
+    with noticing_losses(Processes(Place(rank, size, rank, size)), lambda: "SAVED"):
+        pass
+    return True
+
+
+def test_processes_that_end_well_miss_none_of_the_others(capfd: pytest.CaptureFixture[str]) -> None:
+    assert run_in_processes(3, take_leave, 3) == [True] * 3
+    assert capfd.readouterr().err == ""
+
+
+def test_a_torch_without_nccl_meets_by_gloo_and_leaves_the_message_to_the_check(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    backends: list[str] = []
+    place = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    for name, value in place.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("windowlm.parallel.processes._met", lambda _: None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(dist, "is_nccl_available", lambda: False)
+    monkeypatch.setattr(dist, "init_process_group", lambda backend, **_: backends.append(backend))
+    monkeypatch.setattr(Processes, "gather", lambda _, value: [value])
+    joined = Processes.join()
+    assert backends == ["gloo"]
+    with pytest.raises(UserError, match="NCCL"):
+        own_gpu(torch.device("cuda"), joined.place, "trainer.devices")
 
 
 def test_one_process_alone_tells_of_a_termination_and_closes_what_is_under_way(

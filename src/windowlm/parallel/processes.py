@@ -3,10 +3,12 @@
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from threading import Event, Thread
 from types import FrameType
 from typing import Any, NoReturn, TypeVar
 
@@ -25,6 +27,10 @@ Result = TypeVar("Result")
 PATIENCE = timedelta(days=7)
 # All start at about the same time: one that is missing by then was not started, or looks elsewhere.
 TIME_TO_MEET = timedelta(minutes=10)
+# What a process has to end by itself once it could notice the loss: torchrun kills it after 30.
+SECONDS_TO_UNWIND = 10.0
+# Set once this process has told of a loss, or left that to another.
+_told = Event()
 # A prime, so that the ports of a job's steps seldom are those of the jobs beside it.
 PORTS_OF_STEPS = 1009
 
@@ -58,10 +64,12 @@ class Processes:
             return cls(place)
         if "RANK" not in os.environ:
             _meet_by_job()
-        cuda, store = torch.cuda.is_available(), _met(place)
+        # Where a torch without NCCL is asked to share GPUs, `check_gpus` says so.
+        by_gpus = torch.cuda.is_available() and dist.is_nccl_available()
+        store = _met(place)
         with _losses():
             dist.init_process_group(
-                "cpu:gloo,cuda:nccl" if cuda else "gloo",
+                "cpu:gloo,cuda:nccl" if by_gpus else "gloo",
                 store=store,
                 rank=place.rank,
                 world_size=place.size,
@@ -195,6 +203,7 @@ def tell_of_loss(saved: str) -> None:
     Args:
         saved: what the message says about the work so far.
     """
+    _told.set()
     if LAUNCHED not in os.environ and _is_first_to_tell():
         print(f"error: another process of this run has ended; {saved}", file=sys.stderr)
 
@@ -205,6 +214,42 @@ def _is_first_to_tell() -> bool:
         with suppress(RuntimeError, ValueError):
             return dist.distributed_c10d._get_default_store().add("windowlm told of a loss", 1) == 1
     return own_place().rank == 0
+
+
+@contextmanager
+def noticing_losses(processes: Processes, saved: Callable[[], str]) -> Iterator[None]:
+    """Within it a process ends some seconds behind the loss of another, also where it waits for its GPU.
+
+    A GPU that waits for one that is gone does so for ever, and so does a host that waits for it and looks at
+    nothing else. A thread waits for a word of the process before this one, which comes at the end of what is
+    within, or never; the process behind this one then misses this one.
+
+    Args:
+        processes: all of the command.
+        saved: gives what the message says about the work so far.
+    """
+    if processes.size == 1:
+        yield
+        return
+    with _losses():
+        ring = dist.new_group(backend="gloo", timeout=PATIENCE)
+
+    def wait_for_word() -> None:
+        try:
+            dist.recv(torch.empty(1), (processes.rank - 1) % processes.size, ring)
+        except RuntimeError:
+            time.sleep(SECONDS_TO_UNWIND)
+            if not _told.is_set():
+                tell_of_loss(saved())
+            _leave(LOST)
+
+    waiting = Thread(target=wait_for_word, daemon=True)
+    waiting.start()
+    yield
+    with _losses():
+        dist.send(torch.empty(1), (processes.rank + 1) % processes.size, ring)
+    waiting.join()
+    dist.destroy_process_group(ring)
 
 
 @contextmanager

@@ -115,30 +115,48 @@ def halo_is_hidden(layer: Layer, machine: Machine, tokens: int, gpus: int) -> bo
     return layer.attention_flops(near) / machine.flops >= seconds
 
 
-def table(layer: Layer, machine: Machine, *, tokens: int, tokens_a_gpu: int, gpus: tuple[int, ...]) -> str:
-    """A Markdown table: `tokens` is one sequence under context, `tokens_a_gpu` the rows of ddp and fsdp2."""
+def rows_table(layer: Layer, machine: Machine, *, tokens: int, gpus: tuple[int, ...]) -> str:
+    """A Markdown table of ddp and fsdp2 with so many tokens on each GPU."""
     rows = [
-        "| GPUs | ddp MB | fsdp2 MB | rows' compute ms | state ddp GB | state fsdp2 GB | halo MB | gather MB "
-        "| part's compute ms | halo ms | gather ms | hidden |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+        "| GPUs | compute ms | ddp MB | ddp ms | ddp GB | fsdp2 MB | fsdp2 ms | fsdp2 GB |",
+        "|---|---|---|---|---|---|---|---|",
     ]
-    compute = 3e3 * layer.forward_flops(tokens_a_gpu) / machine.flops
+    compute = 3e3 * layer.forward_flops(tokens) / machine.flops
+    kept = kept_bytes(layer, 1, tokens, checkpointed=False)
     for count in gpus:
-        halo, gathered = halo_bytes(layer, tokens, count), gathered_bytes(layer, tokens, count)
-        numbers = (
-            f"{reduced_bytes(layer, count) / 1e6:.0f}",
-            f"{sharded_bytes(layer, count) / 1e6:.0f}",
-            f"{compute:.1f}",
-            f"{state_bytes(layer, count, sharded=False) / 1e9:.3f}",
-            f"{state_bytes(layer, count, sharded=True) / 1e9:.4f}",
+        cells = [f"{compute:.1f}"]
+        for sharded, sent in ((False, reduced_bytes(layer, count)), (True, sharded_bytes(layer, count))):
+            held = state_bytes(layer, count, sharded=sharded) + kept
+            cells += [
+                f"{sent / 1e6:.0f}",
+                f"{1e3 * machine.seconds_to_send(sent, count):.2f}",
+                f"{held / 1e9:.3f}",
+            ]
+        rows.append(f"| {count:,} | {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+def context_table(layer: Layer, machine: Machine, *, tokens: int, gpus: tuple[int, ...]) -> str:
+    """A Markdown table of context with one sequence of so many tokens, cut over the GPUs."""
+    rows = [
+        "| GPUs | compute ms | halo MB | halo ms | gather MB | gather ms | hidden | gradients ms | GB |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for count in gpus:
+        own, halo = tokens // count, halo_bytes(layer, tokens, count)
+        gathered = gathered_bytes(layer, tokens, count)
+        held = state_bytes(layer, count, sharded=False) + kept_bytes(layer, 1, own, checkpointed=False)
+        cells = (
+            f"{3e3 * layer.forward_flops(own) / machine.flops:.3f}",
             f"{halo / 1e6:.2f}",
-            f"{gathered / 1e6:.1f}",
-            f"{1e3 * layer.forward_flops(tokens // count) / machine.flops:.3f}",
             f"{1e3 * machine.seconds_to_send(halo, count):.4f}",
+            f"{gathered / 1e6:.1f}",
             f"{1e3 * machine.seconds_to_send(gathered, count):.3f}",
             "yes" if halo_is_hidden(layer, machine, tokens, count) else "no",
+            f"{1e3 * machine.seconds_to_send(reduced_bytes(layer, count), count):.2f}",
+            f"{held / 1e9:.3f}",
         )
-        rows.append(f"| {count:,} | {' | '.join(numbers)} |")
+        rows.append(f"| {count:,} | {' | '.join(cells)} |")
     return "\n".join(rows)
 
 

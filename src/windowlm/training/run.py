@@ -40,6 +40,7 @@ from windowlm.parallel.processes import (
     Processes,
     is_loss,
     leave_after_loss,
+    noticing_losses,
     tell_of_loss,
 )
 from windowlm.training import COMMAND_STARTED
@@ -655,7 +656,8 @@ class TrainingRun:
         )
         keep_signals(trainer)
         reset_peak_memory(self.device)
-        trainer.fit(module, datamodule=data_module, ckpt_path=self.checkpoint)
+        with noticing_losses(self.processes, lambda: _what_is_saved(self.folder.path)):
+            trainer.fit(module, datamodule=data_module, ckpt_path=self.checkpoint)
         return stopping.reason
 
     def _validation_interval(self, plan: Plan) -> int | timedelta:
