@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from ..differentiable import Computation, differentiable
-from ..operator import empty_contiguous_gradients
 from ..window import Visibility
 from .banded_plan import LONGEST_RUN, Block, Plan, Run, blocks_of, keys_met, make_plan
 from .banded_threads import Share, holds_nan, in_parallel, shares_of, zeros
@@ -233,7 +232,9 @@ def add_gradients(
         keys = slice(None) if share.parts == 1 else keys_met(plan, share, len(row.query_THD))
         totals = [total_BSKD[share.row, keys, share.kv_heads] for total_BSKD in gradients[1:]]
         key_gradient_SKD, value_gradient_SKD = (
-            totals if share.parts == 1 else [torch.zeros_like(total) for total in totals]
+            totals
+            if share.parts == 1
+            else [total.new_zeros(_by_head(total)).transpose(-3, -2) for total in totals]
         )
         for block in row.blocks(plan, share):
             own_keys = block.shifted(keys.start or 0)
@@ -304,16 +305,35 @@ def _attend_backward(
     dtype = torch.promote_types(query_BTHD.dtype, torch.float32)
     given = gradient_BTHD, query_BTHD, key_BSKD, value_BSKD
     for exact in (False, True):
-        key_gradient_BSKD, value_gradient_BSKD = (zeros(key_BSKD.shape, dtype) for _ in range(2))
+        key_gradient_BSKD, value_gradient_BSKD = (
+            zeros(_by_head(key_BSKD), dtype).transpose(-3, -2) for _ in range(2)
+        )
         gradients = _like(query_BTHD, plan), key_gradient_BSKD, value_gradient_BSKD
         add_gradients(gradients, *given, plan, scale, dropout, seed, exact=exact)
         if not holds_nan(gradients[0]):
             break
-    return gradients[0], key_gradient_BSKD.to(key_BSKD.dtype), value_gradient_BSKD.to(key_BSKD.dtype)
+    return gradients[0], gradients[1].to(key_BSKD.dtype), gradients[2].to(key_BSKD.dtype)
+
+
+def _by_head(keys_BSKD: Tensor) -> torch.Size:
+    """The shape [B, K, S, D], or without B, in which gradients of keys are summed up.
+
+    There the keys of blocks that do not overlap lie beside each other, and torch multiplies many in one call.
+    """
+    return keys_BSKD.transpose(-3, -2).shape
 
 
 def _empty_output(query_BTHD: Tensor, *_: object) -> Tensor:
     return query_BTHD.new_empty(query_BTHD.shape)
+
+
+def _empty_gradients(
+    gradient_BTHD: Tensor, query_BTHD: Tensor, key_BSKD: Tensor, value_BSKD: Tensor, *_: object
+) -> tuple[Tensor, Tensor, Tensor]:
+    of_key, of_value = (
+        tensor.new_empty(_by_head(tensor)).transpose(-3, -2) for tensor in (key_BSKD, value_BSKD)
+    )
+    return query_BTHD.new_empty(query_BTHD.shape), of_key, of_value
 
 
 _ARGUMENTS = (
@@ -325,6 +345,6 @@ _attention = differentiable(
     __name__,
     _ARGUMENTS,
     Computation(_attend, _empty_output),
-    Computation(_attend_backward, empty_contiguous_gradients),
+    Computation(_attend_backward, _empty_gradients),
     keeps_outputs=False,
 )

@@ -166,23 +166,35 @@ def in_parallel(compute: Callable[[Part], Result], shares: Sequence[Part]) -> li
 
 
 def _by_pool(compute: Callable[[Part], Result], shares: Sequence[Part], threads: int) -> list[Result]:
-    """The results by other threads; by the caller where the process ends."""
-    begun: list[Future[Result]] = []
-    try:
+    """The results by this thread and others, each of which takes a share when it is free.
+
+    This one takes all where the process ends. A thread that waits takes a while to wake up.
+    """
+    results: dict[int, Result] = {}
+    left = iter(range(len(shares)))
+
+    def work() -> None:
         try:
-            pool = _pool(threads)
-            for share in shares:
-                begun.append(pool.submit(compute, share))
-        except RuntimeError as error:
-            # Behind the end of the main thread a process begins no more threads, and pools take no more work.
-            if "shutdown" not in str(error):
-                raise
-        left = [compute(share) for share in shares[len(begun) :]]
-        return [future.result() for future in begun] + left
-    finally:
-        # Of those that an error leaves behind.
-        for future in begun:
-            future.cancel()
+            for number in left:
+                results[number] = compute(shares[number])
+        except BaseException:
+            for _ in left:  # so that nobody begins another
+                pass
+            raise
+
+    begun: list[Future[None]] = []
+    try:
+        pool = _pool(threads - 1)
+        for _ in range(min(threads, len(shares)) - 1):
+            begun.append(pool.submit(work))
+    except RuntimeError as error:
+        # Behind the end of the main thread a process begins no more threads, and pools take no more work.
+        if "shutdown" not in str(error):
+            raise
+    work()
+    for future in begun:
+        future.result()
+    return [results[number] for number in range(len(shares))]
 
 
 def zeros(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
