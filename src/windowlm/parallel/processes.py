@@ -220,6 +220,8 @@ def _is_first_to_tell() -> bool:
 def noticing_losses(processes: Processes, saved: Callable[[], str]) -> Iterator[None]:
     """Within it a process ends some seconds behind the loss of another, also where it waits for its GPU.
 
+    Where the work fails on this process, that ends it, in its own time.
+
     A GPU that waits for one that is gone does so for ever, and so does a host that waits for it and looks at
     nothing else. A thread waits for a word of the process before this one, which comes at the end of what is
     within, or never; the process behind this one then misses this one.
@@ -234,18 +236,29 @@ def noticing_losses(processes: Processes, saved: Callable[[], str]) -> Iterator[
     with _losses():
         ring = dist.new_group(backend="gloo", timeout=PATIENCE)
 
+    failed = Event()
+
     def wait_for_word() -> None:
         try:
             dist.recv(torch.empty(1), (processes.rank - 1) % processes.size, ring)
         except RuntimeError:
             time.sleep(SECONDS_TO_UNWIND)
-            if not _told.is_set():
-                tell_of_loss(saved())
-            _leave(LOST)
+            if failed.is_set():
+                return
+            try:
+                if not _told.is_set():
+                    tell_of_loss(saved())
+            finally:
+                _leave(LOST)
 
     waiting = Thread(target=wait_for_word, daemon=True)
     waiting.start()
-    yield
+    try:
+        yield
+    except BaseException as error:
+        if not is_loss(error):
+            failed.set()
+        raise
     with _losses():
         dist.send(torch.empty(1), (processes.rank + 1) % processes.size, ring)
     waiting.join()

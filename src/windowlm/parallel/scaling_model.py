@@ -127,6 +127,9 @@ def rows_table(layer: Layer, machine: Machine, *, tokens: int, gpus: tuple[int, 
         cells = [f"{compute:.1f}"]
         for sharded, sent in ((False, reduced_bytes(layer, count)), (True, sharded_bytes(layer, count))):
             held = state_bytes(layer, count, sharded=sharded) + kept
+            if sharded and count > 1:
+                # The layer's own, whole while it computes.
+                held += (WEIGHT_BYTES + GRADIENT_BYTES) * layer.parameters
             cells += [
                 f"{sent / 1e6:.0f}",
                 f"{1e3 * machine.seconds_to_send(sent, count):.2f}",
