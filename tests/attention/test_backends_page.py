@@ -163,6 +163,8 @@ def test_the_ratios_on_another_cpu_are_those_of_the_result() -> None:
         f"windows of 64, 256 and 512 (minima {least[0]}, {least[1]} and {least[2]}), {short[0]} to "
         f"{short[-1]} times at 512 tokens and {longer[0]} to {longer[-1]} times from 640 to 1,536 " in prose()
     )
+    (small,) = total_ratios("attention_cpu_xeon_small").values()
+    assert f"but {small['causal sdpa']:.2f} times at 512 tokens with heads of 16" in prose()
 
 
 def test_flash_attention_4_beside_us_is_what_the_results_say() -> None:
