@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 from tests.conftest import PROJECT, WORDS, run_script
-from tests.training.test_lost_process import SECONDS_TO_BEGIN, SECONDS_TO_END, processes_of
+from tests.training.killed_processes import SECONDS_TO_BEGIN, SECONDS_TO_END, processes_of
 
 
 def test_a_killed_process_ends_all_and_another_number_goes_on(
