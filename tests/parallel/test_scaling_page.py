@@ -9,6 +9,7 @@ import pytest
 from tests.conftest import PROJECT
 from tests.parallel.backends import ROOM
 from tests.parallel.cases import draw
+from tests.training.killed_processes import went_well
 from windowlm.parallel.scaling_model import (
     Layer,
     Machine,
@@ -282,3 +283,11 @@ def test_the_curves_of_two_processes_are_those_of_one() -> None:
     assert {"git_commit", "device", "versions"} <= curves.keys()
     told = f"are those of one to {max(differences):.1e}".replace("e-0", "e-")
     assert told in " ".join(PAGE.split())
+
+
+def test_killed_processes_ended_as_the_page_says() -> None:
+    cases = json.loads((PROJECT / "docs/results/killed_processes_cpu.json").read_text())["cases"]
+    assert {case["parallel"] for case in cases} == {"ddp", "fsdp2", "context"}
+    assert all(map(went_well, cases))
+    longest = max(case["seconds_to_end"] for case in cases)
+    assert f"the other ended within {longest:.1f} seconds" in " ".join(PAGE.split())
