@@ -59,6 +59,11 @@ class Ending:
     seconds: float
 
 
+def told(errors: str) -> list[str]:
+    """Our own lines; torchrun adds a report."""
+    return [line for line in errors.splitlines() if line.startswith("error: ")]
+
+
 def processes_of(parent: int) -> dict[str, int]:
     """The children of a launcher by their RANK."""
     found = {}
@@ -147,7 +152,7 @@ def killed(
         "settings": settings[-1],
         "seconds_to_end": round(ending.seconds, 1),
         "status": ending.status,
-        "errors": [line for line in ending.errors.splitlines() if line.startswith("error: ")],
+        "errors": told(ending.errors),
         "tracebacks": ending.errors.count("Traceback"),
         "saved": saved,
         "went_on_from": went_on_from,

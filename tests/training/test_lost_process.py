@@ -16,7 +16,7 @@ import torch.distributed as dist
 
 from tests.conftest import PROJECT, run_script
 from tests.parallel.processes import LOOPBACK, free_port, run_in_processes
-from tests.training.killed_processes import SECONDS_TO_END, TORCHRUN, send_to_one
+from tests.training.killed_processes import SECONDS_TO_END, TORCHRUN, send_to_one, told
 from tests.training.runs import record, rows, steps_saved
 from windowlm.errors import UserError
 from windowlm.parallel.launcher import LAUNCHED, launch, starter
@@ -70,8 +70,7 @@ def test_one_of_those_that_are_left_tells_of_a_leader_that_was_killed_under_torc
         folder, "0", signal.SIGKILL, *words, "logger=none", ENDLESS, launcher=TORCHRUN, OMP_NUM_THREADS="1"
     )
     assert ending.status == 1
-    # The rest is torchrun's own report.
-    assert [line for line in ending.errors.splitlines() if line.startswith("error: ")] == [
+    assert told(ending.errors) == [
         "error: another process of this run has ended; resume=auto goes on from the last checkpoint"
     ]
 
@@ -254,9 +253,7 @@ def test_a_process_that_waits_for_its_gpu_notices_that_another_is_gone(killed: i
     script.write_text(STUCK.replace("KILLED", str(killed)))
     done = run_by_torchrun(script)
     assert done.returncode == 1
-    assert [line for line in done.stderr.splitlines() if line.startswith("error: ")] == [
-        "error: another process of this run has ended; SAVED"
-    ]
+    assert told(done.stderr) == ["error: another process of this run has ended; SAVED"]
 
 
 def take_leave(rank: int, size: int) -> bool:

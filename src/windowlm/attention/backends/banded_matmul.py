@@ -9,7 +9,7 @@ Shapes: B batch, T queries, S keys, K key-value heads, G query heads a key-value
 Q queries a block, L keys in reach of a block, C blocks of a run, P = Q G rows of a block.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 
 import torch
@@ -232,9 +232,7 @@ def add_gradients(
         keys = slice(None) if share.parts == 1 else keys_met(plan, share, len(row.query_THD))
         totals = [total_BSKD[share.row, keys, share.kv_heads] for total_BSKD in gradients[1:]]
         key_gradient_SKD, value_gradient_SKD = (
-            totals
-            if share.parts == 1
-            else [total.new_zeros(_by_head(total)).transpose(-3, -2) for total in totals]
+            totals if share.parts == 1 else [_by_head(total.new_zeros, total) for total in totals]
         )
         for block in row.blocks(plan, share):
             own_keys = block.shifted(keys.start or 0)
@@ -306,7 +304,7 @@ def _attend_backward(
     given = gradient_BTHD, query_BTHD, key_BSKD, value_BSKD
     for exact in (False, True):
         key_gradient_BSKD, value_gradient_BSKD = (
-            zeros(_by_head(key_BSKD), dtype).transpose(-3, -2) for _ in range(2)
+            _by_head(partial(zeros, dtype=dtype), key_BSKD) for _ in range(2)
         )
         gradients = _like(query_BTHD, plan), key_gradient_BSKD, value_gradient_BSKD
         add_gradients(gradients, *given, plan, scale, dropout, seed, exact=exact)
@@ -315,12 +313,12 @@ def _attend_backward(
     return gradients[0], gradients[1].to(key_BSKD.dtype), gradients[2].to(key_BSKD.dtype)
 
 
-def _by_head(keys_BSKD: Tensor) -> torch.Size:
-    """The shape [B, K, S, D], or without B, in which gradients of keys are summed up.
+def _by_head(make: Callable[[torch.Size], Tensor], keys_BSKD: Tensor) -> Tensor:
+    """Room for the gradient of keys, with B or without, that lies in memory as [B, K, S, D].
 
-    There the keys of blocks that do not overlap lie beside each other, and torch multiplies many in one call.
+    So the keys of blocks that do not overlap lie beside each other, and torch multiplies many in one call.
     """
-    return keys_BSKD.transpose(-3, -2).shape
+    return make(keys_BSKD.transpose(-3, -2).shape).transpose(-3, -2)
 
 
 def _empty_output(query_BTHD: Tensor, *_: object) -> Tensor:
@@ -330,10 +328,8 @@ def _empty_output(query_BTHD: Tensor, *_: object) -> Tensor:
 def _empty_gradients(
     gradient_BTHD: Tensor, query_BTHD: Tensor, key_BSKD: Tensor, value_BSKD: Tensor, *_: object
 ) -> tuple[Tensor, Tensor, Tensor]:
-    of_key, of_value = (
-        tensor.new_empty(_by_head(tensor)).transpose(-3, -2) for tensor in (key_BSKD, value_BSKD)
-    )
-    return query_BTHD.new_empty(query_BTHD.shape), of_key, of_value
+    of_key, of_value = (_by_head(tensor.new_empty, tensor) for tensor in (key_BSKD, value_BSKD))
+    return _empty_output(query_BTHD), of_key, of_value
 
 
 _ARGUMENTS = (
