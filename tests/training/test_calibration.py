@@ -1,7 +1,9 @@
 import gc
+import math
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
+from typing import Any
 
 import pytest
 import torch
@@ -9,7 +11,9 @@ import torch
 from windowlm.data.packing import UNSCORED
 from windowlm.model.config import ModelConfig
 from windowlm.model.decoder import Decoder
+from windowlm.training import calibration
 from windowlm.training.calibration import calibrate
+from windowlm.training.compilation import HiddenStates
 from windowlm.training.config import OptimizerConfig
 from windowlm.training.linear_cross_entropy import linear_cross_entropy
 from windowlm.training.optimizer import build_optimizer
@@ -68,3 +72,32 @@ def test_calibration_leaves_the_model_as_it_was() -> None:
     assert all(parameter.grad is None for parameter in model.parameters())
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name])
+
+
+def test_the_optimizer_takes_gradients_before_another_pass_can_write_over_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # As graphs of kernels do, whose gradients lie in memory that each pass uses again.
+    model, batch = model_and_batch(500)
+    steps = []
+
+    def writing_over_gradients(copied: Decoder) -> HiddenStates:
+        def hidden(*tokens: torch.Tensor, **seen: Any) -> torch.Tensor:
+            for parameter in copied.parameters():
+                if parameter.grad is not None:
+                    parameter.grad.fill_(math.nan)
+            return copied.hidden(*tokens, **seen)
+
+        return hidden
+
+    class Checked(torch.optim.SGD):
+        def step(self, closure: Any = None) -> None:
+            parameters = [p for group in self.param_groups for p in group["params"]]
+            assert all(bool(p.grad.isfinite().all()) for p in parameters)
+            steps.append(len(parameters))
+
+    monkeypatch.setattr(
+        calibration, "build_optimizer", lambda copied, *_, **__: Checked(copied.parameters(), lr=0.1)
+    )
+    calibrate(model, batch, "32-true", CPU, states_of=writing_over_gradients, optimizer=OptimizerConfig())
+    assert steps == [len(list(model.parameters()))]

@@ -1,6 +1,8 @@
 """What only a GPU can show of training: it never waits for the device, and fast paths equal the plain one."""
 
 import json
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from windowlm.data.packing import UNSCORED
 from windowlm.model.config import ModelConfig
 from windowlm.model.cost import model_cost
 from windowlm.model.decoder import Decoder
+from windowlm.training.calibration import calibrate
 from windowlm.training.compilation import hidden_states
 from windowlm.training.config import OptimizerConfig
 from windowlm.training.device_batch import visibilities_on
@@ -194,6 +197,24 @@ def test_the_compiled_decoder_computes_the_same(packed: bool, cuda_graphs: bool)
         outcomes.append([hidden_BTD.detach().float(), *gradients])
     for wanted, plain, fast in zip(*outcomes, strict=True):
         assert (fast - wanted).norm() <= 2 * (plain - wanted).norm() + 1e-6 * wanted.norm()
+    torch.compiler.reset()
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_a_batch_is_measured_with_graphs_of_kernels_and_a_step_of_the_optimizer(kind: Any) -> None:
+    # Convolutions join projections, whose weights are put together within the graph.
+    model = Decoder(replace(SHAPE, short_convolution=4), VOCABULARY)
+    measured = calibrate(
+        model,
+        draw(0),
+        "bf16-mixed",
+        CUDA,
+        states_of=partial(hidden_states, compiled=True, cuda_graphs=True),
+        loss=head_loss("auto", "bf16-mixed", compiled=True),
+        optimizer=OptimizerConfig(kind=kind),
+        window_limits=(50, None),
+    )
+    assert 0 < measured.forward_seconds < measured.seconds_per_batch
     torch.compiler.reset()
 
 

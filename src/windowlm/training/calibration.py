@@ -97,7 +97,6 @@ def calibrate(
         _forward_backward(copied, partial(summed_loss, limit), precision)
     _forward(copied, summed_loss, precision)
     seconds_per_batch = _forward_backward(copied, summed_loss, precision)
-    forward_seconds = _forward(copied, summed_loss, precision)
     numbers = sum(parameter.numel() for parameter in copied.parameters())
     bytes_each = copied.head.weight.element_size()
     kept = ADAMW_BYTES + (MASTER_BYTES if bytes_each < MASTER_BYTES else 0)
@@ -107,7 +106,9 @@ def calibrate(
         kept += AVERAGE_BYTES
     memory_bytes = peak_memory_bytes(device) + kept * numbers
     if optimizer is not None:
+        # Before another pass: gradients may lie in the memory of a graph that it would write over.
         build_optimizer(copied, optimizer, fused=precision != "16-mixed").step()
+    forward_seconds = _forward(copied, summed_loss, precision)
     return Calibration(
         forward_seconds=forward_seconds, seconds_per_batch=seconds_per_batch, memory_bytes=memory_bytes
     )
