@@ -680,11 +680,17 @@ def test_a_killed_write_leaves_no_large_file_for_good(start: Start, tmp_path: Pa
 
 
 SCHEDULES: dict[str, Any] = {
-    "trainer": {"window_warmup": 2, "window_warmup_fraction": 0.8},
+    "trainer": {
+        "window_warmup": 2,
+        "window_warmup_fraction": 0.8,
+        "further_targets": 2,
+        "further_targets_fraction": 1.0,
+    },
     "optimizer": {
         "kind": "muon",
         "muon_momentum_warmup": 0.9,
         "embedding_lr": 1e-2,
+        "embedding_weight_decay": 0.3,
         "vector_lr": 1e-3,
         "averaging": 0.5,
     },

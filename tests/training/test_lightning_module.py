@@ -12,9 +12,9 @@ from windowlm.data.packing import UNSCORED
 from windowlm.model.config import ModelConfig
 from windowlm.model.decoder import Decoder
 from windowlm.training.config import OptimizerConfig
-from windowlm.training.lightning_module import LanguageModelModule
+from windowlm.training.lightning_module import LanguageModelModule, targets_behind
 from windowlm.training.non_finite import NonFiniteError
-from windowlm.training.schedule import Budget, WindowWarmup
+from windowlm.training.schedule import Budget, FurtherTargets, WindowWarmup
 
 VOCABULARY, LENGTH = 23, 16
 SHAPE = ModelConfig(layers=1, dim=16, heads=2, kv_heads=1, head_dim=8, feed_forward_dim=16, window=4)
@@ -51,7 +51,9 @@ class Rows(pl.LightningDataModule):
         return DataLoader(batches, batch_size=None)  # type: ignore[arg-type]
 
 
-def gradient_after_one_step(batch_size: int, order: list[int], clip: float | None) -> torch.Tensor:
+def gradient_after_one_step(
+    batch_size: int, order: list[int], clip: float | None, further: FurtherTargets | None = None
+) -> torch.Tensor:
     torch.manual_seed(0)
     model = Decoder(
         ModelConfig(layers=1, dim=16, heads=2, kv_heads=1, head_dim=8, feed_forward_dim=16, window=4),
@@ -67,6 +69,7 @@ def gradient_after_one_step(batch_size: int, order: list[int], clip: float | Non
         batch_size=batch_size,
         accumulate_batches=accumulate,
         seed=0,
+        further_targets=further,
     )
     gradients: list[torch.Tensor] = []
     step = module.optimizer_step
@@ -93,11 +96,63 @@ def gradient_after_one_step(batch_size: int, order: list[int], clip: float | Non
     return gradients[0]
 
 
+@pytest.mark.parametrize("further", [None, FurtherTargets(count=2, fraction=0.5)])
 @pytest.mark.parametrize("clip", [None, 0.01])
-def test_the_gradient_does_not_depend_on_how_a_step_is_cut(clip: float | None) -> None:
-    whole = gradient_after_one_step(6, [0, 1, 2, 3, 4, 5], clip)
+def test_the_gradient_does_not_depend_on_how_a_step_is_cut(
+    clip: float | None, further: FurtherTargets | None
+) -> None:
+    whole = gradient_after_one_step(6, [0, 1, 2, 3, 4, 5], clip, further)
     for batch_size, order in ((3, [5, 1, 0, 2, 4, 3]), (2, [0, 1, 2, 3, 4, 5]), (1, [3, 5, 4, 2, 1, 0])):
-        assert torch.allclose(gradient_after_one_step(batch_size, order, clip), whole, rtol=1e-9, atol=1e-14)
+        cut = gradient_after_one_step(batch_size, order, clip, further)
+        assert torch.allclose(cut, whole, rtol=1e-9, atol=1e-14)
+
+
+def test_further_targets_join_the_loss_by_the_same_logits_and_only_while_they_have_weight() -> None:
+    torch.manual_seed(0)
+    model = Decoder(SHAPE, VOCABULARY).double()
+    batch = rows(6)
+    logits_BTV = model(batch["tokens_BT"], batch["documents_BT"], batch["positions_BT"])
+    nats_BTV = -logits_BTV.log_softmax(-1)
+    summed = torch.zeros((), dtype=torch.float64)
+    for row in range(6):
+        scored = 2 + 2 * row  # targets of this row, all of one document
+        for token in range(scored):
+            for distance, weight in ((0, 1.0), (1, 0.5), (2, 0.25)):
+                if token + distance < min(scored, LENGTH):
+                    target = batch["targets_BT"][row, token + distance]
+                    summed = summed + weight * nats_BTV[row, token, target]
+    (summed / (batch["targets_BT"] != UNSCORED).sum()).backward()
+    expected = gradient_of(model)
+    whole = gradient_after_one_step(6, list(range(6)), None, FurtherTargets(count=2, fraction=0.5))
+    assert torch.allclose(whole, expected, rtol=1e-5, atol=1e-9)
+    plain = gradient_after_one_step(6, list(range(6)), None)
+    assert not torch.allclose(whole, plain, rtol=1e-2)
+    spent = gradient_after_one_step(6, list(range(6)), None, FurtherTargets(count=2, fraction=0.0))
+    assert torch.equal(spent, plain)
+
+
+def test_targets_behind_a_token_are_those_of_its_document() -> None:
+    draw = torch.Generator().manual_seed(1)
+    targets_BT = torch.randint(0, VOCABULARY, (5, LENGTH), generator=draw)
+    targets_BT[torch.rand(5, LENGTH, generator=draw) < 0.2] = UNSCORED
+    behind_BTK = targets_behind(targets_BT, 3)
+    for row, token, number in torch.cartesian_prod(torch.arange(5), torch.arange(LENGTH), torch.arange(3)):
+        between = targets_BT[row, token : token + number + 2]
+        there = len(between) == number + 2 and bool((between != UNSCORED).all())
+        assert behind_BTK[row, token, number] == (between[-1] if there else UNSCORED)
+
+
+def test_the_reported_losses_are_those_of_the_next_token() -> None:
+    logged = []
+    for further in (None, FurtherTargets(count=3, fraction=1.0)):
+        torch.manual_seed(0)
+        module = small_module(further_targets=further)
+        module.trainer = SimpleNamespace(datamodule=SimpleNamespace())  # type: ignore[assignment]
+        moved = module.transfer_batch_to_device(rows(1), torch.device("cpu"), 0)
+        trained = module.training_step(moved, 0).detach()
+        logged.append((module.train_sums.read().loss(), trained))
+    assert logged[0][0] == logged[1][0]
+    assert logged[1][1] > logged[0][1]
 
 
 def test_the_gradient_is_that_of_the_mean_over_targets() -> None:

@@ -42,7 +42,7 @@ def test_muon_takes_the_matrices_of_the_blocks_and_adamw_the_rest_at_their_own_r
     assert (muon["lr"], muon[RATE_SHARE], {group[RATE_SHARE] for group in rest}) == (6e-3, 3.0, {1.0})
 
 
-def test_tables_and_vectors_have_rates_of_their_own_where_these_are_given() -> None:
+def test_tables_and_vectors_have_rates_and_decay_of_their_own_where_these_are_given() -> None:
     shape = ModelConfig(
         layers=2,
         dim=16,
@@ -55,13 +55,24 @@ def test_tables_and_vectors_have_rates_of_their_own_where_these_are_given() -> N
         ngram_embeddings=NgramEmbeddingsConfig(orders=[2], buckets=9, dim=4),
     )
     model = Decoder(shape, 20)
-    config = OptimizerConfig(lr=2e-3, embedding_lr=1e-2, vector_lr=1e-3)
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    shares = {
-        names[id(p)]: group[RATE_SHARE]
-        for group in build_optimizer(model, config, fused=False).param_groups
-        for p in group["params"]
-    }
     tables = {"embedding.weight", "value_embeddings.0.weight", "ngram_embedding.tables.weight"}
-    for name, parameter in model.named_parameters():
-        assert shares[name] == (5.0 if name in tables else 0.5 if parameter.ndim != 2 else 1.0)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    rates = {"lr": 2e-3, "embedding_lr": 1e-2, "vector_lr": 1e-3}
+    for given in (
+        rates,
+        {"weight_decay": 0.2, "embedding_weight_decay": 0.0},
+        {**rates, "weight_decay": 0.2},
+    ):
+        config = OptimizerConfig(**given)
+        groups = build_optimizer(model, config, fused=False).param_groups
+        of_group = {
+            names[id(p)]: (group[RATE_SHARE], group["weight_decay"])
+            for group in groups
+            for p in group["params"]
+        }
+        decay = given.get("weight_decay", 0.1)
+        of_tables = (5.0 if "lr" in given else 1.0, given.get("embedding_weight_decay", decay))
+        of_vectors = (0.5 if "lr" in given else 1.0, 0.0)
+        for name, parameter in model.named_parameters():
+            others = of_vectors if parameter.ndim != 2 else (1.0, decay)
+            assert of_group[name] == (of_tables if name in tables else others)

@@ -3,7 +3,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from windowlm.training.config import OptimizerConfig, TrainerConfig
-from windowlm.training.schedule import Budget, Spent, WindowWarmup, learning_rate_factor, muon_momentum
+from windowlm.training.schedule import (
+    Budget,
+    FurtherTargets,
+    Spent,
+    WindowWarmup,
+    learning_rate_factor,
+    muon_momentum,
+)
 
 SCHEDULES = ["cosine", "warmup_stable_decay", "constant"]
 
@@ -74,6 +81,15 @@ def test_windows_double_in_equal_shares_until_the_largest_is_whole() -> None:
 def test_without_a_warm_up_windows_are_whole_from_the_start(trainer: TrainerConfig) -> None:
     warmup = WindowWarmup.of(trainer, [16, None])
     assert warmup.limits[warmup.stage(0.0)] is None
+
+
+def test_further_targets_lose_their_weight_one_after_the_other_the_farthest_first() -> None:
+    further = FurtherTargets(count=2, fraction=0.6)
+    weights = [further.weights(progress) for progress in (0.0, 0.15, 0.3, 0.45, 0.6, 1.0)]
+    assert weights == [pytest.approx(wanted) for wanted in ([0.5, 0.25], [0.5, 0.125], [0.5], [0.25], [], [])]
+    assert FurtherTargets(count=3, fraction=1.0).weights(0.0) == [0.5, 0.25, 0.125]
+    assert FurtherTargets(count=0, fraction=1.0).weights(0.0) == []
+    assert FurtherTargets(count=2, fraction=0.0).weights(0.0) == []
 
 
 def test_muons_momentum_rises_to_its_value() -> None:

@@ -58,7 +58,13 @@ LOSSES = ("train_loss", "validation_loss", "train_bits_per_byte", "validation_bi
 RUN: dict[str, Any] = {
     "model": {"layers": 2, "window": [8, None], "attention_dropout": 0.0, "short_convolution": 3},
     "data": {"batch_size": 4},
-    "trainer": {"max_steps": STEPS, "validate_every_n_steps": 10, "log_every_n_steps": 5, "device": "cpu"},
+    "trainer": {
+        "max_steps": STEPS,
+        "validate_every_n_steps": 10,
+        "log_every_n_steps": 5,
+        "device": "cpu",
+        "further_targets": 2,
+    },
 }
 
 

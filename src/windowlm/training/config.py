@@ -9,6 +9,8 @@ DEFAULT_BUDGET_SECONDS = 180.0
 
 Precision = Literal["32-true", "16-mixed", "bf16-mixed", "bf16-true", "fp8"]
 
+MOST_FURTHER_TARGETS = 16
+
 # Of numbers that multiply a step: far beyond any of use, and far below where float32 ends.
 LARGEST = 1e6
 
@@ -46,6 +48,8 @@ class OptimizerConfig:
         betas: decay of the running mean and mean square of the gradients.
         epsilon: added to the root of the mean square.
         weight_decay: decoupled decay, on matrices only.
+        embedding_weight_decay: that of the tables of tokens, n-grams and values, the head included where it
+            shares one; null for ``weight_decay``. A step shrinks rows that it does not reach as well.
         gradient_clip: largest norm of the whole gradient; null leaves it as it is.
         schedule: ``cosine`` (warm-up, then half a cosine), ``warmup_stable_decay`` (warm-up, plateau,
             linear decay) or ``constant`` (after the warm-up).
@@ -69,6 +73,7 @@ class OptimizerConfig:
     betas: tuple[float, float] = (0.9, 0.95)
     epsilon: float = 1e-8
     weight_decay: float = 0.1
+    embedding_weight_decay: float | None = None
     gradient_clip: float | None = 1.0
     schedule: Literal["cosine", "warmup_stable_decay", "constant"] = "cosine"
     warmup_fraction: float = 0.02
@@ -85,11 +90,10 @@ class OptimizerConfig:
                 )
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas={list(self.betas)}: each must lie in [0, 1); try betas=[0.9,0.95]")
-        if not 0 <= self.weight_decay <= LARGEST:
-            raise ValueError(
-                f"weight_decay={self.weight_decay}: must lie between 0 and {LARGEST:,.0f}; "
-                "try weight_decay=0.1"
-            )
+        for name in ("weight_decay", "embedding_weight_decay"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= LARGEST:
+                raise ValueError(f"{name}={value}: must lie between 0 and {LARGEST:,.0f}; try {name}=0.1")
         if not 0 <= self.muon_momentum < 1:
             raise ValueError(
                 f"muon_momentum={self.muon_momentum}: must lie in [0, 1); try muon_momentum=0.95"
@@ -145,6 +149,12 @@ class TrainerConfig:
             of ``window_warmup_fraction`` until it reaches the largest window (as in modded-nanogpt). Layers
             without a window stay without. Validation sees whole windows. Null for none.
         window_warmup_fraction: share of the budget after which windows are whole.
+        further_targets: tokens behind the next one that its logits answer for as well while training is
+            young (multi-token prediction, Gloeckle et al. 2024, arXiv:2404.19737, by the same logits as in
+            modded-nanogpt); the k-th counts 2**-k of the next one at first. The reported loss is that of the
+            next token alone. 0 for none.
+        further_targets_fraction: share of the budget over which they lose their weight, the farthest first,
+            one after the other in equal shares.
         progress_bar: ``auto`` shows it on an interactive terminal only.
     """
 
@@ -168,6 +178,8 @@ class TrainerConfig:
     cuda_graphs: Literal["auto", "on", "off"] = "off"
     window_warmup: int | None = None
     window_warmup_fraction: float = 0.5
+    further_targets: int = 0
+    further_targets_fraction: float = 0.66
     progress_bar: Literal["auto", "on", "off"] = "auto"
 
     def __post_init__(self) -> None:
@@ -192,8 +204,13 @@ class TrainerConfig:
                 "window_warmup",
             ),
         )
-        _inside(self, ("window_warmup_fraction",), 0.5)
-        _at_least(self, 0, ("max_skipped_steps",))
+        _inside(self, ("window_warmup_fraction", "further_targets_fraction"), 0.5)
+        _at_least(self, 0, ("max_skipped_steps", "further_targets"))
+        if self.further_targets > MOST_FURTHER_TARGETS:
+            raise ValueError(
+                f"further_targets={self.further_targets}: each has half the weight of the one before, so "
+                f"that more than {MOST_FURTHER_TARGETS} would say nothing; try further_targets=2"
+            )
         if not 0 < self.activation_memory_budget <= 1:
             raise ValueError(
                 f"activation_memory_budget={self.activation_memory_budget}: a share above 0 and at most 1; "

@@ -1,6 +1,7 @@
 """The LightningModule: loss, gradient scaling, learning rate, validation sums.
 
-Shape letters: B batch, T sequence, V vocabulary, S stages of the window warm-up.
+Shape letters: B batch, T sequence, N tokens of a batch, D model width, V vocabulary, S stages of the window
+warm-up, K further targets.
 """
 
 import math
@@ -28,7 +29,14 @@ from windowlm.training.loss_sums import LossSums
 from windowlm.training.master_weights import MasterWeights
 from windowlm.training.non_finite import NonFiniteError, leave_out
 from windowlm.training.optimizer import RATE_SHARE, build_optimizer
-from windowlm.training.schedule import Budget, Spent, WindowWarmup, learning_rate_factor, muon_momentum
+from windowlm.training.schedule import (
+    Budget,
+    FurtherTargets,
+    Spent,
+    WindowWarmup,
+    learning_rate_factor,
+    muon_momentum,
+)
 from windowlm.training.sharded_model import local, shard_model
 from windowlm.training.shared_work import SharedWork
 from windowlm.training.weight_average import WeightAverage
@@ -38,13 +46,30 @@ Batch = dict[str, Any]
 STATE = "windowlm"  # key of the run's own state in a checkpoint
 
 
+def targets_behind(targets_BT: torch.Tensor, count: int) -> torch.Tensor:
+    """The targets of the ``count`` tokens that follow each, [B, T, K], those of its own document alone.
+
+    Args:
+        targets_BT: the next token of each, `UNSCORED` at the end of a document and behind the text.
+        count: how many.
+    """
+    unscored_B1 = targets_BT.new_full((len(targets_BT), 1), UNSCORED)
+    behind, nearer_BT = [], targets_BT
+    for _ in range(count):
+        next_BT = torch.cat([nearer_BT[:, 1:], unscored_B1], 1)
+        # What lies behind the end of a document is of another.
+        nearer_BT = torch.where(targets_BT == UNSCORED, UNSCORED, next_BT)
+        behind.append(nearer_BT)
+    return torch.stack(behind, 2)
+
+
 def dropout_seed(seed: int, batch: int, rank: int = 0) -> int:
     """Seed of what a process draws in a batch, so that one that is taken again draws the same."""
     return (seed * 1_000_003 + batch + (rank << 40)) % 2**63
 
 
 class LanguageModelModule(pl.LightningModule):
-    """Next-token training of a decoder.
+    """Next-token training of a decoder, with further tokens as targets where that is asked for.
 
     The gradient of a step is that of the summed loss over all its targets divided by their number, however
     many batches the step is cut into: each batch is divided by a constant and the whole is rescaled once
@@ -69,6 +94,8 @@ class LanguageModelModule(pl.LightningModule):
         document_masking: False where each sequence is one document; padding then follows all text, which
             causal attention cannot see, and kernels are spared the documents.
         window_warmup: how windows grow; validation sees whole ones.
+        further_targets: tokens behind the next one that have a part in the loss that is trained, which is
+            then no longer the one that is reported.
         max_skipped_steps: steps with a loss or gradient that is not finite that are left out; after one more
             weights and optimizer stay as they are.
         work: how several processes share it.
@@ -104,6 +131,7 @@ class LanguageModelModule(pl.LightningModule):
         loss: HeadLoss = linear_cross_entropy,
         document_masking: bool = True,
         window_warmup: WindowWarmup | None = None,
+        further_targets: FurtherTargets | None = None,
         max_skipped_steps: int = 0,
         work: SharedWork | None = None,
     ) -> None:
@@ -118,6 +146,7 @@ class LanguageModelModule(pl.LightningModule):
             torch.from_numpy(np.ascontiguousarray(token_bytes_V)), persistent=False
         )
         self.window_warmup = window_warmup or WindowWarmup()
+        self.further_targets = further_targets or FurtherTargets()
         pairs = [
             pairs_by_position(model.config, sequence_length, limit) for limit in self.window_warmup.limits
         ]
@@ -141,6 +170,7 @@ class LanguageModelModule(pl.LightningModule):
         self.gradient_norm = torch.tensor(math.nan)
         self.train_sums = LossSums()
         self._window_stage = 0
+        self._further_weights: list[float] = []
         self.average = WeightAverage(optimizer.averaging) if optimizer.averaging is not None else None
         self._averaged = self._trained_weights() if self.average is not None else []
         self._validated = ExitStack()
@@ -214,13 +244,18 @@ class LanguageModelModule(pl.LightningModule):
     def transfer_batch_to_device(
         self, batch: Batch, device: torch.device, dataloader_idx: int
     ) -> dict[str, Any]:
-        """Add what the layers may see, in training at the stage of the window warm-up."""
+        """Add what the layers may see, in training by the stage of the warm-up, and further targets."""
         shown = shown_to_layers(batch, self.document_masking)
         limit = None
         if self.training:
             if self.batches_trained % self.accumulate_batches == 0:
-                self._window_stage = self.window_warmup.stage(self.budget.progress(self.spent()))
+                progress = self.budget.progress(self.spent())
+                self._window_stage = self.window_warmup.stage(progress)
+                self._further_weights = self.further_targets.weights(progress)
             limit = self.window_limit
+            if self._further_weights:
+                further_BTK = targets_behind(batch["targets_BT"], len(self._further_weights))
+                batch = {**batch, "further_targets_BTK": further_BTK}
         visibilities = self.work.visibilities(self.model, shown, device, limit)
         own = self.work.own_tokens(batch)
         moved: dict[str, Any] = super().transfer_batch_to_device(own, device, dataloader_idx)
@@ -228,8 +263,12 @@ class LanguageModelModule(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
         """Summed loss of the batch over a constant; see the class on how it is normalised."""
-        summed, nats_BT = self._loss(batch)
         targets_BT = batch["targets_BT"]
+        hidden_ND = self._hidden(batch)
+        summed, nats_BT = self._loss(hidden_ND, targets_BT)
+        for number, weight in enumerate(self._further_weights):
+            further, _ = self._loss(hidden_ND, batch["further_targets_BTK"][..., number])
+            summed = summed + weight * further
         self.train_sums.add(nats_BT, targets_BT, self.token_bytes_V, only_finite=True)
         self._step_losses.append(summed.detach())
         self._step_targets.append((targets_BT != UNSCORED).sum())
@@ -298,7 +337,9 @@ class LanguageModelModule(pl.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Add the batch to the sums."""
-        self._validation_sums.add(self._loss(batch)[1], batch["targets_BT"], self.token_bytes_V)
+        targets_BT = batch["targets_BT"]
+        _, nats_BT = self._loss(self._hidden(batch), targets_BT)
+        self._validation_sums.add(nats_BT, targets_BT, self.token_bytes_V)
 
     def on_validation_epoch_start(self) -> None:
         """Start the sums anew."""
@@ -370,12 +411,14 @@ class LanguageModelModule(pl.LightningModule):
         pairs_by_position_T = self.pairs_by_position_ST[self._window_stage]
         return (pairs_by_position_T[batch["positions_BT"]] * real_BT).sum()
 
-    def _loss(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Nats summed over the targets, and of each, 0 where there is none: ``[B, T]``, without gradient."""
+    def _hidden(self, batch: Batch) -> torch.Tensor:
         hidden_BTD = self.hidden_states(batch["tokens_BT"], visibilities=batch["visibilities"])
-        targets_BT: torch.Tensor = batch["targets_BT"]
+        return hidden_BTD.flatten(0, 1)
+
+    def _loss(self, hidden_ND: torch.Tensor, targets_BT: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Nats summed over the targets, and of each, 0 where there is none: ``[B, T]``, without gradient."""
         summed, nats_N = self.head_loss(
-            hidden_BTD.flatten(0, 1),
+            hidden_ND,
             self.model.head.weight,
             targets_BT.flatten(),
             unscored=UNSCORED,

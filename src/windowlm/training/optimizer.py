@@ -35,11 +35,14 @@ def build_optimizer(model: Decoder, config: OptimizerConfig, *, fused: bool) -> 
     taken = set(map(id, hidden))
     rest = [master for master in masters.values() if id(master) not in taken]
     tables = set()
-    if config.embedding_lr is not None:
+    table_decay = config.embedding_weight_decay
+    if config.embedding_lr is not None or table_decay is not None:
         tables = {id(masters[table]) for table in model.embedding_tables() if table.requires_grad}
+    if table_decay is None:
+        table_decay = config.weight_decay
     kinds: list[tuple[list[torch.Tensor], float, float | None]] = [
         ([p for p in rest if p.ndim == 2 and id(p) not in tables], config.weight_decay, None),
-        ([p for p in rest if id(p) in tables], config.weight_decay, config.embedding_lr),
+        ([p for p in rest if id(p) in tables], table_decay, config.embedding_lr),
         ([p for p in rest if p.ndim != 2], 0.0, config.vector_lr),
     ]
     groups = [

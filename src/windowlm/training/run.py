@@ -83,7 +83,7 @@ from windowlm.training.run_folder import (
 )
 from windowlm.training.run_lock import RunLock
 from windowlm.training.run_screen import RunScreen
-from windowlm.training.schedule import Budget, WindowWarmup
+from windowlm.training.schedule import Budget, FurtherTargets, WindowWarmup
 from windowlm.training.sharded_model import whole_state
 from windowlm.training.shared_work import SharedWork
 from windowlm.training.shares import with_rows
@@ -341,6 +341,9 @@ class TrainingRun:
             loss=self.loss,
             document_masking=config.data.document_masking,
             window_warmup=WindowWarmup.of(config.trainer, model.layer_windows),
+            further_targets=FurtherTargets(
+                count=config.trainer.further_targets, fraction=config.trainer.further_targets_fraction
+            ),
             max_skipped_steps=config.trainer.max_skipped_steps,
             work=self.work,
         )

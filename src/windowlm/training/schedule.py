@@ -1,4 +1,4 @@
-"""Budget of a run, and learning rate, momentum and windows as functions of the share of it that is spent."""
+"""Budget of a run, and rate, momentum, windows and further targets by the share of it that is spent."""
 
 import math
 from collections.abc import Sequence
@@ -122,3 +122,31 @@ class WindowWarmup:
         if not limited or progress >= self.fraction:
             return limited
         return min(int(progress / self.fraction * limited), limited - 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FurtherTargets:
+    """Tokens behind the next one that training predicts as well, and how they lose their weight.
+
+    Attributes:
+        count: how many, 0 for none.
+        fraction: share of the budget after which none has weight.
+    """
+
+    count: int = 0
+    fraction: float = 0.0
+
+    def weights(self, progress: float) -> list[float]:
+        """Of those that have weight, the nearest first, where the next token has 1.
+
+        The fraction is cut into ``count`` equal shares. The k-th of the targets has ``2 ** -k`` and falls
+        linearly to 0 within one share, that of the farthest being the first.
+
+        Args:
+            progress: share of the budget that is used.
+        """
+        if not self.count or progress >= self.fraction:
+            return []
+        share = self.fraction / self.count
+        falls = ((self.count - k + 1) - max(progress, 0.0) / share for k in range(1, self.count + 1))
+        return [0.5**k * min(left, 1.0) for k, left in enumerate(falls, 1) if left > 0]

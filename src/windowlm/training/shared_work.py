@@ -21,7 +21,7 @@ from windowlm.training.sharded_model import ShardedStrategy
 from windowlm.training.shares import blocks_at_once, check_divisible, context_processes
 
 # What a part of a sequence is cut from a batch.
-BY_TOKEN = ("tokens_BT", "targets_BT", "documents_BT", "positions_BT")
+BY_TOKEN = ("tokens_BT", "targets_BT", "documents_BT", "positions_BT", "further_targets_BTK")
 # A run has those of its batches and of its validation's, and a window's warm-up goes through others.
 PLANS_KEPT = 4
 
