@@ -102,11 +102,6 @@ class TrainConfig:
         if self.parallel.kind != "fsdp2":
             return
         whole = "parallel=fsdp2 gives a process no whole matrices"
-        if self.optimizer.kind == "muon":
-            raise ValueError(
-                f"optimizer.kind=muon: {whole}, which Muon needs; allowed is adamw, or parallel=ddp; "
-                "try optimizer.kind=adamw"
-            )
         if self.optimizer.averaging is not None:
             raise ValueError(
                 f"optimizer.averaging={self.optimizer.averaging}: {whole} to average; allowed is null, or "

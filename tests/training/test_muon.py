@@ -2,10 +2,14 @@
 
 import io
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
+from tests.parallel.processes import run_in_processes
 from windowlm.training.muon import MuonAdamW, orthogonalize
 
 MUON = {"momentum": 0.95, "weight_decay": 0.1}
@@ -101,3 +105,38 @@ def test_a_checkpoint_goes_on_bit_by_bit() -> None:
     train(resumed, second, steps=range(3, 6))
     for got, wanted in zip(resumed.parameters(), whole.parameters(), strict=True):
         assert torch.equal(got, wanted)
+
+
+ROWS_AND_COLUMNS = ((8, 20), (20, 8), (8, 8), (8, 8), (2, 6))
+
+
+def trained_rows(rank: int) -> list[list[list[float]]]:
+    """What four steps make of matrices whose rows three processes share, or of whole ones with rank -1."""
+    draw = torch.Generator().manual_seed(0)
+    matrices = [torch.randn(shape, generator=draw, dtype=torch.float64) for shape in ROWS_AND_COLUMNS]
+    norm = nn.Parameter(torch.ones(3))
+    mesh = None if rank < 0 else init_device_mesh("cpu", (3,))
+
+    def shared(tensor: Tensor) -> Tensor:
+        return tensor if mesh is None else distribute_tensor(tensor, mesh, (Shard(0),))
+
+    weights = [nn.Parameter(shared(matrix)) for matrix in matrices]
+    optimizer = MuonAdamW(weights, [{"params": [norm]}], muon_lr=6e-3, fused=True, **MUON, **ADAMW)  # type: ignore[arg-type]
+    for step in range(4):
+        if step == 2:  # one that is left out
+            optimizer.found_inf = torch.ones(())  # type: ignore[attr-defined]
+        for weight, matrix in zip(weights, matrices, strict=True):
+            weight.grad = shared(torch.randn(matrix.shape, generator=draw, dtype=torch.float64))
+        norm.grad = torch.ones(3)
+        if step == 3:
+            optimizer.found_inf = torch.zeros(())  # type: ignore[attr-defined]
+        optimizer.step()
+    whole = [weight.full_tensor() if isinstance(weight, DTensor) else weight for weight in weights]
+    return [weight.tolist() for weight in whole]
+
+
+def test_matrices_whose_rows_processes_share_become_the_same() -> None:
+    wanted = trained_rows(-1)
+    for found in run_in_processes(3, trained_rows):
+        for got, alone in zip(found, wanted, strict=True):
+            assert np.allclose(got, alone, rtol=1e-12, atol=1e-12)

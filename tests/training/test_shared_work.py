@@ -31,6 +31,7 @@ from windowlm.training.shared_work import SharedWork
 from windowlm.training.shares import blocks_at_once, with_rows
 
 KINDS = ("ddp", "fsdp2", "context")
+MUON = ("ddp muon", "fsdp2 muon")
 COMPILED = (
     "ddp compiled",
     "ddp compiled on two machines",
@@ -53,6 +54,8 @@ OF_ONE_LAYER = (
 )
 STEPS = 20
 MOST = 1e-6
+# Newton and Schulz's iterations make much of small singular values, and of what rounding adds to them.
+MOST_OF_MUON = 1e-5
 COUNTS = ("context_length", "targets", "bytes")
 LOSSES = ("train_loss", "validation_loss", "train_bits_per_byte", "validation_bits_per_byte")
 RUN: dict[str, Any] = {
@@ -65,6 +68,7 @@ RUN: dict[str, Any] = {
         "device": "cpu",
         "further_targets": 2,
     },
+    "optimizer": {"kind": "adamw"},
 }
 
 
@@ -80,6 +84,7 @@ def settings_of(name: str) -> dict[str, Any]:
     made["trainer"]["compile"] = "on" if "compiled" in words else "off"
     if "unequal" in name:
         made["parallel"]["context_shares"] = [3, 2]
+    made["optimizer"]["kind"] = "muon" if "muon" in words else "adamw"
     if "at once" in name:
         made["parallel"]["blocks_at_once"] = 2
     if "whole rows" in name:
@@ -91,7 +96,8 @@ def settings_of(name: str) -> dict[str, Any]:
 
 def one_like(name: str) -> str:
     """The run of one process that learns what another learns."""
-    return "one whole rows" if "whole rows" in name else "one"
+    special = next((words for words in ("whole rows", "muon") if words in name), None)
+    return f"one {special}" if special else "one"
 
 
 def settings_here(name: str) -> dict[str, Any]:
@@ -119,7 +125,7 @@ def run_all(rank: int, base: Path, texts: Path, cache: Path) -> tuple[list[int],
     dist.broadcast = counted
     # Graphs cut into their two passes; kernels would take minutes.
     with torch.compiler.set_stance("default", force_backend="aot_eager_decomp_partition"):
-        for name in (*KINDS, *COMPILED, *CHECKPOINTED):
+        for name in (*KINDS, *MUON, *COMPILED, *CHECKPOINTED):
             local_rank, local_size = ("0", "1") if "machines" in name else (str(rank), "2")
             os.environ |= {"LOCAL_RANK": local_rank, "LOCAL_WORLD_SIZE": local_size}
             statuses.append(begin(base / name, texts, cache, **settings_here(name)))
@@ -137,7 +143,7 @@ def runs(documents: Path, made_once: MakeOnce) -> Path:
 
     def make(base: Path) -> None:
         cache = base / "cache"
-        for name in ("one", "one of one layer", "one whole rows"):
+        for name in ("one", "one of one layer", "one whole rows", "one muon"):
             assert begin(base / name, documents, cache, **settings_here(name)) == 0
         half = settings()
         half["trainer"]["max_time"] = 1e-9
@@ -145,14 +151,16 @@ def runs(documents: Path, made_once: MakeOnce) -> Path:
         first, second = run_in_processes(2, run_all, base, documents, cache)
         # Lightning's question before each batch, whether to stop, would wait for GPUs.
         numbers_sent = 0
-        statuses = [*[0] * len((*KINDS, *COMPILED, *CHECKPOINTED)), 75, 0]
+        statuses = [*[0] * len((*KINDS, *MUON, *COMPILED, *CHECKPOINTED)), 75, 0]
         assert first == second == (statuses, numbers_sent)
         assert begin(base / "from two to one", documents, cache, **settings()) == 0
 
     return made_once("shared work", make)
 
 
-@pytest.mark.parametrize("name", [*KINDS, *COMPILED, *CHECKPOINTED, "from one to two", "from two to one"])
+@pytest.mark.parametrize(
+    "name", [*KINDS, *MUON, *COMPILED, *CHECKPOINTED, "from one to two", "from two to one"]
+)
 def test_the_loss_curve_is_that_of_one_process(runs: Path, name: str) -> None:
     one = "one of one layer" if name in OF_ONE_LAYER else one_like(name)
     alone, shared = rows(runs / one), rows(runs / name)
@@ -162,7 +170,8 @@ def test_the_loss_curve_is_that_of_one_process(runs: Path, name: str) -> None:
         assert found["tokens"] == wanted["tokens"]
         for column in (*LOSSES, "gradient_norm"):
             if column in wanted:
-                assert found[column] == pytest.approx(wanted[column], rel=0, abs=MOST)
+                most = MOST_OF_MUON if name in MUON else MOST
+                assert found[column] == pytest.approx(wanted[column], rel=0, abs=most)
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -404,7 +413,6 @@ def test_one_process_alone_is_not_several_that_share_sequences() -> None:
 @pytest.mark.parametrize(
     ("changes", "correction"),
     [
-        ({"optimizer": {"kind": "muon"}}, "optimizer.kind=adamw"),
         ({"optimizer": {"averaging": 0.1}}, "optimizer.averaging=null"),
         ({"precision": "bf16-true"}, "precision=bf16-mixed"),
     ],

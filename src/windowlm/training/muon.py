@@ -2,7 +2,9 @@
 
 Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon) replaces the averaged gradient of a
 matrix by the nearest orthogonal matrix, found by Newton-Schulz iterations. torch.optim.Muon computes the same
-matrix by matrix; here those of one shape share batched products.
+matrix by matrix; here those of one shape share batched products. Of matrices whose rows are shared out among
+processes (FSDP2) each keeps and updates its rows; the averaged gradients are gathered, those of one shape at
+once, and every process orthogonalises the whole.
 
 Shapes: M matrices of one shape, R rows, C columns, R <= C.
 """
@@ -13,6 +15,8 @@ from typing import Any, overload
 
 import torch
 from torch import Tensor
+
+from windowlm.training.sharded_model import gathered_rows, local, own_rows
 
 # Of the quintic that drives singular values into about [0.7, 1.2] within five steps (Jordan et al. 2024).
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
@@ -93,8 +97,8 @@ class MuonAdamW(torch.optim.Optimizer):
             if matrix.grad is not None:
                 by_shape[(matrix.shape, matrix.dtype, matrix.device)].append(matrix)
         for matrices in by_shape.values():
-            gradients = [matrix.grad for matrix in matrices if matrix.grad is not None]
-            means = [self._mean(matrix) for matrix in matrices]
+            gradients = [local(matrix.grad) for matrix in matrices if matrix.grad is not None]
+            means = [local(self._mean(matrix)) for matrix in matrices]
             kept = 1 - group["lr"] * group["weight_decay"]
             decay: Tensor | float = kept
             left_out = found_inf.bool() if found_inf is not None else None
@@ -105,15 +109,17 @@ class MuonAdamW(torch.optim.Optimizer):
                 decay.masked_fill_(left_out, 1)
             torch._foreach_lerp_(means, gradients, 1 - group["momentum"])
             ahead = torch._foreach_lerp(gradients, means, group["momentum"])
-            orthogonal_MRC = orthogonalize(torch.stack(tuple(ahead)))
+            ahead_MRC = gathered_rows(torch.stack(tuple(ahead)), like=matrices[0])
+            orthogonal_MRC = own_rows(orthogonalize(ahead_MRC), like=matrices[0])
             if left_out is not None:
                 orthogonal_MRC = orthogonal_MRC.masked_fill(left_out, 0)
             rows, columns = matrices[0].shape
             # An orthogonal matrix has a root mean square of max(rows, columns) ** -0.5.
             scale = UPDATE_ROOT_MEAN_SQUARE * max(rows, columns) ** 0.5
-            torch._foreach_mul_(matrices, decay)
-            updates = list(orthogonal_MRC.to(matrices[0].dtype).unbind())
-            torch._foreach_add_(matrices, updates, alpha=-group["lr"] * scale)
+            parts = [local(matrix) for matrix in matrices]
+            torch._foreach_mul_(parts, decay)
+            updates = list(orthogonal_MRC.to(parts[0].dtype).unbind())
+            torch._foreach_add_(parts, updates, alpha=-group["lr"] * scale)
 
     def _mean(self, matrix: Tensor) -> Tensor:
         state = self.state[matrix]

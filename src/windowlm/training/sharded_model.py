@@ -1,6 +1,8 @@
 """A model of which each process holds a part (FSDP2), saved and loaded as if one process had all of it.
 
 Zhao et al. 2023, PyTorch FSDP, arXiv:2304.11277; torch's `fully_shard` is its second version.
+
+Shapes: M matrices of one shape, R rows, P rows of one process, C columns.
 """
 
 from collections.abc import Callable, Mapping
@@ -12,7 +14,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
 from windowlm.model.decoder import Decoder
 from windowlm.parallel.place import own_place
@@ -32,6 +34,39 @@ def local(tensor: Tensor) -> Tensor:
     """This process's part of a tensor; one that is no part of anything as it is."""
     part: Tensor = tensor.to_local() if isinstance(tensor, DTensor) else tensor
     return part
+
+
+def gathered_rows(parts_MPC: Tensor, like: Tensor) -> Tensor:
+    """All rows of matrices of which this process has those given; every process must ask.
+
+    Args:
+        parts_MPC: of all M matrices.
+        like: one of the matrices; where it is whole, so are the parts.
+
+    Returns:
+        [M, R, C].
+    """
+    if not isinstance(like, DTensor):
+        return parts_MPC
+    assert like.placements == (Shard(0),)
+    rows, columns = like.shape
+    shared = DTensor.from_local(
+        parts_MPC,
+        like.device_mesh,
+        (Shard(1),),
+        run_check=False,
+        shape=torch.Size((len(parts_MPC), rows, columns)),
+        stride=(rows * columns, columns, 1),
+    )
+    return shared.full_tensor()
+
+
+def own_rows(matrices_MRC: Tensor, like: Tensor) -> Tensor:
+    """Of matrices that every process has, the rows that this one keeps of one like them, [M, P, C]."""
+    if not isinstance(like, DTensor):
+        return matrices_MRC
+    same = DTensor.from_local(matrices_MRC, like.device_mesh, (Replicate(),), run_check=False)
+    return local(same.redistribute(placements=(Shard(1),)))
 
 
 def whole(tensor: Tensor) -> Tensor:
