@@ -497,6 +497,7 @@ def overrides_of(row: Row, options: argparse.Namespace, folder: Path) -> list[st
         f"precision={row.precision}",
         f"seed={options.seed}",
         f"run_dir={folder / 'run'}",
+        "optimizer=adamw",
         f"optimizer.lr={LEARNING_RATE}",
         # Validations and saves stand aside: rows leave the first out, and would hold the second.
         f"trainer.max_steps={100 * steps}",

@@ -149,8 +149,8 @@ def test_work_that_processes_cannot_share_is_refused_before_they_are_started(
         (["model.window=1.5"], "model.window=1.5", "model.window=256"),
         (["model.window=true"], "model.window=true", "model.window=256"),
         (["model.foo=1"], "model has layers, dim", None),
-        (["optimizer=3"], "optimizer=3: allowed is adamw", None),
-        (["optimizer=null"], "optimizer=null: allowed is adamw; leave optimizer away", None),
+        (["optimizer=3"], "optimizer=3: allowed is adamw, muon", None),
+        (["optimizer=null"], "optimizer=null: allowed is adamw, muon; leave optimizer away", None),
         (
             ["experiment=null"],
             "length_study, length_study_long, window_sweep; leave experiment away",

@@ -6,10 +6,17 @@ import pytest
 
 from tests.conftest import PROJECT
 
+PAGE = (PROJECT / "docs/training.md").read_text()
+
+
+def cells_of(text: str, columns: int) -> list[list[str]]:
+    """Rows of the tables with so many columns."""
+    rows = [line.split("|")[1:-1] for line in text.split("\n")]
+    return [[cell.strip() for cell in row] for row in rows if len(row) == columns]
+
 
 def test_the_table_of_steps_holds_what_was_measured() -> None:
-    rows = [line.split("|")[1:-1] for line in (PROJECT / "docs/training.md").read_text().split("\n")]
-    cells = [[cell.strip() for cell in row] for row in rows if len(row) == 7]
+    cells = cells_of(PAGE, 7)
     found = {(weights, who): rest for weights, who, *rest in cells if weights.startswith("bf16")}
     for path in (PROJECT / "docs/results/training_h100").glob("*.json"):
         for row in json.loads(path.read_text())["rows"]:
@@ -21,3 +28,21 @@ def test_the_table_of_steps_holds_what_was_measured() -> None:
             joules = row["joules_per_million_tokens"]
             assert energy == ("" if joules is None else f"{joules:,.0f}")
     assert not found
+
+
+def test_the_table_of_tuning_holds_what_was_measured() -> None:
+    tuning = json.loads((PROJECT / "docs/results/recipe_tuning_h200.json").read_text())
+    _, section = PAGE.split("## Tuned so far")
+    _, _, *cells = cells_of(section, 3)
+    for (change, megabytes, bits), row in zip(cells, tuning["rows"], strict=True):
+        settings = [f"{key.rpartition('.')[2]}={value}" for key, value in row["changes"].items()]
+        named = change.startswith("none") if not settings else change.count("`") == 2 * len(settings)
+        assert named
+        assert all(setting in change for setting in settings)
+        assert float(megabytes) == row["megabytes"]
+        assert float(bits) == pytest.approx(row["validation_bits_per_byte"], abs=0.00051)
+    kernels = tuning["step_milliseconds_by_kernel"]
+    assert (
+        f"{sum(kernels.values()):.1f} ms of kernels a step, products take {kernels['matrix products']:.1f}"
+        in (section.replace("\n", " "))
+    )

@@ -193,7 +193,7 @@ def learning_rates(budget: Budget, steps: int, seconds_per_step: float = 0.0) ->
     """Share of the peak rate at each of the steps, two batches each, over a budget."""
     module = LanguageModelModule(
         Decoder(SHAPE, VOCABULARY),
-        OptimizerConfig(lr=1.0, warmup_fraction=0.2, final_lr_fraction=0.0),
+        OptimizerConfig(lr=1.0, schedule="cosine", warmup_fraction=0.2, final_lr_fraction=0.0),
         budget,
         np.ones(VOCABULARY, dtype=np.int64),
         sequence_length=LENGTH,

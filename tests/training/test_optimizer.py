@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import torch
 
 from windowlm.model.config import ModelConfig, NgramEmbeddingsConfig
@@ -30,7 +32,7 @@ def test_muon_takes_the_matrices_of_the_blocks_and_adamw_the_rest_at_their_own_r
         layers=2, dim=16, heads=2, kv_heads=1, head_dim=8, feed_forward_dim=8, output_gate=True
     )
     model = Decoder(shape, 20)
-    config = OptimizerConfig(kind="muon", lr=2e-3, muon_lr=6e-3, weight_decay=0.3)
+    config = OptimizerConfig(kind="muon", lr=2e-3, muon_lr=6e-3, embedding_lr=None, weight_decay=0.3)
     optimizer = build_optimizer(model, config, fused=False)
     muon, *rest = optimizer.param_groups
     names = {id(parameter): name for name, parameter in model.named_parameters()}
@@ -40,6 +42,10 @@ def test_muon_takes_the_matrices_of_the_blocks_and_adamw_the_rest_at_their_own_r
     assert {"embedding.weight", "blocks.0.attention.gate.weight"} <= of_adamw
     assert len(of_adamw) + len(muon["params"]) == len(list(model.parameters()))
     assert (muon["lr"], muon[RATE_SHARE], {group[RATE_SHARE] for group in rest}) == (6e-3, 3.0, {1.0})
+    of_one_rate = replace(config, muon_lr=None)
+    assert {group[RATE_SHARE] for group in build_optimizer(model, of_one_rate, fused=False).param_groups} == {
+        1.0
+    }
 
 
 def test_tables_and_vectors_have_rates_and_decay_of_their_own_where_these_are_given() -> None:
@@ -60,10 +66,10 @@ def test_tables_and_vectors_have_rates_and_decay_of_their_own_where_these_are_gi
     rates = {"lr": 2e-3, "embedding_lr": 1e-2, "vector_lr": 1e-3}
     for given in (
         rates,
-        {"weight_decay": 0.2, "embedding_weight_decay": 0.0},
+        {"embedding_lr": None, "weight_decay": 0.2, "embedding_weight_decay": 0.0},
         {**rates, "weight_decay": 0.2},
     ):
-        config = OptimizerConfig(**given)
+        config = OptimizerConfig(kind="adamw", **given)
         groups = build_optimizer(model, config, fused=False).param_groups
         of_group = {
             names[id(p)]: (group[RATE_SHARE], group["weight_decay"])

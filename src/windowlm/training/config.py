@@ -34,10 +34,10 @@ class OptimizerConfig:
     """Optimizer and learning-rate schedule over the budget.
 
     Args:
-        kind: ``adamw`` (Loshchilov and Hutter 2019), or ``muon`` (Jordan et al. 2024) for the matrices inside
-            the blocks and AdamW for the rest.
-        lr: peak learning rate of AdamW.
-        muon_lr: that of Muon, whose updates are scaled to the size of AdamW's.
+        kind: ``muon`` (Jordan et al. 2024) for the matrices inside the blocks and AdamW (Loshchilov and
+            Hutter 2019) for the rest, or ``adamw`` for all.
+        lr: peak learning rate.
+        muon_lr: that of Muon, whose updates are scaled to the size of AdamW's; null for ``lr``.
         muon_momentum: decay of Muon's running mean of the gradients.
         muon_momentum_warmup: share of the budget over which that decay rises from 0.85, so that the first
             steps do not follow a mean of the first gradients (as in modded-nanogpt); 0 for none.
@@ -51,8 +51,8 @@ class OptimizerConfig:
         embedding_weight_decay: that of the tables of tokens, n-grams and values, the head included where it
             shares one; null for ``weight_decay``. A step shrinks rows that it does not reach as well.
         gradient_clip: largest norm of the whole gradient; null leaves it as it is.
-        schedule: ``cosine`` (warm-up, then half a cosine), ``warmup_stable_decay`` (warm-up, plateau,
-            linear decay) or ``constant`` (after the warm-up).
+        schedule: ``warmup_stable_decay`` (warm-up, plateau, linear decay), ``cosine`` (warm-up, then half a
+            cosine) or ``constant`` (after the warm-up).
         warmup_fraction: share of the budget over which the rate rises linearly from 0.
         decay_fraction: share of the budget over which ``warmup_stable_decay`` falls.
         final_lr_fraction: last rate as a share of ``lr``.
@@ -63,22 +63,22 @@ class OptimizerConfig:
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
-    kind: Literal["adamw", "muon"] = "adamw"
-    lr: float = 4e-3
-    muon_lr: float = 6e-3
+    kind: Literal["adamw", "muon"] = "muon"
+    lr: float = 6e-3
+    muon_lr: float | None = None
     muon_momentum: float = 0.95
     muon_momentum_warmup: float = 0.0
-    embedding_lr: float | None = None
+    embedding_lr: float | None = 1e-2
     vector_lr: float | None = None
     betas: tuple[float, float] = (0.9, 0.95)
     epsilon: float = 1e-8
     weight_decay: float = 0.1
     embedding_weight_decay: float | None = None
     gradient_clip: float | None = 1.0
-    schedule: Literal["cosine", "warmup_stable_decay", "constant"] = "cosine"
+    schedule: Literal["cosine", "warmup_stable_decay", "constant"] = "warmup_stable_decay"
     warmup_fraction: float = 0.02
-    decay_fraction: float = 0.3
-    final_lr_fraction: float = 0.05
+    decay_fraction: float = 0.5
+    final_lr_fraction: float = 0.0
     averaging: float | None = None
 
     def __post_init__(self) -> None:

@@ -12,7 +12,7 @@ RATE_SHARE = "rate_share"
 
 
 def build_optimizer(model: Decoder, config: OptimizerConfig, *, fused: bool) -> torch.optim.Optimizer:
-    """AdamW, or Muon for the matrices inside the blocks and AdamW for the rest.
+    """Muon for the matrices inside the blocks and AdamW for the rest, or AdamW for all.
 
     Norm weights and other vectors are not decayed: pulling them to zero shrinks the signal, not the
     function's complexity. Nor are the weights of short convolutions, which start as the identity. Weights in
@@ -53,15 +53,16 @@ def build_optimizer(model: Decoder, config: OptimizerConfig, *, fused: bool) -> 
     adamw = {"lr": config.lr, "betas": config.betas, "eps": config.epsilon, "fused": fused}
     optimizer: torch.optim.Optimizer
     if hidden:
+        muon_lr = config.lr if config.muon_lr is None else config.muon_lr
         optimizer = MuonAdamW(
             hidden,
             groups,
-            muon_lr=config.muon_lr,
+            muon_lr=muon_lr,
             momentum=config.muon_momentum,
             weight_decay=config.weight_decay,
             **adamw,
         )
-        optimizer.param_groups[0][RATE_SHARE] = config.muon_lr / config.lr
+        optimizer.param_groups[0][RATE_SHARE] = muon_lr / config.lr
     else:
         optimizer = torch.optim.AdamW(groups, **adamw)  # type: ignore[arg-type]
     return MasterWeights(masters, optimizer) if narrow else optimizer
