@@ -12,7 +12,7 @@ from windowlm.data.packing import UNSCORED
 from windowlm.model.config import ModelConfig
 from windowlm.model.decoder import Decoder
 from windowlm.training import calibration
-from windowlm.training.calibration import calibrate
+from windowlm.training.calibration import calibrate, kept_bytes
 from windowlm.training.compilation import HiddenStates
 from windowlm.training.config import OptimizerConfig
 from windowlm.training.linear_cross_entropy import linear_cross_entropy
@@ -49,10 +49,11 @@ def expected_and_taken_memory() -> tuple[int, int]:
     gc.collect()
     reset_peak_memory(CPU)
     before = peak_memory_bytes(CPU)
-    expected = calibrate(model, batch, "32-true", CPU).memory_bytes - before
+    settings = OptimizerConfig()
+    expected = calibrate(model, batch, "32-true", CPU, optimizer=settings).memory_bytes - before
 
     reset_peak_memory(CPU)
-    optimizer = build_optimizer(model, OptimizerConfig(), fused=True)
+    optimizer = build_optimizer(model, settings, fused=True)
     for _ in range(2):
         optimizer.zero_grad()
         hidden_BTD = model.hidden(batch["tokens_BT"], batch["documents_BT"], batch["positions_BT"])
@@ -101,3 +102,28 @@ def test_the_optimizer_takes_gradients_before_another_pass_can_write_over_them(
     )
     calibrate(model, batch, "32-true", CPU, states_of=writing_over_gradients, optimizer=OptimizerConfig())
     assert steps == [len(list(model.parameters()))]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("averaging", [None, 0.5])
+@pytest.mark.parametrize("kind", ["muon", "adamw"])
+def test_what_an_optimizer_keeps_is_what_its_state_holds(
+    kind: Any, averaging: float | None, dtype: torch.dtype
+) -> None:
+    model, _ = model_and_batch(50)
+    model.to(dtype)
+    settings = OptimizerConfig(kind=kind, averaging=averaging)
+    optimizer = build_optimizer(model, settings, fused=True)
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    held = sum(
+        value.numel() * value.element_size()
+        for state in optimizer.state.values()
+        for name, value in state.items()
+        if name != "step"
+    )
+    numbers = sum(parameter.numel() for parameter in model.parameters())
+    held += 4 * numbers * ((dtype == torch.bfloat16) + (averaging is not None))
+    assert kept_bytes(model, settings) == held

@@ -21,8 +21,8 @@ from windowlm.training.optimizer import build_optimizer
 from windowlm.training.peak_memory import peak_memory_bytes, reset_peak_memory
 from windowlm.training.shared_work import SharedWork
 
-# A mean and a mean square of each number in float32, and a copy of the weights where they are narrower.
-ADAMW_BYTES, MASTER_BYTES = 8, 4
+# In float32: a mean and a mean square of each number, Muon a mean alone; a copy of weights that are narrower.
+ADAMW_BYTES, MUON_BYTES, MASTER_BYTES = 8, 4, 4
 AVERAGE_BYTES = 4
 
 
@@ -97,14 +97,10 @@ def calibrate(
         _forward_backward(copied, partial(summed_loss, limit), precision)
     _forward(copied, summed_loss, precision)
     seconds_per_batch = _forward_backward(copied, summed_loss, precision)
-    numbers = sum(parameter.numel() for parameter in copied.parameters())
-    bytes_each = copied.head.weight.element_size()
-    kept = ADAMW_BYTES + (MASTER_BYTES if bytes_each < MASTER_BYTES else 0)
-    # On the CPU the original has been counted with the process, and the run trains that one.
-    kept -= bytes_each if device.type == "cpu" else 0
-    if optimizer is not None and optimizer.averaging is not None:
-        kept += AVERAGE_BYTES
-    memory_bytes = peak_memory_bytes(device) + kept * numbers
+    memory_bytes = peak_memory_bytes(device) + kept_bytes(copied, optimizer)
+    if device.type == "cpu":
+        # The original has been counted with the process, and the run trains that one.
+        memory_bytes -= sum(weight.numel() * weight.element_size() for weight in copied.parameters())
     if optimizer is not None:
         # Before another pass: gradients may lie in the memory of a graph that it would write over.
         build_optimizer(copied, optimizer, fused=precision != "16-mixed").step()
@@ -112,6 +108,23 @@ def calibrate(
     return Calibration(
         forward_seconds=forward_seconds, seconds_per_batch=seconds_per_batch, memory_bytes=memory_bytes
     )
+
+
+def kept_bytes(model: Decoder, optimizer: OptimizerConfig | None) -> int:
+    """What an optimizer keeps besides the weights.
+
+    Args:
+        model: in the dtype that it is trained in.
+        optimizer: its settings; None for AdamW.
+    """
+    numbers = sum(weight.numel() for weight in model.parameters())
+    each = ADAMW_BYTES + (MASTER_BYTES if model.head.weight.element_size() < MASTER_BYTES else 0)
+    if optimizer is None:
+        return each * numbers
+    if optimizer.averaging is not None:
+        each += AVERAGE_BYTES
+    of_muon = sum(matrix.numel() for matrix in model.hidden_matrices()) if optimizer.kind == "muon" else 0
+    return each * numbers - (ADAMW_BYTES - MUON_BYTES) * of_muon
 
 
 def _forward(model: Decoder, summed_loss: Callable[[], torch.Tensor], precision: Precision) -> float:
