@@ -12,6 +12,7 @@ weights are of so many steps later, which is said.
 import argparse
 import contextlib
 import sys
+from functools import partial
 from pathlib import Path
 from types import UnionType
 from typing import Any
@@ -27,7 +28,7 @@ from windowlm.json_text import parse_json
 from windowlm.model.decoder import Decoder
 from windowlm.training.checkpoint_io import AtomicCheckpointIO
 from windowlm.training.device_batch import shown_to_layers, visibilities_on
-from windowlm.training.lightning_module import dropout_seed
+from windowlm.training.lightning_module import dropout_seed, further_of
 from windowlm.training.linear_cross_entropy import head_loss
 from windowlm.training.non_finite import REPLAY_FORMAT
 
@@ -140,13 +141,16 @@ def replay(
         visibilities = visibilities_on(model, shown, device, content["window_limit"])
         with torch.autocast(device.type, dtype) if dtype is not None else contextlib.nullcontext():
             hidden_BTD = model.hidden(moved["tokens_BT"], visibilities=visibilities)
-            summed, nats_N = loss_of(
+            loss = partial(
+                loss_of,
                 hidden_BTD.flatten(0, 1),
                 model.head.weight,
-                targets_N,
                 unscored=UNSCORED,
                 logit_cap=model.head.logit_cap,
             )
+            summed, nats_N = loss(targets_N)
+            for further_BT, weight in further_of(moved):
+                summed = summed + weight * loss(further_BT.flatten())[0]
         summed.backward()
         targets = int((targets_N != UNSCORED).sum())
         bad = int((~nats_N.isfinite()).sum())

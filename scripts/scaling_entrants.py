@@ -181,7 +181,7 @@ class Loop:
     def __init__(self, job: Job, processes: Processes, device: torch.device) -> None:
         shape = Shape(**job.shape)
         self.job, self.processes, self.device = job, processes, device
-        self.settings = OptimizerConfig(kind="adamw", lr=LEARNING_RATE, embedding_lr=None)
+        self.settings = OptimizerConfig(kind="adamw", lr=LEARNING_RATE)
         self.loss = torch.tensor(math.nan)
         self.bytes_sent = (0, 0)
         self.state_bytes = 0

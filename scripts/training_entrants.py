@@ -222,7 +222,7 @@ def windowlm_loop(job: Job) -> Step:
     from windowlm.training.master_weights import MasterWeights
     from windowlm.training.optimizer import build_optimizer
 
-    shape, settings = Shape(**job.shape), OptimizerConfig(kind="adamw", lr=LEARNING_RATE, embedding_lr=None)
+    shape, settings = Shape(**job.shape), OptimizerConfig(kind="adamw", lr=LEARNING_RATE)
     assert settings.gradient_clip is not None
     limit = settings.gradient_clip
     model = Decoder(shape.model_config(), shape.vocabulary_size)
@@ -281,7 +281,7 @@ def transformers_mistral(job: Job) -> Step:
     from windowlm.evaluation.precision import WEIGHT_DTYPES
     from windowlm.training.config import OptimizerConfig
 
-    shape, settings = Shape(**job.shape), OptimizerConfig(kind="adamw", lr=LEARNING_RATE, embedding_lr=None)
+    shape, settings = Shape(**job.shape), OptimizerConfig(kind="adamw", lr=LEARNING_RATE)
     config = mistral_config(
         shape,
         max_position_embeddings=shape.sequence_length,

@@ -1,8 +1,10 @@
 """The table of training speed in the docs is that of the results it names."""
 
 import json
+import statistics
 
 import pytest
+import scipy.stats
 
 from tests.conftest import PROJECT
 
@@ -42,7 +44,29 @@ def test_the_table_of_tuning_holds_what_was_measured() -> None:
         assert float(megabytes) == row["megabytes"]
         assert float(bits) == pytest.approx(row["validation_bits_per_byte"], abs=0.00051)
     kernels = tuning["step_milliseconds_by_kernel"]
-    assert (
-        f"{sum(kernels.values()):.1f} ms of kernels a step, products take {kernels['matrix products']:.1f}"
-        in (section.replace("\n", " "))
+    products, attention, convolutions, activation, _ = kernels.values()
+    said = (
+        f"trains on {tuning['tokens_per_second_alone'] / 1e6:.2f} million bytes a second with whole windows; "
+        f"of {sum(kernels.values()):.1f} ms of kernels a step, products take {products:.1f}, attention "
+        f"{attention:.1f}, short convolutions with what torch fuses to them {convolutions:.1f} and the "
+        f"activation {activation:.1f}."
     )
+    assert said in section.replace("\n", " ")
+
+
+def test_the_table_of_optimizers_holds_what_was_measured() -> None:
+    found = json.loads((PROJECT / "docs/results/default_optimizer_cpu.json").read_text())
+    _, section = PAGE.split("## The default\n")
+    cells = {row[0].strip("`"): row[1:] for row in cells_of(section, 7)[2:4]}
+    of_kinds = []
+    for kind in ("muon", "adamw"):
+        rows = [row for row in found["rows"] if row["optimizer"] == kind]
+        bits = [row["validation_bits_per_byte"] for row in rows]
+        steps = [row["steps"] for row in rows]
+        of_kinds.append(bits)
+        assert cells[kind] == [
+            f"{min(steps)} to {max(steps)}",
+            *(f"{value:.3f}" for value in (*bits, statistics.mean(bits), statistics.stdev(bits))),
+        ]
+    welch = scipy.stats.ttest_ind(*of_kinds, equal_var=False)
+    assert f"p-value is {welch.pvalue:.4f}." in section

@@ -135,11 +135,11 @@ def test_targets_behind_a_token_are_those_of_its_document() -> None:
     draw = torch.Generator().manual_seed(1)
     targets_BT = torch.randint(0, VOCABULARY, (5, LENGTH), generator=draw)
     targets_BT[torch.rand(5, LENGTH, generator=draw) < 0.2] = UNSCORED
-    behind_BTK = targets_behind(targets_BT, 3)
+    behind = targets_behind(targets_BT, 3)
     for row, token, number in torch.cartesian_prod(torch.arange(5), torch.arange(LENGTH), torch.arange(3)):
         between = targets_BT[row, token : token + number + 2]
         there = len(between) == number + 2 and bool((between != UNSCORED).all())
-        assert behind_BTK[row, token, number] == (between[-1] if there else UNSCORED)
+        assert behind[number][row, token] == (between[-1] if there else UNSCORED)
 
 
 def test_the_reported_losses_are_those_of_the_next_token() -> None:

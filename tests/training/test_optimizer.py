@@ -32,7 +32,7 @@ def test_muon_takes_the_matrices_of_the_blocks_and_adamw_the_rest_at_their_own_r
         layers=2, dim=16, heads=2, kv_heads=1, head_dim=8, feed_forward_dim=8, output_gate=True
     )
     model = Decoder(shape, 20)
-    config = OptimizerConfig(kind="muon", lr=2e-3, muon_lr=6e-3, embedding_lr=None, weight_decay=0.3)
+    config = OptimizerConfig(kind="muon", lr=2e-3, muon_lr=6e-3, weight_decay=0.3)
     optimizer = build_optimizer(model, config, fused=False)
     muon, *rest = optimizer.param_groups
     names = {id(parameter): name for name, parameter in model.named_parameters()}
@@ -66,7 +66,7 @@ def test_tables_and_vectors_have_rates_and_decay_of_their_own_where_these_are_gi
     rates = {"lr": 2e-3, "embedding_lr": 1e-2, "vector_lr": 1e-3}
     for given in (
         rates,
-        {"embedding_lr": None, "weight_decay": 0.2, "embedding_weight_decay": 0.0},
+        {"weight_decay": 0.2, "embedding_weight_decay": 0.0},
         {**rates, "weight_decay": 0.2},
     ):
         config = OptimizerConfig(kind="adamw", **given)

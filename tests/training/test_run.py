@@ -158,7 +158,7 @@ def test_a_stopped_run_goes_on_to_the_same_weights_and_metrics(
     changed = run_script("train.py", *words, "optimizer.lr=0.5", cwd=workplace)
     assert changed.returncode == 2
     assert "optimizer.lr=0.5" in changed.stderr
-    assert "optimizer.lr=0.004" in changed.stderr
+    assert "optimizer.lr=0.006" in changed.stderr
 
 
 def test_a_sweep_ends_with_an_evaluation_of_each_run_and_a_comparison(

@@ -32,6 +32,7 @@ from windowlm.training.shares import blocks_at_once, with_rows
 
 KINDS = ("ddp", "fsdp2", "context")
 MUON = ("ddp muon", "fsdp2 muon")
+RESUMED = ("from one to two", "from two to one")  # by another number of processes, with Muon too
 COMPILED = (
     "ddp compiled",
     "ddp compiled on two machines",
@@ -96,6 +97,8 @@ def settings_of(name: str) -> dict[str, Any]:
 
 def one_like(name: str) -> str:
     """The run of one process that learns what another learns."""
+    if name in RESUMED:
+        return "one muon"
     special = next((words for words in ("whole rows", "muon") if words in name), None)
     return f"one {special}" if special else "one"
 
@@ -130,10 +133,10 @@ def run_all(rank: int, base: Path, texts: Path, cache: Path) -> tuple[list[int],
             os.environ |= {"LOCAL_RANK": local_rank, "LOCAL_WORLD_SIZE": local_size}
             statuses.append(begin(base / name, texts, cache, **settings_here(name)))
             dist.broadcast = broadcast
-    half = settings(parallel={"kind": "fsdp2"})
+    half = settings_here("fsdp2 muon")
     half["trainer"]["max_time"] = 1e-9
     statuses.append(begin(base / "from two to one", texts, cache, **half))
-    statuses.append(begin(base / "from one to two", texts, cache, **settings(parallel={"kind": "fsdp2"})))
+    statuses.append(begin(base / "from one to two", texts, cache, **settings_here("fsdp2 muon")))
     return statuses, sent.count(1)
 
 
@@ -145,7 +148,7 @@ def runs(documents: Path, made_once: MakeOnce) -> Path:
         cache = base / "cache"
         for name in ("one", "one of one layer", "one whole rows", "one muon"):
             assert begin(base / name, documents, cache, **settings_here(name)) == 0
-        half = settings()
+        half = settings_here("one muon")
         half["trainer"]["max_time"] = 1e-9
         assert begin(base / "from one to two", documents, cache, **half) == 75
         first, second = run_in_processes(2, run_all, base, documents, cache)
@@ -153,14 +156,12 @@ def runs(documents: Path, made_once: MakeOnce) -> Path:
         numbers_sent = 0
         statuses = [*[0] * len((*KINDS, *MUON, *COMPILED, *CHECKPOINTED)), 75, 0]
         assert first == second == (statuses, numbers_sent)
-        assert begin(base / "from two to one", documents, cache, **settings()) == 0
+        assert begin(base / "from two to one", documents, cache, **settings_here("one muon")) == 0
 
     return made_once("shared work", make)
 
 
-@pytest.mark.parametrize(
-    "name", [*KINDS, *MUON, *COMPILED, *CHECKPOINTED, "from one to two", "from two to one"]
-)
+@pytest.mark.parametrize("name", [*KINDS, *MUON, *COMPILED, *CHECKPOINTED, *RESUMED])
 def test_the_loss_curve_is_that_of_one_process(runs: Path, name: str) -> None:
     one = "one of one layer" if name in OF_ONE_LAYER else one_like(name)
     alone, shared = rows(runs / one), rows(runs / name)
@@ -170,7 +171,7 @@ def test_the_loss_curve_is_that_of_one_process(runs: Path, name: str) -> None:
         assert found["tokens"] == wanted["tokens"]
         for column in (*LOSSES, "gradient_norm"):
             if column in wanted:
-                most = MOST_OF_MUON if name in MUON else MOST
+                most = MOST_OF_MUON if name in (*MUON, *RESUMED) else MOST
                 assert found[column] == pytest.approx(wanted[column], rel=0, abs=most)
 
 
@@ -195,10 +196,11 @@ def test_it_is_recorded_that_another_number_of_processes_went_on(runs: Path) -> 
         assert (found["processes"], found["processes_changed"]) == (processes, changed)
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", [*KINDS, *MUON])
 def test_a_checkpoint_has_the_form_of_one_process(runs: Path, name: str) -> None:
     alone, shared = (
-        torch.load(runs / folder / "checkpoints" / "last.ckpt", weights_only=True) for folder in ("one", name)
+        torch.load(runs / folder / "checkpoints" / "last.ckpt", weights_only=True)
+        for folder in (one_like(name), name)
     )
     assert shared["state_dict"].keys() == alone["state_dict"].keys()
     (of_one,), (of_two,) = alone["optimizer_states"], shared["optimizer_states"]

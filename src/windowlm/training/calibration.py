@@ -52,6 +52,7 @@ def calibrate(
     loss: HeadLoss = linear_cross_entropy,
     optimizer: OptimizerConfig | None = None,
     window_limits: Sequence[int | None] = (),
+    further_targets: int = 0,
     work: SharedWork | None = None,
 ) -> Calibration:
     """Run one batch on a copy of ``model``: once for each limit of windows to warm up, and once for time.
@@ -70,6 +71,7 @@ def calibrate(
         loss: of head and targets.
         optimizer: its settings, for its memory and to take a step at last; None for AdamW, without a step.
         window_limits: most keys that a window shows in the stages of the run, where these are to be compiled.
+        further_targets: how often head and loss are taken besides once, at most.
         work: how several processes share it; None for one alone.
     """
     work = work or SharedWork()
@@ -87,11 +89,12 @@ def calibrate(
     def summed_loss(window_limit: int | None = None) -> torch.Tensor:
         hidden_BTD = hidden(batch["tokens_BT"], visibilities=of_limits[window_limit])
         targets_N = batch["targets_BT"].flatten()
-        head = copied.head
-        summed, _ = loss(
-            hidden_BTD.flatten(0, 1), head.weight, targets_N, unscored=UNSCORED, logit_cap=head.logit_cap
-        )
-        return summed
+        head, hidden_ND = copied.head, hidden_BTD.flatten(0, 1)
+        of_targets = [
+            loss(hidden_ND, head.weight, targets_N, unscored=UNSCORED, logit_cap=head.logit_cap)[0]
+            for _ in range(1 + further_targets)
+        ]
+        return sum(of_targets[1:], of_targets[0])
 
     for limit in of_limits:
         _forward_backward(copied, partial(summed_loss, limit), precision)

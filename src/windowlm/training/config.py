@@ -68,7 +68,7 @@ class OptimizerConfig:
     muon_lr: float | None = None
     muon_momentum: float = 0.95
     muon_momentum_warmup: float = 0.0
-    embedding_lr: float | None = 1e-2
+    embedding_lr: float | None = None
     vector_lr: float | None = None
     betas: tuple[float, float] = (0.9, 0.95)
     epsilon: float = 1e-8
@@ -151,8 +151,8 @@ class TrainerConfig:
         window_warmup_fraction: share of the budget after which windows are whole.
         further_targets: tokens behind the next one that its logits answer for as well while training is
             young (multi-token prediction, Gloeckle et al. 2024, arXiv:2404.19737, by the same logits as in
-            modded-nanogpt); the k-th counts 2**-k of the next one at first. The reported loss is that of the
-            next token alone. 0 for none.
+            modded-nanogpt); the k-th counts 2**-k of the next one at first. Each takes head and loss once
+            more. The reported loss is that of the next token alone. 0 for none.
         further_targets_fraction: share of the budget over which they lose their weight, the farthest first,
             one after the other in equal shares.
         progress_bar: ``auto`` shows it on an interactive terminal only.

@@ -46,8 +46,14 @@ Batch = dict[str, Any]
 STATE = "windowlm"  # key of the run's own state in a checkpoint
 
 
-def targets_behind(targets_BT: torch.Tensor, count: int) -> torch.Tensor:
-    """The targets of the ``count`` tokens that follow each, [B, T, K], those of its own document alone.
+def further_of(batch: Batch) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Further targets of a batch [B, T] on its device, each with the weight of its loss."""
+    if "further_targets_KBT" in batch:
+        yield from zip(batch["further_targets_KBT"], batch["further_weights_K"], strict=True)
+
+
+def targets_behind(targets_BT: torch.Tensor, count: int) -> list[torch.Tensor]:
+    """The targets of the ``count`` tokens that follow each, each [B, T], those of its own document alone.
 
     Args:
         targets_BT: the next token of each, `UNSCORED` at the end of a document and behind the text.
@@ -60,7 +66,7 @@ def targets_behind(targets_BT: torch.Tensor, count: int) -> torch.Tensor:
         # What lies behind the end of a document is of another.
         nearer_BT = torch.where(targets_BT == UNSCORED, UNSCORED, next_BT)
         behind.append(nearer_BT)
-    return torch.stack(behind, 2)
+    return behind
 
 
 def dropout_seed(seed: int, batch: int, rank: int = 0) -> int:
@@ -246,29 +252,26 @@ class LanguageModelModule(pl.LightningModule):
     ) -> dict[str, Any]:
         """Add what the layers may see, in training by the stage of the warm-up, and further targets."""
         shown = shown_to_layers(batch, self.document_masking)
-        limit = None
+        limit, further = None, {}
         if self.training:
             if self.batches_trained % self.accumulate_batches == 0:
                 progress = self.budget.progress(self.spent())
                 self._window_stage = self.window_warmup.stage(progress)
                 self._further_weights = self.further_targets.weights(progress)
             limit = self.window_limit
-            if self._further_weights:
-                further_BTK = targets_behind(batch["targets_BT"], len(self._further_weights))
-                batch = {**batch, "further_targets_BTK": further_BTK}
+            further = self._further(batch["targets_BT"], device)
         visibilities = self.work.visibilities(self.model, shown, device, limit)
         own = self.work.own_tokens(batch)
         moved: dict[str, Any] = super().transfer_batch_to_device(own, device, dataloader_idx)
-        return {**moved, "visibilities": visibilities}
+        return {**moved, **further, "visibilities": visibilities}
 
     def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
         """Summed loss of the batch over a constant; see the class on how it is normalised."""
         targets_BT = batch["targets_BT"]
         hidden_ND = self._hidden(batch)
         summed, nats_BT = self._loss(hidden_ND, targets_BT)
-        for number, weight in enumerate(self._further_weights):
-            further, _ = self._loss(hidden_ND, batch["further_targets_BTK"][..., number])
-            summed = summed + weight * further
+        for further_BT, weight in further_of(batch):
+            summed = summed + weight * self._loss(hidden_ND, further_BT)[0]
         self.train_sums.add(nats_BT, targets_BT, self.token_bytes_V, only_finite=True)
         self._step_losses.append(summed.detach())
         self._step_targets.append((targets_BT != UNSCORED).sum())
@@ -393,6 +396,19 @@ class LanguageModelModule(pl.LightningModule):
             # A run without an average, or of before there were any, may be gone on from.
             self.average.load_state_dict(state.get("average") or [])
         self.skipped_steps.fill_(state["skipped_steps"])
+
+    def _further(self, targets_BT: torch.Tensor, device: torch.device) -> dict[str, torch.Tensor]:
+        """Of a batch of whole sequences, for `further_of`."""
+        if not self._further_weights:
+            return {}
+        behind = targets_behind(targets_BT, len(self._further_weights))
+        made = {
+            "further_targets_KBT": torch.stack([self.work.own_part(further_BT) for further_BT in behind]),
+            "further_weights_K": torch.tensor(self._further_weights, dtype=torch.float32),
+        }
+        if device.type == "cuda":  # what is not pinned makes the host wait
+            made = {name: tensor.pin_memory() for name, tensor in made.items()}
+        return {name: tensor.to(device, non_blocking=True) for name, tensor in made.items()}
 
     def _trained_weights(self) -> list[torch.Tensor]:
         return [weight for weight in self.model.parameters() if weight.requires_grad]

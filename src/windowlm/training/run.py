@@ -577,6 +577,7 @@ class TrainingRun:
                     loss=self.loss,
                     optimizer=config.optimizer,
                     window_limits=module.window_warmup.limits if self.compiled else (),
+                    further_targets=config.trainer.further_targets,
                     work=self.work,
                 )
             ),

@@ -21,7 +21,7 @@ from windowlm.training.sharded_model import ShardedStrategy
 from windowlm.training.shares import blocks_at_once, check_divisible, context_processes
 
 # What a part of a sequence is cut from a batch.
-BY_TOKEN = ("tokens_BT", "targets_BT", "documents_BT", "positions_BT", "further_targets_BTK")
+BY_TOKEN = ("tokens_BT", "targets_BT", "documents_BT", "positions_BT")
 # A run has those of its batches and of its validation's, and a window's warm-up goes through others.
 PLANS_KEPT = 4
 
@@ -110,9 +110,11 @@ class SharedWork:
         """The batch with this process's part of each sequence."""
         if self.context is None:
             return batch
-        return {
-            name: self.context.shard(value) if name in BY_TOKEN else value for name, value in batch.items()
-        }
+        return {name: self.own_part(value) if name in BY_TOKEN else value for name, value in batch.items()}
+
+    def own_part(self, tensor_BT: torch.Tensor) -> torch.Tensor:
+        """This process's part of each sequence of a tensor [B, T, ...]."""
+        return tensor_BT if self.context is None else self.context.shard(tensor_BT)
 
     def visibilities(
         self, model: Decoder, shown: dict[str, Any], device: torch.device, window_limit: int | None
