@@ -195,8 +195,19 @@ def test_a_step_is_replayed(
     monkeypatch.setattr(LanguageModelModule, "training_step", recording)
     make_not_finite(monkeypatch, {3}, "gradient")
     with pytest.raises(NonFiniteError):
-        start(folder, precision=precision, trainer={"window_warmup": limit, "window_warmup_fraction": 0.6})
-    assert AtomicCheckpointIO().load_checkpoint(saved)["window_limit"] == limit
+        start(
+            folder,
+            precision=precision,
+            trainer={
+                "window_warmup": limit,
+                "window_warmup_fraction": 0.6,
+                "further_targets": 2,
+                "further_targets_fraction": 1.0,
+            },
+        )
+    content = AtomicCheckpointIO().load_checkpoint(saved)
+    assert content["window_limit"] == limit
+    assert "further_targets_KBT" in content["batches"][0]
     capsys.readouterr()
     assert replay(monkeypatch, str(saved), *options) == 0
     screen = capsys.readouterr().out

@@ -29,7 +29,8 @@ def test_auto_is_online_with_a_key_and_offline_without(monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize(
-    ("variable", "mode"), [("offline", "offline"), ("dryrun", "offline"), ("disabled", "disabled")]
+    ("variable", "mode"),
+    [("offline", "offline"), ("dryrun", "offline"), ("disabled", "disabled"), ("", "online")],
 )
 def test_auto_follows_the_variable(monkeypatch: pytest.MonkeyPatch, variable: str, mode: str) -> None:
     give_key(monkeypatch)

@@ -177,6 +177,8 @@ def choose_mode(asked: Literal["auto", "online", "offline"]) -> Mode:
     import wandb
 
     variable = os.environ.get("WANDB_MODE", "")
+    if not variable:
+        os.environ.pop("WANDB_MODE", None)  # W&B takes an empty one for a mode
     if variable and variable not in MODES:
         raise UserError(f"WANDB_MODE={variable}: allowed is one of {', '.join(MODES)}")
     mode: Mode | None = None if asked == "auto" else asked
