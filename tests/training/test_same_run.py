@@ -35,7 +35,7 @@ def change_checkpoint(folder: Path, change: Callable[[dict[str, Any]], None]) ->
 
 def change_momentum(folder: Path) -> None:
     def change(content: dict[str, Any]) -> None:
-        mean = content["optimizer_states"][0]["state"][0]["exp_avg"]
+        mean = content["optimizer_states"][0]["state"][0]["momentum"]
         mean.view(-1)[0] = torch.nextafter(mean.view(-1)[0], torch.tensor(1.0))
 
     change_checkpoint(folder, change)
@@ -65,7 +65,7 @@ def change_evaluation(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "line"),
     [
-        (change_momentum, "optimizer_states.0.state.0.exp_avg: largest difference"),
+        (change_momentum, "optimizer_states.0.state.0.momentum: largest difference"),
         (change_sign_of_zero, "model.embedding.weight: largest difference 0"),
         (change_row, "metrics.jsonl, row "),
         (change_evaluation, "evaluation/length.json differs"),
