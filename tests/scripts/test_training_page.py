@@ -1,4 +1,4 @@
-"""The table of training speed in the docs is that of the results it names."""
+"""The tables of the page on training are those of the results they name."""
 
 import json
 import statistics

@@ -85,7 +85,8 @@ def settings_of(name: str) -> dict[str, Any]:
     made["trainer"]["compile"] = "on" if "compiled" in words else "off"
     if "unequal" in name:
         made["parallel"]["context_shares"] = [3, 2]
-    made["optimizer"]["kind"] = "muon" if "muon" in words else "adamw"
+    if "muon" in words:
+        made["optimizer"]["kind"] = "muon"
     if "at once" in name:
         made["parallel"]["blocks_at_once"] = 2
     if "whole rows" in name:

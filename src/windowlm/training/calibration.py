@@ -86,19 +86,22 @@ def calibrate(
     batch = {name: tensor.to(device) for name, tensor in work.own_tokens(batch).items()}
     hidden = states_of(copied)
 
-    def summed_loss(window_limit: int | None = None) -> torch.Tensor:
+    def summed_loss(window_limit: int | None = None, further: int = further_targets) -> torch.Tensor:
         hidden_BTD = hidden(batch["tokens_BT"], visibilities=of_limits[window_limit])
         targets_N = batch["targets_BT"].flatten()
         head, hidden_ND = copied.head, hidden_BTD.flatten(0, 1)
         of_targets = [
             loss(hidden_ND, head.weight, targets_N, unscored=UNSCORED, logit_cap=head.logit_cap)[0]
-            for _ in range(1 + further_targets)
+            for _ in range(1 + further)
         ]
-        return sum(of_targets[1:], of_targets[0])
+        return torch.stack(of_targets).sum()
+
+    def validation_loss() -> torch.Tensor:
+        return summed_loss(further=0)
 
     for limit in of_limits:
         _forward_backward(copied, partial(summed_loss, limit), precision)
-    _forward(copied, summed_loss, precision)
+    _forward(copied, validation_loss, precision)
     seconds_per_batch = _forward_backward(copied, summed_loss, precision)
     memory_bytes = peak_memory_bytes(device) + kept_bytes(copied, optimizer)
     if device.type == "cpu":
@@ -107,7 +110,7 @@ def calibrate(
     if optimizer is not None:
         # Before another pass: gradients may lie in the memory of a graph that it would write over.
         build_optimizer(copied, optimizer, fused=precision != "16-mixed").step()
-    forward_seconds = _forward(copied, summed_loss, precision)
+    forward_seconds = _forward(copied, validation_loss, precision)
     return Calibration(
         forward_seconds=forward_seconds, seconds_per_batch=seconds_per_batch, memory_bytes=memory_bytes
     )

@@ -1,6 +1,7 @@
 """A batch on its device, with what the layers may see made on the host, which need not wait for a GPU."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -57,9 +58,11 @@ def prepared_on(visibilities: Visibilities, batch: int, device: torch.device) ->
     for visibility in visibilities.values():
         visibility.prepare(batch)
 
-    def move(tensor: torch.Tensor) -> torch.Tensor:
-        # Rows that were expanded from one cannot be pinned.
-        tensor = tensor.contiguous().pin_memory() if device.type == "cuda" else tensor
-        return tensor.to(device, non_blocking=True)
+    return move_together(visibilities, partial(moved_without_waiting, device=device))
 
-    return move_together(visibilities, move)
+
+def moved_without_waiting(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A tensor of the CPU on the device, which copies it while the host goes on."""
+    # Rows that were expanded from one cannot be pinned.
+    tensor = tensor.contiguous().pin_memory() if device.type == "cuda" else tensor
+    return tensor.to(device, non_blocking=True)

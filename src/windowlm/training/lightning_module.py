@@ -22,7 +22,7 @@ from windowlm.model.decoder import Decoder
 from windowlm.training.compilation import HiddenStates
 from windowlm.training.compilation import hidden_states as states_of
 from windowlm.training.config import OptimizerConfig
-from windowlm.training.device_batch import shown_to_layers
+from windowlm.training.device_batch import moved_without_waiting, shown_to_layers
 from windowlm.training.gradient import gradient_norm, rescale_gradient
 from windowlm.training.linear_cross_entropy import HeadLoss, linear_cross_entropy
 from windowlm.training.loss_sums import LossSums
@@ -406,9 +406,7 @@ class LanguageModelModule(pl.LightningModule):
             "further_targets_KBT": torch.stack([self.work.own_part(further_BT) for further_BT in behind]),
             "further_weights_K": torch.tensor(self._further_weights, dtype=torch.float32),
         }
-        if device.type == "cuda":  # what is not pinned makes the host wait
-            made = {name: tensor.pin_memory() for name, tensor in made.items()}
-        return {name: tensor.to(device, non_blocking=True) for name, tensor in made.items()}
+        return {name: moved_without_waiting(tensor, device) for name, tensor in made.items()}
 
     def _trained_weights(self) -> list[torch.Tensor]:
         return [weight for weight in self.model.parameters() if weight.requires_grad]
